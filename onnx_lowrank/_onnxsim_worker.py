@@ -1,0 +1,30 @@
+"""Runs onnxsim on a file, in a process of its own: ``python _onnxsim_worker.py IN OUT``.
+
+A process of its own, because onnxsim takes hundreds of MB to import, prints to the standard
+streams, and can bring the whole process down with it.  Run by its path, so that it imports
+nothing else of this package.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import onnx
+
+
+def main(source: str, target: str) -> None:
+    """Simplify ``source`` into ``target``."""
+    import onnxsim
+
+    simplified, _ = onnxsim.simplify(
+        source,
+        # It would turn every 3-D MatMul+Add into Reshape+Gemm+Reshape.
+        skipped_optimizers=["fuse_matmul_add_bias_into_gemm_batched"],
+        # Constants above this are not folded into larger ones.
+        tensor_size_threshold="1KB",
+    )
+    onnx.save(simplified, target)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

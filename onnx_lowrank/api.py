@@ -1,0 +1,107 @@
+"""`compress`: the library's face, with the names and defaults of the command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from onnx_lowrank.progress import Progress, Silent
+from onnx_lowrank.result import Result
+from onnx_lowrank.run import execute
+from onnx_lowrank.runtime import OrtLog
+from onnx_lowrank.settings import DEFAULT_SAMPLES, Settings
+
+__all__ = ["compress"]
+
+
+def compress(
+    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    *,
+    energy: float | None = None,
+    rank: int | None = None,
+    keep: float | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    ops: Sequence[str] | None = None,
+    constant_inputs: bool = False,
+    min_gain: float = 0.1,
+    rank_multiple: int = 8,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    samples: int = DEFAULT_SAMPLES,
+    seed: int = 0,
+    max_error: float | None = None,
+    simplify: bool = True,
+    check: bool = True,
+    bench: bool = True,
+    threads: int | None = None,
+    ep: str = "cpu",
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Replace the constant linear maps of a model by pairs of smaller ones.
+
+    Names and defaults are those of the command ``onnx-lowrank``.
+
+    Args:
+        model: a path, a protobuf or an `onnx_ir.Model`; it is not changed.
+        energy: smallest rank whose squared singular values hold this share of their sum, in
+            (0, 1]; 0.95 unless a rank or a share to keep is given.
+        rank: a fixed rank, taken as it is.
+        keep: share of each layer's parameters to keep, in (0, 1].
+        include: globs on node names and torch scopes; only these are factored.
+        exclude: the same; these are left dense.
+        ops: which forms to factor, such as ("matmul", "gemm") or ("all",).
+        constant_inputs: treat initializers that are also graph inputs as constants.
+        min_gain: a pair has at most this share of parameters less than its weight, in [-1, 1).
+        rank_multiple: chosen ranks are rounded to a multiple of this.
+        input_shapes: input -> concrete sizes, for check and timing.
+        dims: symbolic dimension -> size, for check and timing.
+        data: samples for check and timing, see the README; random input without it.
+        samples: how many samples to use.
+        seed: of random input, and of the choice among more samples.
+        max_error: gate on the mean relative L2 error of every output.
+        simplify: run onnxsim first.
+        check: compare the outputs with the original's.
+        bench: time the result against the original.
+        threads: intra-op threads of check and timing; default: one for each physical core.
+        ep: execution provider of check and timing.
+        dry_run: decide, and change nothing: no rewriting, check or timing.
+        progress: shows the stages; default: nothing is shown.
+
+    Returns:
+        The compressed model and the report.
+
+    Raises:
+        InputError: the model or the data are not what they should be.
+        UsageError: an option is out of its range.
+        GateError: ``max_error`` was missed; the report is attached.
+    """
+    settings = Settings(
+        energy=energy,
+        rank=rank,
+        keep=keep,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        ops=None if ops is None else tuple(ops),
+        constant_inputs=constant_inputs,
+        min_gain=min_gain,
+        rank_multiple=rank_multiple,
+        input_shapes={name: tuple(sizes) for name, sizes in (input_shapes or {}).items()},
+        dims=dict(dims or {}),
+        data=data,
+        samples=samples,
+        seed=seed,
+        max_error=max_error,
+        simplify=simplify,
+        check=check,
+        bench=bench,
+        threads=threads,
+        ep=ep,
+        dry_run=dry_run,
+    )
+    return execute(model, settings, None, progress or Silent(), OrtLog())

@@ -1,0 +1,108 @@
+"""Time two models against each other.
+
+Runs alternate, and the order within a pair flips every time: whatever slows the machine down
+for a while, or favours the second of two runs, meets both.  The ratio is taken pair by pair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.report import Latency, Milliseconds, Speedup
+from onnx_lowrank.runtime import prepare, run
+
+__all__ = ["FEWEST_PAIRS", "time_pair"]
+
+FEWEST_PAIRS = 5
+"""Pairs that are timed whatever the time limit, unless fewer were asked for."""
+_MOST_FEEDS = 8
+"""Feeds held in memory while timing."""
+
+
+def time_pair(
+    before: ort.InferenceSession,
+    after: ort.InferenceSession,
+    feeds: Sequence[Mapping[str, npt.NDArray[Any]]],
+    *,
+    provider: str,
+    threads: int,
+    warmup: int = 3,
+    pairs: int = 30,
+    seconds: float = 10.0,
+    progress: Callable[[int], None] | None = None,
+) -> Latency:
+    """Time one inference of each model, in turns.
+
+    Args:
+        before: the original.
+        after: the result.
+        feeds: samples; the first few are used in turn, both runs of a pair on the same one.
+        provider: for the report.
+        threads: for the report; the sessions have theirs already.
+        warmup: runs of each model that are not timed, after a first one.
+        pairs: how many pairs to time at most, at least one.
+        seconds: time after which no further pair is begun, once there are `FEWEST_PAIRS`.
+        progress: called after each pair with the number of pairs done.
+
+    Raises:
+        InputError: there is no sample, or a model does not run on one.
+    """
+    used = [feeds[index] for index in range(min(len(feeds), _MOST_FEEDS))]
+    if not used:
+        raise InputError("timing: expected at least one sample, came none")
+    calls = [(prepare(before, feed), prepare(after, feed)) for feed in used]
+    # The first run of a shape allocates; `run` also names the model that fails.
+    for feed in used[:1] if _same_shapes(used) else used:
+        run(before, feed, "the original")
+        run(after, feed, "the result")
+    for number in range(warmup):
+        for call in calls[number % len(calls)]:
+            call()
+
+    times: list[tuple[int, int]] = []  # ns of (before, after)
+    end = time.perf_counter() + seconds
+    for number in range(pairs):
+        if number >= FEWEST_PAIRS and time.perf_counter() >= end:
+            break
+        pair = calls[number % len(calls)]
+        if number % 2 == 0:
+            first = _time(pair[0])
+            times.append((first, _time(pair[1])))
+        else:
+            second = _time(pair[1])
+            times.append((_time(pair[0]), second))
+        if progress is not None:
+            progress(number + 1)
+    return _latency(times, provider, threads)
+
+
+def _same_shapes(feeds: Sequence[Mapping[str, npt.NDArray[Any]]]) -> bool:
+    return len({tuple((name, feed[name].shape) for name in feed) for feed in feeds}) == 1
+
+
+def _time(call: Callable[[], list[Any]]) -> int:
+    start = time.perf_counter_ns()
+    call()
+    return time.perf_counter_ns() - start
+
+
+def _latency(times: Sequence[tuple[int, int]], provider: str, threads: int) -> Latency:
+    """Medians and percentiles of (before, after) in nanoseconds."""
+    both = np.maximum(np.asarray(times, dtype=np.float64), 1.0)  # [pairs, 2]; a clock may stand
+    median, p90 = np.percentile(both / 1e6, [50, 90], axis=0)
+    low, middle, high = np.percentile(both[:, 0] / both[:, 1], [10, 50, 90])
+    return Latency(
+        provider=provider,
+        threads=threads,
+        pairs=len(times),
+        before_ms=Milliseconds(float(median[0]), float(p90[0])),
+        after_ms=Milliseconds(float(median[1]), float(p90[1])),
+        speedup=Speedup(float(middle), float(low), float(high)),
+    )

@@ -1,0 +1,249 @@
+"""Choose: what becomes of every linear map, decided once, with the reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_lowrank.errors import UsageError
+from onnx_lowrank.find import Finding, Group, Refused, Selection
+from onnx_lowrank.forms import Site
+from onnx_lowrank.numerics.ranks import (
+    break_even,
+    energy_at,
+    energy_rank,
+    largest_rank,
+    rounded,
+)
+
+__all__ = ["Choice", "Decision", "Goal", "Measurement", "choose", "decide", "worth_measuring"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How ranks are chosen: by exactly one of an energy, a rank, or a share to keep.
+
+    Attributes:
+        energy: share of the squared singular values to hold, in (0, 1].
+        rank: the rank, taken as it is.
+        keep: share of a layer's parameters that the pair may have, in (0, 1].
+        min_gain: a pair has at most ``1 − min_gain`` of the parameters of its weight.
+        rank_multiple: chosen ranks are rounded to a multiple of this.
+
+    Raises:
+        UsageError: a value is out of its range, or two goals are given.
+    """
+
+    energy: float | None = None
+    rank: int | None = None
+    keep: float | None = None
+    min_gain: float = 0.1
+    rank_multiple: int = 8
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("energy", "rank", "keep") if getattr(self, name) is not None]
+        if len(given) != 1:
+            names = " and ".join(f"--{name}" for name in given) or "none"
+            raise UsageError(f"expected one of --energy, --rank and --keep, got {names}")
+        for name in ("energy", "keep"):
+            value = getattr(self, name)
+            if value is not None and not _number(value, 0.0 < value <= 1.0):
+                raise UsageError(f"--{name}: expected a number above 0 and up to 1, got {value!r}")
+        for name in ("rank", "rank_multiple"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option}: expected a whole number from 1, got {value!r}")
+        if not _number(self.min_gain, -1.0 <= self.min_gain < 1.0):
+            raise UsageError(
+                f"--min-gain: expected a number from -1 and below 1, got {self.min_gain!r}"
+            )
+
+    def largest(self, group: Group) -> int:
+        """Largest rank that the gain limit allows for a group."""
+        _, m, n = group.shape
+        share = 1.0 - self.min_gain
+        if group.others:  # the weight itself stays: the pair comes on top of it
+            share -= 1.0
+        return largest_rank(m, n, share)
+
+
+def _number(value: Any, within: bool) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and bool(within)
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What is known of a group's matrix.
+
+    Attributes:
+        squares: squared singular values, falling, summed over the slices, shape [min(m, n)].
+        finite: whether all elements are.
+    """
+
+    squares: npt.NDArray[np.float64]
+    finite: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rank of a group, or None to leave it dense, with the reason."""
+
+    rank: int | None
+    reason: str
+    energy: float | None = None
+    needed: int | None = None
+    """The rank that the goal asked for before limits, where it was measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What becomes of one linear map.
+
+    Attributes:
+        node: the node.
+        form: name of its form.
+        site: where it can be factored; None where the form refused.
+        group: the group it belongs to; None where the form refused.
+        choice: the rank and the reason.
+        weight: the constant's name.
+        size: the constant's elements.
+        shape: (m, n), None if not known.
+        slices: matrices in the constant.
+    """
+
+    node: ir.Node
+    form: str
+    site: Site | None
+    group: Group | None
+    choice: Choice
+    weight: str
+    size: int
+    shape: tuple[int, int] | None
+    slices: int
+
+
+def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | None:
+    """A choice that needs no look at the numbers; None where they decide."""
+    slices, m, n = group.shape
+    if slices * m * n == 0:
+        return Choice(None, f"{m}×{n} is empty")
+    for member in group.members:
+        left_out = selection.reason(member.site.node)
+        if left_out is not None:
+            if len(group.members) > 1:
+                left_out += "; the layers that share its weight stay too"
+            return Choice(None, left_out)
+    if group.others and goal.min_gain >= 0:
+        return Choice(
+            None,
+            f"{group.matrix.name} is also read by {_listed(group.others)}: it would stay, and "
+            "the pair would come on top",
+        )
+    limit = goal.largest(group)
+    if limit == 0:
+        return Choice(
+            None,
+            f"not even rank 1 of {m}×{n} saves {_percent(goal.min_gain)} "
+            f"(break-even {break_even(m, n):.1f})",
+        )
+    if goal.rank is not None and min(goal.rank, m, n) > limit:
+        return Choice(
+            None,
+            f"rank {goal.rank} is above {limit}, the largest that saves "
+            f"{_percent(goal.min_gain)} (break-even {break_even(m, n):.1f})",
+        )
+    return None
+
+
+def choose(group: Group, measured: Measurement, goal: Goal) -> Choice:
+    """The rank of a group that was measured."""
+    _, m, n = group.shape
+    if not measured.finite:
+        return Choice(None, f"{group.matrix.name} holds NaN or Inf")
+    limit = goal.largest(group)
+    if goal.rank is not None:
+        needed = rank = min(goal.rank, m, n)
+        why = f"rank {goal.rank} was given"
+        if rank < goal.rank:
+            why += f", {rank} is full rank"
+    elif goal.energy is not None:
+        needed = energy_rank(measured.squares, goal.energy)
+        if needed > limit:
+            return Choice(
+                None,
+                f"energy {goal.energy:g} needs rank {needed}, "
+                f"{needed / break_even(m, n):.2f} of break-even ({break_even(m, n):.1f}); "
+                f"{limit} is the largest that saves {_percent(goal.min_gain)}",
+                needed=needed,
+            )
+        rank = rounded(needed, goal.rank_multiple, limit, keep_promise=True)
+        why = f"energy {goal.energy:g} needs rank {needed}"
+    else:
+        assert goal.keep is not None
+        needed = largest_rank(m, n, goal.keep)
+        if needed == 0:
+            return Choice(None, f"not even rank 1 of {m}×{n} keeps within {goal.keep:g}", needed=0)
+        if needed > limit:
+            needed = limit
+        rank = rounded(needed, goal.rank_multiple, limit, keep_promise=False)
+        why = f"rank {needed} keeps {goal.keep:g} of the parameters"
+    if rank != needed:
+        why += f", rounded to {rank}"
+    if not measured.squares.any():
+        why += "; the weight is all zeros"
+    return Choice(rank, why, energy_at(measured.squares, rank), needed)
+
+
+def decide(finding: Finding, choices: Mapping[Group, Choice]) -> tuple[Decision, ...]:
+    """One decision for every linear map, in the order of the nodes."""
+    group_of = {id(m.site): group for group in finding.groups for m in group.members}
+    decisions = []
+    for entry in finding.entries:
+        if isinstance(entry, Refused):
+            refusal = entry.refusal
+            shape = refusal.shape
+            decisions.append(
+                Decision(
+                    node=entry.node,
+                    form=entry.form.name,
+                    site=None,
+                    group=None,
+                    choice=Choice(None, refusal.reason),
+                    weight=refusal.weight,
+                    size=refusal.size,
+                    shape=(shape[-2], shape[-1]) if shape is not None and len(shape) > 1 else None,
+                    slices=math.prod(shape[:-2]) if shape is not None else 1,
+                )
+            )
+            continue
+        group = group_of[id(entry)]
+        decisions.append(
+            Decision(
+                node=entry.node,
+                form=entry.form.name,
+                site=entry,
+                group=group,
+                choice=choices[group],
+                weight=entry.operand.name,
+                size=entry.operand.size,
+                shape=(entry.m, entry.n),
+                slices=entry.slices,
+            )
+        )
+    return tuple(decisions)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:2])
+    return shown if len(names) <= 2 else f"{shown} and {len(names) - 2} more"

@@ -1,0 +1,158 @@
+"""Find: every constant linear map of a model, and which of them share a constant."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import fnmatch
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_lowrank.constants import Constant, Constants
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.forms import Form, Refusal, Site
+from onnx_lowrank.forms.base import node_name
+from onnx_lowrank.walk import all_nodes
+
+__all__ = ["Finding", "Group", "Member", "Refused", "Selection", "find"]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True, eq=False)
+class Refused:
+    """A constant linear map that a form recognises and leaves as it is."""
+
+    node: ir.Node
+    form: Form
+    refusal: Refusal
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A site of a group; ``transposed`` where it reads the group's matrix the other way."""
+
+    site: Site
+    transposed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The sites that read one constant as one matrix, which is factored once.
+
+    Attributes:
+        members: the sites.
+        matrix: the constant as the first of them reads it, ``W[e, m, n]``.
+        others: names of whatever else reads the constant and so keeps it in the model.
+    """
+
+    members: tuple[Member, ...]
+    matrix: Constant
+    others: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(e, m, n) of the matrix."""
+        slices, m, n = self.matrix.shape
+        return slices, m, n
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """All linear maps of a model, in the order of its nodes, and the groups they form."""
+
+    entries: tuple[Site | Refused, ...]
+    groups: tuple[Group, ...]
+
+
+def find(model: ir.Model, constants: Constants, forms: Sequence[Form]) -> Finding:
+    """Look at every node of the main graph, the subgraphs and the functions."""
+    by_target: dict[tuple[str, str], list[Form]] = {}
+    for form in forms:
+        for target in form.targets:
+            by_target.setdefault(target, []).append(form)
+    entries: list[Site | Refused] = []
+    for node in all_nodes(model):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        for form in by_target.get((domain, node.op_type), ()):
+            match = form.match(node, constants)
+            if isinstance(match, Refusal):
+                entries.append(Refused(node, form, match))
+            elif match is not None:
+                entries.append(match)
+            if match is not None:
+                break
+    sites = [entry for entry in entries if isinstance(entry, Site)]
+    return Finding(tuple(entries), tuple(_groups(sites, constants)))
+
+
+def _groups(sites: Sequence[Site], constants: Constants) -> Iterator[Group]:
+    """Sites by constant and matrix; a transposed reading counts as the same matrix."""
+    groups: dict[Hashable, list[Member]] = {}
+    for site in sites:
+        root = site.matrix.root
+        straight: Hashable = (root, site.matrix.layout.key)
+        turned: Hashable = (root, site.matrix.transpose(0, 2, 1).layout.key)
+        if straight not in groups and turned in groups:
+            groups[turned].append(Member(site, True))
+        else:
+            groups.setdefault(straight, []).append(Member(site, False))
+    for members in groups.values():
+        own = {(id(member.site.node), member.site.index) for member in members}
+        root = members[0].site.matrix.root
+        others = dict.fromkeys(
+            "the graph's outputs" if node is None else node_name(node)
+            for node, index in constants.readers(root)
+            if node is None or (id(node), index) not in own
+        )
+        yield Group(tuple(members), members[0].site.matrix, tuple(others))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which nodes may be factored: globs on a node's name or its torch scopes."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def check(self, nodes: Iterable[ir.Node]) -> None:
+        """Raise InputError for a glob that matches none of the linear maps."""
+        labels = {label: None for node in nodes for label in _labels(node)}
+        for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
+            for glob in globs:
+                if any(fnmatch.fnmatchcase(label, glob) for label in labels):
+                    continue
+                near = difflib.get_close_matches(glob, labels, n=3, cutoff=0.3)
+                near = near or list(labels)[:3]
+                names = ", ".join(repr(label) for label in near) or "none in this model"
+                raise InputError(
+                    f"{option} {glob!r}: expected the name or scope of a linear map, "
+                    f"matched none; near names: {names}"
+                )
+
+    def reason(self, node: ir.Node) -> str | None:
+        """Why the node is left out; None if it is chosen."""
+        labels = _labels(node)
+        if self.include and not _match(self.include, labels):
+            return "no --include glob matches it"
+        glob = _match(self.exclude, labels)
+        return None if glob is None else f"left out by --exclude {glob!r}"
+
+
+def _match(globs: Sequence[str], labels: Sequence[str]) -> str | None:
+    return next((g for g in globs if any(fnmatch.fnmatchcase(label, g) for label in labels)), None)
+
+
+def _labels(node: ir.Node) -> list[str]:
+    """The node's name, and the module scopes that torch's dynamo exporter writes."""
+    labels = [node_name(node)]
+    scopes = node.metadata_props.get(_SCOPES)
+    if scopes:
+        try:
+            parsed = ast.literal_eval(scopes)
+        except (SyntaxError, ValueError):
+            parsed = [scopes]
+        labels += [str(scope) for scope in parsed if scope]
+    return labels

@@ -1,0 +1,139 @@
+"""What a form is: one way in which a constant linear map can stand in a graph.
+
+A form is one module with one class.  It answers two questions: is this node such a map, and if
+so, as which stack of matrices ``W[e, m, n]`` (in × out) is its constant read (`Form.match`)? And
+how does the node read a pair ``A[e, m, k]``, ``B[e, k, n]`` instead (`Form.rewrite`)?  Everything
+between the two, which rank and which factors, who shares the constant, where the factors are
+stored and what becomes of the old constant, is the same for all forms and stands elsewhere.
+
+A class that derives from `Form` in a module of this package is found by itself.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import onnx_ir as ir
+
+from onnx_lowrank.constants import FLOATS, Constant, Constants, Unusable
+
+if TYPE_CHECKING:
+    from onnx_lowrank.emit import Emitter, Pair
+
+__all__ = ["Dims", "Form", "Refusal", "Site", "attribute", "node_name"]
+
+Dims = Sequence[int | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A constant linear map that can be factored.
+
+    Attributes:
+        node: the node.
+        form: how the map stands there.
+        index: which input of the node is the constant.
+        operand: the constant as the node reads it.
+        matrix: the same constant read as ``W[e, m, n]``, in × out.
+    """
+
+    node: ir.Node
+    form: Form
+    index: int
+    operand: Constant
+    matrix: Constant
+
+    @property
+    def slices(self) -> int:
+        """Number e of matrices."""
+        return self.matrix.shape[0]
+
+    @property
+    def m(self) -> int:
+        """Inputs of the map."""
+        return self.matrix.shape[1]
+
+    @property
+    def n(self) -> int:
+        """Outputs of the map."""
+        return self.matrix.shape[2]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A constant linear map that is left as it is whatever the rank, and why.
+
+    Attributes:
+        weight: the constant's name.
+        size: its elements; 0 if not known.
+        shape: as its node reads it; None if not known.
+        reason: one sentence.
+    """
+
+    weight: str
+    size: int
+    shape: tuple[int, ...] | None
+    reason: str
+
+    @classmethod
+    def of(cls, unusable: Unusable) -> Refusal:
+        """The refusal of a constant that cannot be used."""
+        return cls(
+            unusable.name, unusable.size, unusable.shape, f"{unusable.name} {unusable.reason}"
+        )
+
+
+class Form(abc.ABC):
+    """One way in which a constant linear map can stand in a graph."""
+
+    name: ClassVar[str]
+    """Name of the form, as it is reported."""
+    ops: ClassVar[str]
+    """The name under which ``--ops`` chooses it."""
+    default: ClassVar[bool] = True
+    """Whether it is on without ``--ops``."""
+    targets: ClassVar[frozenset[tuple[str, str]]]
+    """(domain, operator) of the nodes to look at."""
+
+    @abc.abstractmethod
+    def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
+        """What the node is: a site of this form, one that is refused, or (None) neither."""
+
+    @abc.abstractmethod
+    def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
+        """Make the site's node the second of a chain of two that reads the pair instead."""
+
+    def rows(self, site: Site, dims: Callable[[ir.Value], Dims | None]) -> int | None:
+        """How many vectors one inference maps, from concrete shapes; None if not known."""
+        shape = dims(site.node.outputs[0])
+        if shape is None or any(d is None for d in shape):
+            return None
+        return math.prod(d for d in shape if d is not None) // max(site.n, 1)
+
+    def site(
+        self, node: ir.Node, index: int, operand: Constant, matrix: Constant
+    ) -> Site | Refusal:
+        """A site of this form, unless the constant's type rules it out."""
+        if operand.dtype not in FLOATS or matrix.tensor.dtype not in FLOATS:
+            return Refusal(
+                operand.name,
+                operand.size,
+                operand.shape,
+                f"{operand.name} has type {operand.dtype.name.lower()}; only float16, bfloat16, "
+                "float32 and float64 weights are factored",
+            )
+        return Site(node, self, index, operand, matrix)
+
+
+def attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute of a node."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def node_name(node: ir.Node) -> str:
+    """The node's name, or its first output's where it has none."""
+    return node.name or next((v.name for v in node.outputs if v.name), "") or node.op_type

@@ -1,0 +1,99 @@
+"""Gemm with a constant operand; ``X'`` is X or Xᵀ as transA and transB say.
+
+Right:  ``α·X'·W' + β·C  ->  α·(X' @ A)·B + β·C``        with ``W' ≈ A·B``
+Left:   ``α·W'·X' + β·C  ->  α·Bᵀ·(Aᵀ @ X') + β·C``      with ``W'ᵀ ≈ A·B``
+
+The first map is a plain MatMul (a Gemm without C needs opset 11 and crashes some providers); the
+second is the node itself, with its α, β, C and the transposition of its weight unchanged.  An
+activation that the Gemm transposes is transposed before the MatMul.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import onnx_ir as ir
+
+from onnx_lowrank.constants import Constants, Unusable
+from onnx_lowrank.forms.base import Form, Refusal, Site, attribute
+from onnx_lowrank.forms.matmul import hidden_shape, refusal
+
+if TYPE_CHECKING:
+    from onnx_lowrank.emit import Emitter, Pair
+
+__all__ = ["GemmLeft", "GemmRight"]
+
+
+class GemmRight(Form):
+    """``α·X'·W' + β·C``."""
+
+    name = "gemm-right"
+    ops = "gemm"
+    targets: ClassVar[frozenset[tuple[str, str]]] = frozenset({("", "Gemm")})
+
+    def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
+        """A Gemm whose second operand is constant."""
+        operand = constants.resolve(node.inputs[1])
+        if operand is None:
+            return None
+        refused = refusal(operand, constants.resolve(node.inputs[0]), node.inputs[0])
+        if refused is not None or isinstance(operand, Unusable):
+            return refused
+        matrix = operand.reshape(1, *operand.shape)
+        if attribute(node, "transB", 0):
+            matrix = matrix.transpose(0, 2, 1)
+        return self.site(node, 1, operand, matrix)
+
+    def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
+        """``α·(X' @ A)·B + β·C``."""
+        node = site.node
+        x = emit.transposed(node.inputs[0], attribute(node, "transA", 0))
+        hidden = emit.node(
+            "MatMul",
+            [x, emit.factor(pair.first.reshape(site.m, pair.rank))],
+            shape=hidden_shape(node.outputs[0], -1, pair.rank, x.shape),
+        )
+        second = pair.second
+        if attribute(node, "transB", 0):
+            second = second.transpose(0, 2, 1)
+        emit.replace(0, hidden)
+        emit.replace(1, emit.factor(second.reshape(*second.shape[1:])))
+        emit.reset("transA")
+
+
+class GemmLeft(Form):
+    """``α·W'·X' + β·C``."""
+
+    name = "gemm-left"
+    ops = "gemm"
+    targets: ClassVar[frozenset[tuple[str, str]]] = frozenset({("", "Gemm")})
+
+    def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
+        """A Gemm whose first operand alone is constant."""
+        operand = constants.resolve(node.inputs[0])
+        if operand is None or constants.resolve(node.inputs[1]) is not None:
+            return None
+        refused = refusal(operand, None, node.inputs[1])
+        if refused is not None or isinstance(operand, Unusable):
+            return refused
+        matrix = operand.reshape(1, *operand.shape)
+        if not attribute(node, "transA", 0):
+            matrix = matrix.transpose(0, 2, 1)
+        return self.site(node, 0, operand, matrix)
+
+    def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
+        """``α·Bᵀ·(Aᵀ @ X') + β·C``."""
+        node = site.node
+        x = emit.transposed(node.inputs[1], attribute(node, "transB", 0))
+        first = pair.first.transpose(0, 2, 1)
+        hidden = emit.node(
+            "MatMul",
+            [emit.factor(first.reshape(pair.rank, site.m)), x],
+            shape=hidden_shape(node.outputs[0], -2, pair.rank, None),
+        )
+        second = pair.second
+        if not attribute(node, "transA", 0):
+            second = second.transpose(0, 2, 1)
+        emit.replace(0, emit.factor(second.reshape(*second.shape[1:])))
+        emit.replace(1, hidden)
+        emit.reset("transB")

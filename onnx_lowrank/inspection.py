@@ -1,0 +1,215 @@
+"""Inspect: every linear map of a model, the ranks it needs, and what is not handled."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnx_lowrank.choose import Measurement
+from onnx_lowrank.constants import Constants
+from onnx_lowrank.find import Finding, Group, Refused, find
+from onnx_lowrank.forms import all_forms
+from onnx_lowrank.forms.base import node_name
+from onnx_lowrank.load import load
+from onnx_lowrank.measure import measure
+from onnx_lowrank.numerics.ranks import break_even, energy_rank
+from onnx_lowrank.progress import Progress, Stages
+from onnx_lowrank.walk import all_graphs, all_nodes, elements
+
+__all__ = ["ENERGIES", "Inspected", "Inspection", "inspect_model", "print_inspection"]
+
+ENERGIES = (0.9, 0.95, 0.99)
+_LARGE = 0.01
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One linear map, or a large constant that none reads.
+
+    Attributes:
+        name: the node, or for a constant that is no linear map, the nodes that read it.
+        form: how it stands in the graph; "" for a constant that is no linear map.
+        ops: the name by which --ops chooses the form.
+        weight: the constant.
+        shape: as (e, m, n) for a linear map, else the constant's own.
+        parameters: its elements.
+        break_even: the rank at which a pair is as large; None where it cannot be factored.
+        ranks: rank at each of `ENERGIES`; empty where it cannot be factored.
+        reason: why it is not factored, or is not by default; "" otherwise.
+    """
+
+    name: str
+    form: str
+    ops: str
+    weight: str
+    shape: tuple[int, ...] | None
+    parameters: int
+    break_even: float | None
+    ranks: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_model` found; ``parameters`` counts the elements of all constants."""
+
+    path: str
+    parameters: int
+    entries: tuple[Inspected, ...]
+    others: tuple[Inspected, ...]
+
+
+def inspect_model(
+    path: str | os.PathLike[str], constant_inputs: bool, progress: Progress
+) -> Inspection:
+    """Find and measure every linear map of a model, as it is, without simplifying it.
+
+    Raises:
+        InputError: the model cannot be read.
+    """
+    stages = Stages(progress)
+    with stages("load"):
+        model = load(path).model
+    constants = Constants(model, constant_inputs)
+    with stages("find"):
+        finding = find(model, constants, all_forms())
+    wanted = [group for group in finding.groups if 0 not in group.shape]
+    with stages("measure", sum(group.matrix.size for group in wanted)) as advance:
+        measured = measure(wanted, advance)
+    total = elements(model)
+    return Inspection(
+        os.fspath(path),
+        total,
+        tuple(_entries(finding, measured)),
+        tuple(_others(model, finding, constants, total)),
+    )
+
+
+def _entries(finding: Finding, measured: dict[Group, Measurement]) -> list[Inspected]:
+    group_of = {id(m.site): group for group in finding.groups for m in group.members}
+    rows = []
+    for entry in finding.entries:
+        if isinstance(entry, Refused):
+            refusal = entry.refusal
+            rows.append(
+                Inspected(
+                    node_name(entry.node),
+                    entry.form.name,
+                    entry.form.ops,
+                    refusal.weight,
+                    refusal.shape,
+                    refusal.size,
+                    None,
+                    (),
+                    refusal.reason,
+                )
+            )
+            continue
+        group = group_of[id(entry)]
+        found = measured.get(group)
+        squares = None if found is None or not found.finite else found.squares
+        reason = "" if entry.form.default else f"off by default; --ops {entry.form.ops}"
+        if found is not None and not found.finite:
+            reason = "holds NaN or Inf"
+        elif group.others:
+            reason = f"its constant is also read by {', '.join(group.others[:2])}"
+        rows.append(
+            Inspected(
+                node_name(entry.node),
+                entry.form.name,
+                entry.form.ops,
+                entry.operand.name,
+                (entry.slices, entry.m, entry.n),
+                entry.operand.size,
+                break_even(entry.m, entry.n),
+                () if squares is None else tuple(energy_rank(squares, e) for e in ENERGIES),
+                reason,
+            )
+        )
+    return rows
+
+
+def _others(model: ir.Model, finding: Finding, constants: Constants, total: int) -> list[Inspected]:
+    """Constants with at least 1 % of the parameters that no listed node reads."""
+    known = {
+        entry.refusal.weight if isinstance(entry, Refused) else entry.operand.name
+        for entry in finding.entries
+    }
+    values = [v for graph in all_graphs(model) for v in graph.initializers.values()]
+    values += [n.outputs[0] for n in all_nodes(model) if n.op_type == "Constant" and n.outputs]
+    rows = []
+    for value in values:
+        found = constants.resolve(value)
+        if found is None or value.name in known:
+            continue
+        size = found.size
+        if not size or size < _LARGE * total:
+            continue
+        readers = [node for node, _ in constants.readers(value)]
+        names = [node_name(node) for node in readers if node is not None]
+        kinds = dict.fromkeys(node.op_type if node is not None else "output" for node in readers)
+        reason = f"read by {', '.join(kinds) or 'nothing'}, which is no linear map that is handled"
+        rows.append(
+            Inspected(
+                ", ".join(names[:2]), "", "", value.name or "", found.shape, size, None, (), reason
+            )
+        )
+    return rows
+
+
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """The inspection as two tables."""
+    console.print(f"{inspection.path}: {inspection.parameters:,} parameters")
+    table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
+    table.title = f"{len(inspection.entries)} linear maps with a constant weight"
+    for column in ("layer", "form", "m×n", "of model", "break-even"):
+        left = column in ("layer", "form")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for energy in ENERGIES:
+        table.add_column(f"rank at {energy:g}", justify="right")
+    table.add_column("note", overflow="fold")
+    for row in inspection.entries:
+        table.add_row(
+            Text(row.name),
+            row.form,
+            _size(row.shape),
+            _percent(row.parameters, inspection.parameters),
+            "" if row.break_even is None else f"{row.break_even:.1f}",
+            *(_ranks(row) or [""] * len(ENERGIES)),
+            Text(row.reason),
+        )
+    if inspection.entries:
+        console.print(table)
+    for row in inspection.others:
+        console.print(
+            Text(
+                f"not handled: {row.weight} {_size(row.shape)}, "
+                f"{_percent(row.parameters, inspection.parameters)} of the parameters, "
+                f"{row.reason}"
+            )
+        )
+
+
+def _ranks(row: Inspected) -> Sequence[str]:
+    if row.break_even is None:
+        return []
+    return [f"{rank} ({rank / row.break_even:.2f})" for rank in row.ranks]
+
+
+def _size(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "?"
+    if len(shape) == 3 and shape[0] == 1:
+        shape = shape[1:]
+    return "×".join(str(d) for d in shape) if math.prod(shape) >= 0 else ""
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""

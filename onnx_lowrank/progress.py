@@ -1,0 +1,58 @@
+"""Progress of long work: what a stage is called, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+__all__ = ["Advance", "Progress", "Silent", "Stages"]
+
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Shows the stages of a run."""
+
+    def stage(self, name: str, total: int | None) -> AbstractContextManager[Advance]:
+        """Show a stage while the block runs.
+
+        Args:
+            name: what is being done.
+            total: units of work, None where they are not known.
+
+        Returns:
+            A context whose value is called with the number of units just done.
+        """
+
+
+class Silent:
+    """Shows nothing."""
+
+    @contextmanager
+    def stage(self, name: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002
+        """Show nothing."""
+        yield lambda _: None
+
+
+class Stages:
+    """Times the stages of a run while it shows them.
+
+    Attributes:
+        seconds: wall time by stage; a stage that comes again adds to it.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """Run a stage."""
+        start = time.perf_counter()
+        try:
+            with self._progress.stage(name, total) as advance:
+                yield advance
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,249 @@
+"""The result of a run as plain values: what the console, the JSON and the library show.
+
+``REPORT_VERSION`` is the version of this schema.  It grows by one whenever a field changes its
+meaning or goes; new fields alone do not change it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "REPORT_VERSION",
+    "Check",
+    "File",
+    "Latency",
+    "Layer",
+    "Milliseconds",
+    "OutputCheck",
+    "ProviderCheck",
+    "Report",
+    "Speedup",
+    "Totals",
+]
+
+REPORT_VERSION = 1
+
+Status = Literal["factored", "dense"]
+
+
+@dataclass(frozen=True)
+class File:
+    """A model file, or one in memory.
+
+    Attributes:
+        path: the file; None for a model that was given or is kept in memory.
+        bytes: size with its external data; for a model in memory, what saving it takes.
+        parameters: elements of all initializers and of the tensors of all Constant nodes, in the
+            main graph, every subgraph and every function body.
+    """
+
+    path: str | None
+    bytes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What became of one linear map, and why.
+
+    Attributes:
+        name: the node's name, or its first output's where it has none.
+        op_type: the node's operator.
+        form: how the constant linear map stands in the graph, such as ``matmul-right``.
+        weight: name of the constant.
+        shape: (m, n), in × out: the map is ``x[m] -> x @ W[m, n]``; None where it is not known.
+        slices: how many such matrices the constant holds (1 but for batched weights).
+        status: "factored" or "dense" (left as it was).
+        rank: rank k of the pair ``A[m, k] @ B[k, n]``; None where dense.
+        reason: one sentence, with its numbers.
+        parameters_before: elements of W.
+        parameters_after: elements of A and B together, or of W where dense.
+        energy: share of the squared singular values that the rank holds; None where dense.
+        weight_error: ``‖W − A·B‖ / ‖W‖`` (Frobenius), from the factors as stored; None where dense.
+        macs_before: multiply-accumulates of one inference with the checked input shapes, or None.
+        macs_after: the same for the pair.
+        shared: how many further layers read the same constant.
+    """
+
+    name: str
+    op_type: str
+    form: str
+    weight: str
+    shape: tuple[int, int] | None
+    slices: int
+    status: Status
+    rank: int | None
+    reason: str
+    parameters_before: int
+    parameters_after: int
+    energy: float | None = None
+    weight_error: float | None = None
+    macs_before: int | None = None
+    macs_after: int | None = None
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the model; a constant that several nodes read counts once.
+
+    Attributes:
+        parameters_before: elements of all constants of the input (see `File.parameters`).
+        parameters_after: the same of the output.
+        linear_parameters_before: elements of the constants that the listed layers read.
+        linear_parameters_after: the same, with the pairs in place of what they replaced.
+        macs_before: multiply-accumulates of one inference with the checked input shapes (MatMul,
+            Gemm, Einsum, Conv, LSTM and their relatives); None where a shape is not known.
+        macs_after: the same of the output.
+    """
+
+    parameters_before: int
+    parameters_after: int
+    linear_parameters_before: int
+    linear_parameters_after: int
+    macs_before: int | None
+    macs_after: int | None
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How far one output of the result is from the original's, over all samples.
+
+    Attributes:
+        name: the output.
+        max_abs_error: largest absolute difference of any element.
+        relative_l2: mean over the samples of ``‖b − a‖₂ / ‖a‖₂``.
+        cosine: mean over the samples of the cosine between the flattened outputs.
+        top1_agreement: share of rows (along the last axis) whose largest element is at the same
+            place, for outputs that look like a classifier's; else None.
+    """
+
+    name: str
+    max_abs_error: float
+    relative_l2: float
+    cosine: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class ProviderCheck:
+    """The check on one execution provider."""
+
+    provider: str
+    outputs: tuple[OutputCheck, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outputs of the result against the original's on the same inputs.
+
+    Attributes:
+        data: "random", or the path of the samples.
+        samples: how many were run.
+        providers: one entry for each execution provider.
+    """
+
+    data: str
+    samples: int
+    providers: tuple[ProviderCheck, ...]
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """Latency of one inference in milliseconds."""
+
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Ratios before / after of interleaved pairs of runs.
+
+    Attributes:
+        median: median ratio; above 1 the result is faster.
+        low: 10th percentile of the ratios.
+        high: 90th percentile of the ratios.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Timing of the original and the result on one execution provider, run in turns.
+
+    Attributes:
+        provider: the execution provider.
+        threads: intra-op threads.
+        pairs: how many pairs of runs were timed.
+        before_ms: the original.
+        after_ms: the result.
+        speedup: the ratio before / after, pair by pair.
+    """
+
+    provider: str
+    threads: int
+    pairs: int
+    before_ms: Milliseconds
+    after_ms: Milliseconds
+    speedup: Speedup
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run.
+
+    Attributes:
+        version: version of this schema.
+        tool: name and version of the program.
+        input: the model that came.
+        output: the model that was made.
+        layers: every linear map, in the order of the graph.
+        totals: sums over the model.
+        check: outputs against the original's; None where it was left out.
+        latency: one entry for each provider that was timed.
+        settings: the options of the run.
+        seconds: wall time of each stage.
+        notes: what else the user should know: fallbacks, assumptions, warnings.
+    """
+
+    version: int
+    tool: str
+    input: File
+    output: File
+    layers: tuple[Layer, ...]
+    totals: Totals
+    check: Check | None
+    latency: tuple[Latency, ...]
+    settings: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dictionaries, lists, numbers and strings."""
+        plain = _plain(dataclasses.asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The report as strict JSON (an error that is not finite becomes null)."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,99 @@
+"""Rewrite: put the pairs in place of the weights, and remove what nothing reads any more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_lowrank.choose import Choice
+from onnx_lowrank.constants import in_chain
+from onnx_lowrank.emit import Emitter, Pair, Storage, StoredFactor
+from onnx_lowrank.find import Group
+from onnx_lowrank.measure import group_memory, largest_first
+from onnx_lowrank.names import Names
+from onnx_lowrank.numerics.factors import balanced_pair, relative_error
+from onnx_lowrank.numerics.parallel import map_layers
+from onnx_lowrank.spool import Spool
+
+__all__ = ["rewrite"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Factored:
+    first: npt.NDArray[np.generic]
+    second: npt.NDArray[np.generic]
+    weight_error: float
+
+
+def rewrite(
+    model: ir.Model,
+    choices: Mapping[Group, Choice],
+    spool: Spool,
+    advance: Callable[[int], None],
+) -> dict[Group, float]:
+    """Factor the groups that have a rank and rewrite their nodes, in place.
+
+    Args:
+        model: the model; its graph is changed.
+        choices: the rank of every group.
+        spool: where the factors wait until they are saved.
+        advance: called with the number of elements of every group that is done.
+
+    Returns:
+        ``‖W − A·B‖ / ‖W‖`` of every group that was factored, from the factors as stored.
+    """
+    factored = [group for group, choice in choices.items() if choice.rank is not None]
+    storage = Storage(model, Names(model), spool)
+
+    def work(group: Group) -> _Factored:
+        rank = choices[group].rank
+        assert rank is not None
+        stack = group.matrix.numpy()
+        first, second = balanced_pair(stack, rank, stack.dtype)
+        error = relative_error(stack, first, second)
+        del stack
+        return _Factored(first, second, error)
+
+    errors = {}
+    for group, result in map_layers(work, largest_first(factored), group_memory):
+        errors[group] = result.weight_error
+        first = StoredFactor(result.first, result.first.shape, "lowrank_A")
+        second = StoredFactor(result.second, result.second.shape, "lowrank_B")
+        for member in group.members:
+            pair = Pair.of(first, second, transposed=member.transposed)
+            member.site.form.rewrite(member.site, pair, Emitter(member.site, storage))
+        # A view may still be alive elsewhere, as in a model that the caller holds.
+        with contextlib.suppress(BufferError):
+            group.matrix.release()
+        advance(group.matrix.size)
+    for group in factored:
+        _remove_unread(group.matrix.root)
+    return errors
+
+
+def _remove_unread(value: ir.Value) -> None:
+    """Remove a constant, and the chains of nodes that only it feeds, where nothing reads them."""
+    for use in list(value.uses()):
+        if in_chain(use.node, use.idx):
+            for output in use.node.outputs:
+                _remove_unread(output)
+    if value.uses() or value.is_graph_output():
+        return
+    producer, graph = value.producer(), value.graph
+    if producer is not None and producer.graph is not None:
+        # A chain's other inputs, such as the shape of a Reshape, go with it.
+        others = [other for other in producer.inputs[1:] if other is not None]
+        producer.graph.remove(producer, safe=True)
+        for other in others:
+            source = other.producer()
+            if other.is_initializer() or (source is not None and source.op_type == "Constant"):
+                _remove_unread(other)
+    elif graph is not None and value.is_initializer() and value.name is not None:
+        graph.initializers.pop(value.name)
+        if value.is_graph_input():
+            graph.inputs.remove(value)

@@ -1,0 +1,284 @@
+"""The run: load → simplify → find → measure → choose → rewrite → check → report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx.checker
+import onnx_ir as ir
+
+from onnx_lowrank.check import worst_error
+from onnx_lowrank.choose import Choice, Decision, choose, decide, worth_measuring
+from onnx_lowrank.constants import Constants
+from onnx_lowrank.errors import GateError, InputError
+from onnx_lowrank.find import Finding, Group, find
+from onnx_lowrank.forms import chosen_forms
+from onnx_lowrank.load import Source, load
+from onnx_lowrank.macs import Macs, count_macs
+from onnx_lowrank.measure import measure
+from onnx_lowrank.progress import Progress, Stages
+from onnx_lowrank.report import REPORT_VERSION, Check, File, Latency, Report
+from onnx_lowrank.result import Result, Target
+from onnx_lowrank.rewrite import rewrite
+from onnx_lowrank.runtime import OrtLog
+from onnx_lowrank.save import commit, workspace, written_bytes
+from onnx_lowrank.settings import Settings
+from onnx_lowrank.simplify import SIZE_LIMIT
+from onnx_lowrank.simplify import simplify as simplify_model
+from onnx_lowrank.spool import Spool
+from onnx_lowrank.summary import layers, nothing_gained, removed_parameters, totals
+from onnx_lowrank.trial import Trial
+from onnx_lowrank.walk import elements, stored_bytes
+
+__all__ = ["TIMED_PAIRS", "execute"]
+
+TIMED_PAIRS = 40
+
+
+def execute(
+    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    settings: Settings,
+    target: Target | None,
+    progress: Progress,
+    log: OrtLog,
+) -> Result:
+    """Run all stages; with a target, write the result there at the end.
+
+    Args:
+        model: the model.
+        settings: the options.
+        target: where the result goes; None keeps it in memory.
+        progress: shows the stages.
+        log: collects ONNX Runtime's messages.
+
+    Raises:
+        As `compress` does.
+    """
+    stages = Stages(progress)
+    with stages("load"):
+        source = load(model)
+    if target is not None:
+        paths = [] if source.path is None else [source.path]
+        target.check([*paths, *source.data_files])
+    with contextlib.ExitStack() as stack:
+        place = workspace(None) if target is None or settings.dry_run else target.workspace()
+        folder = stack.enter_context(place)
+        try:
+            return _Run(source, settings, target, folder, stages, log).result()
+        except OSError as error:
+            name = source.name if target is None else str(target.path)
+            raise InputError(f"{name}: {error.strerror or error}; nothing written") from error
+
+
+class _Run:
+    """One run's stages in order; what one finds the next one reads."""
+
+    def __init__(
+        self,
+        source: Source,
+        settings: Settings,
+        target: Target | None,
+        folder: Path,
+        stages: Stages,
+        log: OrtLog,
+    ) -> None:
+        self.source, self.settings, self.target = source, settings, target
+        self.folder, self.stages, self.log = folder, stages, log
+        self.trial = Trial(source, settings, folder, log)
+        self.notes: list[str] = []
+        self.runs = (settings.check or settings.bench) and not settings.dry_run
+
+    def result(self) -> Result:
+        """Go through the stages; nothing is written before the last line but one."""
+        settings = self.settings
+        before = File(_text(self.source.path), self.source.bytes, elements(self.source.model))
+        model = self._simplified()
+        finding, choices = self._decisions(model)
+        decisions = decide(finding, choices)
+        macs = self._macs(model, finding)
+        self._say(nothing_gained(decisions))
+        if settings.dry_run:
+            parameters, size = _predicted(model, decisions)
+            after = File(None, size, parameters)
+            return Result(model, self._report(before, after, decisions, {}, macs, None, ()))
+        ranked = [group for group, choice in choices.items() if choice.rank is not None]
+        with self.stages("rewrite", sum(group.matrix.size for group in ranked)) as advance:
+            errors = rewrite(model, choices, Spool(self.folder), advance)
+        with self.stages("write"):
+            files = self._written(model)
+        check, latency = self._checked(files[-1])
+        after = File(None, written_bytes(files), elements(model))
+        report = self._report(before, after, decisions, errors, macs, check, latency)
+        self._gate(report)
+        if self.target is None:
+            return Result(model, report)
+        commit(files, self.target.path)
+        after = dataclasses.replace(after, path=str(self.target.path))
+        return Result(model, dataclasses.replace(report, output=after))
+
+    def _say(self, note: str | None) -> None:
+        if note is not None:
+            self.notes.append(note)
+
+    def _simplified(self) -> ir.Model:
+        """A model to work on: simplified, or a copy of the original and a note that says why."""
+        source = self.source
+        if not self.settings.simplify:
+            return source.model.clone()
+        with self.stages("simplify"):
+            model, why = simplify_model(source, self.folder, self._compared)
+        self._say(why)
+        return source.model.clone() if model is source.model else model
+
+    def _compared(self, path: Path) -> str | None:
+        if self.settings.check:
+            return self.trial.differs(path)
+        self._say("simplified, but not compared with the original (--no-check)")
+        return None
+
+    def _decisions(self, model: ir.Model) -> tuple[Finding, dict[Group, Choice]]:
+        settings = self.settings
+        goal, selection = settings.goal, settings.selection
+        with self.stages("find"):
+            constants = Constants(model, settings.constant_inputs)
+            finding = find(model, constants, chosen_forms(settings.ops))
+            selection.check(entry.node for entry in finding.entries)
+            choices = {group: worth_measuring(group, goal, selection) for group in finding.groups}
+        undecided = [group for group, choice in choices.items() if choice is None]
+        with self.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
+            measured = measure(undecided, advance)
+        with self.stages("choose"):
+            return finding, {
+                group: choice or choose(group, measured[group], goal)
+                for group, choice in choices.items()
+            }
+
+    def _macs(self, model: ir.Model, finding: Finding) -> Macs | None:
+        """Multiply-accumulates, where the model is run at all."""
+        if not self._runs():
+            return None
+        if stored_bytes(model) > SIZE_LIMIT:
+            self._say(f"MACs not counted: the model is above {SIZE_LIMIT / 1e9:.0f} GB")
+            return None
+        with self.stages("count"):
+            try:
+                macs = count_macs(model, finding, self.trial.outputs)
+            except InputError as error:
+                self._say(f"MACs not counted: {error}")
+                return None
+        if macs.total is None:
+            self._say("MACs not counted: part of the work is inside a subgraph or a function")
+        return macs
+
+    def _runs(self) -> bool:
+        """Whether the model can and may be run in ONNX Runtime."""
+        if not (self.settings.check or self.settings.bench):
+            return False
+        with self.stages("prepare"):
+            unavailable = self.trial.unavailable
+        if unavailable is None:
+            return True
+        if self.settings.max_error is not None:
+            raise InputError(f"--max-error cannot be judged: {unavailable}")
+        note = f"neither checked nor timed: {unavailable}"
+        if note not in self.notes:
+            self._say(note)
+        return False
+
+    def _written(self, model: ir.Model) -> tuple[Path, ...]:
+        """The result in the workspace, valid ONNX."""
+        target = self.target or Target(Path("model.onnx"))
+        files = target.write(model, self.folder)
+        wrong = _invalid(files[-1])
+        if wrong is not None:
+            if self.source.path is None or _invalid(self.source.path) is None:
+                raise InputError(f"{self.source.name}: the result is not valid ONNX: {wrong}")
+            self._say(f"the input does not pass onnx.checker, nor does the result: {wrong}")
+        return files
+
+    def _checked(self, path: Path) -> tuple[Check | None, tuple[Latency, ...]]:
+        """Check and timing of the written result, which at least has to load."""
+        settings, trial = self.settings, self.trial
+        if not self._runs():
+            if not (settings.check or settings.bench):
+                with self.stages("check"):
+                    trial.open(path, optimize=False)
+            return None, ()
+        candidate = trial.open(path)
+        check, latency = None, ()
+        if settings.check:
+            with self.stages("check", len(trial.samples.feeds)) as advance:
+                check = trial.check(candidate, advance)
+        if settings.bench:
+            with self.stages("bench", TIMED_PAIRS) as advance:
+                return check, (trial.time(candidate, TIMED_PAIRS, advance),)
+        return check, latency
+
+    def _report(
+        self,
+        before: File,
+        after: File,
+        decisions: Sequence[Decision],
+        errors: Mapping[Group, float],
+        macs: Macs | None,
+        check: Check | None,
+        latency: tuple[Latency, ...],
+    ) -> Report:
+        rows = layers(decisions, errors, macs)
+        notes = [*self.notes, *self.trial.notes]
+        summary = self.log.summary()
+        return Report(
+            version=REPORT_VERSION,
+            tool=f"onnx-lowrank {version('onnx-lowrank')}",
+            input=before,
+            output=after,
+            layers=rows,
+            totals=totals(decisions, rows, macs, before.parameters, after.parameters),
+            check=check,
+            latency=latency,
+            settings=self.settings.to_dict(),
+            seconds=dict(self.stages.seconds),
+            notes=tuple(notes if summary is None else [*notes, summary]),
+        )
+
+    def _gate(self, report: Report) -> None:
+        limit = self.settings.max_error
+        if limit is None or report.check is None:
+            return
+        name, error = worst_error(report.check.providers)
+        if not error <= limit:
+            raise GateError(
+                f"--max-error {limit:g}: output {name!r} is off by {error:.3g} (mean relative L2); "
+                "nothing written",
+                report,
+            )
+
+
+def _invalid(path: Path) -> str | None:
+    """What onnx.checker has against a model, in one line; None if nothing."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # its exceptions have no common base
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
+    return None
+
+
+def _predicted(model: ir.Model, decisions: Sequence[Decision]) -> tuple[int, int]:
+    """Parameters and bytes of the model after decisions that are not carried out."""
+    parameters, size = elements(model), stored_bytes(model)
+    for group, decision in {d.group: d for d in decisions if d.group is not None}.items():
+        removed = removed_parameters(decision)
+        parameters -= removed
+        size -= int(removed * group.matrix.tensor.dtype.itemsize)
+    return parameters, size
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

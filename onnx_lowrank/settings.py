@@ -1,0 +1,90 @@
+"""The options of a run: one frozen value, checked at the door."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnx_lowrank.choose import Goal
+from onnx_lowrank.errors import UsageError
+from onnx_lowrank.find import Selection
+
+__all__ = ["DEFAULT_ENERGY", "DEFAULT_SAMPLES", "Settings"]
+
+DEFAULT_ENERGY = 0.95
+DEFAULT_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that `onnx_lowrank.compress` takes beside the model; see there.
+
+    Raises:
+        UsageError: a value is out of its range, or two exclude each other.
+    """
+
+    energy: float | None = None
+    rank: int | None = None
+    keep: float | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    ops: tuple[str, ...] | None = None
+    constant_inputs: bool = False
+    min_gain: float = 0.1
+    rank_multiple: int = 8
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    data: str | os.PathLike[str] | None = None
+    samples: int = DEFAULT_SAMPLES
+    seed: int = 0
+    max_error: float | None = None
+    simplify: bool = True
+    check: bool = True
+    bench: bool = True
+    threads: int | None = None
+    ep: str = "cpu"
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.energy is None and self.rank is None and self.keep is None:
+            object.__setattr__(self, "energy", DEFAULT_ENERGY)
+        _ = self.goal
+        for name, least in (("samples", 1), ("seed", 0), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise UsageError(f"--{name}: expected a whole number from {least}, got {value!r}")
+        if self.max_error is not None:
+            if not (math.isfinite(self.max_error) and self.max_error >= 0):
+                raise UsageError(
+                    f"--max-error: expected a finite number from 0, got {self.max_error!r}"
+                )
+            if not self.check:
+                raise UsageError("--max-error needs the check that --no-check leaves out")
+            if self.dry_run:
+                raise UsageError("--max-error needs the check that --dry-run leaves out")
+
+    @property
+    def goal(self) -> Goal:
+        """How ranks are chosen."""
+        return Goal(self.energy, self.rank, self.keep, self.min_gain, self.rank_multiple)
+
+    @property
+    def selection(self) -> Selection:
+        """Which nodes may be factored."""
+        return Selection(self.include, self.exclude)
+
+    @property
+    def data_path(self) -> Path | None:
+        """Where the samples are."""
+        return None if self.data is None else Path(self.data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain values, for the report."""
+        plain = dataclasses.asdict(self)
+        plain["data"] = None if self.data is None else os.fspath(self.data)
+        return plain

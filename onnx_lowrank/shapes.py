@@ -1,0 +1,361 @@
+"""Concrete input shapes: what the model fixes, what the user gave, what has to be assumed.
+
+Order of authority: a size that the model fixes, then ``--input-shape`` and ``--dim``, then a
+guess.  A symbolic dimension has one value wherever it stands.  Every guess comes back as a note.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lowrank.errors import InputError, UsageError
+
+__all__ = [
+    "IMAGE_SIZES",
+    "ConcreteShapes",
+    "InputSpec",
+    "concrete_shapes",
+    "input_specs",
+    "near_names",
+    "parse_dims",
+    "parse_input_shapes",
+]
+
+SEQUENCE = 64
+"""Length assumed for sequences and for whatever else has no better guess."""
+IMAGE_SIZES = ((224, 224), (48, 320), (32, 320), (640, 640))
+"""Height and width to assume for images, in the order of trial: photos, lines of text, scenes."""
+LINE_WIDTH = 320
+"""Width assumed for an image whose height is fixed and small: a line of text."""
+AUDIO = 16_000
+"""Samples assumed for a raw waveform: one second at 16 kHz."""
+
+_BATCH_NAME = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
+_SEQUENCE_NAME = re.compile(r"seq|token|length|^(s|t|l|time|len)$|_len$", re.IGNORECASE)
+_AUDIO_NAME = re.compile(r"audio|wave|pcm|samples", re.IGNORECASE)
+_CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of the graph as the model declares it.
+
+    Attributes:
+        name: the input.
+        dtype: element type; ``object`` for strings and for what is not a tensor.
+        shape: one entry an axis: a fixed size, the name of a symbolic size, or None where it is
+            unknown; None as a whole where even the rank is unknown.
+        kind: "tensor", or the type of an input that is none, such as "Sequence(Tensor(FLOAT))".
+        optional: the input need not be fed.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...] | None
+    kind: str = "tensor"
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class ConcreteShapes:
+    """Sizes to run the model with.
+
+    Attributes:
+        shapes: input name -> sizes.  An input of unknown rank stands here only where the user
+            gave its shape; one that is not a tensor never does.
+        dims: name of a symbolic dimension -> its size.
+        notes: every assumption, one sentence each.
+        assumed: input name -> the axes whose size is a guess.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dims: dict[str, int]
+    notes: tuple[str, ...] = ()
+    assumed: dict[str, frozenset[int]] = field(default_factory=dict)
+
+
+def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
+    """The inputs that a run has to feed, in the order of the graph.
+
+    Initializers that are listed as inputs too (all of them before IR version 4) have a default
+    and are left out.
+    """
+    return tuple(
+        _spec(value) for value in model.graph.inputs if value.name not in model.graph.initializers
+    )
+
+
+def _spec(value: ir.Value) -> InputSpec:
+    name = value.name or ""
+    if not isinstance(value.type, ir.TensorType):
+        kind = str(value.type) if value.type is not None else "an unknown type"
+        optional = isinstance(value.type, ir.OptionalType)
+        return InputSpec(name, np.dtype(object), None, kind, optional)
+    dtype = np.dtype(value.type.dtype.numpy())
+    if value.shape is None:
+        return InputSpec(name, dtype, None)
+    return InputSpec(name, dtype, tuple(_axis(size) for size in value.shape))
+
+
+def _axis(size: int | ir.SymbolicDim) -> int | str | None:
+    if isinstance(size, int):
+        return size if size >= 0 else None  # some exporters write -1 for "any size"
+    symbol = size.value
+    # Paddle names every unknown size "?": equal names do not mean equal sizes there.
+    return None if symbol in (None, "", "?", "-1") else symbol
+
+
+def parse_input_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """``["x:1,128"]`` -> ``{"x": (1, 128)}``; a name may hold colons, the last one separates.
+
+    Raises:
+        UsageError: a text is not of that form, or a name comes twice.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, colon, sizes = text.rpartition(":")
+        numbers = [_size(part) for part in sizes.split(",")]
+        if not colon or not name or None in numbers:
+            raise UsageError(
+                f"--input-shape {text!r}: expected name:size,size,… such as input_ids:1,128 "
+                "with whole numbers from 0"
+            )
+        if name in shapes:
+            raise UsageError(f"--input-shape {text!r}: the shape of {name!r} was given before")
+        shapes[name] = tuple(number for number in numbers if number is not None)
+    return shapes
+
+
+def parse_dims(texts: Sequence[str]) -> dict[str, int]:
+    """``["batch=1"]`` -> ``{"batch": 1}``; the last equals sign separates.
+
+    Raises:
+        UsageError: a text is not of that form, or a name comes twice.
+    """
+    dims: dict[str, int] = {}
+    for text in texts:
+        name, equals, size = text.rpartition("=")
+        number = _size(size)
+        if not equals or not name or number is None:
+            raise UsageError(
+                f"--dim {text!r}: expected name=size such as batch=1 with a whole number from 0"
+            )
+        if name in dims:
+            raise UsageError(f"--dim {text!r}: the size of {name!r} was given before")
+        dims[name] = number
+    return dims
+
+
+def _size(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """What a message says about an unknown name: the nearest known ones, or all of them."""
+    names = list(known)
+    if not names:
+        return "there are none"
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(repr(item) for item in near) + "?"
+    shown = ", ".join(repr(item) for item in names[:10])
+    return f"there are {shown}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def concrete_shapes(
+    specs: Sequence[InputSpec],
+    input_shapes: Mapping[str, tuple[int, ...]],
+    dims: Mapping[str, int],
+    *,
+    image: tuple[int, int] = IMAGE_SIZES[0],
+) -> ConcreteShapes:
+    """Give every axis of every tensor input a size.
+
+    Args:
+        specs: the inputs of the model.
+        input_shapes: input name -> sizes, from ``--input-shape``.
+        dims: symbolic dimension -> size, from ``--dim``.
+        image: height and width to assume for images.
+
+    Raises:
+        InputError: an unknown input or dimension, a wrong rank, a size other than the one that
+            the model fixes, or two sizes for one symbolic dimension.
+    """
+    values = _given_dims(specs, dims)
+    source = {name: f"--dim {name}={size}" for name, size in values.items()}
+    tensors = {spec.name: spec for spec in specs if spec.kind == "tensor"}
+    for name, sizes in input_shapes.items():
+        if name not in tensors:
+            raise InputError(
+                f"--input-shape: the model has no tensor input {name!r}; "
+                + near_names(name, tensors)
+            )
+        _bind(tensors[name], sizes, values, source)
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    assumed: dict[str, frozenset[int]] = {}
+    guessed: set[str] = set()
+    for spec in tensors.values():
+        if spec.name in input_shapes:
+            shapes[spec.name] = tuple(input_shapes[spec.name])
+            assumed[spec.name] = frozenset()
+        elif spec.shape is not None:
+            shapes[spec.name], assumed[spec.name] = _resolve(
+                spec, spec.shape, values, guessed, image
+            )
+    notes = _notes(tensors, shapes, assumed)
+    return ConcreteShapes(shapes, values, notes, assumed)
+
+
+def _given_dims(specs: Sequence[InputSpec], dims: Mapping[str, int]) -> dict[str, int]:
+    axes = [axis for spec in specs for axis in spec.shape or () if isinstance(axis, str)]
+    # "past + sequence" is set by its terms as well as by itself.
+    known = dict.fromkeys([*axes, *(term for axis in axes for term in _terms(axis))])
+    for name in dims:
+        if name not in known:
+            raise InputError(
+                f"--dim {name}={dims[name]}: no input has a dimension {name!r}; "
+                + near_names(name, known)
+            )
+    return dict(dims)
+
+
+def _bind(
+    spec: InputSpec, sizes: tuple[int, ...], values: dict[str, int], source: dict[str, str]
+) -> None:
+    """Check one ``--input-shape`` and note the symbolic sizes that follow from it."""
+    text = f"{spec.name}:{','.join(map(str, sizes))}"
+    if spec.shape is None:
+        return
+    if len(spec.shape) != len(sizes):
+        raise InputError(
+            f"--input-shape {text}: expected {len(spec.shape)} sizes for {_text(spec.shape)}, "
+            f"came {len(sizes)}"
+        )
+    for index, (axis, size) in enumerate(zip(spec.shape, sizes, strict=True)):
+        if isinstance(axis, int) and axis != size:
+            raise InputError(
+                f"--input-shape {text}: axis {index} is fixed to {axis} in the model, came {size}"
+            )
+        if isinstance(axis, str):
+            if values.get(axis, size) != size:
+                raise InputError(
+                    f"--input-shape {text}: axis {index} is {axis!r}, expected {values[axis]} "
+                    f"({source[axis]}), came {size}"
+                )
+            values[axis] = size
+            source.setdefault(axis, f"--input-shape {text}")
+
+
+def _resolve(
+    spec: InputSpec,
+    axes: tuple[int | str | None, ...],
+    values: dict[str, int],
+    guessed: set[str],
+    image: tuple[int, int],
+) -> tuple[tuple[int, ...], frozenset[int]]:
+    """Sizes of one input, and which of its axes are guesses; adds to `values` and `guessed`."""
+    sizes: list[int] = []
+    assumed: set[int] = set()
+    for index, axis in enumerate(axes):
+        if isinstance(axis, int):
+            sizes.append(axis)
+            continue
+        if axis is None:
+            sizes.append(_guess(spec, axes, index, image))
+            assumed.add(index)
+            continue
+        if axis not in values:
+            terms = _terms(axis)
+            for term in terms:
+                if term not in values:
+                    values[term] = SEQUENCE
+                    guessed.add(term)
+            if terms:
+                constant = sum(int(part) for part in axis.split("+") if part.strip().isdecimal())
+                values[axis] = constant + sum(values[term] for term in terms)
+                if guessed.intersection(terms):
+                    guessed.add(axis)
+            else:
+                values[axis] = _guess(spec, axes, index, image)
+                guessed.add(axis)
+        sizes.append(values[axis])
+        if axis in guessed:
+            assumed.add(index)
+    return tuple(sizes), frozenset(assumed)
+
+
+def _terms(axis: str) -> list[str]:
+    """The names in a sum such as "past_length + 1" (decoders with a cache); else nothing."""
+    parts = [part.strip() for part in axis.split("+")]
+    if len(parts) < 2 or not all(re.fullmatch(r"\w+", part) for part in parts):
+        return []
+    return [part for part in parts if not part.isdecimal()]
+
+
+def _guess(
+    spec: InputSpec, axes: tuple[int | str | None, ...], index: int, image: tuple[int, int]
+) -> int:
+    symbol = axes[index]
+    name = symbol if isinstance(symbol, str) else ""
+    if _BATCH_NAME.search(name):
+        return 1
+    if _SEQUENCE_NAME.search(name):
+        return SEQUENCE
+    if index == 0:
+        return 1
+    is_float = spec.dtype.kind in "fV"  # the small floats of ml_dtypes are of kind V
+    if len(axes) == 2 and is_float and (_AUDIO_NAME.search(name) or _AUDIO_NAME.search(spec.name)):
+        return AUDIO
+    if len(axes) == 4 and (is_float or spec.dtype == np.uint8):
+        channels_last = axes[3] in _CHANNELS and axes[1] not in _CHANNELS
+        rows, columns = (1, 2) if channels_last else (2, 3)
+        if index not in (rows, columns):
+            return 3
+        other = axes[columns if index == rows else rows]
+        if isinstance(other, int) and other < IMAGE_SIZES[0][0]:
+            return LINE_WIDTH
+        return image[index == columns]
+    return SEQUENCE
+
+
+def _notes(
+    specs: Mapping[str, InputSpec],
+    shapes: Mapping[str, tuple[int, ...]],
+    assumed: Mapping[str, frozenset[int]],
+) -> tuple[str, ...]:
+    """One note for all inputs with the same shape and the same guesses."""
+    groups: dict[tuple[tuple[int, ...], str, bool], list[str]] = {}
+    for name, axes in assumed.items():
+        if axes:
+            declared = specs[name].shape or ()
+            labels = [
+                f"{declared[axis] if isinstance(declared[axis], str) else f'axis {axis}'}"
+                f"={shapes[name][axis]}"
+                for axis in sorted(axes)
+            ]
+            has_names = any(isinstance(declared[axis], str) for axis in axes)
+            groups.setdefault((shapes[name], ", ".join(labels), has_names), []).append(name)
+    return tuple(
+        f"{_some(names)}: {list(shape)} (assumed {labels}; set with "
+        f"{'--dim or ' if has_names else ''}--input-shape)"
+        for (shape, labels, has_names), names in groups.items()
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    if len(names) <= 4:
+        return ", ".join(names)
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more"
+
+
+def _text(shape: Sequence[int | str | None]) -> str:
+    return "[" + ", ".join("?" if axis is None else str(axis) for axis in shape) + "]"

@@ -1,0 +1,121 @@
+"""From decisions to the report: every figure that a run shows is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onnx_lowrank.choose import Decision
+from onnx_lowrank.find import Group
+from onnx_lowrank.forms.base import node_name
+from onnx_lowrank.macs import Macs
+from onnx_lowrank.numerics.ranks import break_even
+from onnx_lowrank.report import Layer, Totals
+
+__all__ = ["layers", "nothing_gained", "removed_parameters", "totals"]
+
+
+def layers(
+    decisions: Sequence[Decision], errors: Mapping[Group, float], macs: Macs | None
+) -> tuple[Layer, ...]:
+    """One row for every linear map."""
+    rows = []
+    for decision in decisions:
+        choice, group = decision.choice, decision.group
+        count = None if macs is None else macs.rows.get(decision.node)
+        before = after = None
+        pair = decision.size
+        if decision.shape is not None and choice.rank is not None:
+            m, n = decision.shape
+            pair = decision.slices * choice.rank * (m + n)
+        if count is not None and decision.shape is not None:
+            m, n = decision.shape
+            before = after = count * m * n
+            if choice.rank is not None:
+                after = count * choice.rank * (m + n)
+        rows.append(
+            Layer(
+                name=node_name(decision.node),
+                op_type=decision.node.op_type,
+                form=decision.form,
+                weight=decision.weight,
+                shape=decision.shape,
+                slices=decision.slices,
+                status="dense" if choice.rank is None else "factored",
+                rank=choice.rank,
+                reason=choice.reason,
+                parameters_before=decision.size,
+                parameters_after=pair,
+                energy=choice.energy,
+                weight_error=errors.get(group) if group is not None else None,
+                macs_before=before,
+                macs_after=after,
+                shared=0 if group is None else len(group.members) - 1,
+            )
+        )
+    return tuple(rows)
+
+
+def totals(
+    decisions: Sequence[Decision],
+    rows: Sequence[Layer],
+    macs: Macs | None,
+    parameters_before: int,
+    parameters_after: int,
+) -> Totals:
+    """Sums over the model; a shared constant counts once."""
+    linear_before = linear_after = 0
+    seen = set()
+    for decision in decisions:
+        key = decision.weight if decision.group is None else decision.group.matrix.root
+        if key in seen:
+            continue
+        seen.add(key)
+        linear_before += decision.size
+        linear_after += decision.size - removed_parameters(decision)
+    after = None
+    if macs is not None and macs.total is not None:
+        after = macs.total - sum(
+            row.macs_before - row.macs_after
+            for row in rows
+            if row.macs_before is not None and row.macs_after is not None
+        )
+    return Totals(
+        parameters_before=parameters_before,
+        parameters_after=parameters_after,
+        linear_parameters_before=linear_before,
+        linear_parameters_after=linear_after,
+        macs_before=None if macs is None else macs.total,
+        macs_after=after,
+    )
+
+
+def removed_parameters(decision: Decision) -> int:
+    """Parameters that a decision takes out of the model."""
+    if decision.choice.rank is None or decision.shape is None or decision.group is None:
+        return 0
+    m, n = decision.shape
+    pair = decision.slices * decision.choice.rank * (m + n)
+    return -pair if decision.group.others else decision.size - pair
+
+
+def nothing_gained(decisions: Sequence[Decision]) -> str | None:
+    """Why nothing was replaced, in one line with what to try; None where something was."""
+    if any(decision.choice.rank is not None for decision in decisions):
+        return None
+    if not decisions:
+        return "nothing was replaced: the model has no linear map with a constant weight"
+    shares = sorted(
+        decision.choice.needed / break_even(*decision.shape)
+        for decision in decisions
+        if decision.choice.needed and decision.shape is not None
+    )
+    if shares:
+        median = shares[len(shares) // 2]
+        return (
+            f"nothing was replaced: at this energy the median layer needs {median:.2f} of its "
+            "break-even rank; try a lower --energy, or --keep 0.8 to fix the size instead, and "
+            "look at the check"
+        )
+    reasons = [decision.choice.reason for decision in decisions]
+    common = max(dict.fromkeys(reasons), key=reasons.count)
+    return f"nothing was replaced: {common} ({reasons.count(common)} of {len(reasons)} layers)"

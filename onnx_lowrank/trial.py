@@ -1,0 +1,195 @@
+"""Trial: the original in ONNX Runtime, and other models run against it on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnx_lowrank.bench import time_pair
+from onnx_lowrank.check import classifier_outputs, compare_outputs, run_check
+from onnx_lowrank.data import Samples, load_samples, random_samples, runnable_shapes
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.load import Source
+from onnx_lowrank.progress import Advance
+from onnx_lowrank.report import Check, Latency
+from onnx_lowrank.runtime import (
+    OrtLog,
+    default_threads,
+    open_session,
+    resolve_provider,
+    run,
+)
+from onnx_lowrank.save import write
+from onnx_lowrank.settings import Settings
+from onnx_lowrank.shapes import input_specs
+
+__all__ = ["Trial"]
+
+# A simplified graph computes the same in another order: this is rounding, not another result.
+_ROUNDING = {
+    ir.DataType.FLOAT16: 1e-2,
+    ir.DataType.BFLOAT16: 5e-2,
+}
+_ROUNDING_FLOAT = 1e-4
+
+
+class Trial:
+    """Runs of one original and of models made from it.
+
+    Sessions and samples are made when they are first needed.
+
+    Attributes:
+        notes: assumptions and findings, for the report.
+        provider: full name of the execution provider.
+        threads: intra-op threads.
+    """
+
+    def __init__(self, source: Source, settings: Settings, folder: Path, log: OrtLog) -> None:
+        self._source = source
+        self._settings = settings
+        self._folder = folder
+        self._log = log
+        self.notes: dict[str, None] = {}
+        self.provider = resolve_provider(settings.ep)
+        self.threads = settings.threads or default_threads()
+
+    @cached_property
+    def original(self) -> ort.InferenceSession:
+        """The original's session.  Raises InputError where ONNX Runtime does not load it."""
+        path = self._source.path
+        # ONNX Runtime opens data files behind links only in some places of a model.
+        linked = path is not None and any(
+            file.parent != path.parent.resolve() or file.stat().st_nlink > 1
+            for file in self._source.data_files
+        )
+        if path is None or linked:
+            folder = self._folder / "original"
+            folder.mkdir(exist_ok=True)
+            path = write(self._source.model, folder, "original.onnx", "auto")[-1]
+        return self._open(path)
+
+    @cached_property
+    def unavailable(self) -> str | None:
+        """Why ONNX Runtime cannot run the original; None if it can."""
+        try:
+            session = self.original
+        except InputError as error:
+            return str(error)
+        try:
+            self._run(session, self.samples.feeds[0], self._source.name)
+        except InputError as error:
+            if self._settings.data is not None:
+                raise
+            return f"{error} (on random input; --data and --input-shape give it real input)"
+        return None
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The samples.  Raises InputError where the data do not fit the model."""
+        model, settings = self._source.model, self._settings
+        specs = input_specs(model)
+        shapes = runnable_shapes(self.original, model, specs, settings.input_shapes, settings.dims)
+        if settings.data_path is None:
+            samples = random_samples(
+                model, specs, shapes, count=settings.samples, seed=settings.seed
+            )
+            self.notes.update(dict.fromkeys(shapes.notes))
+        else:
+            names = [value.name or "" for value in model.graph.outputs]
+            samples = load_samples(
+                settings.data_path,
+                specs,
+                shapes,
+                limit=settings.samples,
+                seed=settings.seed,
+                output_names=names,
+            )
+        self.notes.update(dict.fromkeys(samples.notes))
+        return samples
+
+    def open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
+        """A session of another model on the same provider."""
+        return self._open(path, optimize=optimize)
+
+    def differs(self, path: Path) -> str | None:
+        """What is wrong with a model that should compute the same as the original; or None."""
+        if self.unavailable is not None:
+            return f"the simplified model could not be compared: {self.unavailable}"
+        try:
+            session = self._open(path)
+            feed = self.samples.feeds[0]
+            checks = compare_outputs(
+                self._run(self.original, feed, "the original"),
+                self._run(session, feed, "the simplified model"),
+            )
+        except InputError as error:
+            return str(error)
+        types = {value.dtype for value in self._source.model.graph.outputs}
+        types |= {value.dtype for value in self._source.model.graph.initializers.values()}
+        limit = max(
+            (_ROUNDING[t] for t in types if t in _ROUNDING),
+            default=_ROUNDING_FLOAT,
+        )
+        for check in checks:
+            if not check.relative_l2 <= limit:
+                return (
+                    f"onnxsim changed output {check.name!r} by {check.relative_l2:.1e} "
+                    f"(relative; limit {limit:g})"
+                )
+        return None
+
+    def outputs(self, model: ir.Model) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Outputs of a model with the original's inputs on the first sample."""
+        path = write(model, self._folder, "probe.onnx", "auto")[-1]
+        session = self._open(path, optimize=False)
+        wanted = {item.name for item in session.get_inputs()}
+        feed = {name: array for name, array in self.samples.feeds[0].items() if name in wanted}
+        return self._run(session, feed, "the probe")
+
+    def check(self, candidate: ort.InferenceSession, advance: Advance) -> Check:
+        """Outputs of a model against the original's on every sample."""
+        with self._log.capture("running"):
+            figures, notes = run_check(
+                self.original,
+                candidate,
+                self.samples,
+                provider=self.provider,
+                classifiers=classifier_outputs(self._source.model),
+                progress=lambda _: advance(1),
+            )
+        self.notes.update(dict.fromkeys(notes))
+        return Check(self.samples.source, len(self.samples.feeds), (figures,))
+
+    def time(self, candidate: ort.InferenceSession, pairs: int, advance: Advance) -> Latency:
+        """Latency of a model against the original's, run in turns."""
+        with self._log.capture("running"):
+            return time_pair(
+                self.original,
+                candidate,
+                self.samples.feeds,
+                provider=self.provider,
+                threads=self.threads,
+                pairs=pairs,
+                progress=lambda _: advance(1),
+            )
+
+    def _open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
+        return open_session(
+            path,
+            provider=self.provider,
+            threads=self.threads,
+            optimize=optimize,
+            log=self._log,
+        )
+
+    def _run(
+        self, session: ort.InferenceSession, feed: Mapping[str, npt.NDArray[np.generic]], what: str
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        with self._log.capture("running"):
+            return run(session, feed, what)

@@ -1,0 +1,56 @@
+"""Walks over a whole model: its graphs, nodes and stored constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import onnx_ir as ir
+
+__all__ = ["all_graphs", "all_nodes", "elements", "static_shape", "stored_bytes", "tensors"]
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of the main graph, the functions, and all subgraphs within."""
+    yield from ir.traversal.RecursiveGraphIterator(model.graph)
+    for function in model.functions.values():
+        yield from ir.traversal.RecursiveGraphIterator(function)
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, every subgraph, and the subgraphs inside function bodies."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+    for function in model.functions.values():
+        yield from function.subgraphs()
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every stored constant: initializers and the tensors of Constant nodes."""
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+    for node in all_nodes(model):
+        if node.op_type == "Constant" and "value" in node.attributes:
+            attribute = node.attributes["value"]
+            if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
+                yield attribute.as_tensor()
+
+
+def elements(model: ir.Model) -> int:
+    """Number of elements of all stored constants (see `onnx_lowrank.report.File`)."""
+    return sum(math.prod(static_shape(tensor.shape) or ()) for tensor in tensors(model))
+
+
+def stored_bytes(model: ir.Model) -> int:
+    """Bytes of all stored constants."""
+    return sum(tensor.nbytes for tensor in tensors(model))
+
+
+def static_shape(shape: Iterable[object] | None) -> tuple[int, ...] | None:
+    """The sizes of a shape; None if it or one of them is not known."""
+    if shape is None:
+        return None
+    dims = tuple(shape)
+    return None if not all(isinstance(d, int) for d in dims) else dims  # type: ignore[return-value]
