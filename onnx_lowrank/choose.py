@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.errors import UsageError
-from onnx_lowrank.find import Finding, Group, Refused, Selection
+from onnx_lowrank.find import Candidates, Finding, Group, Refused, Selection
 from onnx_lowrank.forms import Site
 from onnx_lowrank.numerics.ranks import (
     break_even,
@@ -22,7 +22,16 @@ from onnx_lowrank.numerics.ranks import (
     rounded,
 )
 
-__all__ = ["Choice", "Decision", "Goal", "Measurement", "choose", "decide", "worth_measuring"]
+__all__ = [
+    "Choice",
+    "Decision",
+    "Goal",
+    "Measurement",
+    "choose",
+    "decide",
+    "settle",
+    "worth_measuring",
+]
 
 
 @dataclass(frozen=True)
@@ -53,14 +62,14 @@ class Goal:
             raise UsageError(f"expected one of --energy, --rank and --keep, got {names}")
         for name in ("energy", "keep"):
             value = getattr(self, name)
-            if value is not None and not _number(value, 0.0 < value <= 1.0):
+            if value is not None and not (_number(value) and 0.0 < value <= 1.0):
                 raise UsageError(f"--{name}: expected a number above 0 and up to 1, got {value!r}")
         for name in ("rank", "rank_multiple"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option}: expected a whole number from 1, got {value!r}")
-        if not _number(self.min_gain, -1.0 <= self.min_gain < 1.0):
+        if not (_number(self.min_gain) and -1.0 <= self.min_gain < 1.0):
             raise UsageError(
                 f"--min-gain: expected a number from -1 and below 1, got {self.min_gain!r}"
             )
@@ -74,8 +83,8 @@ class Goal:
         return largest_rank(m, n, share)
 
 
-def _number(value: Any, within: bool) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and bool(within)
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +119,13 @@ class Decision:
         node: the node.
         form: name of its form.
         site: where it can be factored; None where the form refused.
-        group: the group it belongs to; None where the form refused.
+        group: the group it belongs to; None where it is refused or off.
         choice: the rank and the reason.
         weight: the constant's name.
         size: the constant's elements.
         shape: (m, n), None if not known.
         slices: matrices in the constant.
+        off: whether its form was not chosen.
     """
 
     node: ir.Node
@@ -127,6 +137,7 @@ class Decision:
     size: int
     shape: tuple[int, int] | None
     slices: int
+    off: bool = False
 
 
 def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | None:
@@ -190,10 +201,11 @@ def choose(group: Group, measured: Measurement, goal: Goal) -> Choice:
         needed = largest_rank(m, n, goal.keep)
         if needed == 0:
             return Choice(None, f"not even rank 1 of {m}×{n} keeps within {goal.keep:g}", needed=0)
+        why = f"rank {needed} keeps {goal.keep:g} of the parameters"
         if needed > limit:
             needed = limit
+            why = f"rank {limit} is the largest that saves {_percent(goal.min_gain)}"
         rank = rounded(needed, goal.rank_multiple, limit, keep_promise=False)
-        why = f"rank {needed} keeps {goal.keep:g} of the parameters"
     if rank != needed:
         why += f", rounded to {rank}"
     if not measured.squares.any():
@@ -201,43 +213,85 @@ def choose(group: Group, measured: Measurement, goal: Goal) -> Choice:
     return Choice(rank, why, energy_at(measured.squares, rank), needed)
 
 
+def settle(finding: Finding, choices: Mapping[Group, Choice], goal: Goal) -> dict[Group, Choice]:
+    """The choices without the ways of factoring a node that lose against a better one."""
+    group_of = _group_of(finding)
+    settled = dict(choices)
+    for entry in finding.entries:
+        if isinstance(entry, Candidates) and len(entry.sites) > 1:
+            ways = [group_of[site] for site in entry.sites if group_of[site] in settled]
+            best = min(ways, key=lambda group: _preference(group, choices[group], goal))
+            for group in ways:
+                if group is not best:
+                    del settled[group]
+    return settled
+
+
+def _preference(group: Group, choice: Choice, goal: Goal) -> tuple[bool, float]:
+    """What is chosen among several ways: the smallest pair; at a fixed size, the closest."""
+    if choice.rank is None:
+        return True, 0.0
+    if goal.keep is not None:
+        return False, -(choice.energy or 0.0)
+    slices, m, n = group.shape
+    return False, float(slices * choice.rank * (m + n))
+
+
+def _group_of(finding: Finding) -> dict[Site, Group]:
+    return {member.site: group for group in finding.groups for member in group.members}
+
+
 def decide(finding: Finding, choices: Mapping[Group, Choice]) -> tuple[Decision, ...]:
-    """One decision for every linear map, in the order of the nodes."""
-    group_of = {id(m.site): group for group in finding.groups for m in group.members}
+    """One decision for every linear map, in the order of the nodes.
+
+    Args:
+        finding: the linear maps.
+        choices: what becomes of their groups, one for each node (see `settle`).
+    """
+    group_of = _group_of(finding)
     decisions = []
     for entry in finding.entries:
         if isinstance(entry, Refused):
-            refusal = entry.refusal
-            shape = refusal.shape
-            decisions.append(
-                Decision(
-                    node=entry.node,
-                    form=entry.form.name,
-                    site=None,
-                    group=None,
-                    choice=Choice(None, refusal.reason),
-                    weight=refusal.weight,
-                    size=refusal.size,
-                    shape=(shape[-2], shape[-1]) if shape is not None and len(shape) > 1 else None,
-                    slices=math.prod(shape[:-2]) if shape is not None else 1,
-                )
-            )
+            decisions.append(_refused(entry))
             continue
-        group = group_of[id(entry)]
+        site = next(site for site in entry.sites if group_of[site] in choices)
         decisions.append(
             Decision(
                 node=entry.node,
-                form=entry.form.name,
-                site=entry,
-                group=group,
-                choice=choices[group],
-                weight=entry.operand.name,
-                size=entry.operand.size,
-                shape=(entry.m, entry.n),
-                slices=entry.slices,
+                form=site.form.name,
+                site=site,
+                group=group_of[site],
+                choice=choices[group_of[site]],
+                weight=site.operand.name,
+                size=site.operand.size,
+                shape=(site.m, site.n),
+                slices=site.slices,
             )
         )
     return tuple(decisions)
+
+
+def _refused(entry: Refused) -> Decision:
+    refusal, site = entry.refusal, entry.site
+    slices, shape = 1, refusal.shape
+    if site is not None:
+        slices, shape = site.slices, (site.m, site.n)
+    elif refusal.shape is not None and len(refusal.shape) > 1:
+        slices, shape = math.prod(refusal.shape[:-2]), refusal.shape[-2:]
+    else:
+        shape = None
+    return Decision(
+        node=entry.node,
+        form=entry.form.name,
+        site=site,
+        group=None,
+        choice=Choice(None, refusal.reason),
+        weight=refusal.weight,
+        size=refusal.size,
+        shape=shape if shape is None else (shape[0], shape[1]),
+        slices=slices,
+        off=entry.off,
+    )
 
 
 def _percent(share: float) -> str:

@@ -6,11 +6,13 @@ until a job is known to run, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -25,12 +27,29 @@ __all__ = ["main"]
 _MAIN = "compress"
 
 
+# \b keeps click from filling the lines of a paragraph.
+_HELP = """Make an exported ONNX model smaller and faster without retraining.
+
+Replaces every linear map with a constant weight by two smaller ones from SVD factors where that
+saves parameters, checks the outputs and times both models in ONNX Runtime.
+
+\b
+Example:  onnx-lowrank model.onnx small.onnx --energy 0.95
+
+\b
+Exit codes:  0  done
+             1  bad input, or a failure
+             2  wrong usage
+             3  a limit such as --max-error was missed; nothing was written
+"""
+
+
 class _Verbs(click.Group):
     """A group whose nameless verb is the main job."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take anything that does not begin with a verb as the main job."""
-        if args and args[0] not in self.commands and args[0] not in ("--help", "--version"):
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
             args = [_MAIN, *args]
         return super().parse_args(ctx, args)
 
@@ -42,11 +61,12 @@ class _Verbs(click.Group):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The main job's options, then the verbs."""
         job = self.commands[_MAIN]
-        records = [r for p in job.get_params(ctx) if (r := p.get_help_record(ctx)) is not None]
+        options = [p for p in job.get_params(ctx) if isinstance(p, click.Option)]
+        records = [r for option in options if (r := option.get_help_record(ctx)) is not None]
         with formatter.section("Options"):
             formatter.write_dl([*records, ("--version", "Show the version and exit.")])
         verbs = [
-            (name, command.get_short_help_str(80))
+            (name, command.get_short_help_str(200))
             for name, command in sorted(self.commands.items())
             if name != _MAIN
         ]
@@ -56,20 +76,12 @@ class _Verbs(click.Group):
 
 @click.group(
     cls=_Verbs,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["--help"], "max_content_width": 100},
+    help=_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="onnx-lowrank", message="%(package)s %(version)s")
 def cli() -> None:
-    r"""Make an exported ONNX model smaller and faster without retraining.
-
-    Replaces every linear map with a constant weight by two smaller ones from SVD factors where
-    that saves parameters, checks the outputs and times both models in ONNX Runtime.
-
-    \b
-    Example:  onnx-lowrank model.onnx small.onnx --energy 0.95
-    Exit codes: 0 done; 1 bad input or failure; 2 usage; 3 a limit was missed, nothing written.
-    """
+    """The command."""
 
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -226,12 +238,13 @@ def compress(
         report = execute(source, settings, place, progress, log).report
     except GateError as error:
         missed, report = error, error.report
-    print_report(report, console)
+    if report_path is not None:
+        write_text(report_path, report.to_json() + "\n")
+    with _reader_may_leave():
+        print_report(report, console)
     if verbose:
         for line in log.lines:
             click.echo(f"{line.what}: {line.text}", err=True)
-    if report_path is not None:
-        write_text(report_path, report.to_json() + "\n")
     if missed is not None:
         raise missed
 
@@ -246,7 +259,9 @@ def inspect(source: Path, constant_inputs: bool) -> None:
     from onnx_lowrank.progress import Silent
 
     progress = TerminalProgress() if sys.stderr.isatty() else Silent()
-    print_inspection(inspect_model(source, constant_inputs, progress), output_console())
+    inspection = inspect_model(source, constant_inputs, progress)
+    with _reader_may_leave():
+        print_inspection(inspection, output_console())
 
 
 @cli.command()
@@ -263,6 +278,13 @@ def _listed(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Go on when a reader such as head has what it wants, where rich would end the program."""
+    with contextlib.suppress(SystemExit, BrokenPipeError):
+        yield
+
+
 def _terminate(_: int, __: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt  # the same way out as Ctrl-C: every workspace is removed
 
@@ -275,10 +297,11 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def _exit_code(args: list[str]) -> int:
+    # Nothing that a library logs about a model belongs on standard error.
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
-        cli.main(args=args, prog_name="onnx-lowrank", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        return done.exit_code
+        cli.main(args=args or ["--help"], prog_name="onnx-lowrank", standalone_mode=False)
+        return 0 if args else 2
     except click.UsageError as error:
         return _fail(" ".join(error.format_message().split()), 2)
     except LowRankError as error:
@@ -287,15 +310,12 @@ def _exit_code(args: list[str]) -> int:
         return _fail("interrupted; nothing written", 130)
     except MemoryError:
         return _fail("out of memory; nothing written", 1)
-    except BrokenPipeError:  # a reader such as head has what it wants
-        sys.stderr.close()
-        return 0
     except Exception as error:  # a fault of this program
         if "--verbose" in args:
             traceback.print_exc()
         name = type(error).__name__
-        return _fail(f"internal error: {name}: {error}; --verbose shows the traceback", 1)
-    return 0
+        text = " ".join(str(error).split())
+        return _fail(f"internal error: {name}: {text}; --verbose shows the traceback", 1)
 
 
 def _fail(message: str, code: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -89,6 +90,8 @@ def _table(*columns: str) -> Table:
 
 def _print_layers(layers: Sequence[Layer], console: Console) -> None:
     factored = sum(layer.status == "factored" for layer in layers)
+    off = Counter((layer.form, layer.reason.partition(":")[0]) for layer in layers if layer.off)
+    layers = [layer for layer in layers if not layer.off]
     plural = "" if len(layers) == 1 else "s"
     table = _table(
         "layer",
@@ -113,7 +116,10 @@ def _print_layers(layers: Sequence[Layer], console: Console) -> None:
             Text("" if layer.status == "factored" else layer.reason),
         )
     console.print(f"{len(layers)} linear map{plural}, {factored} factored", style="bold")
-    console.print(table)
+    if layers:
+        console.print(table)
+    for (form, reason), count in off.items():
+        console.print(Text(f"{count} more left dense ({form}): {reason}", style="dim"))
 
 
 def _one_a_weight(layers: Sequence[Layer]) -> Iterator[tuple[Layer, int]]:

@@ -236,7 +236,16 @@ class Constants:
             )
             return source.transpose(*perm)
         new_shape = self._new_shape(node, shape)
-        return None if new_shape is None else source.reshape(*new_shape)
+        if new_shape is None:
+            return None
+        if math.prod(new_shape) != source.size:
+            return Unusable(
+                source.name,
+                source.size,
+                shape,
+                f"has shape {shape}, which {node.op_type} cannot make {new_shape}",
+            )
+        return source.reshape(*new_shape)
 
     def _new_shape(self, node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """What Reshape, Flatten, Squeeze or Unsqueeze makes of a shape; None if not constant."""

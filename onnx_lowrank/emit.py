@@ -101,7 +101,7 @@ class Storage:
     def store(self, graph: ir.Graph, array: npt.NDArray[Any], name: str) -> ir.Value:
         """A new constant of the graph."""
         name = self._names.new(name)
-        tensor = ir.Tensor(self._spool.store(array), name=name)
+        tensor = self._spool.store(array, name)
         if not self._old and id(graph) not in self._bodies:
             value = ir.Value(
                 name=name,
@@ -233,6 +233,15 @@ class Emitter:
         """Let the site's node read another value."""
         self._site.node.replace_input_with(index, value)
 
+    def become(self, op_type: str, inputs: Sequence[ir.Value]) -> None:
+        """Turn the site's node into another of ONNX's own operators, without attributes."""
+        node = self._site.node
+        node.op_type = op_type
+        node.attributes.clear()
+        node.resize_inputs(len(inputs))
+        for index, value in enumerate(inputs):
+            node.replace_input_with(index, value)
+
     def reset(self, name: str) -> None:
         """Set an integer attribute of the site's node to 0 where it is not."""
         attributes = self._site.node.attributes
@@ -259,7 +268,7 @@ class Emitter:
         value = source._values[source._stored.key]
         assert value.dtype is not None
         shape = source._stored.shape
-        for step in source._stored.inverse().then(factor.layout).steps:
+        for step in source._stored.inverse().then(factor.layout).shortest().steps:
             if step.kind == "transpose":
                 shape = tuple(shape[axis] for axis in step.argument)
                 op_type, inputs = "Transpose", [value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import fnmatch
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -16,18 +16,40 @@ from onnx_lowrank.forms import Form, Refusal, Site
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.walk import all_nodes
 
-__all__ = ["Finding", "Group", "Member", "Refused", "Selection", "find"]
+__all__ = ["Candidates", "Finding", "Group", "Member", "Refused", "Selection", "find"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True, eq=False)
 class Refused:
-    """A constant linear map that a form recognises and leaves as it is."""
+    """A constant linear map that is left as it is whatever its numbers say.
+
+    Attributes:
+        node: the node.
+        form: how the map stands there.
+        refusal: why.
+        site: where it could be factored; None where its form refuses it.
+        off: whether its form was not chosen (see ``--ops``).
+    """
 
     node: ir.Node
     form: Form
     refusal: Refusal
+    site: Site | None = None
+    off: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The ways in which one node can be factored, at least one."""
+
+    sites: tuple[Site, ...]
+
+    @property
+    def node(self) -> ir.Node:
+        """The node."""
+        return self.sites[0].node
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,29 +85,60 @@ class Group:
 class Finding:
     """All linear maps of a model, in the order of its nodes, and the groups they form."""
 
-    entries: tuple[Site | Refused, ...]
+    entries: tuple[Candidates | Refused, ...]
     groups: tuple[Group, ...]
 
 
-def find(model: ir.Model, constants: Constants, forms: Sequence[Form]) -> Finding:
-    """Look at every node of the main graph, the subgraphs and the functions."""
+def find(
+    model: ir.Model,
+    constants: Constants,
+    forms: Sequence[Form],
+    chosen: Collection[Form] | None = None,
+) -> Finding:
+    """Look at every node of the main graph, the subgraphs and the functions.
+
+    Args:
+        model: the model.
+        constants: resolver of its constants.
+        forms: the forms to look for.
+        chosen: those whose sites may be factored; default: all of them.
+    """
     by_target: dict[tuple[str, str], list[Form]] = {}
     for form in forms:
         for target in form.targets:
             by_target.setdefault(target, []).append(form)
-    entries: list[Site | Refused] = []
+    entries: list[Candidates | Refused] = []
     for node in all_nodes(model):
         domain = "" if node.domain == "ai.onnx" else node.domain
-        for form in by_target.get((domain, node.op_type), ()):
-            match = form.match(node, constants)
-            if isinstance(match, Refusal):
-                entries.append(Refused(node, form, match))
-            elif match is not None:
-                entries.append(match)
-            if match is not None:
-                break
-    sites = [entry for entry in entries if isinstance(entry, Site)]
+        matches = [
+            (form, match)
+            for form in by_target.get((domain, node.op_type), ())
+            if (match := form.match(node, constants)) is not None
+        ]
+        if matches:
+            entries.append(_entry(node, matches, forms if chosen is None else chosen))
+    sites = [site for e in entries if isinstance(e, Candidates) for site in e.sites]
     return Finding(tuple(entries), tuple(_groups(sites, constants)))
+
+
+def _entry(
+    node: ir.Node, matches: Sequence[tuple[Form, Site | Refusal]], chosen: Collection[Form]
+) -> Candidates | Refused:
+    names = {form.name for form in chosen}
+    sites = [match for _, match in matches if isinstance(match, Site)]
+    usable = tuple(site for site in sites if site.form.name in names)
+    if usable:
+        return Candidates(usable)
+    if sites:
+        site, constant = sites[0], sites[0].operand
+        ops = site.form.ops
+        refusal = Refusal(
+            constant.name, constant.size, constant.shape, f"off; --ops {ops} turns it on"
+        )
+        return Refused(node, site.form, refusal, site, off=True)
+    form, refused = matches[0]
+    assert isinstance(refused, Refusal)
+    return Refused(node, form, refused, off=form.name not in names)
 
 
 def _groups(sites: Sequence[Site], constants: Constants) -> Iterator[Group]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from onnx_lowrank.choose import Measurement
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.find import Finding, Group, Refused, find
-from onnx_lowrank.forms import all_forms
+from onnx_lowrank.forms import Site, all_forms
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.load import load
 from onnx_lowrank.measure import measure
@@ -93,7 +93,7 @@ def inspect_model(
 
 
 def _entries(finding: Finding, measured: dict[Group, Measurement]) -> list[Inspected]:
-    group_of = {id(m.site): group for group in finding.groups for m in group.members}
+    group_of = {m.site: group for group in finding.groups for m in group.members}
     rows = []
     for entry in finding.entries:
         if isinstance(entry, Refused):
@@ -112,34 +112,35 @@ def _entries(finding: Finding, measured: dict[Group, Measurement]) -> list[Inspe
                 )
             )
             continue
-        group = group_of[id(entry)]
-        found = measured.get(group)
-        squares = None if found is None or not found.finite else found.squares
-        reason = "" if entry.form.default else f"off by default; --ops {entry.form.ops}"
-        if found is not None and not found.finite:
-            reason = "holds NaN or Inf"
-        elif group.others:
-            reason = f"its constant is also read by {', '.join(group.others[:2])}"
-        rows.append(
-            Inspected(
-                node_name(entry.node),
-                entry.form.name,
-                entry.form.ops,
-                entry.operand.name,
-                (entry.slices, entry.m, entry.n),
-                entry.operand.size,
-                break_even(entry.m, entry.n),
-                () if squares is None else tuple(energy_rank(squares, e) for e in ENERGIES),
-                reason,
-            )
-        )
+        rows.extend(_site(site, group_of[site], measured) for site in entry.sites)
     return rows
+
+
+def _site(site: Site, group: Group, measured: dict[Group, Measurement]) -> Inspected:
+    found = measured.get(group)
+    squares = None if found is None or not found.finite else found.squares
+    reasons = [] if site.form.default else [f"off by default; --ops {site.form.ops}"]
+    if found is not None and not found.finite:
+        reasons.append("holds NaN or Inf")
+    if group.others:
+        reasons.append(f"its constant is also read by {', '.join(group.others[:2])}")
+    return Inspected(
+        node_name(site.node),
+        site.form.name,
+        site.form.ops,
+        site.operand.name,
+        (site.slices, site.m, site.n),
+        site.operand.size,
+        break_even(site.m, site.n),
+        () if squares is None else tuple(energy_rank(squares, e) for e in ENERGIES),
+        "; ".join(reasons),
+    )
 
 
 def _others(model: ir.Model, finding: Finding, constants: Constants, total: int) -> list[Inspected]:
     """Constants with at least 1 % of the parameters that no listed node reads."""
     known = {
-        entry.refusal.weight if isinstance(entry, Refused) else entry.operand.name
+        entry.refusal.weight if isinstance(entry, Refused) else entry.sites[0].operand.name
         for entry in finding.entries
     }
     values = [v for graph in all_graphs(model) for v in graph.initializers.values()]
@@ -152,9 +153,12 @@ def _others(model: ir.Model, finding: Finding, constants: Constants, total: int)
         size = found.size
         if not size or size < _LARGE * total:
             continue
-        readers = [node for node, _ in constants.readers(value)]
-        names = [node_name(node) for node in readers if node is not None]
-        kinds = dict.fromkeys(node.op_type if node is not None else "output" for node in readers)
+        readers = list(constants.readers(value))
+        names = [node_name(node) for node, _ in readers if node is not None]
+        kinds = dict.fromkeys(
+            "the graph's outputs" if node is None else f"{node.op_type} (input {index})"
+            for node, index in readers
+        )
         reason = f"read by {', '.join(kinds) or 'nothing'}, which is no linear map that is handled"
         rows.append(
             Inspected(
@@ -168,7 +172,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     """The inspection as two tables."""
     console.print(f"{inspection.path}: {inspection.parameters:,} parameters")
     table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
-    table.title = f"{len(inspection.entries)} linear maps with a constant weight"
+    maps = len({(row.name, row.weight) for row in inspection.entries})
+    table.title = f"{maps} linear map{'' if maps == 1 else 's'} with a constant weight"
     for column in ("layer", "form", "m×n", "of model", "break-even"):
         left = column in ("layer", "form")
         table.add_column(column, justify="left" if left else "right", overflow="fold")

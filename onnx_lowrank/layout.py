@@ -9,6 +9,7 @@ in several ways is recognised as one.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ import numpy.typing as npt
 __all__ = ["Layout", "Step"]
 
 Array = npt.NDArray[Any]
+
+# A factor has at most the axes of its weight; with more, all their orders are too many to try.
+_MOST_AXES = 5
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,17 @@ class Layout:
             else:
                 back = back.reshape(*before_shape)
         return back
+
+    def shortest(self) -> Layout:
+        """The same reading by one transpose, one reshape, or both, where that is enough."""
+        direct = Layout.of(self.base)
+        ways = [direct.reshape(*self.shape)]
+        if len(self.base) <= _MOST_AXES:
+            turned = [direct.transpose(*p) for p in itertools.permutations(range(len(self.base)))]
+            ways += [way for way in turned if way.shape == self.shape]
+            ways += [way.reshape(*self.shape) for way in turned]
+        key = self.key
+        return next((w for w in ways if w.key == key and len(w.steps) < len(self.steps)), self)
 
     def then(self, other: Layout) -> Layout:
         """This layout, then another one of its shape; neighbouring transposes are merged."""

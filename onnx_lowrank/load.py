@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.forms.base import node_name
+from onnx_lowrank.serialize import graph_protos
 from onnx_lowrank.walk import all_graphs, all_nodes, stored_bytes, tensors
 
 __all__ = ["Source", "load"]
@@ -35,6 +37,11 @@ class Source:
     name: str
     bytes: int
     data_files: tuple[Path, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The model's file and its external data."""
+        return self.data_files if self.path is None else (self.path, *self.data_files)
 
 
 def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> Source:
@@ -97,7 +104,7 @@ def _check_proto(proto: onnx.ModelProto, name: str) -> None:
             f"{name}: has training_info, which refers to weights by name and would be broken; "
             "expected an inference model"
         )
-    for graph in _graphs(proto):
+    for graph in graph_protos(proto):
         if graph.sparse_initializer:
             raise InputError(
                 f"{name}: graph {graph.name!r} has {len(graph.sparse_initializer)} sparse "
@@ -105,27 +112,33 @@ def _check_proto(proto: onnx.ModelProto, name: str) -> None:
             )
 
 
-def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    waiting = [proto.graph]
-    nodes = [node for function in proto.functions for node in function.node]
-    while waiting or nodes:
-        if waiting:
-            graph = waiting.pop()
-            yield graph
-            nodes.extend(graph.node)
-        for node in nodes:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    waiting.append(attribute.g)
-                waiting.extend(attribute.graphs)
-        nodes = []
-
-
 def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
     except Exception as error:
         raise InputError(f"{name}: malformed model: {_first_line(error)}") from error
+    _check_values(model, name)
+    return model
+
+
+def _check_values(model: ir.Model, name: str) -> None:
+    """Check that something gives every value that is read, and that there is an order to run."""
+    readers = [(f"node {node_name(node)!r}", node.inputs) for node in all_nodes(model)]
+    graphs = list(all_graphs(model))
+    readers += [(f"graph {graph.name!r}", tuple(graph.outputs)) for graph in graphs]
+    for reader, values in readers:
+        for value in values:
+            if value is None or value.producer() is not None:
+                continue
+            if not (value.is_graph_input() or value.is_initializer()):
+                raise InputError(
+                    f"{name}: malformed model: {reader} reads {value.name!r}, which nothing gives"
+                )
+    for body in (model.graph, *model.functions.values()):
+        try:
+            body.sort()  # with its subgraphs; changes nothing where the order is as it has to be
+        except ValueError as error:
+            raise InputError(f"{name}: malformed model: {body.name!r} has a cycle") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -188,13 +201,34 @@ def _check_tensors(model: ir.Model, name: str) -> tuple[Path, ...]:
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(tensor, name, files)
             continue
-        raw = getattr(getattr(tensor, "raw", None), "raw_data", b"")
-        if raw and len(raw) != tensor.nbytes:
-            raise InputError(
-                f"{name}: initializer {tensor.name!r}: expected {tensor.nbytes} bytes for "
-                f"{list(tensor.shape)} of {tensor.dtype.name.lower()}, got {len(raw)}"
-            )
+        raw = getattr(tensor, "raw", None)
+        if isinstance(raw, onnx.TensorProto):
+            _check_stored(tensor, raw, name)
     return tuple(files)
+
+
+def _check_stored(tensor: ir.TensorProtocol, proto: onnx.TensorProto, name: str) -> None:
+    """Check a tensor within the model, whose elements are raw bytes or a list of numbers."""
+    kind = tensor.dtype
+    if kind == ir.DataType.UNDEFINED:
+        raise InputError(f"{name}: initializer {tensor.name!r}: expected an element type, got none")
+    if proto.HasField("raw_data"):
+        found, expected, unit = len(proto.raw_data), tensor.nbytes, "bytes"
+    else:
+        if kind.bitwidth < 8:
+            return  # several in one number
+        parts = 2 if kind in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128) else 1
+        found, expected, unit = sum(map(len, _lists(proto))), parts * tensor.size, "numbers"
+    if found != expected:
+        raise InputError(
+            f"{name}: initializer {tensor.name!r}: expected {expected} {unit} for "
+            f"{list(tensor.shape)} of {tensor.dtype.name.lower()}, got {found}"
+        )
+
+
+def _lists(proto: onnx.TensorProto) -> Iterator[Sized]:
+    yield from (proto.float_data, proto.int32_data, proto.int64_data)
+    yield from (proto.double_data, proto.uint64_data, proto.string_data)
 
 
 def _check_external(tensor: ir.ExternalTensor, name: str, files: dict[Path, int]) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.find import Finding
-from onnx_lowrank.forms import Site
+from onnx_lowrank.forms.base import Cost, Site, attribute
 
 __all__ = ["Macs", "count_macs"]
 
@@ -29,11 +29,11 @@ class Macs:
 
     Attributes:
         total: of the whole model; None where a subgraph or function does part of the work.
-        rows: by node: how many vectors each linear map maps.
+        costs: by linear map: what it costs as it is and as a pair.
     """
 
     total: int | None
-    rows: Mapping[ir.Node, int]
+    costs: Mapping[Site, Cost]
 
 
 def count_macs(
@@ -51,7 +51,7 @@ def count_macs(
     copy = model.clone()
     wanted: dict[str, ir.Value] = {}
     for node in copy.graph:
-        if node.op_type in _COUNTED or node.op_type == "Gather":
+        if _key(node) in _COUNTED or _key(node) == ("", "Gather"):
             for value in (*node.inputs, *node.outputs):
                 if value is not None and value.name:
                     wanted[value.name] = value
@@ -76,24 +76,23 @@ def count_macs(
     def dims(value: ir.Value) -> tuple[int, ...] | None:
         return shapes.get(value.name or "")
 
-    rows = {}
-    for entry in finding.entries:
-        if isinstance(entry, Site) and entry.node.graph is model.graph:
-            count = entry.form.rows(entry, dims)
-            if count is not None:
-                rows[entry.node] = count
-    return Macs(_total(model, shapes), rows)
+    costs = {}
+    for group in finding.groups:
+        for member in group.members:
+            site = member.site
+            cost = site.form.cost(site, dims) if site.node.graph is model.graph else None
+            if cost is not None:
+                costs[site] = cost
+    return Macs(_total(model, shapes), costs)
 
 
 def _total(model: ir.Model, shapes: Shapes) -> int | None:
     total = 0
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if _counts_inside(model, node):
+            return None
         hidden = node.graph is not model.graph
-        if node.op_identifier() in model.functions:
-            body = model.functions[node.op_identifier()]
-            if any(inner.op_type in _COUNTED for inner in body):
-                return None
-        count = _COUNTED.get(node.op_type)
+        count = _COUNTED.get(_key(node))
         if count is None:
             continue
         if hidden:
@@ -107,6 +106,19 @@ def _total(model: ir.Model, shapes: Shapes) -> int | None:
     return total
 
 
+def _counts_inside(model: ir.Model, node: ir.Node) -> bool:
+    """Whether a node calls a function that, in the end, does what is counted."""
+    function = model.functions.get(node.op_identifier())
+    return function is not None and any(
+        _key(inner) in _COUNTED or _counts_inside(model, inner)
+        for inner in ir.traversal.RecursiveGraphIterator(function)
+    )
+
+
+def _key(node: ir.Node) -> tuple[str, str]:
+    return "" if node.domain == "ai.onnx" else node.domain, node.op_type
+
+
 Input = tuple[int, ...] | None
 Count = Callable[[ir.Node, list[Input], Input], int | None]
 
@@ -117,11 +129,20 @@ def _matmul(_: ir.Node, inputs: list[Input], output: Input) -> int | None:
     return math.prod(output) * inputs[0][-1]
 
 
-def _transposable(node: ir.Node, inputs: list[Input], output: Input) -> int | None:
+def _gemm(node: ir.Node, inputs: list[Input], output: Input) -> int | None:
     if inputs[0] is None or output is None:
         return None
-    transposed = "transA" in node.attributes and node.attributes["transA"].as_int()
-    return math.prod(output) * inputs[0][-2 if transposed else -1]
+    return math.prod(output) * inputs[0][0 if attribute(node, "transA", 0) else 1]
+
+
+def _fused_matmul(node: ir.Node, inputs: list[Input], output: Input) -> int | None:
+    if inputs[0] is None or output is None:
+        return None
+    # transBatchA moves the first axis behind the batch axes: [m, …, k] or, transposed, [k, …, m].
+    contracted = -1
+    if attribute(node, "transA", 0) and len(inputs[0]) > 1:
+        contracted = 0 if attribute(node, "transBatchA", 0) else -2
+    return math.prod(output) * inputs[0][contracted]
 
 
 def _conv(_: ir.Node, inputs: list[Input], output: Input) -> int | None:
@@ -165,20 +186,39 @@ def _einsum(node: ir.Node, inputs: list[Input], _: Input) -> int | None:
     return extra * math.prod(sizes.values()) if len(inputs) > 1 else 0
 
 
-_COUNTED: dict[str, Count] = {
-    "Conv": _conv,
-    "ConvInteger": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Einsum": _einsum,
-    "FusedConv": _conv,
-    "FusedGemm": _transposable,
-    "FusedMatMul": _transposable,
-    "GRU": _recurrent,
-    "Gemm": _transposable,
-    "LSTM": _recurrent,
-    "MatMul": _matmul,
-    "MatMulInteger": _matmul,
-    "QLinearConv": _qlinear_conv,
-    "QLinearMatMul": _matmul,
-    "RNN": _recurrent,
+def _attention(node: ir.Node, inputs: list[Input], _: Input) -> int | None:
+    """The packed projection, the scores and their product with the values."""
+    x, w = inputs[0], inputs[1]
+    if x is None or w is None or any(value is not None for value in node.inputs[4:5]):
+        return None  # a past that is attended to as well
+    batch, length, _width = x
+    if "qkv_hidden_sizes" in node.attributes:
+        queries, _keys, values = node.attributes["qkv_hidden_sizes"].as_ints()
+    else:
+        queries = values = w[1] // 3
+    return batch * length * (math.prod(w) + length * (queries + values))
+
+
+_COUNTED: dict[tuple[str, str], Count] = {
+    ("", "Conv"): _conv,
+    ("", "ConvInteger"): _conv,
+    ("", "ConvTranspose"): _conv_transpose,
+    ("", "Einsum"): _einsum,
+    ("", "GRU"): _recurrent,
+    ("", "Gemm"): _gemm,
+    ("", "LSTM"): _recurrent,
+    ("", "MatMul"): _matmul,
+    ("", "MatMulInteger"): _matmul,
+    ("", "QLinearConv"): _qlinear_conv,
+    ("", "QLinearMatMul"): _matmul,
+    ("", "RNN"): _recurrent,
+    ("com.microsoft", "Attention"): _attention,
+    ("com.microsoft", "DynamicQuantizeMatMul"): _matmul,
+    ("com.microsoft", "FusedConv"): _conv,
+    ("com.microsoft", "FusedGemm"): _gemm,
+    ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft", "MatMulIntegerToFloat"): _matmul,
+    ("com.microsoft", "MatMulNBits"): _matmul,
+    ("com.microsoft", "QGemm"): _gemm,
+    ("com.microsoft", "QLinearConv"): _qlinear_conv,
 }

@@ -69,6 +69,8 @@ class Layer:
         macs_before: multiply-accumulates of one inference with the checked input shapes, or None.
         macs_after: the same for the pair.
         shared: how many further layers read the same constant.
+        off: whether its form was not chosen (``--ops``); such layers count in no sum of linear
+            parameters.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Layer:
     macs_before: int | None = None
     macs_after: int | None = None
     shared: int = 0
+    off: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Totals:
     Attributes:
         parameters_before: elements of all constants of the input (see `File.parameters`).
         parameters_after: the same of the output.
-        linear_parameters_before: elements of the constants that the listed layers read.
+        linear_parameters_before: elements of the constants that the layers read
+            whose form was chosen.
         linear_parameters_after: the same, with the pairs in place of what they replaced.
         macs_before: multiply-accumulates of one inference with the checked input shapes (MatMul,
             Gemm, Einsum, Conv, LSTM and their relatives); None where a shape is not known.

@@ -32,10 +32,12 @@ class Result:
     Attributes:
         model: the model; large factors are memory-mapped.
         report: everything that was decided and measured.
+        sources: the files that it was made from, which are never overwritten.
     """
 
     model: ir.Model
     report: Report
+    sources: tuple[Path, ...] = ()
 
     def save(
         self,
@@ -60,8 +62,7 @@ class Result:
             UsageError: "never" for a model above 2 GiB.
         """
         target = Target(Path(path), external_data, force)
-        source = self.report.input.path
-        target.check(() if source is None else (Path(source),))
+        target.check(self.sources)
         with target.workspace() as folder:
             files = target.write(self.model, folder)
             size = written_bytes(files)

@@ -10,15 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx
-import onnx.checker
 import onnx_ir as ir
 
 from onnx_lowrank.check import worst_error
-from onnx_lowrank.choose import Choice, Decision, choose, decide, worth_measuring
+from onnx_lowrank.choose import Choice, Decision, choose, decide, settle, worth_measuring
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import GateError, InputError
 from onnx_lowrank.find import Finding, Group, find
-from onnx_lowrank.forms import chosen_forms
+from onnx_lowrank.forms import all_forms, chosen_forms
 from onnx_lowrank.load import Source, load
 from onnx_lowrank.macs import Macs, count_macs
 from onnx_lowrank.measure import measure
@@ -34,11 +33,13 @@ from onnx_lowrank.simplify import simplify as simplify_model
 from onnx_lowrank.spool import Spool
 from onnx_lowrank.summary import layers, nothing_gained, removed_parameters, totals
 from onnx_lowrank.trial import Trial
+from onnx_lowrank.validity import invalid
 from onnx_lowrank.walk import elements, stored_bytes
 
 __all__ = ["TIMED_PAIRS", "execute"]
 
 TIMED_PAIRS = 40
+LOAD_LIMIT = 500_000_000
 
 
 def execute(
@@ -64,11 +65,11 @@ def execute(
     with stages("load"):
         source = load(model)
     if target is not None:
-        paths = [] if source.path is None else [source.path]
-        target.check([*paths, *source.data_files])
+        place = dataclasses.replace(target, force=True) if settings.dry_run else target
+        place.check(source.files)
     with contextlib.ExitStack() as stack:
-        place = workspace(None) if target is None or settings.dry_run else target.workspace()
-        folder = stack.enter_context(place)
+        home = workspace(None) if target is None or settings.dry_run else target.workspace()
+        folder = stack.enter_context(home)
         try:
             return _Run(source, settings, target, folder, stages, log).result()
         except OSError as error:
@@ -106,7 +107,8 @@ class _Run:
         if settings.dry_run:
             parameters, size = _predicted(model, decisions)
             after = File(None, size, parameters)
-            return Result(model, self._report(before, after, decisions, {}, macs, None, ()))
+            report = self._report(before, after, decisions, {}, macs, None, ())
+            return Result(model, report, self.source.files)
         ranked = [group for group, choice in choices.items() if choice.rank is not None]
         with self.stages("rewrite", sum(group.matrix.size for group in ranked)) as advance:
             errors = rewrite(model, choices, Spool(self.folder), advance)
@@ -117,10 +119,10 @@ class _Run:
         report = self._report(before, after, decisions, errors, macs, check, latency)
         self._gate(report)
         if self.target is None:
-            return Result(model, report)
+            return Result(model, report, self.source.files)
         commit(files, self.target.path)
         after = dataclasses.replace(after, path=str(self.target.path))
-        return Result(model, dataclasses.replace(report, output=after))
+        return Result(model, dataclasses.replace(report, output=after), self.source.files)
 
     def _say(self, note: str | None) -> None:
         if note is not None:
@@ -147,17 +149,18 @@ class _Run:
         goal, selection = settings.goal, settings.selection
         with self.stages("find"):
             constants = Constants(model, settings.constant_inputs)
-            finding = find(model, constants, chosen_forms(settings.ops))
+            finding = find(model, constants, all_forms(), chosen_forms(settings.ops))
             selection.check(entry.node for entry in finding.entries)
             choices = {group: worth_measuring(group, goal, selection) for group in finding.groups}
         undecided = [group for group, choice in choices.items() if choice is None]
         with self.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
             measured = measure(undecided, advance)
         with self.stages("choose"):
-            return finding, {
+            chosen = {
                 group: choice or choose(group, measured[group], goal)
                 for group, choice in choices.items()
             }
+            return finding, settle(finding, chosen, goal)
 
     def _macs(self, model: ir.Model, finding: Finding) -> Macs | None:
         """Multiply-accumulates, where the model is run at all."""
@@ -195,9 +198,9 @@ class _Run:
         """The result in the workspace, valid ONNX."""
         target = self.target or Target(Path("model.onnx"))
         files = target.write(model, self.folder)
-        wrong = _invalid(files[-1])
+        wrong = invalid(model)
         if wrong is not None:
-            if self.source.path is None or _invalid(self.source.path) is None:
+            if invalid(self.source.model) is None:
                 raise InputError(f"{self.source.name}: the result is not valid ONNX: {wrong}")
             self._say(f"the input does not pass onnx.checker, nor does the result: {wrong}")
         return files
@@ -206,9 +209,15 @@ class _Run:
         """Check and timing of the written result, which at least has to load."""
         settings, trial = self.settings, self.trial
         if not self._runs():
-            if not (settings.check or settings.bench):
-                with self.stages("check"):
-                    trial.open(path, optimize=False)
+            wanted = settings.check or settings.bench
+            if not wanted and self.source.bytes > LOAD_LIMIT:
+                # ONNX Runtime would hold all of it, which is more than the rest of the run takes.
+                self._say(f"not loaded in ONNX Runtime: above {LOAD_LIMIT // 10**6} MB, --no-check")
+                return None, ()
+            with self.stages("check"):
+                note = trial.loads(path)
+            if not wanted:  # else it is said already
+                self._say(note)
             return None, ()
         candidate = trial.open(path)
         check, latency = None, ()
@@ -258,16 +267,6 @@ class _Run:
                 "nothing written",
                 report,
             )
-
-
-def _invalid(path: Path) -> str | None:
-    """What onnx.checker has against a model, in one line; None if nothing."""
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # its exceptions have no common base
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[0] if lines else type(error).__name__
-    return None
 
 
 def _predicted(model: ir.Model, decisions: Sequence[Decision]) -> tuple[int, int]:

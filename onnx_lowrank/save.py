@@ -13,6 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.serialize import PROTOBUF_LIMIT, write_beside, write_protobuf
 from onnx_lowrank.walk import all_graphs, stored_bytes
 
 __all__ = [
@@ -28,11 +29,8 @@ __all__ = [
 
 ExternalData = Literal["auto", "always", "never"]
 
-# Weights go beside the model above this; a protobuf cannot exceed 2 GiB.
+# Weights go beside the model above this.
 _AUTO = 1_500_000_000
-_PROTOBUF = (1 << 31) - (1 << 20)
-# Smaller tensors stay in the model, where shape inference and people can see them.
-_INLINE = 1024
 
 
 @contextmanager
@@ -116,35 +114,15 @@ def write(model: ir.Model, folder: Path, name: str, external: ExternalData) -> t
     size = stored_bytes(model)
     beside = external == "always" or (external == "auto" and size > _AUTO)
     if beside:
-        ir.save(model, path, external_data=data_name(name), size_threshold_bytes=_INLINE)
+        write_beside(model, path, data_name(name))
         data = folder / data_name(name)
         return (data, path) if data.exists() else (path,)
-    if size > _PROTOBUF:
+    if size > PROTOBUF_LIMIT:
         raise UsageError(
             f"--external-data never: expected at most 2 GiB of weights, got {size} bytes"
         )
-    with _embedded(model):
-        proto = ir.to_proto(model)
-    with path.open("wb") as file:
-        file.write(proto.SerializeToString())
+    write_protobuf(model, path)
     return (path,)
-
-
-@contextmanager
-def _embedded(model: ir.Model) -> Iterator[None]:
-    """The model with external tensors as tensors in memory (views on the mapped files)."""
-    changed: list[tuple[ir.Value, ir.ExternalTensor]] = []
-    for graph in all_graphs(model):
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor):
-                changed.append((value, tensor))
-                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
-    try:
-        yield
-    finally:
-        for value, tensor in changed:
-            value.const_value = tensor
 
 
 def commit(files: tuple[Path, ...], target: Path) -> None:
@@ -154,13 +132,14 @@ def commit(files: tuple[Path, ...], target: Path) -> None:
         files: as `write` returned them, in a folder on the same file system.
         target: the model's place.
     """
-    stale = _data_files(target) if target.exists() else set()
+    own = target.parent / data_name(target.name)
+    # The old model is only looked into where there is something to remove.
+    stale = _data_files(target) if own.exists() and target.exists() else set()
     placed = set()
     for file in files:
-        place = target if file == files[-1] else target.parent / data_name(target.name)
+        place = target if file == files[-1] else own
         file.replace(place)
         placed.add(place)
-    own = target.parent / data_name(target.name)
     if own in stale - placed:
         own.unlink(missing_ok=True)
 
@@ -176,7 +155,7 @@ def check_report_target(path: Path, others: tuple[Path, ...]) -> None:
         raise InputError(f"--report {path}: folder {path.parent} does not exist")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--report {path}: cannot be written")
-    for other in others:
+    for other in (*others, *(other.with_name(data_name(other.name)) for other in others)):
         if path.absolute() == other.absolute() or (
             path.exists() and other.exists() and path.samefile(other)
         ):

@@ -13,6 +13,7 @@ from typing import Any
 from onnx_lowrank.choose import Goal
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.find import Selection
+from onnx_lowrank.forms import chosen_forms
 
 __all__ = ["DEFAULT_ENERGY", "DEFAULT_SAMPLES", "Settings"]
 
@@ -53,7 +54,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.energy is None and self.rank is None and self.keep is None:
             object.__setattr__(self, "energy", DEFAULT_ENERGY)
-        _ = self.goal
+        _ = self.goal, chosen_forms(self.ops)
         for name, least in (("samples", 1), ("seed", 0), ("threads", 1)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= least):

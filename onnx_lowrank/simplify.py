@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 
+from onnx_lowrank.errors import InputError
 from onnx_lowrank.load import Source, load
 from onnx_lowrank.save import write
+from onnx_lowrank.validity import invalid
 from onnx_lowrank.walk import all_nodes, stored_bytes
 
 __all__ = ["SIZE_LIMIT", "simplify"]
 
 SIZE_LIMIT = 1_000_000_000
 """Bytes of weights above which a model is not simplified: onnxsim holds it in memory."""
+
+_WORKER = Path(__file__).with_name("_onnxsim_worker.py")
 
 # Folding small constants may cost a little; more than this is growth.
 _SLACK_SHARE, _SLACK_BYTES = 0.01, 1 << 16
@@ -46,9 +50,9 @@ def simplify(
     if given is None or source.data_files:
         given = write(source.model, workspace, "unsimplified.onnx", "never")[-1]
     target = workspace / "simplified.onnx"
-    worker = Path(__file__).with_name("_onnxsim_worker.py")
     done = subprocess.run(
-        [sys.executable, str(worker), str(given), str(target)],
+        # -P: its folder, this package, must not stand before the standard library.
+        [sys.executable, "-P", str(_WORKER), str(given), str(target)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -58,15 +62,24 @@ def simplify(
     if done.returncode != 0:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         why = lines[-1].strip() if lines else f"exit code {done.returncode}"
+        if done.returncode < 0:
+            why = f"it crashed with signal {-done.returncode}"
         return source.model, f"not simplified: onnxsim failed: {why[:200]}"
-    simplified = load(target).model
+    try:
+        simplified = load(target).model
+    except InputError as error:
+        return source.model, f"not simplified: onnxsim made an unusable model: {error}"
     grown = stored_bytes(simplified) - size
     if grown > _SLACK_SHARE * size + _SLACK_BYTES:
         return source.model, f"not simplified: onnxsim made it {grown} bytes larger"
     _restore(simplified, source.model)
     if _interface(simplified) != _interface(source.model):
         return source.model, "not simplified: onnxsim changed the model's inputs or outputs"
-    wrong = compare(write(simplified, workspace, "simplified.onnx", "never")[-1])
+    final = write(simplified, workspace, "simplified.onnx", "never")[-1]
+    complaint = invalid(simplified)
+    if complaint is not None and invalid(source.model) is None:
+        return source.model, f"not simplified: onnx.checker rejects what onnxsim made: {complaint}"
+    wrong = compare(final)
     if wrong is not None:
         return source.model, f"not simplified: {wrong}"
     return simplified, None
@@ -77,10 +90,26 @@ def _interface(model: ir.Model) -> list[str | None]:
     return [*inputs, "->", *(value.name for value in model.graph.outputs)]
 
 
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    """The values of the main graph; those of subgraphs may have the same names."""
+    yield from model.graph.inputs
+    yield from model.graph.initializers.values()
+    for node in model.graph:
+        yield from node.outputs
+
+
 def _restore(simplified: ir.Model, original: ir.Model) -> None:
-    """Put back what onnxsim drops: node metadata, documentation and names, by output name."""
+    """Put back what onnxsim drops: metadata, documentation, and names of nodes."""
     for key in [key for key in simplified.metadata_props if key.startswith("onnxsim.")]:
         del simplified.metadata_props[key]
+    old_graph, graph = original.graph, simplified.graph
+    graph.metadata_props.update({**old_graph.metadata_props, **graph.metadata_props})
+    values = {value.name: value for value in _values(original)}
+    for value in _values(simplified):
+        if value.name in values:
+            same = values[value.name]
+            value.metadata_props.update({**same.metadata_props, **value.metadata_props})
+            value.doc_string = value.doc_string or same.doc_string
     before: dict[str | None, ir.Node] = {}
     for node in all_nodes(original):
         for value in node.outputs:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 __all__ = ["Spool"]
 
@@ -30,20 +31,41 @@ class Spool:
         self._file: IO[bytes] | None = None
         self._end = 0
 
-    def store(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The array, or where it is large a read-only view on a copy of it in the file.
+    def store(self, array: npt.NDArray[Any], name: str) -> ir.Tensor[Any]:
+        """A tensor with the elements of the array; where it is large they are in the file.
 
         Raises:
             OSError: the disk is full.
         """
+        array = np.ascontiguousarray(array)
         if array.nbytes < _SMALL:
-            return array
+            return ir.Tensor(array, name=name)
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
         start = -(-self._end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         self._file.seek(start)
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        self._file.write(array.reshape(-1).view(np.uint8).data)
         self._file.flush()
         self._end = start + array.nbytes
-        view = mmap.mmap(self._file.fileno(), array.nbytes, access=mmap.ACCESS_READ, offset=start)
-        return np.frombuffer(view, dtype=array.dtype).reshape(array.shape)
+        return _Spooled(
+            mmap.mmap(self._file.fileno(), array.nbytes, access=mmap.ACCESS_READ, offset=start),
+            array.dtype,
+            array.shape,
+            name,
+        )
+
+
+class _Spooled(ir.Tensor[Any]):
+    """A tensor on a memory-mapped part of the file, whose pages go once they are written."""
+
+    def __init__(
+        self, mapped: mmap.mmap, dtype: np.dtype[Any], shape: tuple[int, ...], name: str
+    ) -> None:
+        super().__init__(np.frombuffer(mapped, dtype=dtype).reshape(shape), name=name)
+        self._mapped = mapped
+
+    def tofile(self, file: Any) -> None:
+        """Write the elements; afterwards they take no memory until they are read again."""
+        super().tofile(file)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)

@@ -21,17 +21,15 @@ def layers(
     rows = []
     for decision in decisions:
         choice, group = decision.choice, decision.group
-        count = None if macs is None else macs.rows.get(decision.node)
+        cost = None if macs is None or decision.site is None else macs.costs.get(decision.site)
         before = after = None
         pair = decision.size
         if decision.shape is not None and choice.rank is not None:
             m, n = decision.shape
             pair = decision.slices * choice.rank * (m + n)
-        if count is not None and decision.shape is not None:
-            m, n = decision.shape
-            before = after = count * m * n
-            if choice.rank is not None:
-                after = count * choice.rank * (m + n)
+        if cost is not None:
+            before = cost.dense
+            after = cost.dense if choice.rank is None else cost.pair(choice.rank)
         rows.append(
             Layer(
                 name=node_name(decision.node),
@@ -50,6 +48,7 @@ def layers(
                 macs_before=before,
                 macs_after=after,
                 shared=0 if group is None else len(group.members) - 1,
+                off=decision.off,
             )
         )
     return tuple(rows)
@@ -64,12 +63,13 @@ def totals(
 ) -> Totals:
     """Sums over the model; a shared constant counts once."""
     linear_before = linear_after = 0
-    seen = set()
-    for decision in decisions:
+    seen: set[object] = set()
+    # What is refused knows its weight by name only: it comes after what reads the same weight.
+    for decision in sorted(decisions, key=lambda decision: decision.group is None):
         key = decision.weight if decision.group is None else decision.group.matrix.root
-        if key in seen:
+        if key in seen or decision.off:
             continue
-        seen.add(key)
+        seen |= {key, decision.weight}
         linear_before += decision.size
         linear_after += decision.size - removed_parameters(decision)
     after = None
@@ -104,6 +104,9 @@ def nothing_gained(decisions: Sequence[Decision]) -> str | None:
         return None
     if not decisions:
         return "nothing was replaced: the model has no linear map with a constant weight"
+    decisions = [decision for decision in decisions if not decision.off]
+    if not decisions:
+        return "nothing was replaced: the model has no linear map of the forms that --ops chooses"
     shares = sorted(
         decision.choice.needed / break_even(*decision.shape)
         for decision in decisions

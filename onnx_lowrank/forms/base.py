@@ -24,9 +24,28 @@ from onnx_lowrank.constants import FLOATS, Constant, Constants, Unusable
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair
 
-__all__ = ["Dims", "Form", "Refusal", "Site", "attribute", "node_name"]
+__all__ = ["Cost", "Dims", "Form", "Refusal", "Site", "attribute", "node_name"]
 
 Dims = Sequence[int | None]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one inference.
+
+    Attributes:
+        dense: of the map as it is.
+        first: of the pair's first map, for each unit of rank.
+        second: of its second map, for each unit of rank.
+    """
+
+    dense: int
+    first: int
+    second: int
+
+    def pair(self, rank: int) -> int:
+        """Multiply-accumulates of a pair."""
+        return rank * (self.first + self.second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +132,13 @@ class Form(abc.ABC):
         if shape is None or any(d is None for d in shape):
             return None
         return math.prod(d for d in shape if d is not None) // max(site.n, 1)
+
+    def cost(self, site: Site, dims: Callable[[ir.Value], Dims | None]) -> Cost | None:
+        """What the map costs, from concrete shapes; None if they are not known."""
+        rows = self.rows(site, dims)
+        if rows is None:
+            return None
+        return Cost(rows * site.m * site.n, rows * site.m, rows * site.n)
 
     def site(
         self, node: ir.Node, index: int, operand: Constant, matrix: Constant

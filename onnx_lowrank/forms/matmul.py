@@ -39,7 +39,7 @@ def refusal(
         return _refuse(constant, "both operands are constant; simplification folds the node")
     if len(constant.shape) < 2:
         return _refuse(constant, "a vector has no factors")
-    if len(constant.shape) > 2 and math.prod(constant.shape[:-2]) > 1:
+    if len(constant.shape) > 2:
         rank = None if activation is None or activation.shape is None else len(activation.shape)
         if rank is None:
             return _refuse(

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from onnx_lowrank.numerics.spectrum import gram, row_blocks
+from onnx_lowrank.numerics.spectrum import gram, row_blocks, unit
 
-__all__ = ["balanced_pair", "relative_error"]
+__all__ = ["balanced_pair", "leading_eigenvectors", "relative_error"]
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ def _tall_pair(matrix: Array, rank: int) -> tuple[Float64, Float64]:
         u, values, vt = scipy.linalg.svd(matrix, full_matrices=False, check_finite=False)
         root = np.sqrt(values[:rank])
         return u[:, :rank] * root, vt[:rank].T * root
-    basis = _leading_eigenvectors(gram(matrix), rank)
+    _, basis = leading_eigenvectors(gram(matrix), rank)
     projected = np.empty((rows, rank))
     for block in row_blocks(rows, columns):
         np.matmul(np.asarray(matrix[block], np.float64), basis, out=projected[block])
@@ -61,17 +61,25 @@ def _tall_pair(matrix: Array, rank: int) -> tuple[Float64, Float64]:
     return projected * inverse, basis * root
 
 
-def _leading_eigenvectors(upper: Float64, rank: int) -> Float64:
-    """Eigenvectors of the ``rank`` largest eigenvalues, falling, shape [s, rank]."""
+def leading_eigenvectors(upper: Float64, rank: int) -> tuple[Float64, Float64]:
+    """The ``rank`` largest eigenvalues of a symmetric matrix, falling, and their eigenvectors.
+
+    Args:
+        upper: the matrix [s, s], of which the upper triangle is read; overwritten.
+        rank: how many.
+
+    Returns:
+        values [rank] and vectors [s, rank].
+    """
     size = upper.shape[0]
     # Most of them: divide and conquer finds all of them faster than MRRR a large subset.
     if rank > size // 2:
-        _, vectors = scipy.linalg.eigh(
+        values, vectors = scipy.linalg.eigh(
             upper, lower=False, driver="evd", overwrite_a=True, check_finite=False
         )
-        vectors = vectors[:, size - rank :]
+        values, vectors = values[size - rank :], vectors[:, size - rank :]
     else:
-        _, vectors = scipy.linalg.eigh(
+        values, vectors = scipy.linalg.eigh(
             upper,
             lower=False,
             driver="evr",
@@ -79,7 +87,7 @@ def _leading_eigenvectors(upper: Float64, rank: int) -> Float64:
             overwrite_a=True,
             check_finite=False,
         )
-    return np.ascontiguousarray(vectors[:, ::-1])
+    return values[::-1], np.ascontiguousarray(vectors[:, ::-1])
 
 
 def relative_error(stack: Array, first: Array, second: Array) -> float:
@@ -88,12 +96,15 @@ def relative_error(stack: Array, first: Array, second: Array) -> float:
     0 for a matrix of zeros that is represented exactly, infinity for one that is not.
     """
     error = norm = 0.0
+    scale = unit(stack)
     for matrix, a, b in zip(stack, first, second, strict=True):
         right = np.asarray(b, np.float64)
         for block in row_blocks(*matrix.shape):
             exact = np.asarray(matrix[block], np.float64)
-            norm += float(np.vdot(exact, exact))
             difference = exact - np.asarray(a[block], np.float64) @ right
+            if scale != 1.0:
+                exact, difference = exact * scale, difference * scale
+            norm += float(np.vdot(exact, exact))
             error += float(np.vdot(difference, difference))
     if norm == 0.0:
         return 0.0 if error == 0.0 else math.inf

@@ -9,6 +9,7 @@ singular values themselves; it goes through LAPACK's ``gesdd``.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ import numpy.typing as npt
 import scipy.linalg
 import scipy.linalg.blas
 
-__all__ = ["gram", "row_blocks", "squared_singular_values"]
+__all__ = ["gram", "row_blocks", "squared_singular_values", "unit"]
 
 # Rows that are converted to float64 at a time, in elements: 16 MB.
 _BLOCK = 1 << 21
+
+# Sums of squares of numbers up to 2**300 stay far within float64.
+_SAFE_EXPONENT = 300
 
 
 def row_blocks(rows: int, columns: int) -> list[slice]:
@@ -48,20 +52,33 @@ def squared_singular_values(stack: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
     s is ``min(m, n)``.  The i-th entry is the sum over the slices of the square of their i-th
     singular value, so that a rank shared by all slices holds the sum of the first entries.
-    Values below the rounding error of the method are set to exactly 0.
+    Values below the rounding error of the method are set to exactly 0.  Of a float64 weight
+    whose squares leave the range of float64 they are in another unit (see `unit`).
     """
     total = np.zeros(min(stack.shape[1:]), dtype=np.float64)
+    scale = unit(stack)
     for matrix in stack:
-        total += _of_one(matrix)
+        total += _of_one(matrix, scale)
     return total
 
 
-def _of_one(matrix: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def unit(stack: npt.NDArray[Any]) -> float:
+    """A power of two by which a stack is multiplied so that its squares can be summed.
+
+    1 but for float64 weights of more than 1e90 or less than 1e-90.
+    """
+    if stack.dtype != np.float64 or stack.size == 0:
+        return 1.0
+    exponent = math.frexp(max(float(stack.max()), -float(stack.min())))[1]
+    return 1.0 if abs(exponent) <= _SAFE_EXPONENT else math.ldexp(1.0, min(-exponent, 1000))
+
+
+def _of_one(matrix: npt.NDArray[Any], scale: float) -> npt.NDArray[np.float64]:
     size = min(matrix.shape)
     if size == 0:
         return np.zeros(0)
     if matrix.dtype == np.float64:
-        values = scipy.linalg.svdvals(matrix, check_finite=False)
+        values = scipy.linalg.svdvals(matrix, check_finite=False) * scale
         floor = max(matrix.shape) * np.finfo(np.float64).eps * values[0]
         return np.where(values > floor, values, 0.0) ** 2
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T

@@ -1,0 +1,9 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+# A loaded machine must not fail a test, and no folder is left in the checkout.
+settings.register_profile("onnx-lowrank", deadline=None, database=None, max_examples=60)
+settings.load_profile("onnx-lowrank")
