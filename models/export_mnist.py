@@ -113,10 +113,10 @@ class Network:
 
 
 NETWORKS = {
-    "mlp-torchscript": Network(mlp, (784,), dynamo=False, opset=17, epochs=12),
-    "mlp-dynamo": Network(mlp, (784,), dynamo=True, opset=20, epochs=12),
-    "cnn": Network(cnn, (1, 28, 28), dynamo=True, opset=20, epochs=6),
-    "vit": Network(VisionTransformer, (1, 28, 28), dynamo=True, opset=20, epochs=14, batch=32),
+    "mlp-torchscript": Network(mlp, (784,), dynamo=False, opset=17, epochs=7),
+    "mlp-dynamo": Network(mlp, (784,), dynamo=True, opset=20, epochs=7),
+    "cnn": Network(cnn, (1, 28, 28), dynamo=True, opset=20, epochs=5),
+    "vit": Network(VisionTransformer, (1, 28, 28), dynamo=True, opset=20, epochs=8, batch=32),
 }
 
 

@@ -12,7 +12,8 @@ from onnx_lowrank.progress import Progress, Silent
 from onnx_lowrank.result import Result
 from onnx_lowrank.run import execute
 from onnx_lowrank.runtime import OrtLog
-from onnx_lowrank.settings import DEFAULT_SAMPLES, Settings
+from onnx_lowrank.settings import DEFAULT_CALIBRATION_SAMPLES, DEFAULT_SAMPLES, Settings
+from onnx_lowrank.sources import Source
 
 __all__ = ["compress"]
 
@@ -33,6 +34,10 @@ def compress(
     dims: Mapping[str, int] | None = None,
     data: str | os.PathLike[str] | None = None,
     samples: int = DEFAULT_SAMPLES,
+    calibration: Source | None = None,
+    calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES,
+    calibrate: bool = True,
+    mask: str | None = None,
     seed: int = 0,
     max_error: float | None = None,
     simplify: bool = True,
@@ -62,7 +67,13 @@ def compress(
         input_shapes: input -> concrete sizes, for check and timing.
         dims: symbolic dimension -> size, for check and timing.
         data: samples for check and timing, see the README; random input without it.
-        samples: how many samples to use.
+        samples: how many samples to check with.
+        calibration: samples to fit the factors to: as ``data``, or ``module:callable``,
+            ``file.py:callable``, an iterable of feeds, or a CalibrationDataReader.  Without it
+            a part of ``data`` is used, and the rest judges.
+        calibration_samples: how many samples to fit to.
+        calibrate: False fits to the weights alone, whatever data there are.
+        mask: input whose zeros mark rows of padding; one with the usual name is found by itself.
         seed: of random input, and of the choice among more samples.
         max_error: gate on the mean relative L2 error of every output.
         simplify: run onnxsim first.
@@ -95,6 +106,10 @@ def compress(
         dims=dict(dims or {}),
         data=data,
         samples=samples,
+        calibration=calibration,
+        calibration_samples=calibration_samples,
+        calibrate=calibrate,
+        mask=mask,
         seed=seed,
         max_error=max_error,
         simplify=simplify,

@@ -102,7 +102,7 @@ class Comparison:
         else:
             figures = self._figures(name, expected, found)
             if sums.classifier and expected.ndim and expected.shape[-1] > 1 and expected.size:
-                same = expected.argmax(axis=-1) == found.argmax(axis=-1)
+                same = _same_top(expected, found)
                 sums.rows += int(same.size)
                 sums.agreeing += int(np.count_nonzero(same))
         sums.samples += 1
@@ -135,6 +135,15 @@ class Comparison:
         relative = distance / norm_a if norm_a else math.inf
         cosine = float(np.vdot(a, b).real) / (norm_a * norm_b) if norm_a and norm_b else 0.0
         return float(difference.max()) * scale, relative, min(1.0, max(-1.0, cosine))
+
+
+def _same_top(expected: Array, found: Array) -> npt.NDArray[np.bool_]:
+    """Whether the largest of each row is the same one; any of several equally large will do."""
+    top = found.argmax(axis=-1)[..., np.newaxis]  # [..., 1]
+    first = expected.argmax(axis=-1)[..., np.newaxis]
+    largest = np.take_along_axis(expected, first, axis=-1)
+    same = (top == first) | (np.take_along_axis(expected, top, axis=-1) == largest)
+    return np.asarray(same[..., 0])
 
 
 def compare_outputs(

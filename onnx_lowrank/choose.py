@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +34,16 @@ __all__ = [
 ]
 
 
+EnergyOf = Literal["weight", "output"]
+
+
 @dataclass(frozen=True)
 class Goal:
     """How ranks are chosen: by exactly one of an energy, a rank, or a share to keep.
 
     Attributes:
-        energy: share of the squared singular values to hold, in (0, 1].
+        energy: share of the squared singular values, or with calibration samples of the layer's
+            output energy, to hold, in (0, 1].
         rank: the rank, taken as it is.
         keep: share of a layer's parameters that the pair may have, in (0, 1].
         min_gain: a pair has at most ``1 − min_gain`` of the parameters of its weight.
@@ -74,6 +78,11 @@ class Goal:
                 f"--min-gain: expected a number from -1 and below 1, got {self.min_gain!r}"
             )
 
+    @property
+    def needs_spectrum(self) -> bool:
+        """Whether the choice depends on the singular values; a given rank does not."""
+        return self.rank is None
+
     def largest(self, group: Group) -> int:
         """Largest rank that the gain limit allows for a group."""
         _, m, n = group.shape
@@ -92,12 +101,16 @@ class Measurement:
     """What is known of a group's matrix.
 
     Attributes:
-        squares: squared singular values, falling, summed over the slices, shape [min(m, n)].
+        squares: squared singular values, falling, summed over the slices, shape [min(m, n)];
+            None where the goal does not ask for them.
         finite: whether all elements are.
+        of: what the squares are the energy of: the "weight" itself, or its "output" on samples
+            (see `onnx_lowrank.numerics.output_pca`).
     """
 
-    squares: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64] | None
     finite: bool
+    of: EnergyOf = "weight"
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,8 @@ class Choice:
     energy: float | None = None
     needed: int | None = None
     """The rank that the goal asked for before limits, where it was measured."""
+    of: EnergyOf = "weight"
+    """What the energy is the energy of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +200,7 @@ def choose(group: Group, measured: Measurement, goal: Goal) -> Choice:
         if rank < goal.rank:
             why += f", {rank} is full rank"
     elif goal.energy is not None:
+        assert measured.squares is not None
         needed = energy_rank(measured.squares, goal.energy)
         if needed > limit:
             return Choice(
@@ -194,7 +210,7 @@ def choose(group: Group, measured: Measurement, goal: Goal) -> Choice:
                 f"{limit} is the largest that saves {_percent(goal.min_gain)}",
                 needed=needed,
             )
-        rank = rounded(needed, goal.rank_multiple, limit, keep_promise=True)
+        rank = rounded(needed, goal.rank_multiple, limit, up=True)
         why = f"energy {goal.energy:g} needs rank {needed}"
     else:
         assert goal.keep is not None
@@ -205,12 +221,14 @@ def choose(group: Group, measured: Measurement, goal: Goal) -> Choice:
         if needed > limit:
             needed = limit
             why = f"rank {limit} is the largest that saves {_percent(goal.min_gain)}"
-        rank = rounded(needed, goal.rank_multiple, limit, keep_promise=False)
+        rank = rounded(needed, goal.rank_multiple, limit, up=False)
     if rank != needed:
         why += f", rounded to {rank}"
+    if measured.squares is None:
+        return Choice(rank, why, None, needed, measured.of)
     if not measured.squares.any():
         why += "; the weight is all zeros"
-    return Choice(rank, why, energy_at(measured.squares, rank), needed)
+    return Choice(rank, why, energy_at(measured.squares, rank), needed, measured.of)
 
 
 def settle(finding: Finding, choices: Mapping[Group, Choice], goal: Goal) -> dict[Group, Choice]:

@@ -134,7 +134,7 @@ def _number(name: str, text: str, **extra: Any) -> _Decorator:
 )
 @_number(
     "--rank-multiple",
-    "Round chosen ranks to a multiple, upward where --min-gain allows.",
+    "Round chosen ranks to a multiple: for --energy up where --min-gain allows, for --keep down.",
     default=8,
     show_default=True,
 )
@@ -158,6 +158,20 @@ def _number(name: str, text: str, **extra: Any) -> _Decorator:
 )
 @_number("--samples", "How many samples to use.", default=16, show_default=True)
 @_number("--seed", "For random input and for the choice of samples.", default=0, show_default=True)
+@click.option(
+    "--calibrate",
+    "calibration",
+    metavar="SOURCE",
+    help="Samples to fit the factors to: as --data, or module:callable or file.py:callable that "
+    "returns an iterable of feeds.  Without it a part of --data is used, the rest judges.",
+)
+@_number("--calibration-samples", "How many samples to fit to.", default=256, show_default=True)
+@click.option(
+    "--mask",
+    metavar="INPUT",
+    help="Input whose zeros mark padding, left out of the calibration.  [default: attention_mask]",
+)
+@click.option("--no-calibrate", is_flag=True, help="Fit to the weights alone, in spite of --data.")
 @click.option(
     "--max-error",
     type=float,
@@ -197,6 +211,7 @@ def compress(
     ops: str | None,
     input_shape: tuple[str, ...],
     dim: tuple[str, ...],
+    no_calibrate: bool,
     no_simplify: bool,
     no_check: bool,
     no_bench: bool,
@@ -221,6 +236,7 @@ def compress(
         ops=_listed(ops),
         input_shapes=parse_input_shapes(input_shape),
         dims=parse_dims(dim),
+        calibrate=not no_calibrate,
         simplify=not no_simplify,
         check=not no_check,
         bench=not no_bench,

@@ -112,10 +112,12 @@ def _print_layers(layers: Sequence[Layer], console: Console) -> None:
             "–" if layer.rank is None else str(layer.rank),
             "" if layer.rank is None else f"{_share(layer):.2f}",
             "" if layer.energy is None else f"{layer.energy:.4f}",
-            "" if layer.weight_error is None else f"{layer.weight_error:.3g}",
+            _error(layer),
             Text("" if layer.status == "factored" else layer.reason),
         )
-    console.print(f"{len(layers)} linear map{plural}, {factored} factored", style="bold")
+    fitted = any(layer.energy_of == "output" for layer in layers)
+    what = ", energy and error of the outputs" if fitted else ""
+    console.print(f"{len(layers)} linear map{plural}, {factored} factored{what}", style="bold")
     if layers:
         console.print(table)
     for (form, reason), count in off.items():
@@ -131,6 +133,15 @@ def _one_a_weight(layers: Sequence[Layer]) -> Iterator[tuple[Layer, int]]:
         alike.setdefault(key, []).append(layer)
     for same in alike.values():
         yield same[0], len(same) - 1
+
+
+def _error(layer: Layer) -> str:
+    """Of the outputs on held-out samples where they were fitted to, else of the weight."""
+    fitted = layer.energy_of == "output"
+    error = layer.output_error if fitted else layer.weight_error
+    if error is None and fitted:
+        error = layer.predicted_error
+    return "" if error is None else f"{error:.3g}"
 
 
 def _shape(layer: Layer) -> str:

@@ -56,6 +56,16 @@ class Samples:
         """Input -> sizes in the first sample."""
         return {name: tuple(array.shape) for name, array in self.feeds[0].items()}
 
+    def part(self, indices: Sequence[int]) -> Samples:
+        """Some of the samples, in the given order."""
+        return Samples(
+            self.source,
+            _Lazy(len(indices), lambda index: self.feeds[indices[index]]),
+            _Lazy(len(indices), lambda index: self.expected[indices[index]]),
+            self.notes,
+            self.total,
+        )
+
 
 class _Lazy(Sequence[_T]):
     """A sequence whose items are made each time they are asked for."""

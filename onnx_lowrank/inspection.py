@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from rich.console import Console
@@ -82,7 +82,7 @@ def inspect_model(
         finding = find(model, constants, all_forms())
     wanted = [group for group in finding.groups if 0 not in group.shape]
     with stages("measure", sum(group.matrix.size for group in wanted)) as advance:
-        measured = measure(wanted, advance)
+        measured = measure(wanted, {}, advance)
     total = elements(model)
     return Inspection(
         os.fspath(path),
@@ -180,9 +180,9 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     for energy in ENERGIES:
         table.add_column(f"rank at {energy:g}", justify="right")
     table.add_column("note", overflow="fold")
-    for row in inspection.entries:
+    for row, more in _one_a_weight(inspection.entries):
         table.add_row(
-            Text(row.name),
+            Text(f"{row.name} (+{more} with the same weight)" if more else row.name),
             row.form,
             _size(row.shape),
             _percent(row.parameters, inspection.parameters),
@@ -200,6 +200,17 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
                 f"{row.reason}"
             )
         )
+
+
+def _one_a_weight(rows: Sequence[Inspected]) -> Iterator[tuple[Inspected, int]]:
+    """The rows, those that say the same of one weight as one, with the number of the others."""
+    alike: dict[Inspected, int] = {}
+    first: dict[Inspected, Inspected] = {}
+    for row in rows:
+        key = replace(row, name="")
+        alike[key] = alike.get(key, -1) + 1
+        first.setdefault(key, row)
+    return ((first[key], more) for key, more in alike.items())
 
 
 def _ranks(row: Inspected) -> Sequence[str]:

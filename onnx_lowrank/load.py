@@ -134,7 +134,8 @@ def _check_values(model: ir.Model, name: str) -> None:
                 raise InputError(
                     f"{name}: malformed model: {reader} reads {value.name!r}, which nothing gives"
                 )
-    for body in (model.graph, *model.functions.values()):
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
         try:
             body.sort()  # with its subgraphs; changes nothing where the order is as it has to be
         except ValueError as error:

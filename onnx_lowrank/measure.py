@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from onnx_lowrank.choose import Measurement
 from onnx_lowrank.find import Group
+from onnx_lowrank.numerics.fit import squares
+from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.parallel import map_layers, working_set
-from onnx_lowrank.numerics.spectrum import row_blocks, squared_singular_values
+from onnx_lowrank.numerics.spectrum import row_blocks
 
 __all__ = ["group_memory", "largest_first", "measure"]
 
@@ -25,21 +27,33 @@ def group_memory(group: Group) -> int:
     return working_set(m, n) + 8 * (slices - 1) * min(m, n) * (m + n)
 
 
-def measure(groups: Sequence[Group], advance: Callable[[int], None]) -> dict[Group, Measurement]:
-    """Squared singular values of every group's matrix, values only.
+def measure(
+    groups: Sequence[Group],
+    moments: Mapping[Group, Sequence[Moments]],
+    advance: Callable[[int], None],
+    *,
+    spectra: bool = True,
+) -> dict[Group, Measurement]:
+    """The spectrum of every group's matrix, values only.
 
     Args:
         groups: what to measure.
+        moments: of their inputs; a group without is measured by its weight alone.
         advance: called with the number of elements of every group that is done.
+        spectra: False only looks whether the weights are finite.
     """
     measured = {}
-    for group, result in map_layers(_measure_one, largest_first(groups), group_memory):
+
+    def work(group: Group) -> Measurement:
+        return _measure_one(group, moments.get(group), spectra)
+
+    for group, result in map_layers(work, largest_first(groups), group_memory):
         measured[group] = result
         advance(group.matrix.size)
     return measured
 
 
-def _measure_one(group: Group) -> Measurement:
+def _measure_one(group: Group, moments: Sequence[Moments] | None, spectra: bool) -> Measurement:
     stack = group.matrix.numpy()
     try:
         finite = all(
@@ -47,8 +61,8 @@ def _measure_one(group: Group) -> Measurement:
             for matrix in stack
             for block in row_blocks(*matrix.shape)
         )
-        squares = squared_singular_values(stack) if finite else np.zeros(0)
+        values = squares(stack, moments) if finite and spectra else None
     finally:
         del stack
     group.matrix.release()
-    return Measurement(squares, finite)
+    return Measurement(values, finite, "weight" if moments is None else "output")

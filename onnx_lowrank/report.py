@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 __all__ = [
     "REPORT_VERSION",
+    "Calibration",
     "Check",
     "File",
     "Latency",
@@ -64,7 +65,12 @@ class Layer:
         reason: one sentence, with its numbers.
         parameters_before: elements of W.
         parameters_after: elements of A and B together, or of W where dense.
-        energy: share of the squared singular values that the rank holds; None where dense.
+        energy: share of the energy that the rank holds; None where dense.
+        energy_of: of what: "weight", the squared singular values of W, or "output", the second
+            moments of ``x W`` over calibration samples.
+        predicted_error: relative error of the layer's output, ``√(1 − energy)``, where the energy
+            is the output's; else None.
+        output_error: the same as achieved on held-out samples; None without them.
         weight_error: ``‖W − A·B‖ / ‖W‖`` (Frobenius), from the factors as stored; None where dense.
         macs_before: multiply-accumulates of one inference with the checked input shapes, or None.
         macs_after: the same for the pair.
@@ -85,6 +91,9 @@ class Layer:
     parameters_before: int
     parameters_after: int
     energy: float | None = None
+    energy_of: Literal["weight", "output"] = "weight"
+    predicted_error: float | None = None
+    output_error: float | None = None
     weight_error: float | None = None
     macs_before: int | None = None
     macs_after: int | None = None
@@ -203,6 +212,27 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What the factors were fitted to.
+
+    Attributes:
+        data: where the samples come from.
+        samples: how many the factors were fitted to.
+        held_out: how many judged the layers' errors.
+        mask: the input whose zeros mark padding that was left out, or None.
+        layers: how many constants were fitted.
+        missing: name of a layer -> why it was factored by its weight alone.
+    """
+
+    data: str
+    samples: int
+    held_out: int
+    mask: str | None
+    layers: int
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole run.
 
@@ -213,6 +243,7 @@ class Report:
         output: the model that was made.
         layers: every linear map, in the order of the graph.
         totals: sums over the model.
+        calibration: what the factors were fitted to; None if to the weights alone.
         check: outputs against the original's; None where it was left out.
         latency: one entry for each provider that was timed.
         settings: the options of the run.
@@ -226,6 +257,7 @@ class Report:
     output: File
     layers: tuple[Layer, ...]
     totals: Totals
+    calibration: Calibration | None
     check: Check | None
     latency: tuple[Latency, ...]
     settings: Mapping[str, Any]

@@ -10,42 +10,59 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_lowrank.calibrate import Statistics
 from onnx_lowrank.choose import Choice
 from onnx_lowrank.constants import in_chain
 from onnx_lowrank.emit import Emitter, Pair, Storage, StoredFactor
 from onnx_lowrank.find import Group
 from onnx_lowrank.measure import group_memory, largest_first
 from onnx_lowrank.names import Names
-from onnx_lowrank.numerics.factors import balanced_pair, relative_error
+from onnx_lowrank.numerics.factors import relative_error
+from onnx_lowrank.numerics.fit import achieved_error, fitted_pair
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.spool import Spool
 
-__all__ = ["rewrite"]
+__all__ = ["Errors", "rewrite"]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a pair, as stored, is from its weight.
+
+    Attributes:
+        weight: ``‖W − A·B‖ / ‖W‖`` (Frobenius).
+        output: ``√(E‖x(W − A·B)‖² / E‖x W‖²)`` over held-out samples; None without them.
+    """
+
+    weight: float
+    output: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class _Factored:
     first: npt.NDArray[np.generic]
     second: npt.NDArray[np.generic]
-    weight_error: float
+    errors: Errors
 
 
 def rewrite(
     model: ir.Model,
     choices: Mapping[Group, Choice],
+    statistics: Statistics,
     spool: Spool,
     advance: Callable[[int], None],
-) -> dict[Group, float]:
+) -> dict[Group, Errors]:
     """Factor the groups that have a rank and rewrite their nodes, in place.
 
     Args:
         model: the model; its graph is changed.
         choices: the rank of every group.
+        statistics: what the factors are fitted to and judged with.
         spool: where the factors wait until they are saved.
         advance: called with the number of elements of every group that is done.
 
     Returns:
-        ``‖W − A·B‖ / ‖W‖`` of every group that was factored, from the factors as stored.
+        the errors of every group that was factored, from the factors as stored.
     """
     factored = [group for group, choice in choices.items() if choice.rank is not None]
     storage = Storage(model, Names(model), spool)
@@ -54,14 +71,18 @@ def rewrite(
         rank = choices[group].rank
         assert rank is not None
         stack = group.matrix.numpy()
-        first, second = balanced_pair(stack, rank, stack.dtype)
-        error = relative_error(stack, first, second)
+        first, second = fitted_pair(stack, statistics.fit.get(group), rank, stack.dtype)
+        held = statistics.held.get(group) if group in statistics.fit else None
+        errors = Errors(
+            weight=relative_error(stack, first, second),
+            output=None if held is None else achieved_error(stack, first, second, held),
+        )
         del stack
-        return _Factored(first, second, error)
+        return _Factored(first, second, errors)
 
     errors = {}
     for group, result in map_layers(work, largest_first(factored), group_memory):
-        errors[group] = result.weight_error
+        errors[group] = result.errors
         first = StoredFactor(result.first, result.first.shape, "lowrank_A")
         second = StoredFactor(result.second, result.second.shape, "lowrank_B")
         for member in group.members:

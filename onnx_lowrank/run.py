@@ -12,21 +12,23 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from onnx_lowrank.calibrate import Statistics, find_mask, gather
 from onnx_lowrank.check import worst_error
 from onnx_lowrank.choose import Choice, Decision, choose, decide, settle, worth_measuring
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import GateError, InputError
 from onnx_lowrank.find import Finding, Group, find
 from onnx_lowrank.forms import all_forms, chosen_forms
+from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.load import Source, load
 from onnx_lowrank.macs import Macs, count_macs
 from onnx_lowrank.measure import measure
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import REPORT_VERSION, Check, File, Latency, Report
+from onnx_lowrank.report import REPORT_VERSION, Calibration, Check, File, Latency, Report
 from onnx_lowrank.result import Result, Target
-from onnx_lowrank.rewrite import rewrite
+from onnx_lowrank.rewrite import Errors, rewrite
 from onnx_lowrank.runtime import OrtLog
-from onnx_lowrank.save import commit, workspace, written_bytes
+from onnx_lowrank.save import check_embeddable, commit, workspace, written_bytes
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.simplify import SIZE_LIMIT
 from onnx_lowrank.simplify import simplify as simplify_model
@@ -93,6 +95,8 @@ class _Run:
         self.folder, self.stages, self.log = folder, stages, log
         self.trial = Trial(source, settings, folder, log)
         self.notes: list[str] = []
+        self.statistics = Statistics()
+        self.calibration: Calibration | None = None
         self.runs = (settings.check or settings.bench) and not settings.dry_run
 
     def result(self) -> Result:
@@ -110,8 +114,12 @@ class _Run:
             report = self._report(before, after, decisions, {}, macs, None, ())
             return Result(model, report, self.source.files)
         ranked = [group for group, choice in choices.items() if choice.rank is not None]
-        with self.stages("rewrite", sum(group.matrix.size for group in ranked)) as advance:
-            errors = rewrite(model, choices, Spool(self.folder), advance)
+        _, size = _predicted(model, decisions)
+        if self.target is not None and self.target.external_data == "never":
+            check_embeddable(size)  # before the work is done
+        work = sum(group.matrix.size for group in ranked)
+        with self.stages("rewrite", work) as advance, Spool(self.folder) as spool:
+            errors = rewrite(model, choices, self.statistics, spool, advance)
         with self.stages("write"):
             files = self._written(model)
         check, latency = self._checked(files[-1])
@@ -153,14 +161,50 @@ class _Run:
             selection.check(entry.node for entry in finding.entries)
             choices = {group: worth_measuring(group, goal, selection) for group in finding.groups}
         undecided = [group for group, choice in choices.items() if choice is None]
+        self.statistics = self._calibrated(model, undecided)
         with self.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
-            measured = measure(undecided, advance)
+            measured = measure(undecided, self.statistics.fit, advance, spectra=goal.needs_spectrum)
         with self.stages("choose"):
             chosen = {
                 group: choice or choose(group, measured[group], goal)
                 for group, choice in choices.items()
             }
             return finding, settle(finding, chosen, goal)
+
+    def _calibrated(self, model: ir.Model, groups: Sequence[Group]) -> Statistics:
+        """Moments of what the groups' weights are multiplied with, where there are samples."""
+        settings, trial = self.settings, self.trial
+        source = settings.calibration if settings.calibration is not None else settings.data
+        if source is None or not settings.calibrate or not groups:
+            return Statistics()
+        with self.stages("prepare"):
+            unavailable = trial.unavailable
+        if unavailable is not None:
+            if settings.calibration is not None:
+                raise InputError(f"--calibrate: {unavailable}")
+            return Statistics()
+        samples = trial.calibration
+        if samples is None:
+            return Statistics()
+        mask = settings.mask or find_mask(samples.feeds[0])
+        if mask is not None:
+            self._say(f"rows where input {mask!r} is 0 are left out of the calibration")
+        held = trial.samples.feeds
+        with self.stages("calibrate", len(samples.feeds) + len(held)) as advance:
+            found = gather(model, groups, trial.runner, samples.feeds, held, mask, advance)
+        self.notes.extend(found.notes)
+        names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
+        self.calibration = Calibration(
+            data=samples.source,
+            samples=len(samples.feeds),
+            held_out=len(held),
+            mask=mask,
+            layers=len(found.fit),
+            missing=names,
+        )
+        for name, why in names.items():
+            self._say(f"{name} is fitted to its weight alone: {why}")
+        return found
 
     def _macs(self, model: ir.Model, finding: Finding) -> Macs | None:
         """Multiply-accumulates, where the model is run at all."""
@@ -234,7 +278,7 @@ class _Run:
         before: File,
         after: File,
         decisions: Sequence[Decision],
-        errors: Mapping[Group, float],
+        errors: Mapping[Group, Errors],
         macs: Macs | None,
         check: Check | None,
         latency: tuple[Latency, ...],
@@ -249,6 +293,7 @@ class _Run:
             output=after,
             layers=rows,
             totals=totals(decisions, rows, macs, before.parameters, after.parameters),
+            calibration=self.calibration,
             check=check,
             latency=latency,
             settings=self.settings.to_dict(),

@@ -18,6 +18,7 @@ from onnx_lowrank.walk import all_graphs, stored_bytes
 
 __all__ = [
     "ExternalData",
+    "check_embeddable",
     "check_report_target",
     "check_target",
     "commit",
@@ -117,12 +118,17 @@ def write(model: ir.Model, folder: Path, name: str, external: ExternalData) -> t
         write_beside(model, path, data_name(name))
         data = folder / data_name(name)
         return (data, path) if data.exists() else (path,)
+    check_embeddable(size)
+    write_protobuf(model, path)
+    return (path,)
+
+
+def check_embeddable(size: int) -> None:
+    """Raise UsageError where so many bytes of weights do not fit into a protobuf."""
     if size > PROTOBUF_LIMIT:
         raise UsageError(
             f"--external-data never: expected at most 2 GiB of weights, got {size} bytes"
         )
-    write_protobuf(model, path)
-    return (path,)
 
 
 def commit(files: tuple[Path, ...], target: Path) -> None:

@@ -14,11 +14,13 @@ from onnx_lowrank.choose import Goal
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.find import Selection
 from onnx_lowrank.forms import chosen_forms
+from onnx_lowrank.sources import Source, source_name
 
-__all__ = ["DEFAULT_ENERGY", "DEFAULT_SAMPLES", "Settings"]
+__all__ = ["DEFAULT_CALIBRATION_SAMPLES", "DEFAULT_ENERGY", "DEFAULT_SAMPLES", "Settings"]
 
 DEFAULT_ENERGY = 0.95
 DEFAULT_SAMPLES = 16
+DEFAULT_CALIBRATION_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Settings:
     dims: Mapping[str, int] = field(default_factory=dict)
     data: str | os.PathLike[str] | None = None
     samples: int = DEFAULT_SAMPLES
+    calibration: Source | None = None
+    calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES
+    calibrate: bool = True
+    mask: str | None = None
     seed: int = 0
     max_error: float | None = None
     simplify: bool = True
@@ -55,10 +61,18 @@ class Settings:
         if self.energy is None and self.rank is None and self.keep is None:
             object.__setattr__(self, "energy", DEFAULT_ENERGY)
         _ = self.goal, chosen_forms(self.ops)
-        for name, least in (("samples", 1), ("seed", 0), ("threads", 1)):
+        for name, least in (
+            ("samples", 1),
+            ("calibration_samples", 1),
+            ("seed", 0),
+            ("threads", 1),
+        ):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= least):
-                raise UsageError(f"--{name}: expected a whole number from {least}, got {value!r}")
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option}: expected a whole number from {least}, got {value!r}")
+        if self.calibration is not None and not self.calibrate:
+            raise UsageError("--calibrate and --no-calibrate exclude each other")
         if self.max_error is not None:
             if not (math.isfinite(self.max_error) and self.max_error >= 0):
                 raise UsageError(
@@ -86,6 +100,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, for the report."""
-        plain = dataclasses.asdict(self)
+        plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        plain["calibration"] = None if self.calibration is None else source_name(self.calibration)
         plain["data"] = None if self.data is None else os.fspath(self.data)
         return plain

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,14 @@ class Spool:
         self._folder = folder
         self._file: IO[bytes] | None = None
         self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Store nothing more; the tensors keep the file alive."""
+        if self._file is not None:
+            self._file.close()
 
     def store(self, array: npt.NDArray[Any], name: str) -> ir.Tensor[Any]:
         """A tensor with the elements of the array; where it is large they are in the file.

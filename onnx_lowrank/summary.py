@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from onnx_lowrank.choose import Decision
@@ -10,17 +11,19 @@ from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.macs import Macs
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.report import Layer, Totals
+from onnx_lowrank.rewrite import Errors
 
 __all__ = ["layers", "nothing_gained", "removed_parameters", "totals"]
 
 
 def layers(
-    decisions: Sequence[Decision], errors: Mapping[Group, float], macs: Macs | None
+    decisions: Sequence[Decision], errors: Mapping[Group, Errors], macs: Macs | None
 ) -> tuple[Layer, ...]:
     """One row for every linear map."""
     rows = []
     for decision in decisions:
         choice, group = decision.choice, decision.group
+        error = errors.get(group) if group is not None else None
         cost = None if macs is None or decision.site is None else macs.costs.get(decision.site)
         before = after = None
         pair = decision.size
@@ -43,8 +46,11 @@ def layers(
                 reason=choice.reason,
                 parameters_before=decision.size,
                 parameters_after=pair,
-                energy=choice.energy,
-                weight_error=errors.get(group) if group is not None else None,
+                energy=_energy(decision, error),
+                energy_of=choice.of,
+                predicted_error=_predicted_error(decision),
+                output_error=None if error is None else error.output,
+                weight_error=None if error is None else error.weight,
                 macs_before=before,
                 macs_after=after,
                 shared=0 if group is None else len(group.members) - 1,
@@ -52,6 +58,21 @@ def layers(
             )
         )
     return tuple(rows)
+
+
+def _energy(decision: Decision, error: Errors | None) -> float | None:
+    """The energy that the rank holds; by Eckart and Young ``1 − error²`` where not measured."""
+    choice = decision.choice
+    if choice.energy is not None or error is None or choice.of != "weight":
+        return choice.energy
+    return max(0.0, 1.0 - error.weight * error.weight)
+
+
+def _predicted_error(decision: Decision) -> float | None:
+    choice = decision.choice
+    if choice.of != "output" or choice.energy is None:
+        return None
+    return math.sqrt(max(0.0, 1.0 - choice.energy))
 
 
 def totals(
@@ -116,8 +137,8 @@ def nothing_gained(decisions: Sequence[Decision]) -> str | None:
         median = shares[len(shares) // 2]
         return (
             f"nothing was replaced: at this energy the median layer needs {median:.2f} of its "
-            "break-even rank; try a lower --energy, or --keep 0.8 to fix the size instead, and "
-            "look at the check"
+            "break-even rank; try a lower --energy, --data to fit to the outputs, or --keep 0.8 to "
+            "fix the size instead, and look at the check"
         )
     reasons = [decision.choice.reason for decision in decisions]
     common = max(dict.fromkeys(reasons), key=reasons.count)

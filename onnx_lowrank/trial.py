@@ -12,8 +12,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnx_lowrank.bench import time_pair
+from onnx_lowrank.calibrate import Feed, Runner
 from onnx_lowrank.check import classifier_outputs, compare_outputs, run_check
-from onnx_lowrank.data import Samples, load_samples, random_samples, runnable_shapes
+from onnx_lowrank.data import Samples, random_samples, runnable_shapes
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.load import Source
 from onnx_lowrank.progress import Advance
@@ -28,6 +29,8 @@ from onnx_lowrank.runtime import (
 from onnx_lowrank.save import write
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.shapes import input_specs
+from onnx_lowrank.sources import Source as DataSource
+from onnx_lowrank.sources import load_source
 
 __all__ = ["Trial"]
 
@@ -88,7 +91,12 @@ class Trial:
             feed = self.samples.feeds[0]
         except InputError as error:
             # What the user said of the input does not fit the model: that must not pass.
-            if settings.data is not None or settings.input_shapes or settings.dims:
+            if (
+                settings.data is not None
+                or settings.calibration is not None
+                or settings.input_shapes
+                or settings.dims
+            ):
                 raise
             return str(error)
         try:
@@ -99,29 +107,67 @@ class Trial:
             return f"{error} (on random input; --data and --input-shape give it real input)"
         return None
 
-    @cached_property
+    @property
     def samples(self) -> Samples:
-        """The samples.  Raises InputError where the data do not fit the model."""
+        """The samples to check and time with; raises as `calibration`."""
+        return self._parts[0]
+
+    @property
+    def calibration(self) -> Samples | None:
+        """The samples to fit to, none of which are in `samples`; None if there are none.
+
+        Raises:
+            InputError: the data do not fit the model.
+        """
+        return self._parts[1]
+
+    @cached_property
+    def _parts(self) -> tuple[Samples, Samples | None]:
+        """What judges, and what the factors are fitted to."""
         model, settings = self._source.model, self._settings
         specs = input_specs(model)
         shapes = runnable_shapes(self.original, model, specs, settings.input_shapes, settings.dims)
-        if settings.data_path is None:
-            samples = random_samples(
-                model, specs, shapes, count=settings.samples, seed=settings.seed
-            )
+        judge, fit = settings.data, settings.calibration
+
+        def loaded(source: DataSource, limit: int) -> Samples:
+            return load_source(source, model, specs, shapes, limit=limit, seed=settings.seed)
+
+        if judge is None and fit is None:
             self.notes.update(dict.fromkeys(shapes.notes))
-        else:
-            names = [value.name or "" for value in model.graph.outputs]
-            samples = load_samples(
-                settings.data_path,
-                specs,
-                shapes,
-                limit=settings.samples,
-                seed=settings.seed,
-                output_names=names,
+            parts: tuple[Samples, Samples | None] = (
+                random_samples(model, specs, shapes, count=settings.samples, seed=settings.seed),
+                None,
             )
-        self.notes.update(dict.fromkeys(samples.notes))
-        return samples
+        elif judge is not None and not settings.calibrate:
+            parts = loaded(judge, settings.samples), None
+        elif judge is not None and fit is not None and judge != fit:
+            parts = loaded(judge, settings.samples), loaded(fit, settings.calibration_samples)
+        else:
+            source = judge if judge is not None else fit
+            assert source is not None
+            both = loaded(source, settings.samples + settings.calibration_samples)
+            parts = self._split(both)
+        for part in parts:
+            if part is not None:
+                self.notes.update(dict.fromkeys(part.notes))
+        return parts
+
+    def _split(self, both: Samples) -> tuple[Samples, Samples | None]:
+        """A held-out quarter, at most as many as are to be checked, and the rest to fit to."""
+        settings, count = self._settings, len(both.feeds)
+        if count == 1:
+            note = f"{both.source}: one sample cannot both calibrate and judge: "
+            if settings.calibration is None:
+                self.notes[note + "it judges, the factors are fitted to the weights alone"] = None
+                return both, None
+            self.notes[note + "it does, so the check is too good"] = None
+            return both, both
+        order = np.random.default_rng(settings.seed).permutation(count)
+        held = min(settings.samples, max(1, count // 4))
+        judge = sorted(int(index) for index in order[:held])
+        fit = sorted(int(index) for index in order[held:][: settings.calibration_samples])
+        self.notes[f"{both.source}: {len(fit)} samples calibrate, {len(judge)} others judge"] = None
+        return both.part(judge), both.part(fit)
 
     def open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
         """A session of another model on the same provider."""
@@ -169,6 +215,18 @@ class Trial:
                     f"(relative; limit {limit:g})"
                 )
         return None
+
+    def runner(self, model: ir.Model) -> Runner:
+        """A function from feeds to the outputs of a model."""
+        path = write(model, self._folder, "tapped.onnx", "auto")[-1]
+        session = self._open(path)
+        wanted = {item.name for item in session.get_inputs()}
+
+        def call(feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+            given = {name: array for name, array in feed.items() if name in wanted}
+            return self._run(session, given, "the model with its activations as outputs")
+
+        return call
 
     def outputs(self, model: ir.Model) -> Mapping[str, npt.NDArray[np.generic]]:
         """Outputs of a model with the original's inputs on the first sample."""

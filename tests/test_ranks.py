@@ -124,25 +124,24 @@ def test_twice_the_parameters_allow_full_rank(m: int, n: int) -> None:
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.integers(0, 500), st.booleans())
-def test_rounding_rules(rank: int, multiple: int, slack: int, keep_promise: bool) -> None:
+def test_rounding_rules(rank: int, multiple: int, slack: int, up: bool) -> None:
     largest = rank + slack
-    result = rounded(rank, multiple, largest, keep_promise=keep_promise)
-    up = -(-rank // multiple) * multiple
+    result = rounded(rank, multiple, largest, up=up)
+    above = -(-rank // multiple) * multiple
     assert 1 <= result <= largest
-    if up <= largest:
-        assert result == up
-    elif keep_promise:
+    if up:
         assert result >= rank  # the energy is still held
+        assert result == (above if above <= largest else rank)
     else:
         assert result <= rank  # the budget is not exceeded
         assert result % multiple == 0 or result == rank < multiple
 
 
 @pytest.mark.parametrize(
-    ("rank", "multiple", "largest", "keep_promise", "expected"),
+    ("rank", "multiple", "largest", "up", "expected"),
     [
         (10, 8, 64, True, 16),
-        (10, 8, 64, False, 16),
+        (10, 8, 64, False, 8),
         (16, 8, 64, True, 16),
         (10, 8, 15, True, 10),
         (10, 8, 15, False, 8),
@@ -153,5 +152,5 @@ def test_rounding_rules(rank: int, multiple: int, slack: int, keep_promise: bool
         (13, 1, 20, False, 13),
     ],
 )
-def test_rounded(rank: int, multiple: int, largest: int, keep_promise: bool, expected: int) -> None:
-    assert rounded(rank, multiple, largest, keep_promise=keep_promise) == expected
+def test_rounded(rank: int, multiple: int, largest: int, up: bool, expected: int) -> None:
+    assert rounded(rank, multiple, largest, up=up) == expected

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.constants import FLOATS, Constant, Constants, Unusable
@@ -24,9 +25,10 @@ from onnx_lowrank.constants import FLOATS, Constant, Constants, Unusable
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair
 
-__all__ = ["Cost", "Dims", "Form", "Refusal", "Site", "attribute", "node_name"]
+__all__ = ["Array", "Cost", "Dims", "Form", "Refusal", "Site", "attribute", "node_name"]
 
 Dims = Sequence[int | None]
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,30 @@ class Form(abc.ABC):
         if shape is None or any(d is None for d in shape):
             return None
         return math.prod(d for d in shape if d is not None) // max(site.n, 1)
+
+    indices: ClassVar[bool] = False
+    """Whether the activation holds row numbers, that is one-hot vectors."""
+
+    def activation(self, site: Site) -> ir.Value | None:
+        """The value whose vectors the map multiplies."""
+        index = 1 - site.index
+        return site.node.inputs[index] if index < len(site.node.inputs) else None
+
+    def vectors(self, site: Site, array: Array) -> Array:
+        """The vectors that the map multiplies, from its activation as it was run.
+
+        Args:
+            site: the site.
+            array: the activation.
+
+        Returns:
+            shape [e, N, m], e the site's slices; for ``indices`` the row numbers, shape [1, N].
+        """
+        return array.reshape(1, -1, site.m)
+
+    def reading(self, site: Site) -> Hashable:
+        """Equal for two sites of one activation if `vectors` gives the same for both."""
+        return ("rows", site.m)
 
     def cost(self, site: Site, dims: Callable[[ir.Value], Dims | None]) -> Cost | None:
         """What the map costs, from concrete shapes; None if they are not known."""

@@ -13,19 +13,22 @@ cheaper one is taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.constants import Constant, Constants, Unusable
-from onnx_lowrank.forms.base import Cost, Dims, Form, Refusal, Site, attribute
+from onnx_lowrank.forms.base import Array, Cost, Dims, Form, Refusal, Site, attribute
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair
 
 __all__ = ["ConvChannels", "ConvSpatial"]
 
+# Patches of one sample that enter the moments; neighbouring ones say much the same.
+_PATCHES = 1024
 _TARGETS = frozenset({("", "Conv")})
 # Attributes with one value for each spatial axis, and what each is without effect.
 _NEUTRAL = {"kernel_shape": 1, "strides": 1, "dilations": 1}
@@ -94,6 +97,14 @@ class ConvChannels(Form):
         m = math.prod(weight.shape[1:])
         return self.site(node, 1, weight, weight.reshape(1, n, m).transpose(0, 2, 1))
 
+    def vectors(self, site: Site, array: Array) -> Array:
+        """The patches of X under the kernel (im2col), at most `_PATCHES` of a sample."""
+        return _patches(site.node, array, site.operand.shape[2:]).reshape(1, -1, site.m)
+
+    def reading(self, site: Site) -> Hashable:
+        """Kernel, strides, dilations and pads."""
+        return _geometry(site.node, site.operand.shape[2:])
+
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """V keeps everything but the bias, U is 1×1."""
         node = site.node
@@ -131,6 +142,17 @@ class ConvSpatial(Form):
             return None
         matrix = weight.transpose(1, 2, 3, 0).reshape(1, channels * height, width * n)
         return self.site(node, 1, weight, matrix)
+
+    def vectors(self, site: Site, array: Array) -> Array:
+        """The columns of X under the kernel's height, from the patches under all of it."""
+        _, channels, height, width = site.operand.shape
+        patches = _patches(site.node, array, (height, width))
+        columns = patches.reshape(-1, channels, height, width)[..., width // 2]
+        return columns.reshape(1, -1, site.m)
+
+    def reading(self, site: Site) -> Hashable:
+        """Kernel, strides, dilations and pads."""
+        return ("vertical", _geometry(site.node, site.operand.shape[2:]))
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """V works vertically, U horizontally."""
@@ -174,6 +196,44 @@ class ConvSpatial(Form):
         places = batch * height * width
         vertical = batch * height * (source[3] or 0)
         return Cost(places * site.operand.size, vertical * site.m, places * site.n)
+
+
+def _geometry(node: ir.Node, kernel: Sequence[int]) -> Hashable:
+    axes = _axes(node, len(kernel))
+    auto = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else ""
+    return ("patches", *kernel, auto, *(tuple(axes[name]) for name in sorted(axes)))
+
+
+def _patches(node: ir.Node, array: Array, kernel: Sequence[int]) -> Array:
+    """im2col: what lies under the kernel at every place, shape [places, C·k…], zeros as padding.
+
+    Of more than `_PATCHES` places evenly spread ones are taken.
+    """
+    spatial = len(kernel)
+    axes = _axes(node, spatial)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, axes["dilations"], strict=True)]
+    pads = [(axes["pads"][i], axes["pads"][i + spatial]) for i in range(spatial)]
+    auto = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else ""
+    if auto.startswith("SAME"):
+        pads = []
+        for size, stride, span in zip(array.shape[2:], axes["strides"], reach, strict=True):
+            total = max((-(-size // stride) - 1) * stride + span - size, 0)
+            half = total // 2
+            pads.append((total - half, half) if auto == "SAME_LOWER" else (half, total - half))
+    elif auto == "VALID":
+        pads = [(0, 0)] * spatial
+    padded = np.pad(array, [(0, 0), (0, 0), *pads])
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, reach, axis=tuple(range(2, 2 + spatial))
+    )  # [B, C, places…, reach…]
+    steps = [slice(None, None, stride) for stride in axes["strides"]]
+    holes = [slice(None, None, dilation) for dilation in axes["dilations"]]
+    windows = windows[(slice(None), slice(None), *steps, *holes)]
+    places = np.moveaxis(windows, 1, 1 + spatial)  # [B, places…, C, k…]
+    shape = places.shape[: 1 + spatial]
+    count = math.prod(shape)
+    chosen = np.arange(count)[:: max(1, count // _PATCHES)]
+    return places[np.unravel_index(chosen, shape)].reshape(len(chosen), -1)
 
 
 def _hidden_shape(output: ir.Value, rank: int) -> ir.Shape | None:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
 from onnx_lowrank.constants import Constant, Constants, Unusable
-from onnx_lowrank.forms.base import Form, Refusal, Site
+from onnx_lowrank.forms.base import Array, Form, Refusal, Site
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair
@@ -88,6 +88,27 @@ class Einsum(Form):
         if isinstance(equation, str):
             return Refusal(operand.name, operand.size, operand.shape, equation)
         return self.site(node, index, operand, _matrices(operand, equation))
+
+    def vectors(self, site: Site, array: Array) -> Array:
+        """X with its batch letters first and its contracted letters last."""
+        equation = _parse(site.node, site.index)
+        assert isinstance(equation, _Equation)
+        head, dots, tail = equation.x.partition(_DOTS)
+        spare = array.ndim - len(head) - len(tail)
+        letters = [*head, *([f"{_DOTS}{axis}" for axis in range(spare)] if dots else []), *tail]
+        own = [letters.index(c) for c in equation.batch]
+        last = [letters.index(c) for c in equation.contracted]
+        rest = [axis for axis in range(array.ndim) if axis not in own + last]
+        return array.transpose(*own, *rest, *last).reshape(site.slices, -1, site.m)
+
+    def reading(self, site: Site) -> Hashable:
+        """The places of its letters."""
+        equation = _parse(site.node, site.index)
+        assert isinstance(equation, _Equation)
+        places = [equation.x.index(c) for c in equation.batch + equation.contracted]
+        if not equation.batch and equation.plain:
+            return ("rows", site.m)
+        return ("einsum", equation.x, *places)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``Einsum(X @ A, B)``, or two Einsums."""

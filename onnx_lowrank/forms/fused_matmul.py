@@ -10,13 +10,14 @@ transBatchA and transBatchB reorder batch axes and are left alone.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
 from onnx_lowrank.constants import Constants, Unusable
-from onnx_lowrank.forms.base import Form, Refusal, Site, attribute
-from onnx_lowrank.forms.matmul import hidden_shape, refusal, stack
+from onnx_lowrank.forms.base import Array, Form, Refusal, Site, attribute
+from onnx_lowrank.forms.matmul import by_slice, hidden_shape, refusal, stack
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Factor, Pair
@@ -47,6 +48,16 @@ class _FusedMatMul(Form):
         turned = bool(attribute(node, _TRANSPOSED[self.side], 0))
         matrix = stack(operand, transposed=turned != (self.side == 0))
         return self.site(node, self.side, operand, matrix)
+
+    def vectors(self, site: Site, array: Array) -> Array:
+        """The rows of X', by slice."""
+        rows = array.swapaxes(-1, -2) if attribute(site.node, "transA", 0) else array
+        return by_slice(rows, site.operand.shape[:-2])
+
+    def reading(self, site: Site) -> Hashable:
+        """The rows or columns, and how a batch of weights takes them."""
+        kind = "columns" if attribute(site.node, "transA", 0) else "rows"
+        return (kind, site.m, *site.operand.shape[:-2])
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``α·(X' @ A)·B``, or ``α·Bᵀ·(Aᵀ @ X')``."""

@@ -8,13 +8,13 @@ factors: ``h @ Eᵀ = (h @ Bᵀ) @ Aᵀ``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
 from onnx_lowrank.constants import FLOATS, Constant, Constants
-from onnx_lowrank.forms.base import Cost, Dims, Form, Refusal, Site, attribute
+from onnx_lowrank.forms.base import Array, Cost, Dims, Form, Refusal, Site, attribute
 from onnx_lowrank.forms.matmul import hidden_shape
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Gather(Form):
     name = "gather"
     ops = "gather"
     default = False
+    indices = True
     targets: ClassVar[frozenset[tuple[str, str]]] = frozenset({("", "Gather")})
 
     def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
@@ -41,6 +42,14 @@ class Gather(Form):
         if constants.resolve(node.inputs[1]) is not None:
             return None
         return self.site(node, 0, table, table.reshape(1, *table.shape))
+
+    def vectors(self, site: Site, array: Array) -> Array:  # noqa: ARG002
+        """The row numbers."""
+        return array.reshape(1, -1)
+
+    def reading(self, site: Site) -> Hashable:
+        """One-hot vectors of so many rows."""
+        return ("indices", site.m)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``Gather(A, i) @ B``; the node becomes the MatMul."""

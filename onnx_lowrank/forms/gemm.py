@@ -10,12 +10,13 @@ activation that the Gemm transposes is transposed before the MatMul.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
 from onnx_lowrank.constants import Constants, Unusable
-from onnx_lowrank.forms.base import Form, Refusal, Site, attribute
+from onnx_lowrank.forms.base import Array, Form, Refusal, Site, attribute
 from onnx_lowrank.forms.matmul import hidden_shape, refusal
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ class GemmRight(Form):
         if attribute(node, "transB", 0):
             matrix = matrix.transpose(0, 2, 1)
         return self.site(node, 1, operand, matrix)
+
+    def vectors(self, site: Site, array: Array) -> Array:
+        """The rows of X'."""
+        return (array.T if attribute(site.node, "transA", 0) else array)[None]
+
+    def reading(self, site: Site) -> Hashable:
+        """Whether they are the rows or the columns of X."""
+        return ("gemm", site.m, attribute(site.node, "transA", 0) == 0)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``α·(X' @ A)·B + β·C``."""
@@ -80,6 +89,14 @@ class GemmLeft(Form):
         if not attribute(node, "transA", 0):
             matrix = matrix.transpose(0, 2, 1)
         return self.site(node, 0, operand, matrix)
+
+    def vectors(self, site: Site, array: Array) -> Array:
+        """The columns of X'."""
+        return (array if attribute(site.node, "transB", 0) else array.T)[None]
+
+    def reading(self, site: Site) -> Hashable:
+        """Whether they are the rows or the columns of X."""
+        return ("gemm", site.m, attribute(site.node, "transB", 0) != 0)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``α·Bᵀ·(Aᵀ @ X') + β·C``."""

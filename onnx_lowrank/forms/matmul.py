@@ -9,12 +9,14 @@ W may have leading batch dimensions: every slice then has its own factors, of on
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.constants import Constant, Constants, Unusable
-from onnx_lowrank.forms.base import Form, Refusal, Site
+from onnx_lowrank.forms.base import Array, Form, Refusal, Site
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair
@@ -54,6 +56,18 @@ def _refuse(constant: Constant, reason: str) -> Refusal:
     return Refusal(constant.name, constant.size, constant.shape, reason)
 
 
+def by_slice(rows: Array, lead: Sequence[int]) -> Array:
+    """The rows ``[…, N, m]`` of an activation by slice of ``W[*lead, m, n]``: [e, N', m]."""
+    if math.prod(lead) == 1:
+        return rows.reshape(1, -1, rows.shape[-1])
+    batch = np.broadcast_shapes(rows.shape[:-2], tuple(lead))
+    rows = np.broadcast_to(rows, (*batch, *rows.shape[-2:]))
+    padded = [1] * (len(batch) - len(lead)) + list(lead)
+    own = [axis for axis, size in enumerate(padded) if size > 1]
+    rest = [axis for axis in range(rows.ndim) if axis not in own]
+    return rows.transpose(*own, *rest).reshape(math.prod(lead), -1, rows.shape[-1])
+
+
 def hidden_shape(
     output: ir.Value, axis: int, rank: int, fallback: ir.Shape | None
 ) -> ir.Shape | None:
@@ -88,6 +102,14 @@ class MatMulRight(Form):
             return refused
         return self.site(node, 1, operand, stack(operand, transposed=False))
 
+    def vectors(self, site: Site, array: Array) -> Array:
+        """The rows of X, by slice."""
+        return by_slice(array, site.operand.shape[:-2])
+
+    def reading(self, site: Site) -> Hashable:
+        """The rows, and how a batch of weights takes them."""
+        return ("rows", site.m, *site.operand.shape[:-2])
+
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``(X @ A) @ B``."""
         *lead, m, n = site.operand.shape
@@ -118,6 +140,15 @@ class MatMulLeft(Form):
         if refused is not None or isinstance(operand, Unusable):
             return refused
         return self.site(node, 0, operand, stack(operand, transposed=True))
+
+    def vectors(self, site: Site, array: Array) -> Array:
+        """The columns of X, by slice."""
+        columns = array[None] if array.ndim == 1 else array.swapaxes(-1, -2)
+        return by_slice(columns, site.operand.shape[:-2])
+
+    def reading(self, site: Site) -> Hashable:
+        """The columns, and how a batch of weights takes them."""
+        return ("columns", site.m, *site.operand.shape[:-2])
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``Bᵀ @ (Aᵀ @ X)``."""

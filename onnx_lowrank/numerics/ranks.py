@@ -53,17 +53,17 @@ def energy_at(squares: npt.NDArray[np.float64], rank: int) -> float:
     return 1.0 if total == 0.0 else 1.0 - float(squares[rank:].sum()) / total
 
 
-def rounded(rank: int, multiple: int, largest: int, *, keep_promise: bool) -> int:
-    """A rank on a multiple: the next one up where it fits under ``largest``.
+def rounded(rank: int, multiple: int, largest: int, *, up: bool) -> int:
+    """A rank on a multiple: the next one up, or the next one down.
 
-    Where it does not fit, a rank that keeps a promise (an energy to be held) stays as it is;
-    one that spends a budget is rounded down, to no less than 1.
+    Args:
+        rank: the rank.
+        multiple: what to round to.
+        largest: limit; where the multiple above does not fit under it the rank stays as it is,
+            for it keeps a promise (an energy to be held) that the multiple below would break.
+        up: False rounds down, for a rank that spends a budget; one below the multiple stays.
     """
-    up = -(-rank // multiple) * multiple
-    if up <= largest or rank == largest:
-        return min(up, largest) if keep_promise or up <= largest else _down(rank, multiple)
-    return rank if keep_promise else _down(rank, multiple)
-
-
-def _down(rank: int, multiple: int) -> int:
-    return rank // multiple * multiple or rank
+    if not up:
+        return rank // multiple * multiple or rank
+    above = -(-rank // multiple) * multiple
+    return above if above <= largest else rank

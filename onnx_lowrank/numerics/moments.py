@@ -1,0 +1,155 @@
+"""Second moments of activations, gathered in passes over samples.
+
+For rows x the output error of a map is ``E‖x W − x Ŵ‖² = tr((W−Ŵ)ᵀ C (W−Ŵ))`` with
+``C = E[xᵀ x]``, so C[m, m] is all that has to be known of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Accumulator", "Moments"]
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+# Rows multiplied at a time.  Products of float32 rows are summed in float32 within a block, where
+# the error of a sum of 4096 terms is below 1e-5 of it at worst, and in float64 across blocks:
+# twice the speed of float64 throughout, far below what a finite sample leaves uncertain.
+_BLOCK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Means over rows x of m elements.
+
+    Attributes:
+        second: ``C[m, m] = E[xᵀ x]``, or only its diagonal ``[m]`` where the others are 0 by
+            nature (the one-hot rows of an embedding).
+        mean: ``E[x]``, shape [m].
+        rows: how many rows they are the means of.
+    """
+
+    second: Float64
+    mean: Float64
+    rows: int
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether only the diagonal is kept."""
+        return self.second.ndim == 1
+
+    @property
+    def trace(self) -> float:
+        """``E‖x‖²``."""
+        return float(self.second.sum() if self.diagonal else np.trace(self.second))
+
+    @classmethod
+    def combined(cls, parts: Sequence[Moments | None]) -> Moments | None:
+        """The moments of several streams of rows together; None if there were no rows."""
+        known = [part for part in parts if part is not None]
+        if len(known) < 2:
+            return known[0] if known else None
+        rows = sum(part.rows for part in known)
+        second = sum(
+            (part.rows / rows * part.second for part in known[1:]),
+            known[0].rows / rows * known[0].second,
+        )
+        mean = sum(
+            (part.rows / rows * part.mean for part in known[1:]),
+            known[0].rows / rows * known[0].mean,
+        )
+        return cls(second, mean, rows)
+
+    def applied(self, matrix: Array) -> Float64:
+        """``C @ M`` for ``M[m, n]``."""
+        exact = np.asarray(matrix, np.float64)
+        if self.diagonal:
+            return self.second[:, None] * exact
+        return np.asarray(self.second @ exact)
+
+    def centred(self) -> Moments:
+        """The covariance: ``C − E[x]ᵀ E[x]``, with the same mean."""
+        if self.diagonal:
+            return self
+        return Moments(self.second - np.outer(self.mean, self.mean), self.mean, self.rows)
+
+    def shrunk(self) -> Moments:
+        """C drawn towards ``tr(C)/m · I`` as far as so few rows ask for.
+
+        Oracle approximating shrinkage (Chen, Wiesel, Eldar & Hero, IEEE Trans. Signal Processing
+        58, 2010, eq. 23); next to nothing where the rows are many times m.
+        """
+        size = len(self.mean)
+        if self.diagonal or size < 2 or self.rows < 1:
+            return self
+        trace = self.trace
+        squares = float(np.vdot(self.second, self.second))
+        spread = squares - trace * trace / size
+        above = (1.0 - 2.0 / size) * squares + trace * trace
+        below = (self.rows + 1.0 - 2.0 / size) * spread
+        share = 1.0 if below <= 0.0 else min(1.0, above / below)
+        second = (1.0 - share) * self.second
+        second[np.diag_indices(size)] += share * trace / size
+        return Moments(second, self.mean, self.rows)
+
+
+class Accumulator:
+    """Adds up the moments of one stream of rows."""
+
+    def __init__(self, size: int, *, diagonal: bool = False) -> None:
+        """Moments of rows with ``size`` elements; diagonal: of one-hot rows given as indices."""
+        shape = (size,) if diagonal else (size, size)
+        self._second = np.zeros(shape, np.float64)
+        self._sum = np.zeros(size, np.float64)
+        self._rows = 0
+        self._waiting: list[Array] = []
+        self._diagonal = diagonal
+
+    def add(self, rows: Array) -> None:
+        """Add rows, shape [N, m]; for one-hot rows their indices, shape [N].
+
+        Raises:
+            FloatingPointError: a row holds NaN or Inf.
+        """
+        if self._diagonal:
+            size = len(self._sum)
+            indices = np.where(rows < 0, rows + size, rows).astype(np.int64)
+            self._second += np.bincount(indices, minlength=size)
+            self._rows += len(rows)
+            return
+        if not np.isfinite(rows).all():
+            raise FloatingPointError("NaN or Inf")
+        self._waiting.append(rows)
+        if sum(len(part) for part in self._waiting) >= _BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
+        self._waiting = []
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            if block.dtype != np.float64:
+                block = block.astype(np.float32)
+            product = block.T @ block  # numpy calls ssyrk or dsyrk for this
+            if not np.isfinite(product).all():  # squares beyond float32
+                wide = block.astype(np.float64)
+                product = wide.T @ wide
+            self._second += product
+            self._sum += block.sum(axis=0, dtype=np.float64)
+            self._rows += len(block)
+
+    def moments(self) -> Moments | None:
+        """The moments of all rows so far; None if there were none."""
+        self._flush()
+        if self._rows == 0:
+            return None
+        mean = self._second if self._diagonal else self._sum
+        return Moments(self._second / self._rows, mean / self._rows, self._rows)
