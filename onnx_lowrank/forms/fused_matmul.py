@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
-from onnx_lowrank.constants import Constants, Unusable
+from onnx_lowrank.constants import Constant, Constants
 from onnx_lowrank.forms.base import Array, Form, Refusal, Site, attribute
-from onnx_lowrank.forms.matmul import by_slice, hidden_shape, refusal, stack
+from onnx_lowrank.forms.product import by_slice, constant_operand, hidden_shape, stack
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Factor, Pair
@@ -35,12 +35,9 @@ class _FusedMatMul(Form):
 
     def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
         """A FusedMatMul with a constant operand on this side (on the right if on both)."""
-        operand, other = (constants.resolve(node.inputs[i]) for i in (self.side, 1 - self.side))
-        if operand is None or (self.side == 0 and other is not None):
-            return None
-        refused = refusal(operand, other, node.inputs[1 - self.side])
-        if refused is not None or isinstance(operand, Unusable):
-            return refused
+        operand = constant_operand(node, self.side, constants)
+        if not isinstance(operand, Constant):
+            return operand
         if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
             return Refusal(
                 operand.name, operand.size, operand.shape, "transBatchA or transBatchB is set"
@@ -50,14 +47,19 @@ class _FusedMatMul(Form):
         return self.site(node, self.side, operand, matrix)
 
     def vectors(self, site: Site, array: Array) -> Array:
-        """The rows of X', by slice."""
-        rows = array.swapaxes(-1, -2) if attribute(site.node, "transA", 0) else array
+        """The rows of X', or its columns where W is on the left, by slice."""
+        rows = array.swapaxes(-1, -2) if self._columns(site.node) else array
         return by_slice(rows, site.operand.shape[:-2])
 
     def reading(self, site: Site) -> Hashable:
         """The rows or columns, and how a batch of weights takes them."""
-        kind = "columns" if attribute(site.node, "transA", 0) else "rows"
+        kind = "columns" if self._columns(site.node) else "rows"
         return (kind, site.m, *site.operand.shape[:-2])
+
+    def _columns(self, node: ir.Node) -> bool:
+        """Whether the map multiplies the columns of X as it stands."""
+        turned = bool(attribute(node, _TRANSPOSED[1 - self.side], 0))
+        return turned != (self.side == 0)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``α·(X' @ A)·B``, or ``α·Bᵀ·(Aᵀ @ X')``."""

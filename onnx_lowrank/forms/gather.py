@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.constants import FLOATS, Constant, Constants
 from onnx_lowrank.forms.base import Array, Cost, Dims, Form, Refusal, Site, attribute
-from onnx_lowrank.forms.matmul import hidden_shape
+from onnx_lowrank.forms.product import hidden_shape
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair

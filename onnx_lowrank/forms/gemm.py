@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
-from onnx_lowrank.constants import Constants, Unusable
+from onnx_lowrank.constants import Constant, Constants
 from onnx_lowrank.forms.base import Array, Form, Refusal, Site, attribute
-from onnx_lowrank.forms.matmul import hidden_shape, refusal
+from onnx_lowrank.forms.product import constant_operand, hidden_shape
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair
@@ -34,12 +34,9 @@ class GemmRight(Form):
 
     def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
         """A Gemm whose second operand is constant."""
-        operand = constants.resolve(node.inputs[1])
-        if operand is None:
-            return None
-        refused = refusal(operand, constants.resolve(node.inputs[0]), node.inputs[0])
-        if refused is not None or isinstance(operand, Unusable):
-            return refused
+        operand = constant_operand(node, 1, constants)
+        if not isinstance(operand, Constant):
+            return operand
         matrix = operand.reshape(1, *operand.shape)
         if attribute(node, "transB", 0):
             matrix = matrix.transpose(0, 2, 1)
@@ -79,12 +76,9 @@ class GemmLeft(Form):
 
     def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
         """A Gemm whose first operand alone is constant."""
-        operand = constants.resolve(node.inputs[0])
-        if operand is None or constants.resolve(node.inputs[1]) is not None:
-            return None
-        refused = refusal(operand, None, node.inputs[1])
-        if refused is not None or isinstance(operand, Unusable):
-            return refused
+        operand = constant_operand(node, 0, constants)
+        if not isinstance(operand, Constant):
+            return operand
         matrix = operand.reshape(1, *operand.shape)
         if not attribute(node, "transA", 0):
             matrix = matrix.transpose(0, 2, 1)
