@@ -101,7 +101,7 @@ def _print_layers(layers: Sequence[Layer], console: Console) -> None:
         "kept",
         "energy",
         "error",
-        "why dense",
+        *(["why dense"] if any(layer.status == "dense" for layer in layers) else []),
     )
     for layer, more in _one_a_weight(layers):
         name = f"{layer.name} (+{more} with the same weight)" if more else layer.name
@@ -113,7 +113,7 @@ def _print_layers(layers: Sequence[Layer], console: Console) -> None:
             "" if layer.rank is None else f"{_share(layer):.2f}",
             "" if layer.energy is None else f"{layer.energy:.4f}",
             _error(layer),
-            Text("" if layer.status == "factored" else layer.reason),
+            *([] if layer.status == "factored" else [Text(layer.reason)]),
         )
     fitted = any(layer.energy_of == "output" for layer in layers)
     what = ", energy and error of the outputs" if fitted else ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx.helper
 import onnx_ir as ir
 
 from onnx_lowrank.calibrate import Statistics
@@ -23,6 +24,9 @@ from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.spool import Spool
 
 __all__ = ["Errors", "rewrite"]
+
+# Newest opset to import where none is: what every runtime in use knows.
+_OPSET = 17
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def rewrite(
         for member in group.members:
             pair = Pair.of(first, second, transposed=member.transposed)
             member.site.form.rewrite(member.site, pair, Emitter(member.site, storage))
+            _import_default(model, member.site.node)
         # A view may still be alive elsewhere, as in a model that the caller holds.
         with contextlib.suppress(BufferError):
             group.matrix.release()
@@ -95,6 +100,19 @@ def rewrite(
     for group in factored:
         _remove_unread(group.matrix.root)
     return errors
+
+
+def _import_default(model: ir.Model, node: ir.Node) -> None:
+    """Import ONNX's own operators where only others were, as for a graph of fused ones."""
+    body = next((f for f in model.functions.values() if f.graph is node.graph), None)
+    imports = model.opset_imports if body is None else body.opset_imports
+    if "" not in imports and "ai.onnx" not in imports:
+        imports[""] = next(
+            version
+            for version in range(_OPSET, 0, -1)
+            if onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
+            <= max(model.ir_version, 3)
+        )
 
 
 def _remove_unread(value: ir.Value) -> None:

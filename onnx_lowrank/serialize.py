@@ -70,17 +70,28 @@ def hollow(model: ir.Model) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.Tens
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """The model as a protobuf, without the value_info that onnx_ir adds for every initializer.
+    """The model as a protobuf, without what onnx_ir adds of its own.
 
-    An initializer declares its own type and shape; a second declaration goes stale when a tool
-    such as ONNX Runtime's quantizer changes the initializer.
+    That is a value_info for every initializer: it declares its type and shape itself, and a second
+    declaration goes stale when a tool such as ONNX Runtime's quantizer changes the initializer.
+    One with metadata came with the model and stays.  And the metadata of a tensor, which comes out
+    twice.
     """
     proto = ir.to_proto(model)
     for graph in graph_protos(proto):
         own = {tensor.name for tensor in graph.initializer}
-        kept = [value for value in graph.value_info if value.name not in own]
+        kept = [
+            value
+            for value in graph.value_info
+            if value.name not in own or value.metadata_props or value.doc_string
+        ]
         del graph.value_info[:]
         graph.value_info.extend(kept)
+        for tensor in graph.initializer:
+            if tensor.metadata_props:
+                once = {entry.key: entry for entry in tensor.metadata_props}
+                del tensor.metadata_props[:]
+                tensor.metadata_props.extend(once.values())
     return proto
 
 

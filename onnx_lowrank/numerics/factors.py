@@ -72,8 +72,8 @@ def leading_eigenvectors(upper: Float64, rank: int) -> tuple[Float64, Float64]:
         values [rank] and vectors [s, rank].
     """
     size = upper.shape[0]
-    # Most of them: divide and conquer finds all of them faster than MRRR a large subset.
-    if rank > size // 2:
+    # Divide and conquer finds all of them sooner than bisection finds more than a quarter.
+    if rank > size // 4:
         values, vectors = scipy.linalg.eigh(
             upper, lower=False, driver="evd", overwrite_a=True, check_finite=False
         )
