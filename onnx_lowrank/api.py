@@ -38,6 +38,8 @@ def compress(
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES,
     calibrate: bool = True,
     mask: str | None = None,
+    save_stats: str | os.PathLike[str] | None = None,
+    load_stats: str | os.PathLike[str] | None = None,
     seed: int = 0,
     max_error: float | None = None,
     simplify: bool = True,
@@ -74,6 +76,8 @@ def compress(
         calibration_samples: how many samples to fit to.
         calibrate: False fits to the weights alone, whatever data there are.
         mask: input whose zeros mark rows of padding; one with the usual name is found by itself.
+        save_stats: write the moments of the layers' inputs here, for later runs.
+        load_stats: take them from such a file; no samples are run to fit to.
         seed: of random input, and of the choice among more samples.
         max_error: gate on the mean relative L2 error of every output.
         simplify: run onnxsim first.
@@ -110,6 +114,8 @@ def compress(
         calibration_samples=calibration_samples,
         calibrate=calibrate,
         mask=mask,
+        save_stats=save_stats,
+        load_stats=load_stats,
         seed=seed,
         max_error=max_error,
         simplify=simplify,

@@ -7,8 +7,9 @@ out: those that the factors are fitted to, and those of held-out samples that ju
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,43 @@ from onnx_lowrank.forms import Site
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.numerics.moments import Accumulator, Moments
 from onnx_lowrank.progress import Advance
+from onnx_lowrank.spool import Spool
 
-__all__ = ["Feed", "Statistics", "find_mask", "gather"]
+__all__ = [
+    "Feed",
+    "Gathered",
+    "Key",
+    "Statistics",
+    "find_mask",
+    "gather",
+    "kept_rows",
+    "statistics_of",
+]
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 Runner = Callable[[Feed], Mapping[str, Array]]
+Key = tuple[str, str, int]
+"""Whose moments: the name of an activation, how it is read, and the slices."""
 
-# Accumulators of one pass over the samples.
+# Accumulators of one pass over the samples; moments above this wait in a file.
 _MEMORY = 1 << 30
 # Fewer rows than this many times m leave the moments uncertain: said, and shrunk.
 _FEW = 1.0
+_MASKS = ("attention_mask", "input_mask", "padding_mask", "mask")
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """Moments of one activation, one for each slice, None where no row came.
+
+    Attributes:
+        fit: of the samples to fit to.
+        held: of held-out samples.
+    """
+
+    fit: tuple[Moments | None, ...]
+    held: tuple[Moments | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +66,7 @@ class Statistics:
     """Moments of the activations of groups, one for each slice of their matrix.
 
     Attributes:
-        fit: what the factors are fitted to, shrunk where the rows were few.
+        fit: what the factors are fitted to.
         held: of held-out samples; empty where there were none.
         missing: why a group has none: it is factored by its weight alone.
         notes: what else the user should know.
@@ -51,45 +78,83 @@ class Statistics:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(eq=False)
 class _Stream:
     """The vectors that sites with one activation and one way of reading it multiply."""
 
-    site: Site
-    value: ir.Value
-    fit: list[Accumulator] = field(default_factory=list)
-    held: list[Accumulator] = field(default_factory=list)
+    def __init__(self, site: Site, value: ir.Value) -> None:
+        self.site, self.value = site, value
+        self.fit: list[Accumulator] = []
+        self.held: list[Accumulator] = []
 
     def open(self) -> None:
         site = self.site
-        make = [self.fit, self.held]
-        for accumulators in make:
+        for accumulators in (self.fit, self.held):
             accumulators.extend(
                 Accumulator(site.m, diagonal=site.form.indices) for _ in range(site.slices)
             )
+
+    def close(self, spool: Spool | None) -> Gathered:
+        """The moments, in place of what they were added up in."""
+        parts = []
+        for accumulators in (self.fit, self.held):
+            found = [accumulator.moments() for accumulator in accumulators]
+            accumulators.clear()
+            if spool is not None:
+                found = [part and _spooled(part, spool) for part in found]
+            parts.append(tuple(found))
+        return Gathered(*parts)
 
     @property
     def memory(self) -> int:
         site = self.site
         return 16 * site.slices * (site.m if site.form.indices else site.m * site.m)
 
-    def add(self, array: Array, mask: Array | None, accumulators: Sequence[Accumulator]) -> None:
-        site = self.site
-        if mask is not None and array.shape[: mask.ndim] == mask.shape:
-            array = array[mask]
-        for rows, accumulator in zip(site.form.vectors(site, array), accumulators, strict=True):
-            accumulator.add(rows)
+    def add(self, array: Array, mask: Array | None, accumulators: Sequence[Accumulator]) -> bool:
+        """Add an activation's vectors; whether the mask fits it."""
+        form, site = self.site.form, self.site
+        rows = form.vectors(site, array)
+        spread = None if mask is None else spread_mask(mask, array.shape)
+        for index, accumulator in enumerate(accumulators):
+            if spread is None:
+                accumulator.add(rows[index])
+                continue
+            # Read as the activation is; a vector counts if any of its elements does.
+            counts = form.vectors(site, spread)[index]
+            accumulator.add(rows[index][counts if form.indices else counts.any(axis=-1)])
+        return spread is not None
+
+
+def spread_mask(mask: Array, shape: tuple[int, ...]) -> Array | None:
+    """A mask over the leading axes as one over all of them; None if it does not fit.
+
+    ``mask[B, T]`` fits ``[B, T, …]`` and, where an exporter flattened the batch, ``[B·T, …]``.
+    """
+    if shape[: mask.ndim] != mask.shape:
+        if shape[:1] != (mask.size,):
+            return None
+        mask = mask.reshape(-1)
+    return np.broadcast_to(mask.reshape(*mask.shape, *[1] * (len(shape) - mask.ndim)), shape)
+
+
+def _spooled(moments: Moments, spool: Spool) -> Moments:
+    second = np.asarray(spool.store(moments.second, "moments").numpy())
+    return Moments(second, moments.mean, moments.rows)
 
 
 def find_mask(feed: Feed) -> str | None:
     """The input that marks padding, by its usual name and shape: ``attention_mask[B, T]``."""
-    for name in ("attention_mask", "input_mask", "padding_mask", "mask"):
+    for name in _MASKS:
         array = feed.get(name)
-        if array is not None and array.ndim == 2 and array.dtype.kind in "iub":
-            others = [other for key, other in feed.items() if key != name]
-            if any(other.shape[:2] == array.shape for other in others):
-                return name
+        if array is None or array.ndim != 2 or not np.isin(array, (0, 1)).all():
+            continue
+        if any(other.shape[:2] == array.shape for key, other in feed.items() if key != name):
+            return name
     return None
+
+
+def kept_rows(feed: Feed, mask: str | None) -> npt.NDArray[np.bool_] | None:
+    """Which rows count; None for all of them."""
+    return None if mask is None else np.asarray(feed[mask] != 0)
 
 
 def gather(
@@ -100,7 +165,10 @@ def gather(
     held: Sequence[Feed],
     mask: str | None,
     advance: Advance,
-) -> Statistics:
+    folder: Path | None = None,
+    *,
+    must_fit: bool = True,
+) -> dict[Key, Gathered]:
     """Run the samples and add up the moments.
 
     Args:
@@ -110,124 +178,142 @@ def gather(
         fit: samples to fit to.
         held: samples to judge with.
         mask: input whose zeros mark rows to leave out.
-        advance: called with 1 after each sample.
+        advance: called so that the numbers add up to one for each sample.
+        folder: where moments wait that are too large for the memory; default: the system's.
+        must_fit: whether a mask that fits no activation is an error.
 
     Raises:
-        InputError: an activation holds NaN or Inf, or the mask masks everything.
+        InputError: an activation holds NaN or Inf, or the mask does not fit or masks everything.
     """
-    streams, members, missing = _streams(model, groups)
-    for chosen in _passes(list(streams.values())):
-        run = open_model(_tapped(model, chosen))
-        for samples, kind in ((fit, "fit"), (held, "held")):
-            for number, feed in enumerate(samples):
-                keep = _kept(feed, mask, number)
-                outputs = run(feed)
-                for stream in chosen:
-                    name = stream.value.name or ""
-                    array = feed[name] if name in feed else outputs[name]
-                    try:
-                        stream.add(array, keep, getattr(stream, kind))
-                    except FloatingPointError as error:
-                        raise InputError(
-                            f"calibration: the input of {node_name(stream.site.node)!r} holds "
-                            f"NaN or Inf in sample {number}"
-                        ) from error
-                advance(1)
-    return _statistics(streams, members, missing)
+    streams, _ = _streams(model, groups)
+    if not streams:
+        advance(len(fit) + len(held))
+        return {}
+    if mask is not None:
+        _check_mask(mask, fit)
+    passes = list(_passes(list(streams.items())))
+    total, done, masked = len(fit) + len(held), 0, False
+    gathered: dict[Key, Gathered] = {}
+    with Spool(folder) as spool:
+        for chosen in passes:
+            for stream in chosen.values():
+                stream.open()
+            run = _runner(model, chosen.values(), open_model)
+            for samples, kind in ((fit, "fit"), (held, "held-out")):
+                for number, feed in enumerate(samples):
+                    keep = kept_rows(feed, mask)
+                    outputs = run(feed)
+                    for stream in chosen.values():
+                        array = outputs[stream.value.name or ""]
+                        into = stream.fit if kind == "fit" else stream.held
+                        try:
+                            masked |= stream.add(array, keep, into)
+                        except FloatingPointError as error:
+                            which = "" if kind == "fit" else "held-out "
+                            raise InputError(
+                                f"calibration: the input of {node_name(stream.site.node)!r} "
+                                f"holds {error} in {which}sample {number}"
+                            ) from error
+                    done += 1
+                    advance(done // len(passes) - (done - 1) // len(passes))
+            for key, stream in chosen.items():
+                gathered[key] = stream.close(spool if len(passes) > 1 else None)
+    assert done == total * len(passes)
+    if mask is not None and must_fit and not masked:
+        shape = list(fit[0][mask].shape)
+        raise InputError(f"--mask {mask!r}: its shape {shape} fits no activation to calibrate")
+    return gathered
 
 
 def _streams(
     model: ir.Model, groups: Sequence[Group]
-) -> tuple[dict[Hashable, _Stream], dict[Group, list[Hashable]], dict[Group, str]]:
-    streams: dict[Hashable, _Stream] = {}
-    members: dict[Group, list[Hashable]] = {}
-    missing: dict[Group, str] = {}
+) -> tuple[dict[Key, _Stream], dict[Group, list[Key]]]:
+    """What has to be gathered, and what each group needs of it; nothing where it cannot be."""
+    streams: dict[Key, _Stream] = {}
+    members: dict[Group, list[Key]] = {}
     for group in groups:
-        keys: list[Hashable] = []
+        keys = members.setdefault(group, [])
         for member in group.members:
             site = member.site
             value = site.form.activation(site)
             if member.transposed or value is None or site.node.graph is not model.graph:
                 continue
-            key = (value, site.form.reading(site), site.slices)
+            key = (value.name or "", repr(site.form.reading(site)), site.slices)
             streams.setdefault(key, _Stream(site, value))
             keys.append(key)
-        if keys:
-            members[group] = keys
-        else:
-            missing[group] = "its activation is inside a subgraph or function"
-    return streams, members, missing
+    return streams, members
 
 
-def _passes(streams: Sequence[_Stream]) -> Iterator[list[_Stream]]:
+def _passes(streams: Sequence[tuple[Key, _Stream]]) -> Iterator[dict[Key, _Stream]]:
     """The streams in groups whose accumulators fit in the working memory."""
-    chosen: list[_Stream] = []
+    chosen: dict[Key, _Stream] = {}
     used = 0
-    for stream in streams:
+    for key, stream in streams:
         if chosen and used + stream.memory > _MEMORY:
             yield chosen
-            chosen, used = [], 0
-        stream.open()
-        chosen.append(stream)
+            chosen, used = {}, 0
+        chosen[key] = stream
         used += stream.memory
     if chosen:
         yield chosen
 
 
-def _tapped(model: ir.Model, streams: Sequence[_Stream]) -> ir.Model:
-    """A copy of the model whose outputs are the activations of the streams."""
+def _runner(
+    model: ir.Model,
+    streams: Iterable[_Stream],
+    open_model: Callable[[ir.Model], Runner],
+) -> Runner:
+    """From a feed to the activations of the streams by name, the fed ones among them."""
+    wanted = {stream.value.name: stream.site for stream in streams}
+    inputs = {value.name for value in model.graph.inputs}
+    if inputs.issuperset(wanted):
+        return lambda feed: feed
     copy = model.clone()
-    wanted = {stream.value.name: stream.site.operand.dtype for stream in streams}
-    inputs = {value.name for value in copy.graph.inputs}
     del copy.graph.outputs[:]
-    found = [v for node in copy.graph for v in node.outputs if v.name in wanted]
-    for value in found:
-        if value.dtype is None:
-            value.dtype = wanted[value.name]
+    for value in [v for node in copy.graph for v in node.outputs if v.name in wanted]:
+        site = wanted[value.name]
+        if value.dtype is None and not site.form.indices:
+            value.dtype = site.operand.dtype
         value.shape = None  # a declared shape may be too narrow for what is fed
         copy.graph.outputs.append(value)
-    if not found and copy.graph.inputs and inputs:  # all of them are inputs: run anything
-        copy.graph.outputs.extend(v for v in (node.outputs[0] for node in list(copy.graph)[:1]))
-    return copy
+    run = open_model(copy)
+    return lambda feed: {**feed, **run(feed)}
 
 
-def _kept(feed: Feed, mask: str | None, number: int) -> npt.NDArray[np.bool_] | None:
-    if mask is None:
-        return None
-    if mask not in feed:
-        raise InputError(f"--mask {mask!r}: expected one of the inputs {', '.join(feed)}")
-    keep = np.asarray(feed[mask] != 0)
-    if not keep.any():
-        raise InputError(f"--mask {mask!r}: masks all rows of sample {number}")
-    return keep
+def _check_mask(mask: str, samples: Sequence[Feed]) -> None:
+    if mask not in samples[0]:
+        raise InputError(f"--mask {mask!r}: expected one of the inputs {', '.join(samples[0])}")
+    if not any(np.any(feed[mask] != 0) for feed in samples):
+        raise InputError(f"--mask {mask!r}: masks all rows of all {len(samples)} samples")
 
 
-def _statistics(
-    streams: Mapping[Hashable, _Stream],
-    members: Mapping[Group, Sequence[Hashable]],
-    missing: Mapping[Group, str],
+def statistics_of(
+    model: ir.Model, groups: Sequence[Group], gathered: Mapping[Key, Gathered]
 ) -> Statistics:
+    """The moments that belong to each group, and why some have none."""
+    _, members = _streams(model, groups)
     fitted: dict[Group, tuple[Moments, ...]] = {}
     held: dict[Group, tuple[Moments, ...]] = {}
-    without = dict(missing)
+    missing: dict[Group, str] = {}
     few: list[str] = []
-    ready = {
-        key: ([a.moments() for a in stream.fit], [a.moments() for a in stream.held])
-        for key, stream in streams.items()
-    }
     for group, keys in members.items():
-        slices = range(group.shape[0])
-        own = [Moments.combined([ready[key][0][e] for key in keys]) for e in slices]
-        judged = [Moments.combined([ready[key][1][e] for key in keys]) for e in slices]
-        if any(moments is None for moments in own):
-            without[group] = "no sample reaches it"
+        if not keys:
+            missing[group] = "its activation is inside a subgraph or function"
             continue
-        known = [moments for moments in own if moments is not None]
-        if min(moments.rows for moments in known) < _FEW * group.shape[1] and not (
-            known[0].diagonal
-        ):
+        known = [gathered[key] for key in keys if key in gathered]
+        if len(known) < len(keys):
+            missing[group] = "the statistics that were loaded do not hold its activation"
+            continue
+        slices = range(group.shape[0])
+        own = [Moments.combined([part.fit[e] for part in known]) for e in slices]
+        judged = [Moments.combined([part.held[e] for part in known]) for e in slices]
+        fit = tuple(moments for moments in own if moments is not None)
+        if len(fit) < len(own):
+            missing[group] = "no sample reaches it"
+            continue
+        if min(moments.rows for moments in fit) < _FEW * group.shape[1] and not fit[0].diagonal:
             few.append(node_name(group.members[0].site.node))
-        fitted[group] = tuple(moments.shrunk() for moments in known)
+        fitted[group] = fit
         if all(moments is not None for moments in judged):
             held[group] = tuple(moments for moments in judged if moments is not None)
     notes = []
@@ -237,4 +323,4 @@ def _statistics(
             f"calibration: fewer rows than columns at {shown}; the moments are shrunk, more "
             "samples would help"
         )
-    return Statistics(fitted, held, without, tuple(notes))
+    return Statistics(fitted, held, missing, tuple(notes))

@@ -209,6 +209,7 @@ def choose(group: Group, measured: Measurement, goal: Goal) -> Choice:
                 f"{needed / break_even(m, n):.2f} of break-even ({break_even(m, n):.1f}); "
                 f"{limit} is the largest that saves {_percent(goal.min_gain)}",
                 needed=needed,
+                of=measured.of,
             )
         rank = rounded(needed, goal.rank_multiple, limit, up=True)
         why = f"energy {goal.energy:g} needs rank {needed}"

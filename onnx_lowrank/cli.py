@@ -171,6 +171,18 @@ def _number(name: str, text: str, **extra: Any) -> _Decorator:
     metavar="INPUT",
     help="Input whose zeros mark padding, left out of the calibration.  [default: attention_mask]",
 )
+@click.option(
+    "--save-stats",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write what the calibration gathered (.npz), for runs with other budgets.",
+)
+@click.option(
+    "--load-stats",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Fit to what --save-stats wrote for this model; no samples are run for it.",
+)
 @click.option("--no-calibrate", is_flag=True, help="Fit to the weights alone, in spite of --data.")
 @click.option(
     "--max-error",

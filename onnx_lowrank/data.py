@@ -165,6 +165,7 @@ def load_samples(
     limit: int,
     seed: int,
     output_names: Sequence[str],
+    option: str = "--data",
 ) -> Samples:
     """Samples from a file or a folder, see the module's text for the forms.
 
@@ -177,15 +178,16 @@ def load_samples(
         limit: more samples than this are cut to a seeded choice in their order.
         seed: of that choice.
         output_names: the outputs of the model, in its order.
+        option: which option named the path, for messages.
 
     Raises:
         InputError: whatever is wrong with the data, naming file, input, expected and found.
     """
     fitter = Fitter(specs, shapes, output_names)
     if not path.exists():
-        raise InputError(f"--data {path}: no such file or folder")
+        raise InputError(f"{option} {path}: no such file or folder")
     if path.is_dir():
-        return _from_folder(path, fitter, specs, limit, seed, output_names)
+        return _from_folder(path, fitter, specs, limit, seed, output_names, option)
     if path.suffix == ".npz":
         return _from_stack(path, read_npz(path), fitter, shapes, limit, seed)
     if path.suffix == ".npy":
@@ -197,7 +199,7 @@ def load_samples(
         name = next(iter(fitter.specs))
         return _from_stack(path, {name: read_npy(path)}, fitter, shapes, limit, seed)
     raise InputError(
-        f"--data {path}: expected .npz, .npy or a folder of .npz files or test_data_set_*, "
+        f"{option} {path}: expected .npz, .npy or a folder of .npz files or test_data_set_*, "
         f"came a file {path.suffix or 'without suffix'!r}"
     )
 
@@ -270,6 +272,7 @@ def _from_folder(
     limit: int,
     seed: int,
     output_names: Sequence[str],
+    option: str,
 ) -> Samples:
     """Samples that are a file or a folder each."""
     sets = [item for item in path.glob("test_data_set_*") if item.is_dir()]
@@ -282,7 +285,8 @@ def _from_folder(
     items = sets or archives
     if not items:
         raise InputError(
-            f"--data {path}: expected .npz files, test_data_set_* folders or input_0.pb, found none"
+            f"{option} {path}: expected .npz files, test_data_set_* folders or input_0.pb, found "
+            "none"
         )
     chosen = [items[index] for index in _choose(len(items), limit, seed, fitter)]
     tensors = [spec.name for spec in specs]

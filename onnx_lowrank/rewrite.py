@@ -68,7 +68,7 @@ def rewrite(
     Returns:
         the errors of every group that was factored, from the factors as stored.
     """
-    factored = [group for group, choice in choices.items() if choice.rank is not None]
+    ranked = [group for group, choice in choices.items() if choice.rank is not None]
     storage = Storage(model, Names(model), spool)
 
     def work(group: Group) -> _Factored:
@@ -85,7 +85,7 @@ def rewrite(
         return _Factored(first, second, errors)
 
     errors = {}
-    for group, result in map_layers(work, largest_first(factored), group_memory):
+    for group, result in map_layers(work, largest_first(ranked), group_memory):
         errors[group] = result.errors
         first = StoredFactor(result.first, result.first.shape, "lowrank_A")
         second = StoredFactor(result.second, result.second.shape, "lowrank_B")
@@ -97,7 +97,7 @@ def rewrite(
         with contextlib.suppress(BufferError):
             group.matrix.release()
         advance(group.matrix.size)
-    for group in factored:
+    for group in ranked:
         _remove_unread(group.matrix.root)
     return errors
 

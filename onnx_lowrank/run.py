@@ -12,7 +12,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnx_lowrank.calibrate import Statistics, find_mask, gather
+from onnx_lowrank import statistics_file
+from onnx_lowrank.calibrate import Statistics, find_mask, gather, statistics_of
 from onnx_lowrank.check import worst_error
 from onnx_lowrank.choose import Choice, Decision, choose, decide, settle, worth_measuring
 from onnx_lowrank.constants import Constants
@@ -33,6 +34,7 @@ from onnx_lowrank.settings import Settings
 from onnx_lowrank.simplify import SIZE_LIMIT
 from onnx_lowrank.simplify import simplify as simplify_model
 from onnx_lowrank.spool import Spool
+from onnx_lowrank.statistics_file import SavedStatistics, check_statistics_target, fingerprint
 from onnx_lowrank.summary import layers, nothing_gained, removed_parameters, totals
 from onnx_lowrank.trial import Trial
 from onnx_lowrank.validity import invalid
@@ -69,6 +71,9 @@ def execute(
     if target is not None:
         place = dataclasses.replace(target, force=True) if settings.dry_run else target
         place.check(source.files)
+    if settings.save_stats is not None:
+        own = () if target is None else (target.path,)
+        check_statistics_target(Path(settings.save_stats), (*source.files, *own))
     with contextlib.ExitStack() as stack:
         home = workspace(None) if target is None or settings.dry_run else target.workspace()
         folder = stack.enter_context(home)
@@ -173,38 +178,77 @@ class _Run:
 
     def _calibrated(self, model: ir.Model, groups: Sequence[Group]) -> Statistics:
         """Moments of what the groups' weights are multiplied with, where there are samples."""
-        settings, trial = self.settings, self.trial
-        source = settings.calibration if settings.calibration is not None else settings.data
-        if source is None or not settings.calibrate or not groups:
+        if not groups:
             return Statistics()
-        with self.stages("prepare"):
-            unavailable = trial.unavailable
-        if unavailable is not None:
-            if settings.calibration is not None:
-                raise InputError(f"--calibrate: {unavailable}")
+        load = self.settings.load_stats is not None
+        saved = self._loaded() if load else self._gathered(model, groups)
+        if saved is None:
             return Statistics()
-        samples = trial.calibration
-        if samples is None:
-            return Statistics()
-        mask = settings.mask or find_mask(samples.feeds[0])
-        if mask is not None:
-            self._say(f"rows where input {mask!r} is 0 are left out of the calibration")
-        held = trial.samples.feeds
-        with self.stages("calibrate", len(samples.feeds) + len(held)) as advance:
-            found = gather(model, groups, trial.runner, samples.feeds, held, mask, advance)
+        if self.settings.save_stats is not None:
+            statistics_file.save(Path(self.settings.save_stats), saved)
+        found = statistics_of(model, groups, saved.gathered)
         self.notes.extend(found.notes)
         names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
         self.calibration = Calibration(
-            data=samples.source,
-            samples=len(samples.feeds),
-            held_out=len(held),
-            mask=mask,
+            data=saved.data,
+            samples=saved.samples,
+            held_out=saved.held_out,
+            mask=saved.mask,
             layers=len(found.fit),
             missing=names,
         )
         for name, why in names.items():
             self._say(f"{name} is fitted to its weight alone: {why}")
         return found
+
+    def _loaded(self) -> SavedStatistics:
+        """Moments of an earlier run."""
+        path = Path(os.fspath(self.settings.load_stats or ""))
+        with self.stages("calibrate"):
+            saved = statistics_file.load(path, self.source.model, self.source.name)
+        self._say(f"{path}: moments of {saved.samples} samples of {saved.data} are used")
+        return saved
+
+    def _gathered(self, model: ir.Model, groups: Sequence[Group]) -> SavedStatistics | None:
+        """Moments of the samples; None where there are none to fit to."""
+        settings, trial = self.settings, self.trial
+        source = settings.calibration if settings.calibration is not None else settings.data
+        if source is None or not settings.calibrate:
+            return None
+        with self.stages("prepare"):
+            unavailable = trial.unavailable
+        if unavailable is not None:
+            if settings.calibration is not None:
+                raise InputError(f"--calibrate: {unavailable}")
+            return None
+        samples = trial.calibration
+        if samples is None:
+            return None
+        mask = settings.mask or find_mask(samples.feeds[0])
+        held = trial.samples.feeds
+        with self.stages("calibrate", len(samples.feeds) + len(held)) as advance:
+            gathered = gather(
+                model,
+                groups,
+                trial.runner,
+                samples.feeds,
+                held,
+                mask,
+                advance,
+                self.folder,
+                must_fit=settings.mask is not None,
+            )
+        if mask is not None:
+            self._say(f"rows where input {mask!r} is 0 are left out of the calibration")
+        return SavedStatistics(
+            model=fingerprint(self.source.model),
+            name=self.source.name,
+            data=samples.source,
+            samples=len(samples.feeds),
+            held_out=len(held),
+            mask=mask,
+            gathered=gathered,
+        )
 
     def _macs(self, model: ir.Model, finding: Finding) -> Macs | None:
         """Multiply-accumulates, where the model is run at all."""

@@ -142,12 +142,12 @@ def prepare(
     inputs = {item.name: item.type for item in session.get_inputs()}
     outputs = [item.type for item in session.get_outputs()]
     if not any(kind in _SMALL_TYPES for kind in (*inputs.values(), *outputs)):
-        plain = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        plain = {name: np.asarray(array, order="C") for name, array in feeds.items()}
         return lambda: list(session.run(None, plain))
     values = {}
     for name, array in feeds.items():
         kind = _SMALL_TYPES.get(inputs.get(name, ""))
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         values[name] = (
             ort.OrtValue.ortvalue_from_numpy(array)
             if kind is None

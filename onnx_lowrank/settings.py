@@ -48,6 +48,8 @@ class Settings:
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES
     calibrate: bool = True
     mask: str | None = None
+    save_stats: str | os.PathLike[str] | None = None
+    load_stats: str | os.PathLike[str] | None = None
     seed: int = 0
     max_error: float | None = None
     simplify: bool = True
@@ -73,6 +75,7 @@ class Settings:
                 raise UsageError(f"--{option}: expected a whole number from {least}, got {value!r}")
         if self.calibration is not None and not self.calibrate:
             raise UsageError("--calibrate and --no-calibrate exclude each other")
+        self._check_statistics()
         if self.max_error is not None:
             if not (math.isfinite(self.max_error) and self.max_error >= 0):
                 raise UsageError(
@@ -82,6 +85,22 @@ class Settings:
                 raise UsageError("--max-error needs the check that --no-check leaves out")
             if self.dry_run:
                 raise UsageError("--max-error needs the check that --dry-run leaves out")
+
+    def _check_statistics(self) -> None:
+        if self.load_stats is not None:
+            for name, given in (
+                ("save-stats", self.save_stats is not None),
+                ("calibrate", self.calibration is not None),
+                ("mask", self.mask is not None),
+                ("no-calibrate", not self.calibrate),
+            ):
+                if given:
+                    raise UsageError(f"--load-stats and --{name} exclude each other")
+        if self.save_stats is not None:
+            if not self.calibrate:
+                raise UsageError("--save-stats and --no-calibrate exclude each other")
+            if self.calibration is None and self.data is None:
+                raise UsageError("--save-stats needs samples: --calibrate or --data")
 
     @property
     def goal(self) -> Goal:
@@ -102,5 +121,7 @@ class Settings:
         """The options as plain values, for the report."""
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         plain["calibration"] = None if self.calibration is None else source_name(self.calibration)
-        plain["data"] = None if self.data is None else os.fspath(self.data)
+        for name in ("data", "save_stats", "load_stats"):
+            path = getattr(self, name)
+            plain[name] = None if path is None else os.fspath(path)
         return plain

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -30,7 +31,7 @@ from onnx_lowrank.save import write
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.shapes import input_specs
 from onnx_lowrank.sources import Source as DataSource
-from onnx_lowrank.sources import load_source
+from onnx_lowrank.sources import load_source, same_source
 
 __all__ = ["Trial"]
 
@@ -102,7 +103,7 @@ class Trial:
         try:
             self._run(session, feed, self._source.name)
         except InputError as error:
-            if settings.data is not None:
+            if settings.data is not None or settings.calibration is not None:
                 raise
             return f"{error} (on random input; --data and --input-shape give it real input)"
         return None
@@ -130,7 +131,10 @@ class Trial:
         judge, fit = settings.data, settings.calibration
 
         def loaded(source: DataSource, limit: int) -> Samples:
-            return load_source(source, model, specs, shapes, limit=limit, seed=settings.seed)
+            option = "--data" if source is judge else "--calibrate"
+            return load_source(
+                source, model, specs, shapes, limit=limit, seed=settings.seed, option=option
+            )
 
         if judge is None and fit is None:
             self.notes.update(dict.fromkeys(shapes.notes))
@@ -140,7 +144,7 @@ class Trial:
             )
         elif judge is not None and not settings.calibrate:
             parts = loaded(judge, settings.samples), None
-        elif judge is not None and fit is not None and judge != fit:
+        elif judge is not None and fit is not None and not same_source(judge, fit):
             parts = loaded(judge, settings.samples), loaded(fit, settings.calibration_samples)
         else:
             source = judge if judge is not None else fit
@@ -218,8 +222,14 @@ class Trial:
 
     def runner(self, model: ir.Model) -> Runner:
         """A function from feeds to the outputs of a model."""
-        path = write(model, self._folder, "tapped.onnx", "auto")[-1]
-        session = self._open(path)
+        return self._runner(write(model, self._folder, "tapped.onnx", "auto")[-1])
+
+    def runner_of(self, proto: onnx.ModelProto) -> Runner:
+        """The same for a protobuf."""
+        return self._runner(proto.SerializeToString())
+
+    def _runner(self, model: Path | bytes) -> Runner:
+        session = self._open(model)
         wanted = {item.name for item in session.get_inputs()}
 
         def call(feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
@@ -263,7 +273,7 @@ class Trial:
                 progress=lambda _: advance(1),
             )
 
-    def _open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
+    def _open(self, path: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
         return open_session(
             path,
             provider=self.provider,

@@ -232,7 +232,10 @@ def _patches(node: ir.Node, array: Array, kernel: Sequence[int]) -> Array:
     places = np.moveaxis(windows, 1, 1 + spatial)  # [B, places…, C, k…]
     shape = places.shape[: 1 + spatial]
     count = math.prod(shape)
-    chosen = np.arange(count)[:: max(1, count // _PATCHES)]
+    chosen = np.arange(count)
+    if count > _PATCHES:  # one out of each of so many parts, at random: no row or column of a grid
+        jitter = np.random.default_rng(count).random(_PATCHES)
+        chosen = ((np.arange(_PATCHES) + jitter) * (count / _PATCHES)).astype(np.int64)
     return places[np.unravel_index(chosen, shape)].reshape(len(chosen), -1)
 
 

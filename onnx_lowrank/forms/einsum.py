@@ -18,6 +18,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.constants import Constant, Constants, Unusable
@@ -96,7 +97,16 @@ class Einsum(Form):
         head, dots, tail = equation.x.partition(_DOTS)
         spare = array.ndim - len(head) - len(tail)
         letters = [*head, *([f"{_DOTS}{axis}" for axis in range(spare)] if dots else []), *tail]
-        own = [letters.index(c) for c in equation.batch]
+        size = dict(zip(equation.w, site.operand.shape, strict=True))
+        # ONNX Runtime stretches axes of length 1, of either operand.
+        wanted = [
+            size[c] if array.shape[i] == 1 and c in size else -1 for i, c in enumerate(letters)
+        ]
+        stretched = [d if w < 0 else w for d, w in zip(array.shape, wanted, strict=True)]
+        array = np.broadcast_to(array, stretched)
+        short = [i for i, c in enumerate(letters) if c in equation.contracted and size[c] == 1]
+        array = array.sum(tuple(short), keepdims=True, dtype=array.dtype) if short else array
+        own = [letters.index(c) for c in equation.batch if size[c] > 1]
         last = [letters.index(c) for c in equation.contracted]
         rest = [axis for axis in range(array.ndim) if axis not in own + last]
         return array.transpose(*own, *rest, *last).reshape(site.slices, -1, site.m)

@@ -48,7 +48,7 @@ class GemmRight(Form):
 
     def reading(self, site: Site) -> Hashable:
         """Whether they are the rows or the columns of X."""
-        return ("gemm", site.m, attribute(site.node, "transA", 0) == 0)
+        return ("columns" if attribute(site.node, "transA", 0) else "rows", site.m)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``α·(X' @ A)·B + β·C``."""
@@ -90,7 +90,7 @@ class GemmLeft(Form):
 
     def reading(self, site: Site) -> Hashable:
         """Whether they are the rows or the columns of X."""
-        return ("gemm", site.m, attribute(site.node, "transB", 0) != 0)
+        return ("rows" if attribute(site.node, "transB", 0) else "columns", site.m)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``α·Bᵀ·(Aᵀ @ X') + β·C``."""

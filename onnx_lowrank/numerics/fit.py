@@ -1,4 +1,8 @@
-"""Spectra and pairs of a stack of matrices, by its weights alone or by what it is applied to."""
+"""Spectra and pairs of a stack of matrices, by its weights alone or by what it is applied to.
+
+Moments come as they were gathered; what is fitted to them shrinks them first, one slice at a time
+(see `Moments.shrunk`), what judges does not.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.factors import balanced_pair
 from onnx_lowrank.numerics.moments import Moments
-from onnx_lowrank.numerics.output_pca import output_error, output_pair, output_squares
+from onnx_lowrank.numerics.output_pca import output_energies, output_pair, output_squares
 from onnx_lowrank.numerics.spectrum import squared_singular_values
 
 __all__ = ["achieved_error", "fitted_pair", "squares"]
@@ -29,7 +33,7 @@ def squares(stack: Array, moments: Sequence[Moments] | None) -> npt.NDArray[np.f
         return squared_singular_values(stack)
     total = np.zeros(min(stack.shape[1:]), np.float64)
     for matrix, own in zip(stack, moments, strict=True):
-        total += output_squares(matrix, own)
+        total += output_squares(matrix, own.shrunk())
     return total
 
 
@@ -40,15 +44,21 @@ def fitted_pair(
     if moments is None:
         return balanced_pair(stack, rank, dtype)
     pairs = [
-        output_pair(matrix, own, rank, dtype) for matrix, own in zip(stack, moments, strict=True)
+        output_pair(matrix, own.shrunk(), rank, dtype)
+        for matrix, own in zip(stack, moments, strict=True)
     ]
     return np.stack([first for first, _ in pairs]), np.stack([second for _, second in pairs])
 
 
 def achieved_error(stack: Array, first: Array, second: Array, moments: Sequence[Moments]) -> float:
-    """Relative error of the outputs on held-out inputs, root mean square over the slices."""
-    errors = [
-        output_error(matrix, a, b, own)
-        for matrix, a, b, own in zip(stack, first, second, moments, strict=True)
-    ]
-    return math.sqrt(sum(error * error for error in errors) / len(errors))
+    """Relative error of the outputs ``√(E‖x(W − A·B)‖² / E‖x W‖²)``, all slices together.
+
+    Where the outputs are zero: 0 if they stay so, else infinity.
+    """
+    error = total = 0.0
+    for matrix, a, b, own in zip(stack, first, second, moments, strict=True):
+        off, whole = output_energies(matrix, a, b, own)
+        error, total = error + off, total + whole
+    if total <= 0.0:
+        return 0.0 if error <= 0.0 else math.inf
+    return math.sqrt(error / total)

@@ -22,6 +22,10 @@ Float64 = npt.NDArray[np.float64]
 # the error of a sum of 4096 terms is below 1e-5 of it at worst, and in float64 across blocks:
 # twice the speed of float64 throughout, far below what a finite sample leaves uncertain.
 _BLOCK = 4096
+# Rows whose largest element is outside of this are multiplied in float64.
+_TINY, _HUGE = 1e-12, 1e16
+# With so many rows for each element moments are not shrunk.
+_ENOUGH = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +60,8 @@ class Moments:
         if len(known) < 2:
             return known[0] if known else None
         rows = sum(part.rows for part in known)
+        if len({part.diagonal for part in known}) > 1:  # a table that is also multiplied with
+            known = [part.full() for part in known]
         second = sum(
             (part.rows / rows * part.second for part in known[1:]),
             known[0].rows / rows * known[0].second,
@@ -65,6 +71,10 @@ class Moments:
             known[0].rows / rows * known[0].mean,
         )
         return cls(second, mean, rows)
+
+    def full(self) -> Moments:
+        """The same with all of C."""
+        return Moments(np.diag(self.second), self.mean, self.rows) if self.diagonal else self
 
     def applied(self, matrix: Array) -> Float64:
         """``C @ M`` for ``M[m, n]``."""
@@ -76,17 +86,19 @@ class Moments:
     def centred(self) -> Moments:
         """The covariance: ``C − E[x]ᵀ E[x]``, with the same mean."""
         if self.diagonal:
-            return self
+            return self.full().centred()
         return Moments(self.second - np.outer(self.mean, self.mean), self.mean, self.rows)
 
     def shrunk(self) -> Moments:
         """C drawn towards ``tr(C)/m · I`` as far as so few rows ask for.
 
         Oracle approximating shrinkage (Chen, Wiesel, Eldar & Hero, IEEE Trans. Signal Processing
-        58, 2010, eq. 23); next to nothing where the rows are many times m.
+        58, 2010, eq. 23), up to `_ENOUGH` rows for each element.  It aims at C as a whole: of
+        inputs near a plane it would drown a tail far below that many rows' noise, and the energy
+        of the outputs is read off that tail.
         """
         size = len(self.mean)
-        if self.diagonal or size < 2 or self.rows < 1:
+        if self.diagonal or size < 2 or not 0 < self.rows < _ENOUGH * size:
             return self
         trace = self.trace
         squares = float(np.vdot(self.second, self.second))
@@ -137,11 +149,14 @@ class Accumulator:
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             if block.dtype != np.float64:
-                block = block.astype(np.float32)
-            product = block.T @ block  # numpy calls ssyrk or dsyrk for this
-            if not np.isfinite(product).all():  # squares beyond float32
-                wide = block.astype(np.float64)
-                product = wide.T @ wide
+                block = block.astype(np.float32, copy=False)
+                largest = float(max(block.max(initial=0), -block.min(initial=0)))
+                if largest and not _TINY < largest < _HUGE:  # squares beyond float32
+                    block = block.astype(np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                product = block.T @ block  # numpy calls ssyrk or dsyrk for this
+            if not np.isfinite(product).all():
+                raise FloatingPointError("numbers whose squares are beyond float64")
             self._second += product
             self._sum += block.sum(axis=0, dtype=np.float64)
             self._rows += len(block)

@@ -20,7 +20,7 @@ import scipy.linalg
 from onnx_lowrank.numerics.factors import leading_eigenvectors
 from onnx_lowrank.numerics.moments import Moments
 
-__all__ = ["output_error", "output_pair", "output_squares"]
+__all__ = ["output_energies", "output_pair", "output_squares"]
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -64,15 +64,15 @@ def output_pair(
     return (projected * inverse).astype(dtype), (basis * scale).T.astype(dtype)
 
 
-def output_error(matrix: Array, first: Array, second: Array, moments: Moments) -> float:
-    """``√(E‖x(W − A·B)‖² / E‖x W‖²)``, from the factors as they are stored."""
+def output_energies(
+    matrix: Array, first: Array, second: Array, moments: Moments
+) -> tuple[float, float]:
+    """``E‖x(W − A·B)‖²`` and ``E‖x W‖²``, from the factors as they are stored."""
     exact = np.asarray(matrix, np.float64)
     total = float(np.vdot(exact, moments.applied(exact)))
     difference = exact - np.asarray(first, np.float64) @ np.asarray(second, np.float64)
     error = float(np.vdot(difference, moments.applied(difference)))
-    if total <= 0.0:
-        return 0.0 if error <= 0.0 else float("inf")
-    return float(np.sqrt(max(error, 0.0) / total))
+    return max(error, 0.0), max(total, 0.0)
 
 
 def _gram(matrix: Array, moments: Moments) -> tuple[Float64, Float64 | None]:

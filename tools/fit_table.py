@@ -1,0 +1,218 @@
+"""Print how far factors that are fitted to data go, on a sentence encoder.
+
+    python tools/fit_table.py [--model models/cache/minilm-l6.onnx] [--samples 768]
+
+The texts are first paragraphs of the standard library's docstrings: those of modules a-g
+calibrate, 256 of modules h-z judge.  Printed are the cosine between the embeddings of the model and
+of its compressed versions, every layer keeping the same share of its parameters, the time of
+gathering the moments against that of only running the same samples (in turns, same session
+options), and the time of the spectra and factors of all layers on one core.
+
+Needs ``models/cache/minilm-l6.onnx`` and its tokenizer (see ``models/get.py``) and the package
+``tokenizers`` of the extra ``exporters``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from threadpoolctl import threadpool_limits
+from tokenizers import Tokenizer
+
+from onnx_lowrank import compress
+from onnx_lowrank.calibrate import gather, statistics_of
+from onnx_lowrank.constants import Constants
+from onnx_lowrank.find import find
+from onnx_lowrank.forms import all_forms, chosen_forms
+from onnx_lowrank.numerics.fit import fitted_pair, squares
+from onnx_lowrank.numerics.ranks import largest_rank
+from onnx_lowrank.runtime import default_threads, open_session, run
+
+__all__ = ["main"]
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARES = (0.8, 0.6)
+JUDGED, LENGTH, BATCH = 256, 128, 16
+TIMED = 12  # batches
+# What the columns have to reach: share -> (plain SVD, about; output PCA, at least).
+BARS = {0.8: (0.60, 0.90), 0.6: (0.43, 0.82)}
+
+Array = npt.NDArray[Any]
+Feed = dict[str, Array]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; returns 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cache = ROOT / "models" / "cache"
+    parser.add_argument("--model", type=Path, default=cache / "minilm-l6.onnx")
+    parser.add_argument("--tokenizer", type=Path, default=cache / "minilm-l6.tokenizer.json")
+    parser.add_argument("--samples", type=int, default=768, help="paragraphs to calibrate with")
+    parser.add_argument("--repeats", type=int, default=5, help="of the timed gathering")
+    options = parser.parse_args(arguments)
+    tokenizer = Tokenizer.from_file(str(options.tokenizer))
+    fit = batches(tokenizer, paragraphs("a", "g", options.samples))
+    judge = batches(tokenizer, paragraphs("h", "z", JUDGED))
+    met = accuracy(options.model, fit, judge)
+    met &= gathering(options.model, fit[:TIMED], options.repeats)
+    met &= factoring(options.model, fit[:TIMED])
+    return 0 if met else 1
+
+
+def paragraphs(first: str, last: str, count: int) -> list[str]:
+    """First paragraphs of docstrings of modules from letter to letter, in a fixed order."""
+    found: set[str] = set()
+    for file in sorted(Path(os.__file__).parent.glob("*.py")):
+        if not first <= file.name[0].lower() <= last:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+                text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+                if len(text) >= 40:
+                    found.add(text)
+    order = np.random.default_rng(0).permutation(len(found))[:count]
+    known = sorted(found)
+    return [known[index] for index in order]
+
+
+def batches(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Feed]:
+    """Feeds of BATCH texts each, padded to the longest of them, with ``attention_mask``."""
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding()
+    feeds = []
+    for start in range(0, len(texts), BATCH):
+        encoded = tokenizer.encode_batch(list(texts[start : start + BATCH]))
+        ids = np.array([item.ids for item in encoded], np.int64)
+        mask = np.array([item.attention_mask for item in encoded], np.int64)
+        feeds.append({"input_ids": ids, "attention_mask": mask})
+    return feeds
+
+
+def accuracy(path: Path, fit: Sequence[Feed], judge: Sequence[Feed]) -> bool:
+    """Print the table of cosines."""
+    dense = embeddings(path, judge)
+    count = sum(len(feed["input_ids"]) for feed in fit)
+    print(f"cosine to the dense embeddings of {len(dense)} paragraphs; {count} calibrate")
+    print("kept   plain SVD     output PCA    (bar)")
+    met = True
+    with tempfile.TemporaryDirectory() as name:
+        np.savez(Path(name, "0.npz"), **judge[0])  # so that all others calibrate
+        for share in SHARES:
+            met &= row(path, Path(name), fit, judge, dense, share)
+    return met
+
+
+def row(
+    path: Path, held: Path, fit: Sequence[Feed], judge: Sequence[Feed], dense: Array, share: float
+) -> bool:
+    """Print one line of the table."""
+    cosines = []
+    for calibration in (None, fit):
+        result = compress(
+            path,
+            keep=share,
+            rank_multiple=1,
+            min_gain=0.0,
+            data=held,
+            calibration=calibration,
+            calibration_samples=len(fit),
+            calibrate=calibration is not None,
+            simplify=False,
+            check=False,
+            bench=False,
+        )
+        model = ir.to_proto(result.model).SerializeToString()
+        cosines.append(float((embeddings(model, judge) * dense).sum(axis=1).mean()))
+    plain, least = BARS[share]
+    print(f"{share:<5g}  {cosines[0]:.3f} ({plain:.2f})  {cosines[1]:.3f}         (≥ {least:.2f})")
+    return cosines[1] >= least
+
+
+def embeddings(model: Path | bytes, feeds: Sequence[Feed]) -> Array:
+    """The embeddings of all feeds, at length 1."""
+    session = open_session(model)
+    found = [next(iter(run(session, feed, "the model").values())) for feed in feeds]
+    joined = np.concatenate(found).astype(np.float64)
+    return np.asarray(joined / np.linalg.norm(joined, axis=1, keepdims=True))
+
+
+def gathering(path: Path, feeds: Sequence[Feed], repeats: int) -> bool:
+    """Print the time of gathering the moments against that of running the same samples."""
+    model, groups = layers(path)
+    plain = runner(path)
+    tapped: dict[int, Callable[[Feed], dict[str, Array]]] = {}
+
+    def opened(copy: ir.Model) -> Callable[[Any], dict[str, Array]]:
+        # Loading is part of the run, once; here only what every sample costs is compared.
+        if not tapped:
+            tapped[0] = runner(ir.to_proto(copy).SerializeToString())
+        return tapped[0]
+
+    times: list[tuple[float, float]] = []
+    for repeat in range(repeats + 1):
+        start = time.perf_counter()
+        for feed in feeds:
+            plain(feed)
+        middle = time.perf_counter()
+        gather(model, groups, opened, feeds, (), "attention_mask", lambda _: None)
+        if repeat:  # the first one warms up
+            times.append((middle - start, time.perf_counter() - middle))
+    ratio = statistics.median(after / before for before, after in times)
+    before, after = (statistics.median(part) for part in zip(*times, strict=True))
+    print(
+        f"{len(feeds)} batches, {default_threads()} threads: running {before:.2f} s, gathering "
+        f"{after:.2f} s, ratio {ratio:.2f} (≤ 2)"
+    )
+    return ratio <= 2.0
+
+
+def factoring(path: Path, feeds: Sequence[Feed]) -> bool:
+    """Print the time of the spectra and the factors of all layers on one core."""
+    model, groups = layers(path)
+
+    def opened(copy: ir.Model) -> Callable[[Any], dict[str, Array]]:
+        return runner(ir.to_proto(copy).SerializeToString())
+
+    gathered = gather(model, groups, opened, feeds, (), "attention_mask", lambda _: None)
+    moments = statistics_of(model, groups, gathered).fit
+    with threadpool_limits(1, user_api="blas"):
+        start = time.process_time()
+        for group in groups:
+            _, m, n = group.shape
+            stack = group.matrix.numpy()
+            squares(stack, moments[group])
+            fitted_pair(stack, moments[group], largest_rank(m, n, SHARES[0]), stack.dtype)
+        seconds = time.process_time() - start
+    print(f"spectra and factors of {len(groups)} layers on one core: {seconds:.2f} s (≤ 5)")
+    return seconds <= 5.0
+
+
+def layers(path: Path) -> tuple[ir.Model, tuple[Any, ...]]:
+    """The model and the groups of its plain linear maps."""
+    model = ir.load(path)
+    return model, find(model, Constants(model, False), all_forms(), chosen_forms(None)).groups
+
+
+def runner(model: Path | bytes) -> Callable[[Any], dict[str, Array]]:
+    """A function from feeds to outputs."""
+    session = open_session(model)
+    wanted = {item.name for item in session.get_inputs()}
+    return lambda feed: run(session, {k: v for k, v in feed.items() if k in wanted}, "the model")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
