@@ -102,7 +102,6 @@ class _Run:
         self.notes: list[str] = []
         self.statistics = Statistics()
         self.calibration: Calibration | None = None
-        self.runs = (settings.check or settings.bench) and not settings.dry_run
 
     def result(self) -> Result:
         """Go through the stages; nothing is written before the last line but one."""
