@@ -139,7 +139,9 @@ def test_real_data_for_a_classifier(tmp_path: Path, capfd: pytest.CaptureFixture
     data = CACHE / "mlp-sklearn.data.npz"
     if not data.exists():
         pytest.skip(f"{data.name} is missing")
-    _, report = compress(source, tmp_path, "--data", data, "--keep", 0.5, "--no-simplify")
+    # The classifier itself, 512×10, has nothing to give: half of it cannot tell ten classes apart.
+    options = ("--keep", 0.5, "--exclude", "MatMul2", "--no-simplify")
+    _, report = compress(source, tmp_path, "--data", data, *options)
     assert report["check"]["data"] == str(data)
     outputs = {o["name"]: o for o in report["check"]["providers"][0]["outputs"]}
     assert outputs["probabilities"]["top1_agreement"] > 0.9
