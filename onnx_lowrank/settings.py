@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.choose import Goal
@@ -111,11 +110,6 @@ class Settings:
     def selection(self) -> Selection:
         """Which nodes may be factored."""
         return Selection(self.include, self.exclude)
-
-    @property
-    def data_path(self) -> Path | None:
-        """Where the samples are."""
-        return None if self.data is None else Path(self.data)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, for the report."""

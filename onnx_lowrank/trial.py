@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -222,14 +221,7 @@ class Trial:
 
     def runner(self, model: ir.Model) -> Runner:
         """A function from feeds to the outputs of a model."""
-        return self._runner(write(model, self._folder, "tapped.onnx", "auto")[-1])
-
-    def runner_of(self, proto: onnx.ModelProto) -> Runner:
-        """The same for a protobuf."""
-        return self._runner(proto.SerializeToString())
-
-    def _runner(self, model: Path | bytes) -> Runner:
-        session = self._open(model)
+        session = self._open(write(model, self._folder, "tapped.onnx", "auto")[-1])
         wanted = {item.name for item in session.get_inputs()}
 
         def call(feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
@@ -273,7 +265,7 @@ class Trial:
                 progress=lambda _: advance(1),
             )
 
-    def _open(self, path: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
+    def _open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
         return open_session(
             path,
             provider=self.provider,
