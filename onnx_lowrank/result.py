@@ -22,7 +22,7 @@ from onnx_lowrank.save import (
     written_bytes,
 )
 
-__all__ = ["Result", "Target"]
+__all__ = ["Destination", "Result"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Result:
             InputError: the place cannot be written.
             UsageError: "never" for a model above 2 GiB.
         """
-        target = Target(Path(path), external_data, force)
+        target = Destination(Path(path), external_data, force)
         target.check(self.sources)
         with target.workspace() as folder:
             files = target.write(self.model, folder)
@@ -72,7 +72,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """Where a model is to be written."""
 
     path: Path

@@ -26,7 +26,7 @@ from onnx_lowrank.macs import Macs, count_macs
 from onnx_lowrank.measure import measure
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.report import REPORT_VERSION, Calibration, Check, File, Latency, Report
-from onnx_lowrank.result import Result, Target
+from onnx_lowrank.result import Destination, Result
 from onnx_lowrank.rewrite import Errors, rewrite
 from onnx_lowrank.runtime import OrtLog
 from onnx_lowrank.save import check_embeddable, commit, workspace, written_bytes
@@ -49,7 +49,7 @@ LOAD_LIMIT = 500_000_000
 def execute(
     model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
     settings: Settings,
-    target: Target | None,
+    target: Destination | None,
     progress: Progress,
     log: OrtLog,
 ) -> Result:
@@ -91,7 +91,7 @@ class _Run:
         self,
         source: Source,
         settings: Settings,
-        target: Target | None,
+        target: Destination | None,
         folder: Path,
         stages: Stages,
         log: OrtLog,
@@ -283,7 +283,7 @@ class _Run:
 
     def _written(self, model: ir.Model) -> tuple[Path, ...]:
         """The result in the workspace, valid ONNX."""
-        target = self.target or Target(Path("model.onnx"))
+        target = self.target or Destination(Path("model.onnx"))
         files = target.write(model, self.folder)
         wrong = invalid(model)
         if wrong is not None:
