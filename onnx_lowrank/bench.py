@@ -1,7 +1,7 @@
-"""Time two models against each other.
+"""Time models against each other.
 
-Runs alternate, and the order within a pair flips every time: whatever slows the machine down
-for a while, or favours the second of two runs, meets both.  The ratio is taken pair by pair.
+Runs alternate, and the order within a round changes every time: whatever slows the machine down
+for a while, or favours the second of two runs, meets all.  Ratios are taken round by round.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.report import Latency, Milliseconds, Speedup
 from onnx_lowrank.runtime import prepare, run
 
-__all__ = ["FEWEST_PAIRS", "time_pair"]
+__all__ = ["FEWEST_PAIRS", "MOST_FEEDS", "interleave", "time_pair"]
 
 FEWEST_PAIRS = 5
 """Pairs that are timed whatever the time limit, unless fewer were asked for."""
-_MOST_FEEDS = 8
+MOST_FEEDS = 8
 """Feeds held in memory while timing."""
 
 
@@ -54,7 +54,7 @@ def time_pair(
     Raises:
         InputError: there is no sample, or a model does not run on one.
     """
-    used = [feeds[index] for index in range(min(len(feeds), _MOST_FEEDS))]
+    used = [feeds[index] for index in range(min(len(feeds), MOST_FEEDS))]
     if not used:
         raise InputError("timing: expected at least one sample, came none")
     calls = [(prepare(before, feed), prepare(after, feed)) for feed in used]
@@ -62,25 +62,54 @@ def time_pair(
     for feed in used[:1] if _same_shapes(used) else used:
         run(before, feed, "the original")
         run(after, feed, "the result")
+    times = interleave(calls, rounds=pairs, warmup=warmup, seconds=seconds, progress=progress)
+    return _latency(times, provider, threads)
+
+
+def interleave(
+    calls: Sequence[Sequence[Callable[[], Any]]],
+    *,
+    rounds: int,
+    warmup: int,
+    seconds: float | None,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[int, ...]]:
+    """Time every model once a round, in an order that changes from round to round.
+
+    Args:
+        calls: for each sample, one call for each model; round n takes the n-th sample in turn.
+        rounds: how many rounds to time at most.
+        warmup: rounds before that are not timed.
+        seconds: time after which no further round is begun, once there are `FEWEST_PAIRS`;
+            None for no limit.
+        progress: called after each round with the number of rounds done.
+
+    Returns:
+        For each round the nanoseconds of every model.
+    """
     for number in range(warmup):
         for call in calls[number % len(calls)]:
             call()
-
-    times: list[tuple[int, int]] = []  # ns of (before, after)
-    end = time.perf_counter() + seconds
-    for number in range(pairs):
-        if number >= FEWEST_PAIRS and time.perf_counter() >= end:
+    times: list[tuple[int, ...]] = []
+    end = None if seconds is None else time.perf_counter() + seconds
+    for number in range(rounds):
+        if end is not None and number >= FEWEST_PAIRS and time.perf_counter() >= end:
             break
-        pair = calls[number % len(calls)]
-        if number % 2 == 0:
-            first = _time(pair[0])
-            times.append((first, _time(pair[1])))
-        else:
-            second = _time(pair[1])
-            times.append((_time(pair[0]), second))
+        row = calls[number % len(calls)]
+        took = [0] * len(row)
+        for index in _order(number, len(row)):
+            took[index] = _time(row[index])
+        times.append(tuple(took))
         if progress is not None:
             progress(number + 1)
-    return _latency(times, provider, threads)
+    return times
+
+
+def _order(number: int, count: int) -> list[int]:
+    """The order of a round: begins with another model every time, and now and then backwards."""
+    first = number % count if count else 0
+    order = [*range(first, count), *range(first)]
+    return order[::-1] if count > 2 and (number // count) % 2 else order
 
 
 def _same_shapes(feeds: Sequence[Mapping[str, npt.NDArray[Any]]]) -> bool:
@@ -93,7 +122,7 @@ def _time(call: Callable[[], list[Any]]) -> int:
     return time.perf_counter_ns() - start
 
 
-def _latency(times: Sequence[tuple[int, int]], provider: str, threads: int) -> Latency:
+def _latency(times: Sequence[tuple[int, ...]], provider: str, threads: int) -> Latency:
     """Medians and percentiles of (before, after) in nanoseconds."""
     both = np.maximum(np.asarray(times, dtype=np.float64), 1.0)  # [pairs, 2]; a clock may stand
     median, p90 = np.percentile(both / 1e6, [50, 90], axis=0)

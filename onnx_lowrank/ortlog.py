@@ -23,6 +23,8 @@ _RECORD = re.compile(
     r"(?(colour).*?\x1b\[0?m|[^\n]*)\n?",
     re.DOTALL | re.MULTILINE,
 )
+# What the QNN plugin says whenever it is loaded, of no use to anyone.
+_NOISE = re.compile(r"^ ?# LIBNATIVE: [^\n]*\n", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -108,7 +110,7 @@ class OrtLog:
         for match in _RECORD.finditer(text):
             record = " ".join(_COLOUR.sub("", match[0]).split())
             self.lines.append(LogLine(_SEVERITIES[match["severity"]], what, record))
-        rest = _RECORD.sub("", text)
+        rest = _NOISE.sub("", _RECORD.sub("", text))
         if rest:
             with contextlib.suppress(OSError):  # a reader that went away is no reason to stop
                 data = memoryview(rest.encode("utf-8", errors="surrogateescape"))

@@ -313,7 +313,7 @@ class _Run:
                 check = trial.check(candidate, advance)
         if settings.bench:
             with self.stages("bench", TIMED_PAIRS) as advance:
-                return check, (trial.time(candidate, TIMED_PAIRS, advance),)
+                return check, trial.time(candidate, TIMED_PAIRS, advance)
         return check, latency
 
     def _report(

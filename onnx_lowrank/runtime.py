@@ -22,18 +22,22 @@ import onnxruntime as ort
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.ortlog import LogLine, OrtLog
+from onnx_lowrank.targets.assignment import RECORD
+from onnx_lowrank.targets.providers import CPU, Provider
 
 __all__ = [
+    "NO_FALLBACK",
     "LogLine",
     "OrtLog",
     "default_threads",
     "open_session",
     "prepare",
-    "resolve_provider",
     "run",
 ]
 
-_SUFFIX = "ExecutionProvider"
+NO_FALLBACK = "session.disable_cpu_ep_fallback"
+"""The session's option that makes a node on the CPU an error."""
+
 _STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _LONGEST = 400
 # Types that ONNX Runtime holds but does not hand over as numpy arrays.
@@ -44,24 +48,6 @@ _SMALL_TYPES: dict[str, tuple[int, type]] = {
     "tensor(float8e5m2)": (19, ml_dtypes.float8_e5m2),
     "tensor(float8e5m2fnuz)": (20, ml_dtypes.float8_e5m2fnuz),
 }
-
-
-def resolve_provider(name: str) -> str:
-    """Full name of an execution provider from ``cpu``, ``openvino``, ``CPUExecutionProvider``, ….
-
-    Raises:
-        InputError: this ONNX Runtime has no such provider.
-    """
-    available = ort.get_available_providers()
-    wanted = name.strip().lower()
-    for provider in available:
-        if wanted in (provider.lower(), provider.removesuffix(_SUFFIX).lower()):
-            return str(provider)
-    shown = ", ".join(str(provider).removesuffix(_SUFFIX).lower() for provider in available)
-    raise InputError(
-        f"--ep {name}: this ONNX Runtime ({ort.__version__}) has no such execution provider; "
-        f"it has {shown}"
-    )
 
 
 def default_threads() -> int:
@@ -96,18 +82,24 @@ def _quota() -> int:
 def open_session(
     model: Path | bytes,
     *,
-    provider: str = "CPUExecutionProvider",
+    provider: Provider = CPU,
     threads: int | None = None,
     optimize: bool = True,
+    strict: bool = False,
+    entries: Mapping[str, str] | None = None,
     log: OrtLog | None = None,
 ) -> ort.InferenceSession:
     """Load a model on one execution provider.
 
+    Which node went where can be read back with `onnx_lowrank.targets.assignment.assignment`.
+
     Args:
         model: a file, or a serialized model.
-        provider: full name, see `resolve_provider`.
+        provider: see `onnx_lowrank.targets.providers.resolve_provider`.
         threads: intra-op threads; None for `default_threads`.
         optimize: ONNX Runtime's own graph optimizations.
+        strict: whether a node that the provider leaves to the CPU is an error.
+        entries: further entries of the session's configuration.
         log: collects the log; without it, it goes to standard error.
 
     Raises:
@@ -119,15 +111,25 @@ def open_session(
     options.inter_op_num_threads = 1
     # Idle threads of one session would spin on the cores that another one is timed on.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry(RECORD, "1")
+    if strict and provider is not CPU:  # ONNX Runtime refuses it where the CPU is asked for
+        options.add_session_config_entry(NO_FALLBACK, "1")
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(model) if isinstance(model, Path) else model
+    # Without enable_fallback=0 ONNX Runtime answers errors of a provider by using the CPU.
     with log.capture(f"loading {what}") if log is not None else contextlib.nullcontext():
         try:
-            return ort.InferenceSession(source, options, providers=[provider], enable_fallback=0)
+            if provider.device is not None:
+                options.add_provider_for_devices([provider.device], dict(provider.options))
+                return ort.InferenceSession(source, options, enable_fallback=0)
+            wanted = [(provider.full, dict(provider.options))]
+            return ort.InferenceSession(source, options, providers=wanted, enable_fallback=0)
         except Exception as error:  # its exceptions have no common base but this
             raise InputError(
-                f"{what}: ONNX Runtime does not load it on {provider}: {_reason(error)}"
+                f"{what}: ONNX Runtime does not load it on {provider.full}: {_reason(error)}"
             ) from error
 
 

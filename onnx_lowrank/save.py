@@ -13,6 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.load import Source
 from onnx_lowrank.serialize import PROTOBUF_LIMIT, write_beside, write_protobuf
 from onnx_lowrank.walk import all_graphs, stored_bytes
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_report_target",
     "check_target",
     "commit",
+    "runnable_file",
     "workspace",
     "write",
     "write_text",
@@ -121,6 +123,23 @@ def write(model: ir.Model, folder: Path, name: str, external: ExternalData) -> t
     check_embeddable(size)
     write_protobuf(model, path)
     return (path,)
+
+
+def runnable_file(source: Source, folder: Path) -> Path:
+    """A file of a model that ONNX Runtime can open: its own, or a copy in the folder.
+
+    The copy is for a model in memory, and for one whose data files stand behind links: ONNX
+    Runtime opens those only in some places of a model.
+    """
+    path = source.path
+    linked = path is not None and any(
+        file.parent != path.parent.resolve() or file.stat().st_nlink > 1
+        for file in source.data_files
+    )
+    if path is not None and not linked:
+        return path
+    folder.mkdir(exist_ok=True)
+    return write(source.model, folder, "original.onnx", "auto")[-1]
 
 
 def check_embeddable(size: int) -> None:

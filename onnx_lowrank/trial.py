@@ -16,6 +16,7 @@ from onnx_lowrank.calibrate import Feed, Runner
 from onnx_lowrank.check import classifier_outputs, compare_outputs, run_check
 from onnx_lowrank.data import Samples, random_samples, runnable_shapes
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.halves import computes_half, half_note
 from onnx_lowrank.load import Source
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import Check, Latency
@@ -23,14 +24,15 @@ from onnx_lowrank.runtime import (
     OrtLog,
     default_threads,
     open_session,
-    resolve_provider,
     run,
 )
-from onnx_lowrank.save import write
+from onnx_lowrank.save import runnable_file, write
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.shapes import input_specs
 from onnx_lowrank.sources import Source as DataSource
 from onnx_lowrank.sources import load_source, same_source
+from onnx_lowrank.targets.assignment import assignment, assignment_text
+from onnx_lowrank.targets.providers import CPU, Provider, resolve_provider
 
 __all__ = ["Trial"]
 
@@ -51,7 +53,7 @@ class Trial:
 
     Attributes:
         notes: assumptions and findings, for the report.
-        provider: full name of the execution provider.
+        provider: the execution provider of check and timing; all else runs on the CPU.
         threads: intra-op threads.
     """
 
@@ -61,23 +63,26 @@ class Trial:
         self._folder = folder
         self._log = log
         self.notes: dict[str, None] = {}
-        self.provider = resolve_provider(settings.ep)
+        with log.capture("registering"):
+            self.provider = resolve_provider(settings.ep)
+        self._assigned: dict[str, str] = {}
         self.threads = settings.threads or default_threads()
 
     @cached_property
     def original(self) -> ort.InferenceSession:
         """The original's session.  Raises InputError where ONNX Runtime does not load it."""
-        path = self._source.path
-        # ONNX Runtime opens data files behind links only in some places of a model.
-        linked = path is not None and any(
-            file.parent != path.parent.resolve() or file.stat().st_nlink > 1
-            for file in self._source.data_files
-        )
-        if path is None or linked:
-            folder = self._folder / "original"
-            folder.mkdir(exist_ok=True)
-            path = write(self._source.model, folder, "original.onnx", "auto")[-1]
-        return self._open(path)
+        session = self._open(self._original_file, provider=self.provider)
+        self._note_nodes(session, "the original")
+        return session
+
+    @cached_property
+    def _reference(self) -> ort.InferenceSession:
+        """The original on the CPU."""
+        return self.original if self.provider is CPU else self._open(self._original_file)
+
+    @cached_property
+    def _original_file(self) -> Path:
+        return runnable_file(self._source, self._folder / "original")
 
     @cached_property
     def unavailable(self) -> str | None:
@@ -126,7 +131,9 @@ class Trial:
         """What judges, and what the factors are fitted to."""
         model, settings = self._source.model, self._settings
         specs = input_specs(model)
-        shapes = runnable_shapes(self.original, model, specs, settings.input_shapes, settings.dims)
+        shapes = runnable_shapes(
+            self._reference, model, specs, settings.input_shapes, settings.dims
+        )
         judge, fit = settings.data, settings.calibration
 
         def loaded(source: DataSource, limit: int) -> Samples:
@@ -174,7 +181,9 @@ class Trial:
 
     def open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
         """A session of another model on the same provider."""
-        return self._open(path, optimize=optimize)
+        session = self._open(path, optimize=optimize, provider=self.provider)
+        self._note_nodes(session, "the result")
+        return session
 
     def loads(self, path: Path) -> str | None:
         """Load another model, without running it; what to say if the original does not load.
@@ -200,7 +209,7 @@ class Trial:
             session = self._open(path)
             feed = self.samples.feeds[0]
             checks = compare_outputs(
-                self._run(self.original, feed, "the original"),
+                self._run(self._reference, feed, "the original"),
                 self._run(session, feed, "the simplified model"),
             )
         except InputError as error:
@@ -245,30 +254,51 @@ class Trial:
                 self.original,
                 candidate,
                 self.samples,
-                provider=self.provider,
+                provider=self.provider.full,
                 classifiers=classifier_outputs(self._source.model),
                 progress=lambda _: advance(1),
             )
         self.notes.update(dict.fromkeys(notes))
+        if computes_half(self._source.model) and not self.provider.half:
+            self.notes[half_note([self.provider.title])] = None
         return Check(self.samples.source, len(self.samples.feeds), (figures,))
 
-    def time(self, candidate: ort.InferenceSession, pairs: int, advance: Advance) -> Latency:
-        """Latency of a model against the original's, run in turns."""
+    def time(
+        self, candidate: ort.InferenceSession, pairs: int, advance: Advance
+    ) -> tuple[Latency, ...]:
+        """Latency of a model against the original's, run in turns; none of an emulator."""
+        if self.provider.emulated:
+            self.notes[f"not timed: {self.provider.title} is emulated, its times mean nothing"] = (
+                None
+            )
+            return ()
         with self._log.capture("running"):
-            return time_pair(
+            latency = time_pair(
                 self.original,
                 candidate,
                 self.samples.feeds,
-                provider=self.provider,
+                provider=self.provider.full,
                 threads=self.threads,
                 pairs=pairs,
                 progress=lambda _: advance(1),
             )
+        return (latency,)
 
-    def _open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
+    def _note_nodes(self, session: ort.InferenceSession, what: str) -> None:
+        """Note which nodes the provider took, of the last session of a kind."""
+        nodes = None if self.provider is CPU else assignment(session)
+        if nodes is not None:
+            self.notes.pop(self._assigned.pop(what, ""), None)
+            text = assignment_text(nodes, self.provider.full, self.provider.title)
+            self._assigned[what] = f"{what}: {text}"
+            self.notes[self._assigned[what]] = None
+
+    def _open(
+        self, path: Path, *, optimize: bool = True, provider: Provider = CPU
+    ) -> ort.InferenceSession:
         return open_session(
             path,
-            provider=self.provider,
+            provider=provider,
             threads=self.threads,
             optimize=optimize,
             log=self._log,

@@ -20,9 +20,9 @@ from onnx_lowrank.runtime import (
     default_threads,
     open_session,
     prepare,
-    resolve_provider,
     run,
 )
+from onnx_lowrank.targets.providers import resolve_provider
 
 WARNS = """<ir_version: 8, opset_import: ["" : 18]>
     g (float[N, 4] x) => (float[N, 5] y) <float[4] w = {1, 2, 3, 4}> { y = Add(x, w) }"""
@@ -40,12 +40,12 @@ IDENTITY = proto(
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider", "cpuexecutionprovider"])
 def test_provider_names(name: str) -> None:
-    assert resolve_provider(name) == "CPUExecutionProvider"
+    assert resolve_provider(name).full == "CPUExecutionProvider"
 
 
 @pytest.mark.parametrize("name", ["warp9", "", "ExecutionProvider"])
 def test_provider_that_is_not_there(name: str) -> None:
-    with pytest.raises(InputError, match=r"--ep .* has no such execution provider; it has .*cpu"):
+    with pytest.raises(InputError, match=r"--ep .* has no such execution provider; expected .*cpu"):
         resolve_provider(name)
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import click
 
+from onnx_lowrank.commands.base import reader_may_leave, terminal_progress
+
 __all__ = ["command"]
 
 
 @click.command("providers")
 def command() -> None:
-    """List the execution providers of the installed ONNX Runtime."""
-    import onnxruntime as ort
+    """List where a model can be run: what is usable here, and how to get the rest."""
+    from onnx_lowrank.console import output_console, print_offers
+    from onnx_lowrank.progress import Stages
+    from onnx_lowrank.targets import all_offers
 
-    click.echo(f"onnxruntime {ort.__version__}")
-    for provider in ort.get_available_providers():
-        click.echo(f"  {provider.removesuffix('ExecutionProvider').lower():<12} {provider}")
+    with Stages(terminal_progress())("look"):
+        offers = all_offers()
+    with reader_may_leave():
+        print_offers(offers, output_console())

@@ -99,9 +99,11 @@ class Target(abc.ABC):
     Attributes:
         name: as the user wrote it.
         emulated: whether its times mean nothing.
+        half: whether it computes float16 models in float16, as the x86 CPU does not.
     """
 
     emulated: ClassVar[bool] = False
+    half: bool = False
 
     def __init__(self, name: str) -> None:
         self.name = name

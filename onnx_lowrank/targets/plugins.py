@@ -1,0 +1,209 @@
+"""Plugin execution providers: packages of their own that ONNX Runtime loads at run time.
+
+A plugin is registered once in a process; it then offers devices, of which exactly one is taken:
+the one whose provider has the plugin's own name (OpenVINO also offers an ``….AUTO``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from onnx_lowrank.errors import InputError
+
+__all__ = [
+    "PLUGINS",
+    "Plugin",
+    "device_of",
+    "install_command",
+    "plugin_version",
+    "registered_plugins",
+    "software_gpu",
+]
+
+_X86 = ("x86_64", "amd64")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin execution provider.
+
+    Attributes:
+        name: as ``--ep`` takes it; also the extra of this package that installs it.
+        title: how messages call it.
+        provider: the name under which ONNX Runtime knows it.
+        module: what its package is imported as.
+        package: what its package is called.
+        options: provider options; see `emulated_options`.
+        emulated_options: further ones where there is no such hardware and it is emulated.
+    """
+
+    name: str
+    title: str
+    provider: str
+    module: str
+    package: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    emulated_options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether it does not run on hardware of its own here, so that its times mean nothing."""
+        if self.name == "qnn":  # x86 wheels hold an emulator of the HTP
+            return platform.machine().lower() in _X86
+        return self.name == "webgpu" and software_gpu() is not None
+
+    @property
+    def all_options(self) -> dict[str, str]:
+        """The provider options for this machine."""
+        return {**self.options, **(self.emulated_options if self.emulated else {})}
+
+
+PLUGINS: dict[str, Plugin] = {
+    plugin.name: plugin
+    for plugin in (
+        Plugin(
+            "openvino",
+            "OpenVINO",
+            "OpenVINOExecutionProvider",
+            "onnxruntime_ep_openvino",
+            "onnxruntime-ep-openvino",
+        ),
+        Plugin(
+            "qnn",
+            "QNN",
+            "QNNExecutionProvider",
+            "onnxruntime_qnn",
+            "onnxruntime-qnn",
+            {"backend_type": "htp", "enable_htp_fp16_precision": "1"},
+            # Snapdragon 8 Gen 2: the emulator has to be told what it is.
+            {"htp_arch": "73", "soc_model": "43"},
+        ),
+        Plugin(
+            "webgpu",
+            "WebGPU",
+            "WebGpuExecutionProvider",
+            "onnxruntime_ep_webgpu",
+            "onnxruntime-ep-webgpu",
+        ),
+    )
+}
+
+_registered: set[str] = set()
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra of this package."""
+    return f"pip install 'onnx-lowrank[{extra}]'"
+
+
+def registered_plugins() -> frozenset[str]:
+    """Full names of the providers that this process has got from plugins."""
+    return frozenset(PLUGINS[name].provider for name in _registered)
+
+
+def plugin_version(plugin: Plugin) -> str | None:
+    """Version of the plugin's package; None where it is not installed."""
+    if importlib.util.find_spec(plugin.module) is None:
+        return None
+    try:
+        return version(plugin.package)
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def device_of(plugin: Plugin) -> Any:
+    """The device that a session is opened on; registers the plugin with ONNX Runtime.
+
+    Raises:
+        InputError: the plugin is not installed, cannot be registered, or offers no device.
+    """
+    import onnxruntime as ort
+
+    what = f"--ep {plugin.name}"
+    if plugin_version(plugin) is None:
+        raise InputError(f"{what}: not installed; {install_command(plugin.name)}")
+    if not hasattr(ort, "get_ep_devices"):
+        raise InputError(
+            f"{what}: onnxruntime {ort.__version__} takes no plugins; "
+            f"{install_command(plugin.name)} brings a newer one"
+        )
+    _prepare(plugin)
+    if plugin.name not in _registered:
+        try:
+            library = importlib.import_module(plugin.module).get_library_path()
+            ort.register_execution_provider_library(plugin.provider, library)
+        except Exception as error:  # its exceptions have no common base but this
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{what}: {plugin.package} {plugin_version(plugin)} cannot be registered with "
+                f"onnxruntime {ort.__version__}: {reason}"
+            ) from error
+        _registered.add(plugin.name)
+    offered = [str(device.ep_name) for device in ort.get_ep_devices()]
+    for device in ort.get_ep_devices():
+        if device.ep_name == plugin.provider:
+            return device
+    hint = ""
+    if plugin.name == "webgpu" and sys.platform == "linux":
+        hint = "; without a GPU it needs SwiftShader, which comes with chromium"
+    raise InputError(
+        f"{what}: the plugin offers no device on this machine, only "
+        f"{', '.join(offered) or 'none'} are there{hint}"
+    )
+
+
+def software_gpu() -> Path | None:
+    """The description of SwiftShader, a Vulkan device on the CPU, where no GPU is at hand.
+
+    None where there is a GPU, where the user chose a Vulkan driver, or where there is none.
+    """
+    if sys.platform != "linux" or any(Path("/dev/dri").glob("renderD*")):
+        return None
+    chosen = os.environ.get("VK_ICD_FILENAMES") or os.environ.get("VK_DRIVER_FILES")
+    if chosen:
+        path = Path(chosen.split(os.pathsep)[0])
+        return path if "swiftshader" in path.name else None
+    files = (folder / "vk_swiftshader_icd.json" for folder in _browser_folders())
+    return next((file for file in files if file.is_file()), None)
+
+
+def _browser_folders() -> Iterator[Path]:
+    """Folders that hold a Chromium or Chrome."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        found = shutil.which(name)
+        if found is not None:
+            yield Path(found).resolve().parent
+    for text in (
+        "/usr/lib/chromium",
+        "/usr/lib/chromium-browser",
+        "/usr/lib64/chromium-browser",
+        "/opt/google/chrome",
+    ):
+        yield Path(text)
+
+
+def _prepare(plugin: Plugin) -> None:
+    """Settle what a plugin reads from the environment, before it is first registered."""
+    driver = software_gpu() if plugin.name == "webgpu" else None
+    if driver is None:
+        return
+    os.environ["VK_ICD_FILENAMES"] = str(driver)
+    os.environ["ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"] = "1"
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())
+    loader = driver.with_name("libvulkan.so.1")
+    if ctypes.util.find_library("vulkan") is None and loader.is_file():
+        # The browser brings the loader too; loaded once, it is found by its name.
+        ctypes.CDLL(str(loader), mode=ctypes.RTLD_GLOBAL)
