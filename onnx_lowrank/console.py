@@ -22,9 +22,8 @@ from rich.text import Text
 
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import Check, Latency, Layer, Report
-from onnx_lowrank.targets.base import Offer
 
-__all__ = ["TerminalProgress", "output_console", "print_offers", "print_report"]
+__all__ = ["TerminalProgress", "output_console", "print_report"]
 
 # A pipe has no width; a table that is cut to 80 columns would lose its names and reasons.
 _PIPE_WIDTH = 200
@@ -61,23 +60,6 @@ class TerminalProgress:
             yield lambda done: bar.update(task, advance=done)
 
 
-def print_offers(offers: Sequence[Offer], console: Console) -> None:
-    """Targets that are usable here, then the others with what is missing."""
-    table = _table(
-        "target", "usable", "version", "times", "how found, or what is missing", "install"
-    )
-    for offer in sorted(offers, key=lambda offer: not offer.usable):
-        table.add_row(
-            offer.name,
-            "yes" if offer.usable else "no",
-            offer.version or "–",
-            {"emulated": "emulated: mean nothing"}.get(offer.times, offer.times),
-            Text(offer.found),
-            Text("" if offer.usable else offer.install or ""),
-        )
-    console.print(table)
-
-
 def print_report(report: Report, console: Console) -> None:
     """The report at a glance."""
     if report.layers:
@@ -93,25 +75,10 @@ def print_report(report: Report, console: Console) -> None:
         console.print(f"wrote {report.output.path}")
 
 
-_LEFT = frozenset(
-    {
-        "",
-        "form",
-        "how found, or what is missing",
-        "install",
-        "layer",
-        "output",
-        "target",
-        "times",
-        "why dense",
-    }
-)
-
-
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
-        left = column in _LEFT
+        left = column in ("layer", "form", "output", "why dense", "")
         table.add_column(
             column,
             justify="left" if left else "right",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from onnx_lowrank.report import Report
 
-__all__ = ["GateError", "InputError", "LowRankError", "UsageError"]
+__all__ = ["GateError", "InputError", "LimitError", "LowRankError", "UsageError"]
 
 
 class LowRankError(Exception):
@@ -30,14 +30,18 @@ class UsageError(LowRankError, ValueError):
     exit_code: ClassVar[int] = 2
 
 
-class GateError(LowRankError):
+class LimitError(LowRankError):
+    """A limit that the user set was missed (exit code 3)."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class GateError(LimitError):
     """A limit that the user set was missed; nothing was written (exit code 3).
 
     Attributes:
         report: everything that was found out before the gate closed.
     """
-
-    exit_code: ClassVar[int] = 3
 
     def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)

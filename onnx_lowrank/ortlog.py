@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-__all__ = ["LogLine", "OrtLog", "reserve_stderr"]
+__all__ = ["LogLine", "OrtLog", "quiet_stdout", "reserve_stderr"]
 
 _SEVERITIES = {"V": "verbose", "I": "info", "W": "warning", "E": "error", "F": "fatal"}
 # A record is "2026-01-31 12:00:00.123 [W:onnxruntime:, graph.cc:125 Function] text", between
@@ -23,8 +23,6 @@ _RECORD = re.compile(
     r"(?(colour).*?\x1b\[0?m|[^\n]*)\n?",
     re.DOTALL | re.MULTILINE,
 )
-# What the QNN plugin says whenever it is loaded, of no use to anyone.
-_NOISE = re.compile(r"^ ?# LIBNATIVE: [^\n]*\n", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -110,7 +108,7 @@ class OrtLog:
         for match in _RECORD.finditer(text):
             record = " ".join(_COLOUR.sub("", match[0]).split())
             self.lines.append(LogLine(_SEVERITIES[match["severity"]], what, record))
-        rest = _NOISE.sub("", _RECORD.sub("", text))
+        rest = _RECORD.sub("", text)
         if rest:
             with contextlib.suppress(OSError):  # a reader that went away is no reason to stop
                 data = memoryview(rest.encode("utf-8", errors="surrogateescape"))
@@ -131,6 +129,27 @@ def reserve_stderr() -> None:
         if null != 2:
             os.dup2(null, 2)
             os.close(null)
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Drop what libraries print to the process's standard output while the block runs."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):  # closed
+            sys.stdout.flush()
+    try:
+        real = os.dup(1)
+    except OSError:  # closed
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(real, 1)
+        os.close(real)
+        os.close(null)
 
 
 def _flush_stderr() -> None:

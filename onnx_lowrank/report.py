@@ -26,6 +26,7 @@ __all__ = [
     "Report",
     "Speedup",
     "Totals",
+    "plain",
 ]
 
 REPORT_VERSION = 1
@@ -266,20 +267,19 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dictionaries, lists, numbers and strings."""
-        plain = _plain(dataclasses.asdict(self))
-        assert isinstance(plain, dict)
-        return plain
+        return dict(plain(dataclasses.asdict(self)))
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as strict JSON (an error that is not finite becomes null)."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as what JSON knows; numbers that are not finite become None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

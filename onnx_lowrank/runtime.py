@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.ortlog import LogLine, OrtLog
+from onnx_lowrank.ortlog import LogLine, OrtLog, quiet_stdout
 from onnx_lowrank.targets.assignment import RECORD
 from onnx_lowrank.targets.providers import CPU, Provider
 
@@ -124,7 +124,8 @@ def open_session(
         try:
             if provider.device is not None:
                 options.add_provider_for_devices([provider.device], dict(provider.options))
-                return ort.InferenceSession(source, options, enable_fallback=0)
+                with quiet_stdout():  # where QNN's libraries announce themselves
+                    return ort.InferenceSession(source, options, enable_fallback=0)
             wanted = [(provider.full, dict(provider.options))]
             return ort.InferenceSession(source, options, providers=wanted, enable_fallback=0)
         except Exception as error:  # its exceptions have no common base but this

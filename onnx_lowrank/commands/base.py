@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from onnx_lowrank.progress import Progress
+    from onnx_lowrank.subjects import Subjects
 
-__all__ = ["Decorator", "listed", "number", "reader_may_leave", "terminal_progress"]
+__all__ = [
+    "Decorator",
+    "listed",
+    "number",
+    "reader_may_leave",
+    "sample_options",
+    "subjects",
+    "terminal_progress",
+]
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -20,6 +30,90 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 def number(name: str, text: str, **extra: Any) -> Decorator:
     """An option that takes a whole number."""
     return click.option(name, type=int, help=text, **extra)
+
+
+def sample_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of the verbs that run models: targets and samples."""
+    for option in reversed(
+        (
+            click.option(
+                "--ep",
+                "--target",
+                "targets",
+                multiple=True,
+                default=("cpu",),
+                show_default=True,
+                metavar="NAME",
+                help="Where to run, as providers lists it; repeatable.",
+            ),
+            click.option(
+                "--data",
+                type=click.Path(path_type=Path),
+                help="Samples, as in the main job.  [default: seeded random input]",
+            ),
+            number("--samples", "How many samples to use.", default=16, show_default=True),
+            number("--seed", "Of random input, and of the choice.", default=0, show_default=True),
+            click.option(
+                "--input-shape",
+                multiple=True,
+                metavar="NAME:1,128",
+                help="Concrete shape of an input; repeatable.",
+            ),
+            click.option(
+                "--dim",
+                multiple=True,
+                metavar="NAME=1",
+                help="Size of a symbolic dimension; repeatable.",
+            ),
+            click.option(
+                "--fix-shapes",
+                is_flag=True,
+                help="Run copies whose inputs have fixed sizes, as QNN and NNAPI need.",
+            ),
+            click.option(
+                "--strict",
+                is_flag=True,
+                help="A node that a target leaves to the CPU is an error.",
+            ),
+            click.option("--verbose", is_flag=True, help="Show ONNX Runtime's own messages."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@contextlib.contextmanager
+def subjects(
+    paths: Sequence[Path],
+    *,
+    input_shape: Sequence[str],
+    dim: Sequence[str],
+    fix_shapes: bool,
+    verbose: bool,
+    **options: Any,
+) -> Iterator[Subjects]:
+    """The models and samples of `sample_options`, in a workspace that goes away again."""
+    from onnx_lowrank.errors import UsageError
+    from onnx_lowrank.runtime import OrtLog
+    from onnx_lowrank.save import workspace
+    from onnx_lowrank.shapes import parse_dims, parse_input_shapes
+    from onnx_lowrank.subjects import SampleOptions, open_subjects
+
+    for name, least in (("samples", 1), ("seed", 0)):
+        if options[name] < least:
+            raise UsageError(f"--{name}: expected a whole number from {least}, got {options[name]}")
+    given = SampleOptions(
+        **options,
+        input_shapes=parse_input_shapes(input_shape),
+        dims=parse_dims(dim),
+        fix=fix_shapes,
+    )
+    log = OrtLog()
+    with workspace(None) as folder:
+        yield open_subjects(paths, given, folder, log)
+    if verbose:
+        for line in log.lines:
+            click.echo(f"{line.what}: {line.text}", err=True)
 
 
 def listed(text: str | None) -> tuple[str, ...] | None:

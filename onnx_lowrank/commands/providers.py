@@ -12,8 +12,9 @@ __all__ = ["command"]
 @click.command("providers")
 def command() -> None:
     """List where a model can be run: what is usable here, and how to get the rest."""
-    from onnx_lowrank.console import output_console, print_offers
+    from onnx_lowrank.console import output_console
     from onnx_lowrank.progress import Stages
+    from onnx_lowrank.tables import print_offers
     from onnx_lowrank.targets import all_offers
 
     with Stages(terminal_progress())("look"):

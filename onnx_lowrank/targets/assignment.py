@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["RECORD", "assignment", "assignment_text", "nodes_elsewhere"]
+    from onnx_lowrank.targets.base import Outcome, Target
+
+__all__ = ["RECORD", "assignment", "assignment_text", "nodes_elsewhere", "outcome_text"]
 
 RECORD = "session.record_ep_graph_assignment_info"
 """The session's option without which it does not remember."""
 
 Nodes = Mapping[str, tuple[str, ...]]
 _NAMED = 6
+_SUFFIX = "ExecutionProvider"
 
 
 def assignment(session: ort.InferenceSession) -> dict[str, tuple[str, ...]] | None:
@@ -51,6 +54,18 @@ def assignment_text(nodes: Nodes, provider: str, title: str) -> str:
     total = own + len(others)
     text = f"{own} of {total} node{'' if total == 1 else 's'} on {title}"
     return f"{text}; left to the CPU: {_listed(others)}" if others else text
+
+
+def outcome_text(target: Target, outcome: Outcome) -> str:
+    """What an outcome tells of the nodes, in a sentence; "" where it tells nothing."""
+    if outcome.nodes is None:
+        return ""
+    if target.own is not None:
+        return assignment_text(outcome.nodes, target.own, target.own.removesuffix(_SUFFIX))
+    return "; ".join(
+        f"{len(names)} node{'' if len(names) == 1 else 's'} on {provider.removesuffix(_SUFFIX)}"
+        for provider, names in outcome.nodes.items()
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

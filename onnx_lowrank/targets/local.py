@@ -44,6 +44,7 @@ class LocalTarget(Target):
         super().__init__(name)
         self.provider = provider
         self.half = provider.half
+        self.own = provider.full
 
     def run(
         self, models: Sequence[Path], feeds: Sequence[Feed], job: Job, advance: Advance
