@@ -29,7 +29,8 @@ def compress(
     ops: Sequence[str] | None = None,
     constant_inputs: bool = False,
     min_gain: float = 0.1,
-    rank_multiple: int = 8,
+    rank_multiple: int | None = None,
+    shape_for: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
     data: str | os.PathLike[str] | None = None,
@@ -65,7 +66,10 @@ def compress(
         ops: which forms to factor, such as ("matmul", "gemm") or ("all",).
         constant_inputs: treat initializers that are also graph inputs as constants.
         min_gain: a pair has at most this share of parameters less than its weight, in [-1, 1).
-        rank_multiple: chosen ranks are rounded to a multiple of this.
+        rank_multiple: chosen ranks are rounded to a multiple of this; default: what the target of
+            ``shape_for`` likes, else 8.
+        shape_for: shape the result for "cpu", "arm", "qnn", "nnapi", "coreml", "webgpu" or
+            "xnnpack" (``--for``); default: a portable one.
         input_shapes: input -> concrete sizes, for check and timing.
         dims: symbolic dimension -> size, for check and timing.
         data: samples for check and timing, see the README; random input without it.
@@ -106,6 +110,7 @@ def compress(
         constant_inputs=constant_inputs,
         min_gain=min_gain,
         rank_multiple=rank_multiple,
+        shape_for=shape_for,
         input_shapes={name: tuple(sizes) for name, sizes in (input_shapes or {}).items()},
         dims=dict(dims or {}),
         data=data,

@@ -31,6 +31,7 @@ from onnx_lowrank.rewrite import Errors, rewrite
 from onnx_lowrank.runtime import OrtLog
 from onnx_lowrank.save import check_embeddable, commit, workspace, written_bytes
 from onnx_lowrank.settings import Settings
+from onnx_lowrank.shape_for import shape_for
 from onnx_lowrank.simplify import SIZE_LIMIT
 from onnx_lowrank.simplify import simplify as simplify_model
 from onnx_lowrank.spool import Spool
@@ -124,6 +125,8 @@ class _Run:
         work = sum(group.matrix.size for group in ranked)
         with self.stages("rewrite", work) as advance, Spool(self.folder) as spool:
             errors = rewrite(model, choices, self.statistics, spool, advance)
+            if settings.shape_for is not None:
+                self.notes += shape_for(model, settings.shape_for, self.trial.sizes)
         with self.stages("write"):
             files = self._written(model)
         check, latency = self._checked(files[-1])

@@ -13,6 +13,7 @@ from onnx_lowrank.choose import Goal
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.find import Selection
 from onnx_lowrank.forms import chosen_forms
+from onnx_lowrank.shape_for import WISHES, Wishes
 from onnx_lowrank.sources import Source, source_name
 
 __all__ = ["DEFAULT_CALIBRATION_SAMPLES", "DEFAULT_ENERGY", "DEFAULT_SAMPLES", "Settings"]
@@ -38,7 +39,8 @@ class Settings:
     ops: tuple[str, ...] | None = None
     constant_inputs: bool = False
     min_gain: float = 0.1
-    rank_multiple: int = 8
+    rank_multiple: int | None = None
+    shape_for: str | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
     data: str | os.PathLike[str] | None = None
@@ -61,6 +63,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.energy is None and self.rank is None and self.keep is None:
             object.__setattr__(self, "energy", DEFAULT_ENERGY)
+        self._check_shape()
         _ = self.goal, chosen_forms(self.ops)
         for name, least in (
             ("samples", 1),
@@ -85,6 +88,14 @@ class Settings:
             if self.dry_run:
                 raise UsageError("--max-error needs the check that --dry-run leaves out")
 
+    def _check_shape(self) -> None:
+        """Settle the multiple of the ranks, which the target may set."""
+        if self.shape_for is not None and self.shape_for not in WISHES:
+            raise UsageError(f"--for: expected one of {', '.join(WISHES)}, got {self.shape_for!r}")
+        if self.rank_multiple is None:
+            wishes = Wishes() if self.shape_for is None else WISHES[self.shape_for]
+            object.__setattr__(self, "rank_multiple", wishes.rank_multiple)
+
     def _check_statistics(self) -> None:
         if self.load_stats is not None:
             for name, given in (
@@ -104,6 +115,7 @@ class Settings:
     @property
     def goal(self) -> Goal:
         """How ranks are chosen."""
+        assert self.rank_multiple is not None
         return Goal(self.energy, self.rank, self.keep, self.min_gain, self.rank_multiple)
 
     @property

@@ -87,8 +87,12 @@ def open_subjects(
         place.mkdir()
         files.append(runnable_file(source, place))
     model = sources[0].model
+    # A dimension that another model fixes needs no size any more.
+    left = {axis for spec in specs for axis in spec.shape or ()}
+    fixed = {a for s in sources for spec in input_specs(s.model) for a in spec.shape or ()} - left
+    dims = {name: size for name, size in options.dims.items() if name not in fixed}
     session = open_session(files[0], threads=1, log=log)
-    shapes = runnable_shapes(session, model, specs, options.input_shapes, options.dims)
+    shapes = runnable_shapes(session, model, specs, options.input_shapes, dims)
     del session
     if options.data is None:
         notes = shapes.notes

@@ -28,7 +28,7 @@ from onnx_lowrank.runtime import (
 )
 from onnx_lowrank.save import runnable_file, write
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.shapes import input_specs
+from onnx_lowrank.shapes import concrete_shapes, input_specs
 from onnx_lowrank.sources import Source as DataSource
 from onnx_lowrank.sources import load_source, same_source
 from onnx_lowrank.targets.assignment import assignment, assignment_text
@@ -125,6 +125,17 @@ class Trial:
             InputError: the data do not fit the model.
         """
         return self._parts[1]
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Input -> sizes: those of the samples, or without them what was given or is assumed."""
+        settings = self._settings
+        if (settings.check or settings.bench) and self.unavailable is None:
+            return self.samples.shapes
+        specs = input_specs(self._source.model)
+        shapes = concrete_shapes(specs, settings.input_shapes, settings.dims)
+        self.notes.update(dict.fromkeys(shapes.notes))
+        return shapes.shapes
 
     @cached_property
     def _parts(self) -> tuple[Samples, Samples | None]:

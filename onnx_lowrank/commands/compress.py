@@ -57,9 +57,15 @@ __all__ = ["command"]
 )
 @number(
     "--rank-multiple",
-    "Round chosen ranks to a multiple: for --energy up where --min-gain allows, for --keep down.",
-    default=8,
-    show_default=True,
+    "Round chosen ranks to a multiple: for --energy up where --min-gain allows, for --keep down.  "
+    "[default: 8, or what the target of --for likes]",
+)
+@click.option(
+    "--for",
+    "shape_for",
+    metavar="TARGET",
+    help="Shape OUT for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks, fixed sizes, 2-D "
+    "products, Gemm or MatMul.  [default: portable]",
 )
 @click.option(
     "--input-shape",

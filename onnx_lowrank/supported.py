@@ -1,0 +1,241 @@
+"""``support``: what each execution provider would take of a model, before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.fixed import fix_shapes, infer_shapes
+from onnx_lowrank.forms.base import node_name
+from onnx_lowrank.load import load
+from onnx_lowrank.report import plain
+from onnx_lowrank.shapes import concrete_shapes, input_specs
+from onnx_lowrank.support import Graph, Rules, all_rules
+from onnx_lowrank.support.partitions import partitions
+
+__all__ = ["Left", "ModelSupport", "Support", "SupportReport", "print_support", "support_of"]
+
+
+@dataclass(frozen=True)
+class Left:
+    """A node that is left to the CPU.
+
+    Attributes:
+        name: the node.
+        op_type: its operator.
+        rule: which rule of the provider it breaks.
+    """
+
+    name: str
+    op_type: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class ModelSupport:
+    """One model on one provider.
+
+    Attributes:
+        nodes: how many nodes there are.
+        taken: how many the provider takes.
+        partitions: in how many groups it runs them.
+        left: the others.
+    """
+
+    nodes: int
+    taken: int
+    partitions: int
+    left: tuple[Left, ...]
+
+
+@dataclass(frozen=True)
+class Support:
+    """One provider.
+
+    Attributes:
+        provider: its name.
+        asked: whether it has rules; without, it took whatever was tried.
+        model: what it takes of the model.
+        before: what it takes of the one before, or None.
+    """
+
+    provider: str
+    asked: bool
+    model: ModelSupport
+    before: ModelSupport | None
+
+
+@dataclass(frozen=True)
+class SupportReport:
+    """What `support_of` found; the schema is that of ``onnx-lowrank support --report``."""
+
+    tool: str
+    model: str
+    before: str | None
+    providers: tuple[Support, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dictionaries, lists, numbers and strings."""
+        return dict(plain(dataclasses.asdict(self)))
+
+    def to_json(self) -> str:
+        """The report as strict JSON."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def support_of(
+    path: Path,
+    before: Path | None,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    dims: Mapping[str, int],
+) -> SupportReport:
+    """Judge a model, and the one that it was made from, by every provider's rules.
+
+    Args:
+        path: the model.
+        before: the original, or None.
+        input_shapes: input -> sizes to fix for the question.
+        dims: symbolic dimension -> size to fix for the question.
+
+    Raises:
+        InputError: a model cannot be read, or the sizes do not fit it.
+    """
+    notes: dict[str, None] = {}
+    graph = _graph(path, input_shapes, dims, notes)
+    old = None if before is None else _graph(before, input_shapes, dims, notes)
+    found = []
+    for rules in all_rules():
+        try:
+            rules.operators()
+        except (FileNotFoundError, ModuleNotFoundError):
+            notes[f"{rules.name}: not judged, this onnxruntime brings no list of its operators"] = (
+                None
+            )
+            continue
+        found.append(
+            Support(
+                rules.name,
+                rules.asked,
+                _judge(rules, graph),
+                None if old is None else _judge(rules, old),
+            )
+        )
+    return SupportReport(
+        tool=f"onnx-lowrank {version('onnx-lowrank')}",
+        model=str(path),
+        before=None if before is None else str(before),
+        providers=tuple(found),
+        notes=tuple(notes),
+    )
+
+
+def _graph(
+    path: Path,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    dims: Mapping[str, int],
+    notes: dict[str, None],
+) -> Graph:
+    model = load(path).model
+    specs = input_specs(model)
+    if input_shapes or dims:
+        symbols = {axis for spec in specs for axis in spec.shape or () if isinstance(axis, str)}
+        names = {spec.name for spec in specs}
+        missing = [name for name in input_shapes if name not in names]
+        if missing:
+            raise InputError(f"--input-shape {missing[0]}: {path} has no such input")
+        # The model after may have fixed what is free in the one before.
+        wanted = {name: size for name, size in dims.items() if name in symbols}
+        shapes = concrete_shapes(specs, input_shapes, wanted)
+        notes.update(dict.fromkeys(shapes.notes))
+        fix_shapes(model, shapes.shapes)
+    else:
+        infer_shapes(model)
+    if model.functions:
+        notes[f"{path}: nodes inside functions are not judged"] = None
+    if any(True for node in model.graph for _ in _subgraphs(node)):
+        notes[f"{path}: nodes inside subgraphs are not judged"] = None
+    return Graph(model)
+
+
+def _subgraphs(node: ir.Node) -> list[str]:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return [name for name, item in node.attributes.items() if item.type in kinds]
+
+
+def _judge(rules: Rules, graph: Graph) -> ModelSupport:
+    left, taken = [], set()
+    for node in graph.nodes:
+        why = rules.refusal(graph, node)
+        if why is None:
+            taken.add(node)
+        else:
+            left.append(Left(node_name(node), node.op_type, why))
+    groups = partitions(graph.nodes, taken)
+    return ModelSupport(len(graph.nodes), len(taken), len(groups), tuple(left))
+
+
+def print_support(report: SupportReport, console: Console, *, every: bool) -> None:
+    """A table of all providers, then what is left to the CPU and why.
+
+    Args:
+        report: from `support_of`.
+        console: where to.
+        every: name every node; else only how many break a rule, and the first.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    both = report.before is not None
+    table.add_column("provider", no_wrap=True)
+    for title in ("nodes taken", "partitions"):
+        table.add_column(f"{title}, before → after" if both else title, justify="right")
+    for entry in report.providers:
+        old, new = entry.before, entry.model
+        taken, groups = f"{new.taken} of {new.nodes}", str(new.partitions)
+        if old is not None:
+            taken = f"{old.taken} of {old.nodes} → {taken}"
+            groups = f"{old.partitions} → {groups}"
+        table.add_row(entry.provider, taken, groups)
+    console.print(Text(report.model), style="bold")
+    console.print(table)
+    free = ", ".join(entry.provider for entry in report.providers if not entry.asked)
+    console.print(
+        "MatMul, Gemm and Conv are judged by their rules, other operators by their names; "
+        f"{free} took whatever was tried"
+    )
+    for entry in report.providers:
+        if entry.model.left:
+            count = len(entry.model.left)
+            plural = "" if count == 1 else "s"
+            console.print(Text(f"{entry.provider} leaves {count} node{plural} to the CPU:"))
+            _print_left(entry.model, console, every=every)
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+
+
+def _print_left(model: ModelSupport, console: Console, *, every: bool) -> None:
+    if every:
+        for node in model.left:
+            console.print(Text(f"  {node.name} ({node.op_type}): {node.rule}"))
+        return
+    rules = Counter((node.op_type, _kind(node.rule)) for node in model.left)
+    for (op_type, kind), count in rules.most_common():
+        alike = [n for n in model.left if n.op_type == op_type and _kind(n.rule) == kind]
+        more = "" if count == 1 else f" and {count - 1} more {op_type}"
+        console.print(Text(f"  {alike[0].name} ({op_type}){more}: {alike[0].rule}"))
+
+
+def _kind(rule: str) -> str:
+    """A rule without the names and numbers of one node."""
+    return rule.partition(",")[0]
