@@ -171,7 +171,7 @@ class BenchReport:
         writer.writeheader()
         for entry in self.targets:
             first = entry.models[0].model
-            for model in entry.models:
+            for number, model in enumerate(entry.models):
                 row: dict[str, object] = {
                     "target": entry.target,
                     "emulated": entry.emulated,
@@ -183,7 +183,7 @@ class BenchReport:
                     **model.costs,
                 }
                 for ratio in entry.ratios:
-                    if (ratio.before, ratio.after) == (first, model.model):
+                    if number and (ratio.before, ratio.after) == (first, model.model):
                         row |= {
                             "ratio": ratio.median,
                             "ratio_low": ratio.low,
