@@ -114,8 +114,19 @@ def support_of(
         InputError: a model cannot be read, or the sizes do not fit it.
     """
     notes: dict[str, None] = {}
-    graph = _graph(path, input_shapes, dims, notes)
-    old = None if before is None else _graph(before, input_shapes, dims, notes)
+    models = {place: load(place).model for place in (path, before) if place is not None}
+    symbols = {a for m in models.values() for spec in input_specs(m) for a in spec.shape or ()}
+    for name, size in dims.items():
+        if name not in symbols:
+            known = ", ".join(sorted(repr(a) for a in symbols if isinstance(a, str)))
+            raise InputError(
+                f"--dim {name}={size}: no input has a dimension {name!r}; "
+                f"there {'are ' + known if known else 'are none'}"
+            )
+    graphs = {
+        place: _graph(place, model, input_shapes, dims, notes) for place, model in models.items()
+    }
+    graph, old = graphs[path], None if before is None else graphs[before]
     found = []
     for rules in all_rules():
         try:
@@ -144,11 +155,11 @@ def support_of(
 
 def _graph(
     path: Path,
+    model: ir.Model,
     input_shapes: Mapping[str, tuple[int, ...]],
     dims: Mapping[str, int],
     notes: dict[str, None],
 ) -> Graph:
-    model = load(path).model
     specs = input_specs(model)
     if input_shapes or dims:
         symbols = {axis for spec in specs for axis in spec.shape or () if isinstance(axis, str)}
