@@ -56,9 +56,10 @@ WISHES: dict[str, Wishes] = {
     "arm": Wishes(rank_multiple=16),
     "qnn": Wishes(rank_multiple=32, fixed=True, plain=True),
     "nnapi": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
-    "coreml": Wishes(plain=True, matrices=True, bias=True, right=True),
+    "coreml": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
     "webgpu": Wishes(rank_multiple=4),
-    "xnnpack": Wishes(rank_multiple=16, plain=True, matrices=True, bias=True, right=True),
+    # XNNPACK's Gemm takes the number of rows from the model.
+    "xnnpack": Wishes(16, fixed=True, plain=True, matrices=True, bias=True, right=True),
 }
 """By the names that ``--for`` takes."""
 
@@ -147,7 +148,7 @@ class _Shaper:
         if isinstance(bias, Constant):
             n = static_shape(node.outputs[0].shape[-1:]) if node.outputs[0].shape else None
             array = _scaled(bias.numpy(), beta)
-            vector = n is not None and array.ndim != 1 and array.size in (1, n[0])
+            vector = n is not None and array.shape != n and array.size in (1, n[0])
             if vector and n is not None:
                 array = np.broadcast_to(array.reshape(-1), n)
             if vector or beta != 1.0:

@@ -1,4 +1,4 @@
-"""Static support: every rule, partitions, and whether the rules tell the truth where one can ask."""
+"""Static support: every rule, partitions, and whether the rules are true where one can ask."""
 
 from __future__ import annotations
 
