@@ -1,10 +1,11 @@
 """Run the linters, the type checker and the tests on the example models.
 
-    python3 tools/test.py [--exporters] [arguments of pytest]
+    python3 tools/test.py [--exporters] [--targets] [arguments of pytest]
 
 Sets up ``.venv`` and gets the models that come out of packages.  With ``--exporters`` it also
 installs torch and the other exporters and makes the models that need them; the tests of models
-that are not in ``models/cache/`` skip themselves.
+that are not in ``models/cache/`` skip themselves.  With ``--targets`` it also installs the plugin
+execution providers, each for itself; the tests of one that cannot be had skip and say so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = ["main"]
 # The version that the models are made with.  Where pip can find a CPU wheel (2.13.0+cpu), this
 # pin takes it, and the extra's torch is then there already.
 TORCH = "torch==2.13.0"
+PLUGINS = ("openvino", "qnn", "webgpu")
 
 
 def main(arguments: list[str]) -> int:
@@ -31,6 +33,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--exporters", action="store_true", help="install the exporters and make their models"
     )
+    parser.add_argument(
+        "--targets", action="store_true", help="install the plugin execution providers"
+    )
     options, for_pytest = parser.parse_known_args(arguments)
     exporters = options.exporters
     try:
@@ -41,6 +46,11 @@ def main(arguments: list[str]) -> int:
             except SetupError as error:
                 print(f"going on without the exporters: {error}", flush=True)
                 exporters = False
+        for extra in PLUGINS if options.targets else ():
+            try:
+                python = ensure_environment(["dev", extra])
+            except SetupError as error:
+                print(f"going on without {extra}: {error}", flush=True)
     except SetupError as error:
         return fail(error)
 
