@@ -38,6 +38,7 @@ def compress(
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES,
     calibrate: bool = True,
     mask: str | None = None,
+    refit: bool = False,
     save_stats: str | os.PathLike[str] | None = None,
     load_stats: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -76,6 +77,7 @@ def compress(
         calibration_samples: how many samples to fit to.
         calibrate: False fits to the weights alone, whatever data there are.
         mask: input whose zeros mark rows of padding; one with the usual name is found by itself.
+        refit: fit each layer again to what the compressed model gives it.
         save_stats: write the moments of the layers' inputs here, for later runs.
         load_stats: take them from such a file; no samples are run to fit to.
         seed: of random input, and of the choice among more samples.
@@ -114,6 +116,7 @@ def compress(
         calibration_samples=calibration_samples,
         calibrate=calibrate,
         mask=mask,
+        refit=refit,
         save_stats=save_stats,
         load_stats=load_stats,
         seed=seed,

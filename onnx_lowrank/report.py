@@ -77,6 +77,8 @@ class Layer:
         shared: how many further layers read the same constant.
         off: whether its form was not chosen (``--ops``); such layers count in no sum of linear
             parameters.
+        refit: relative error of what the layer should give in the compressed model, before and
+            after its refit, on samples that the refit was not made with; None where not refitted.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Layer:
     macs_after: int | None = None
     shared: int = 0
     off: bool = False
+    refit: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

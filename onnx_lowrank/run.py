@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,15 +19,17 @@ from onnx_lowrank.choose import Choice, Decision, choose, decide, settle, worth_
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.errors import GateError, InputError
 from onnx_lowrank.find import Finding, Group, find
+from onnx_lowrank.fit import Errors, Factors, fit
 from onnx_lowrank.forms import all_forms, chosen_forms
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.load import Source, load
 from onnx_lowrank.macs import Macs, count_macs
 from onnx_lowrank.measure import measure
 from onnx_lowrank.progress import Progress, Stages
+from onnx_lowrank.refit import refit
 from onnx_lowrank.report import REPORT_VERSION, Calibration, Check, File, Latency, Report
 from onnx_lowrank.result import Destination, Result
-from onnx_lowrank.rewrite import Errors, rewrite
+from onnx_lowrank.rewrite import rewrite
 from onnx_lowrank.runtime import OrtLog
 from onnx_lowrank.save import check_embeddable, commit, workspace, written_bytes
 from onnx_lowrank.settings import Settings
@@ -122,8 +124,11 @@ class _Run:
         if self.target is not None and self.target.external_data == "never":
             check_embeddable(size)  # before the work is done
         work = sum(group.matrix.size for group in ranked)
-        with self.stages("rewrite", work) as advance, Spool(self.folder) as spool:
-            errors = rewrite(model, choices, self.statistics, spool, advance)
+        with Spool(self.folder) as spool:
+            refitted = self._refitted(model, choices, work) if settings.refit else None
+            with self.stages("rewrite", work) as advance:
+                pairs = fit(choices, self.statistics, advance) if refitted is None else refitted
+                errors = rewrite(model, pairs, spool)
         with self.stages("write"):
             files = self._written(model)
         check, latency = self._checked(files[-1])
@@ -248,6 +253,32 @@ class _Run:
             mask=mask,
             gathered=gathered,
         )
+
+    def _refitted(
+        self, model: ir.Model, choices: Mapping[Group, Choice], work: int
+    ) -> Iterable[tuple[Group, Factors]] | None:
+        """The pairs, fitted again to what the compressed model gives each layer."""
+        samples = self.trial.calibration
+        if samples is None:
+            self._say("nothing was refitted: there are no samples to fit to")
+            return None
+        with self.stages("fit", work) as advance:
+            fitted = dict(fit(choices, self.statistics, advance))
+        constants = Constants(model, self.settings.constant_inputs)
+        mask = self.settings.mask or find_mask(samples.feeds[0])
+        with self.stages("refit", work) as advance:
+            try:
+                found = refit(
+                    model, constants, fitted, samples.feeds, mask, self.trial.runner, advance
+                )
+            except InputError as error:
+                self._say(f"nothing was refitted: {error}")
+                return fitted.items()
+        if found.samples < len(samples.feeds):
+            self._say(f"refit used {found.samples} of {len(samples.feeds)} samples: memory")
+        for name, why in found.left.items():
+            self._say(f"{name} was not refitted: {why}")
+        return found.factors.items()
 
     def _macs(self, model: ir.Model, finding: Finding) -> Macs | None:
         """Multiply-accumulates, where the model is run at all."""

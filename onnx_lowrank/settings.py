@@ -47,6 +47,7 @@ class Settings:
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES
     calibrate: bool = True
     mask: str | None = None
+    refit: bool = False
     save_stats: str | os.PathLike[str] | None = None
     load_stats: str | os.PathLike[str] | None = None
     seed: int = 0
@@ -74,6 +75,11 @@ class Settings:
                 raise UsageError(f"--{option}: expected a whole number from {least}, got {value!r}")
         if self.calibration is not None and not self.calibrate:
             raise UsageError("--calibrate and --no-calibrate exclude each other")
+        if self.refit:
+            if self.calibration is None and self.data is None:
+                raise UsageError("--refit needs samples: --calibrate or --data")
+            if not self.calibrate:
+                raise UsageError("--refit and --no-calibrate exclude each other")
         self._check_statistics()
         if self.max_error is not None:
             if not (math.isfinite(self.max_error) and self.max_error >= 0):

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from onnx_lowrank.choose import Decision
 from onnx_lowrank.find import Group
+from onnx_lowrank.fit import Errors
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.macs import Macs
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.report import Layer, Totals
-from onnx_lowrank.rewrite import Errors
 
 __all__ = ["layers", "nothing_gained", "removed_parameters", "totals"]
 
@@ -55,9 +55,14 @@ def layers(
                 macs_after=after,
                 shared=0 if group is None else len(group.members) - 1,
                 off=decision.off,
+                refit=None if error is None or error.refit is None else _roots(error.refit),
             )
         )
     return tuple(rows)
+
+
+def _roots(squares: tuple[float, float]) -> tuple[float, float]:
+    return math.sqrt(squares[0]), math.sqrt(squares[1])
 
 
 def _energy(decision: Decision, error: Errors | None) -> float | None:

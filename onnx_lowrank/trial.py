@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -219,9 +220,12 @@ class Trial:
                 )
         return None
 
-    def runner(self, model: ir.Model) -> Runner:
-        """A function from feeds to the outputs of a model."""
-        session = self._open(write(model, self._folder, "tapped.onnx", "auto")[-1])
+    def runner(self, model: ir.Model | onnx.ModelProto) -> Runner:
+        """A function from feeds to the outputs of a model made from the original."""
+        if isinstance(model, onnx.ModelProto):
+            session = self._open(model.SerializeToString())
+        else:
+            session = self._open(write(model, self._folder, "tapped.onnx", "auto")[-1])
         wanted = {item.name for item in session.get_inputs()}
 
         def call(feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
@@ -265,9 +269,9 @@ class Trial:
                 progress=lambda _: advance(1),
             )
 
-    def _open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
+    def _open(self, model: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
         return open_session(
-            path,
+            model,
             provider=self.provider,
             threads=self.threads,
             optimize=optimize,

@@ -95,6 +95,12 @@ __all__ = ["command"]
     help="Input whose zeros mark padding, left out of the calibration.  [default: attention_mask]",
 )
 @click.option(
+    "--refit",
+    is_flag=True,
+    help="Fit each layer again, to the inputs that the compressed model gives it and the outputs "
+    "that the original had.",
+)
+@click.option(
     "--save-stats",
     metavar="FILE",
     type=click.Path(path_type=Path),
