@@ -23,7 +23,7 @@ from onnx_lowrank.numerics.fit import achieved_error, fitted_pair
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.spool import Spool
 
-__all__ = ["Errors", "rewrite"]
+__all__ = ["Errors", "put_pair", "remove_unread", "rewrite"]
 
 # Newest opset to import where none is: what every runtime in use knows.
 _OPSET = 17
@@ -87,19 +87,38 @@ def rewrite(
     errors = {}
     for group, result in map_layers(work, largest_first(ranked), group_memory):
         errors[group] = result.errors
-        first = StoredFactor(result.first, result.first.shape, "lowrank_A")
-        second = StoredFactor(result.second, result.second.shape, "lowrank_B")
-        for member in group.members:
-            pair = Pair.of(first, second, transposed=member.transposed)
-            member.site.form.rewrite(member.site, pair, Emitter(member.site, storage))
-            _import_default(model, member.site.node)
+        put_pair(model, group, result.first, result.second, storage)
         # A view may still be alive elsewhere, as in a model that the caller holds.
         with contextlib.suppress(BufferError):
             group.matrix.release()
         advance(group.matrix.size)
     for group in ranked:
-        _remove_unread(group.matrix.root)
+        remove_unread(group.matrix.root)
     return errors
+
+
+def put_pair(
+    model: ir.Model,
+    group: Group,
+    first: npt.NDArray[np.generic],
+    second: npt.NDArray[np.generic],
+    storage: Storage,
+) -> None:
+    """Let the nodes of a group read a pair; the weight stays until `remove_unread`.
+
+    Args:
+        model: the model; its graph is changed.
+        group: whose nodes.
+        first: ``A[e, m, k]``.
+        second: ``B[e, k, n]``.
+        storage: of the model.
+    """
+    a = StoredFactor(first, first.shape, "lowrank_A")
+    b = StoredFactor(second, second.shape, "lowrank_B")
+    for member in group.members:
+        pair = Pair.of(a, b, transposed=member.transposed)
+        member.site.form.rewrite(member.site, pair, Emitter(member.site, storage))
+        _import_default(model, member.site.node)
 
 
 def _import_default(model: ir.Model, node: ir.Node) -> None:
@@ -115,12 +134,12 @@ def _import_default(model: ir.Model, node: ir.Node) -> None:
         )
 
 
-def _remove_unread(value: ir.Value) -> None:
+def remove_unread(value: ir.Value) -> None:
     """Remove a constant, and the chains of nodes that only it feeds, where nothing reads them."""
     for use in list(value.uses()):
         if in_chain(use.node, use.idx):
             for output in use.node.outputs:
-                _remove_unread(output)
+                remove_unread(output)
     if value.uses() or value.is_graph_output():
         return
     producer, graph = value.producer(), value.graph
@@ -131,7 +150,7 @@ def _remove_unread(value: ir.Value) -> None:
         for other in others:
             source = other.producer()
             if other.is_initializer() or (source is not None and source.op_type == "Constant"):
-                _remove_unread(other)
+                remove_unread(other)
     elif graph is not None and value.is_initializer() and value.name is not None:
         graph.initializers.pop(value.name)
         if value.is_graph_input():
