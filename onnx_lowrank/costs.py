@@ -64,7 +64,7 @@ class Times:
         pair_ns: their times.
         widths: half the 95 % interval of each pair's time over the dense one's, relative to it.
         rounds: how often each was run.
-        multiple: which multiple a rank should be on, where that was measured.
+        multiple: which multiple a rank should be on, where that was asked for and could be told.
     """
 
     dense_ns: float

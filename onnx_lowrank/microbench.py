@@ -85,9 +85,10 @@ class Specimen:
         for index, value in enumerate(node.inputs):
             if value is None:
                 continue
+            sizes: Sequence[int]
             if index == self.site.index:
-                shape, dtype = operand.shape, operand.dtype
-                array = _random(shape, dtype, max(self.site.m, 1))
+                sizes, dtype = operand.shape, operand.dtype
+                array = _random(sizes, dtype, max(self.site.m, 1))
             elif value in made:
                 continue
             else:
@@ -96,11 +97,11 @@ class Specimen:
                     inputs.append(made.setdefault(value, self._value(value)))
                     continue
                 array = np.asarray(known.numpy()).astype(known.dtype.numpy())
-                shape, dtype = known.shape, known.dtype
+                sizes, dtype = known.shape, known.dtype
             made[value] = ir.Value(
                 name=value.name,
                 type=ir.TensorType(dtype),
-                shape=ir.Shape(shape),
+                shape=ir.Shape(sizes),
                 const_value=ir.Tensor(array, name=value.name),
             )
             initializers.append(made[value])
@@ -116,8 +117,9 @@ class Specimen:
         outputs = []
         for old, new in zip(node.outputs, copy.outputs, strict=True):
             new.name, new.type = old.name, old.type
-            if old.name and old.name in self.seen.shapes:
-                new.shape = ir.Shape(self.seen.shapes[old.name])
+            shape = self.seen.shapes.get(old.name or "")
+            if old.type is not None and shape is not None:
+                new.shape = ir.Shape(shape)
             if old.name and (old.uses() or old.is_graph_output()):
                 outputs.append(new)
         graph = ir.Graph(
@@ -231,7 +233,8 @@ class Timing:
     """Several models timed against the first of them.
 
     Attributes:
-        base_ns: median of the first model, nanoseconds.
+        base_ns: lower quartile of the first model's times, nanoseconds: whatever else the machine
+            does only adds to them.
         ratios: median over the rounds of each other model's time over the first one's.
         widths: half the 95 % interval of each ratio, relative to it.
         rounds: how many were run.
@@ -270,7 +273,7 @@ def _timing(times: npt.NDArray[np.float64]) -> Timing:
     middle = np.median(ratios, axis=0)
     widths = (ratios[count - 1 - low] - ratios[low]) / 2 / middle
     return Timing(
-        base_ns=float(np.median(times[:, 0])),
+        base_ns=float(np.percentile(times[:, 0], 25)),
         ratios=tuple(float(ratio) for ratio in middle),
         widths=tuple(float(width) for width in widths),
         rounds=count,
@@ -280,6 +283,9 @@ def _timing(times: npt.NDArray[np.float64]) -> Timing:
 # Ranks above a multiple of 32, by the largest power of two (of those tried) that divides them.
 _OFFSETS = {1: (3, 21), 4: (4, 20), 8: (8, 24), 16: (16,)}
 _WINDOW = 32
+# More time than its share, relative, that a rank may take; and noise that would hide it.
+_NOTICED = 0.03
+_NOISIEST = 0.06
 
 
 @dataclass(frozen=True)
@@ -299,11 +305,14 @@ class Alignment:
 
 
 def alignment(specimen: Specimen, timer: Timer, limits: Limits) -> Alignment | None:
-    """Measure which multiple a rank should be on; None where the map is too small to tell.
+    """Measure which multiple a rank should be on.
 
     A kernel that works on blocks takes as long for a rank just above a multiple as for the next
     one.  Near half of break-even ranks between two multiples of 32 are timed; a multiple is good
     if none of the ranks on it, but on no larger one, takes noticeably more than its share.
+
+    Returns:
+        What was found; None where the map is too small, or the machine too busy, to tell.
 
     Raises:
         InputError: the map does not run alone.
@@ -322,7 +331,9 @@ def alignment(specimen: Specimen, timer: Timer, limits: Limits) -> Alignment | N
         for offset, ratio in zip(offsets, between, strict=True)
     }
     excess = {size: max(over[offset] for offset in chosen) for size, chosen in _OFFSETS.items()}
-    tolerance = max(limits.width, timing.noise)
+    if timing.noise > _NOISIEST:
+        return None
+    tolerance = max(_NOTICED, timing.noise)
     multiple = _WINDOW
     for size in sorted(excess, reverse=True):
         if excess[size] > tolerance:
