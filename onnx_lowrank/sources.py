@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import itertools
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from onnx_lowrank.datafiles import Array
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.feeds import Fitter
 from onnx_lowrank.shapes import ConcreteShapes, InputSpec
+from onnx_lowrank.usercode import UserCode, failure
 
 __all__ = ["Source", "load_source", "same_source", "source_name"]
 
@@ -69,8 +66,8 @@ def load_source(
     fitter = Fitter(specs, shapes, names)
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
-        module, colon, name = text.rpartition(":")
-        if not (colon and name.isidentifier()) or Path(text).exists():
+        code = UserCode.parse(text)
+        if code is None:
             return load_samples(
                 Path(text),
                 specs,
@@ -80,8 +77,8 @@ def load_source(
                 output_names=names,
                 option=option,
             )
-        with _importable(module):
-            fitted = _fitted(_called(text, module, name), text, fitter, limit)
+        with code.importable():
+            fitted = _fitted(_called(code), text, fitter, limit)
     else:
         text = source_name(source)
         fitted = _fitted(_feeds(source, text), text, fitter, limit)
@@ -101,43 +98,14 @@ def _fitted(
     ]
 
 
-@contextlib.contextmanager
-def _importable(module: str) -> Iterator[None]:
-    """A module of the working folder, and what a file imports from beside it, can be imported."""
-    folder = str(Path(module).resolve().parent) if module.endswith(".py") else str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
-
-
-def _called(text: str, module: str, name: str) -> Iterator[Mapping[str, Any]]:
+def _called(code: UserCode) -> Iterator[Mapping[str, Any]]:
     """The feeds that a callable returns."""
-    if module.endswith(".py") and not Path(module).is_file():
-        raise InputError(f"{text}: no such file {module}")
+    make = code.load()
     try:
-        if module.endswith(".py"):
-            own = f"_onnx_lowrank_{Path(module).stem}"  # never the name of another module
-            spec = importlib.util.spec_from_file_location(own, module)
-            assert spec is not None
-            assert spec.loader is not None
-            loaded = importlib.util.module_from_spec(spec)
-            sys.modules[own] = loaded
-            spec.loader.exec_module(loaded)
-        else:
-            loaded = importlib.import_module(module)
-        made = getattr(loaded, name)()
+        made = make()
     except (Exception, SystemExit) as error:  # the user's code
-        raise InputError(_failure(text, error)) from error
-    return _feeds(made, text)
-
-
-def _failure(text: str, error: BaseException) -> str:
-    """What went wrong in the user's code, in one line."""
-    reason = " ".join(str(error).split())
-    return f"{text}: {type(error).__name__}" + (f": {reason}" if reason else "")
+        raise InputError(failure(code.text, error)) from error
+    return _feeds(made, code.text)
 
 
 def _feeds(made: Any, text: str) -> Iterator[Mapping[str, Any]]:
@@ -156,7 +124,7 @@ def _feeds(made: Any, text: str) -> Iterator[Mapping[str, Any]]:
         except StopIteration:
             return
         except (Exception, SystemExit) as error:  # the user's code
-            raise InputError(_failure(text, error)) from error
+            raise InputError(failure(text, error)) from error
         if not isinstance(feed, Mapping):
             raise InputError(
                 f"{text}: expected a mapping from input names to arrays, came {type(feed).__name__}"
