@@ -15,6 +15,7 @@ from onnx_lowrank.data import Samples, load_samples
 from onnx_lowrank.datafiles import Array
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.feeds import Fitter
+from onnx_lowrank.labels import all_or_none
 from onnx_lowrank.shapes import ConcreteShapes, InputSpec
 from onnx_lowrank.usercode import UserCode, failure
 
@@ -47,6 +48,7 @@ def load_source(
     limit: int,
     seed: int,
     option: str = "--data",
+    labels: Path | None = None,
 ) -> Samples:
     """At most ``limit`` samples of a source, checked against the model.
 
@@ -58,9 +60,11 @@ def load_source(
         limit: how many to take.
         seed: of the choice among more.
         option: which option named the source, for messages.
+        labels: file of the labels of all samples; default: those among the samples.
 
     Raises:
-        InputError: the source cannot be read, or does not fit the model's inputs.
+        InputError: the source cannot be read, or does not fit the model's inputs; or labels in a
+            file are to go with feeds that come from a callable, of which nobody knows the number.
     """
     names = [value.name or "" for value in model.graph.outputs]
     fitter = Fitter(specs, shapes, names)
@@ -76,26 +80,47 @@ def load_source(
                 seed=seed,
                 output_names=names,
                 option=option,
+                labels=labels,
             )
+        _check_no_file(labels, text)
         with code.importable():
-            fitted = _fitted(_called(code), text, fitter, limit)
+            fitted, own = _fitted(_called(code), text, fitter, limit)
     else:
         text = source_name(source)
-        fitted = _fitted(_feeds(source, text), text, fitter, limit)
+        _check_no_file(labels, text)
+        fitted, own = _fitted(_feeds(source, text), text, fitter, limit)
     if not fitted:
         raise InputError(f"{text}: expected at least one sample, came none")
     for number, feed in enumerate(fitted):
         fitter.inspect(feed, f"{text}: sample {number}")
-    return Samples(text, fitted, (None,) * len(fitted), fitter.notes, len(fitted))
+    named = all_or_none(own, lambda number: f"{text}: sample {number}")
+    return Samples(
+        text,
+        fitted,
+        (None,) * len(fitted),
+        fitter.notes,
+        len(fitted),
+        None if named is None else tuple(named),
+    )
+
+
+def _check_no_file(labels: Path | None, text: str) -> None:
+    if labels is not None:
+        raise InputError(
+            f"--labels {labels}: goes with samples in files; {text} has to yield each sample's "
+            "labels with its inputs, as 'labels'"
+        )
 
 
 def _fitted(
     feeds: Iterator[Mapping[str, Any]], text: str, fitter: Fitter, limit: int
-) -> list[dict[str, Array]]:
-    return [
-        fitter.fit(feed, f"{text}: sample {number}", stacked=False)
-        for number, feed in enumerate(itertools.islice(feeds, limit))
-    ]
+) -> tuple[list[dict[str, Array]], list[Array | None]]:
+    """The feeds as the model wants them, and the labels that came with each."""
+    fitted, labels = [], []
+    for number, feed in enumerate(itertools.islice(feeds, limit)):
+        fitted.append(fitter.fit(feed, f"{text}: sample {number}", stacked=False))
+        labels.append(fitter.labels(feed))
+    return fitted, labels
 
 
 def _called(code: UserCode) -> Iterator[Mapping[str, Any]]:
