@@ -60,6 +60,11 @@ class Gathered:
     fit: tuple[Moments | None, ...]
     held: tuple[Moments | None, ...]
 
+    def joined(self, other: Gathered) -> Gathered:
+        """With the samples of another gathering to fit to as well."""
+        both = zip(self.fit, other.fit, strict=True)
+        return Gathered(tuple(Moments.combined(parts) for parts in both), self.held)
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:

@@ -21,7 +21,14 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.report import OutputCheck, ProviderCheck
 from onnx_lowrank.runtime import run
 
-__all__ = ["Comparison", "classifier_outputs", "compare_outputs", "run_check", "worst_error"]
+__all__ = [
+    "Comparison",
+    "classifier_outputs",
+    "compare_outputs",
+    "run_check",
+    "same_top",
+    "worst_error",
+]
 
 Array = npt.NDArray[Any]
 _AGREES = 1e-3
@@ -102,7 +109,7 @@ class Comparison:
         else:
             figures = self._figures(name, expected, found)
             if sums.classifier and expected.ndim and expected.shape[-1] > 1 and expected.size:
-                same = _same_top(expected, found)
+                same = same_top(expected, found)
                 sums.rows += int(same.size)
                 sums.agreeing += int(np.count_nonzero(same))
         sums.samples += 1
@@ -137,13 +144,22 @@ class Comparison:
         return float(difference.max()) * scale, relative, min(1.0, max(-1.0, cosine))
 
 
-def _same_top(expected: Array, found: Array) -> npt.NDArray[np.bool_]:
-    """Whether the largest of each row is the same one; any of several equally large will do."""
+def same_top(expected: Array, found: Array) -> npt.NDArray[np.bool_]:
+    """Whether the largest of each row is the same one; any of several equally large will do.
+
+    Args:
+        expected: shape [..., classes].
+        found: the same shape.
+
+    Returns:
+        shape [...].
+    """
     top = found.argmax(axis=-1)[..., np.newaxis]  # [..., 1]
     first = expected.argmax(axis=-1)[..., np.newaxis]
     largest = np.take_along_axis(expected, first, axis=-1)
     same = (top == first) | (np.take_along_axis(expected, top, axis=-1) == largest)
-    return np.asarray(same[..., 0])
+    odd = np.isnan(expected).any(axis=-1) != np.isnan(found).any(axis=-1)  # argmax is the NaN's
+    return np.asarray(same[..., 0] & ~odd)
 
 
 def compare_outputs(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
 import onnx.helper
 import onnx_ir as ir
 
@@ -15,7 +17,7 @@ from onnx_lowrank.fit import Errors, Factors
 from onnx_lowrank.names import Names
 from onnx_lowrank.spool import Spool
 
-__all__ = ["rewrite"]
+__all__ = ["put_pair", "remove_unread", "rewrite"]
 
 # Newest opset to import where none is: what every runtime in use knows.
 _OPSET = 17
@@ -36,20 +38,39 @@ def rewrite(
     """
     storage = Storage(model, Names(model), spool)
     errors = {}
-    for group, pair_of in fitted:
-        errors[group] = pair_of.errors
-        first = StoredFactor(pair_of.first, pair_of.first.shape, "lowrank_A")
-        second = StoredFactor(pair_of.second, pair_of.second.shape, "lowrank_B")
-        for member in group.members:
-            pair = Pair.of(first, second, transposed=member.transposed)
-            member.site.form.rewrite(member.site, pair, Emitter(member.site, storage))
-            _import_default(model, member.site.node)
+    for group, pair in fitted:
+        errors[group] = pair.errors
+        put_pair(model, group, pair.first, pair.second, storage)
         # A view may still be alive elsewhere, as in a model that the caller holds.
         with contextlib.suppress(BufferError):
             group.matrix.release()
     for group in errors:
-        _remove_unread(group.matrix.root)
+        remove_unread(group.matrix.root)
     return errors
+
+
+def put_pair(
+    model: ir.Model,
+    group: Group,
+    first: npt.NDArray[np.generic],
+    second: npt.NDArray[np.generic],
+    storage: Storage,
+) -> None:
+    """Let the nodes of a group read a pair; the weight stays until `remove_unread`.
+
+    Args:
+        model: the model; its graph is changed.
+        group: whose nodes.
+        first: ``A[e, m, k]``.
+        second: ``B[e, k, n]``.
+        storage: of the model.
+    """
+    a = StoredFactor(first, first.shape, "lowrank_A")
+    b = StoredFactor(second, second.shape, "lowrank_B")
+    for member in group.members:
+        pair = Pair.of(a, b, transposed=member.transposed)
+        member.site.form.rewrite(member.site, pair, Emitter(member.site, storage))
+        _import_default(model, member.site.node)
 
 
 def _import_default(model: ir.Model, node: ir.Node) -> None:
@@ -65,12 +86,12 @@ def _import_default(model: ir.Model, node: ir.Node) -> None:
         )
 
 
-def _remove_unread(value: ir.Value) -> None:
+def remove_unread(value: ir.Value) -> None:
     """Remove a constant, and the chains of nodes that only it feeds, where nothing reads them."""
     for use in list(value.uses()):
         if in_chain(use.node, use.idx):
             for output in use.node.outputs:
-                _remove_unread(output)
+                remove_unread(output)
     if value.uses() or value.is_graph_output():
         return
     producer, graph = value.producer(), value.graph
@@ -81,7 +102,7 @@ def _remove_unread(value: ir.Value) -> None:
         for other in others:
             source = other.producer()
             if other.is_initializer() or (source is not None and source.op_type == "Constant"):
-                _remove_unread(other)
+                remove_unread(other)
     elif graph is not None and value.is_initializer() and value.name is not None:
         graph.initializers.pop(value.name)
         if value.is_graph_input():

@@ -35,6 +35,9 @@ from onnx_lowrank.sources import load_source, same_source
 
 __all__ = ["Trial"]
 
+# A search judges with one calibration sample of so many, and with at most so many.
+_SEARCHED, _MOST_SEARCHED = 5, 32
+
 # A simplified graph computes the same in another order: this is rounding, not another result.
 _ROUNDING = {
     ir.DataType.FLOAT16: 1e-2,
@@ -121,6 +124,25 @@ class Trial:
             InputError: the data do not fit the model.
         """
         return self._parts[1]
+
+    @cached_property
+    def searched(self) -> tuple[int, ...]:
+        """Which samples of `calibration` a search of ranks judges with; none of few."""
+        count = 0 if self.calibration is None else len(self.calibration.feeds)
+        if count < _SEARCHED:
+            return ()
+        spread = np.linspace(0, count - 1, min(_MOST_SEARCHED, count // _SEARCHED))
+        return tuple(sorted({int(place) for place in spread}))
+
+    @property
+    def search(self) -> Samples:
+        """The samples that a search of ranks judges with.
+
+        They are not in `samples` unless nothing else is there.
+        """
+        if self.calibration is None:
+            return self.samples
+        return self.calibration.part(self.searched) if self.searched else self.calibration
 
     @cached_property
     def _parts(self) -> tuple[Samples, Samples | None]:

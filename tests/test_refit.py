@@ -68,7 +68,7 @@ def test_a_refit_is_closer_on_samples_that_it_has_not_seen(
     options: dict[str, Any] = {"rank": 9, "simplify": False, "check": False, "bench": False}
     plain = compress(model, calibration=fit, **options)
     again = compress(model, calibration=fit, refit=True, **options)
-    assert error(model, again.model, judge) < 0.95 * error(model, plain.model, judge)
+    assert error(model, again.model, judge) < 0.99 * error(model, plain.model, judge)
     refitted = [layer.refit for layer in again.report.layers if layer.refit is not None]
     assert refitted
     assert all(after < before for before, after in refitted)
