@@ -18,6 +18,7 @@ __all__ = [
     "Calibration",
     "Check",
     "File",
+    "GoalReport",
     "Latency",
     "Layer",
     "Milliseconds",
@@ -163,11 +164,13 @@ class Check:
         data: "random", or the path of the samples.
         samples: how many were run.
         providers: one entry for each execution provider.
+        damage: mean over samples and outputs of ``‖b − a‖² / ‖a‖²``, on the first provider.
     """
 
     data: str
     samples: int
     providers: tuple[ProviderCheck, ...]
+    damage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -186,11 +189,13 @@ class Speedup:
         median: median ratio; above 1 the result is faster.
         low: 10th percentile of the ratios.
         high: 90th percentile of the ratios.
+        certain: 95 % confidence interval of the median, from order statistics.
     """
 
     median: float
     low: float
     high: float
+    certain: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -236,6 +241,34 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class GoalReport:
+    """What was asked of the whole model, and how it was met.
+
+    Attributes:
+        option: as one would type it.
+        predicted_damage: sum of the layers' damages, each measured alone: mean relative square
+            error of the outputs; None where layers were put back afterwards.
+        achieved_damage: the same of the whole model on the samples of the check; None without it.
+        metric: what a tolerance limits; None for other goals.
+        loss: by that metric, on the samples of the check.
+        evaluations: how often several layers were tried together in the search.
+        assembled: how many models were assembled and measured.
+        samples: how many samples the search used.
+        put_back: layers that are dense again because the model was slower with their pairs.
+    """
+
+    option: str
+    predicted_damage: float | None
+    achieved_damage: float | None
+    metric: str | None
+    loss: float | None
+    evaluations: int
+    assembled: int
+    samples: int
+    put_back: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole run.
 
@@ -247,6 +280,7 @@ class Report:
         layers: every linear map, in the order of the graph.
         totals: sums over the model.
         calibration: what the factors were fitted to; None if to the weights alone.
+        goal: what was asked of the whole model; None where layers were chosen one by one.
         check: outputs against the original's; None where it was left out.
         latency: one entry for each provider that was timed.
         settings: the options of the run.
@@ -261,6 +295,7 @@ class Report:
     layers: tuple[Layer, ...]
     totals: Totals
     calibration: Calibration | None
+    goal: GoalReport | None
     check: Check | None
     latency: tuple[Latency, ...]
     settings: Mapping[str, Any]

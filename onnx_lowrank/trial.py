@@ -18,6 +18,7 @@ from onnx_lowrank.check import classifier_outputs, compare_outputs, run_check
 from onnx_lowrank.data import Samples, random_samples, runnable_shapes
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.load import Source
+from onnx_lowrank.metrics import Judged, Metric
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import Check, Latency
 from onnx_lowrank.runtime import (
@@ -155,7 +156,14 @@ class Trial:
         def loaded(source: DataSource, limit: int) -> Samples:
             option = "--data" if source is judge else "--calibrate"
             return load_source(
-                source, model, specs, shapes, limit=limit, seed=settings.seed, option=option
+                source,
+                model,
+                specs,
+                shapes,
+                limit=limit,
+                seed=settings.seed,
+                option=option,
+                labels=None if settings.labels is None else Path(settings.labels),
             )
 
         if judge is None and fit is None:
@@ -195,9 +203,9 @@ class Trial:
         self.notes[f"{both.source}: {len(fit)} samples calibrate, {len(judge)} others judge"] = None
         return both.part(judge), both.part(fit)
 
-    def open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
+    def open(self, model: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
         """A session of another model on the same provider."""
-        return self._open(path, optimize=optimize)
+        return self._open(model, optimize=optimize)
 
     def loads(self, path: Path) -> str | None:
         """Load another model, without running it; what to say if the original does not load.
@@ -267,16 +275,32 @@ class Trial:
     def check(self, candidate: ort.InferenceSession, advance: Advance) -> Check:
         """Outputs of a model against the original's on every sample."""
         with self._log.capture("running"):
-            figures, notes = run_check(
+            figures, damage, notes = run_check(
                 self.original,
                 candidate,
                 self.samples,
                 provider=self.provider,
-                classifiers=classifier_outputs(self._source.model),
+                classifiers=self.classifiers,
                 progress=lambda _: advance(1),
             )
         self.notes.update(dict.fromkeys(notes))
-        return Check(self.samples.source, len(self.samples.feeds), (figures,))
+        return Check(self.samples.source, len(self.samples.feeds), (figures,), damage)
+
+    @cached_property
+    def classifiers(self) -> frozenset[str]:
+        """Outputs that look like a classifier's."""
+        return frozenset(classifier_outputs(self._source.model))
+
+    def judge(self, candidate: ort.InferenceSession, metric: Metric) -> Judged:
+        """A model by a metric, on the samples of the check."""
+        meter = metric.meter(self.classifiers)
+        labels = self.samples.labels
+        for number, feed in enumerate(self.samples.feeds):
+            before = self._run(self.original, feed, "the original")
+            after = self._run(candidate, feed, "the result")
+            meter.add(after, before, None if labels is None else labels[number])
+        self.notes.update(meter.notes)
+        return meter.result()
 
     def time(self, candidate: ort.InferenceSession, pairs: int, advance: Advance) -> Latency:
         """Latency of a model against the original's, run in turns."""

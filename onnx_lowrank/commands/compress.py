@@ -27,7 +27,37 @@ __all__ = ["command"]
 @click.option(
     "--keep",
     type=float,
-    help="Instead of --energy: the share of each layer's parameters to keep.",
+    help="Instead of --energy: the share of the linear layers' parameters to keep over the whole "
+    "model, spread where it hurts least.",
+)
+@click.option("--uniform", is_flag=True, help="With --keep: the same share of every layer.")
+@click.option(
+    "--max-size", metavar="20MB", help="Instead of --energy: bytes of OUT with external data."
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Instead of --energy: the fastest (see --objective) model whose held-out error by "
+    "--metric stays within this.",
+)
+@click.option(
+    "--metric",
+    default="relative-l2",
+    show_default=True,
+    help="What --tolerance means: relative-l2, cosine, top1, or file.py:function of outputs, "
+    "reference outputs and labels that returns a score.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "size", "macs"]),
+    help="What is made small under --tolerance.  [default: latency]",
+)
+@click.option("--speedup", type=float, help="Instead of --energy: times as fast as IN.")
+@click.option("--max-latency", metavar="5ms", help="Instead of --energy: latency of one inference.")
+@click.option(
+    "--allow-slower",
+    is_flag=True,
+    help="Keep pairs also where the model is slower with them than IN.",
 )
 @click.option(
     "--include",
@@ -79,6 +109,11 @@ __all__ = ["command"]
     help="Samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a "
     "folder of .npz feeds or of test_data_set_*.  [default: seeded random input]",
 )
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Labels of the samples for --metric: .npy, .npz, .txt or .csv.  [default: in --data]",
+)
 @number("--samples", "How many samples to use.", default=16, show_default=True)
 @number("--seed", "For random input and for the choice of samples.", default=0, show_default=True)
 @click.option(
@@ -111,6 +146,18 @@ __all__ = ["command"]
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Fit to what --save-stats wrote for this model; no samples are run for it.",
+)
+@click.option(
+    "--save-costs",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the latencies measured of single layers (JSON), for runs elsewhere.",
+)
+@click.option(
+    "--load-costs",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Take such latencies, as of a board, instead of measuring them.",
 )
 @click.option("--no-calibrate", is_flag=True, help="Fit to the weights alone, in spite of --data.")
 @click.option(
