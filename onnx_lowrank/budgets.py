@@ -24,6 +24,8 @@ __all__ = ["Keep", "MaxSize", "Speed", "Tolerance", "cost_of"]
 
 # How often a model is assembled for one goal.
 _TRIES = 4
+# The same for a latency, and how much faster than asked for is near enough.
+_TIMED_TRIES, _OVERSHOOT = 7, 1.1
 # What a pair adds to the file beside its elements: a node, names and shapes.
 _OVERHEAD = 400
 
@@ -151,61 +153,78 @@ class Tolerance(Strategy):
 
 
 class Speed(Strategy):
-    """A latency, absolute or relative to the original's."""
+    """A latency, absolute or relative to the original's.
+
+    The cost table says which layers to take next, timing of the whole model how far to go.
+    """
 
     def __init__(self, searching: Searching, budget: Budget, table: CostTable) -> None:
         self._searching, self._budget = searching, budget
         cost = cost_of(searching.prepared, "latency", table)
         self._steps = path(searching.ladders.items(cost))
-        self._saving: float | None = None
+        self._at = self._low = 0  # too slow
+        self._high: int | None = None  # fast enough
+        self._best = 0.0
         self._tries = 0
-        self._exhausted = False  # the cheapest of all steps was tried
-        self._best: tuple[float, Plan] | None = None
+        # Nanoseconds of the whole model for each that the table says.
+        self._scale = 1.0
 
     def first(self) -> Plan:
         """All layers dense: their times alone do not tell the model's."""
         return self._searching.plan(None)
 
     def revise(self, plan: Plan, measured: Measured) -> Plan | None:
-        """As much faster as is still wanted, by the table."""
+        """Further, or back where it went too far."""
         latency = measured.latency
         if latency is None:
             raise InputError(f"{self._budget.option} needs the timing that --no-bench leaves out")
-        wanted, had = self._wanted(latency)
-        if self._best is None or had > self._best[0]:
-            self._best = had, plan
-        if had >= wanted:
-            return None
+        wanted, had = self._wanted(latency), latency.speedup.median
+        self._best = max(self._best, had)
         self._tries += 1
         dense = latency.before_ms.median * 1e6
-        needed = dense - dense / wanted  # ns to save
-        if self._saving is not None:
-            saved = dense - dense / had
-            # What the table promised and the model did not keep is asked for on top.
-            needed = self._saving * needed / saved if saved > 0.0 else self._saving * 1.5
-        self._saving = needed * 1.02
+        if self._at:
+            saved = self._steps[0].cost - self._steps[self._at].cost
+            self._scale = max((dense - dense / had) / saved, 0.05)
+        if had >= wanted:
+            self._high = self._at
+            # Fast enough, and no slower step is left or it is just so.
+            if self._at == 0 or had <= wanted * _OVERSHOOT or self._at - self._low <= 1:
+                return None
+        else:
+            self._low = self._at
+        last = len(self._steps) - 1
+        if self._tries > _TIMED_TRIES or (self._high is None and self._low == last):
+            if self._high is None:
+                raise Unreachable(self._limit(dense), plan)
+            if self._at == self._high:
+                return None
+            self._at = self._low = self._high  # the last one that was fast enough, once more
+            return self._plan()
+        saving = (dense - dense / wanted) * 1.02 / self._scale
         start = self._steps[0].cost
-        cheapest = self._steps[-1]
-        enough = (s for s in self._steps if start - s.cost >= self._saving)
-        step = next(enough, None if self._exhausted else cheapest)
-        self._exhausted |= step is cheapest
-        if step is None or self._tries > _TRIES:
-            best, plan = self._best
-            least = start - cheapest.cost
-            raise Unreachable(
-                f"{self._budget.option}: the fastest that was found is {best:.3g}× the original; "
-                f"by the cost table all layers together save at most {least / 1e6:.3g} of "
-                f"{dense / 1e6:.3g} ms",
-                plan,
-            )
-        return self._searching.plan(step)
+        high = last if self._high is None else self._high - 1
+        ahead = (i for i, s in enumerate(self._steps) if start - s.cost >= saving)
+        self._at = min(max(next(ahead, last), self._low + 1), high)
+        if self._high is not None and self._tries > 3:
+            self._at = (self._low + self._high) // 2 or 1
+        return self._plan()
 
-    def _wanted(self, latency: Latency) -> tuple[float, float]:
-        """Speedups: the one asked for, and the one had."""
-        had = latency.speedup.median
+    def _plan(self) -> Plan:
+        return self._searching.plan(self._steps[self._at])
+
+    def _wanted(self, latency: Latency) -> float:
+        """The speedup that is asked for."""
         if self._budget.kind == "speedup":
-            return self._budget.value, had
-        return latency.before_ms.median / self._budget.value, had
+            return self._budget.value
+        return latency.before_ms.median / self._budget.value
+
+    def _limit(self, dense: float) -> str:
+        saved = (self._steps[0].cost - self._steps[-1].cost) / 1e6
+        return (
+            f"{self._budget.option}: the fastest that was found is {self._best:.3g}× the original; "
+            f"by the cost table all layers together save at most {saved:.3g} of "
+            f"{dense / 1e6:.3g} ms"
+        )
 
 
 def cost_of(prepared: Prepared, objective: str, table: CostTable | None) -> CostOf:

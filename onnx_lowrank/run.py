@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnx_lowrank.assemble import Assembled, assemble, predicted
+from onnx_lowrank.assemble import predicted
+from onnx_lowrank.candidates import Candidate, Candidates
 from onnx_lowrank.check import worst_error
 from onnx_lowrank.choose import Decision, decide
 from onnx_lowrank.context import Context
@@ -39,14 +39,13 @@ from onnx_lowrank.save import commit, workspace
 from onnx_lowrank.settings import Settings
 from onnx_lowrank.statistics_file import check_statistics_target
 from onnx_lowrank.strategies import Chosen, strategy_for
-from onnx_lowrank.strategy import Measured, Plan, Unreachable
+from onnx_lowrank.strategy import Plan, Unreachable
 from onnx_lowrank.summary import layers, nothing_gained, totals
 from onnx_lowrank.timings import cost_table
 from onnx_lowrank.walk import elements
 
-__all__ = ["TIMED_PAIRS", "execute"]
+__all__ = ["execute"]
 
-TIMED_PAIRS = 40
 LOAD_LIMIT = 500_000_000
 
 
@@ -90,15 +89,6 @@ def execute(
             raise InputError(f"{name}: {error.strerror or error}; nothing written") from error
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Candidate:
-    """An assembled plan and what was measured of it."""
-
-    plan: Plan
-    assembled: Assembled
-    measured: Measured
-
-
 class _Run:
     """One run; what is the same for every goal is in `Prepared`."""
 
@@ -107,7 +97,6 @@ class _Run:
         self._before = File(
             _text(context.source.path), context.source.bytes, elements(context.source.model)
         )
-        self._assemblies = 0
         self._put_back: tuple[str, ...] = ()
         self._table: CostTable | None = None
 
@@ -115,6 +104,7 @@ class _Run:
         """Go through the stages; nothing is written before the last line but one."""
         context, source = self._context, self._context.source
         prepared = prepare(context)
+        self._candidates = Candidates(context, prepared, self._target)
         try:
             chosen = strategy_for(context, prepared)
             self._table = chosen.table
@@ -151,11 +141,11 @@ class _Run:
         after = File(None, size, parameters)
         return self._report(prepared, chosen, plan, after, decisions, {}, None, ())
 
-    def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> _Candidate:
+    def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> Candidate:
         """Assemble plans until one meets the goal, and is not slower than what came."""
-        found = self._candidate(prepared, chosen, plan)
+        found = self._candidates.make(plan, chosen.metric)
         while (following := chosen.strategy.revise(found.plan, found.measured)) is not None:
-            found = self._candidate(prepared, chosen, following)
+            found = self._candidates.make(following, chosen.metric)
         latency = found.measured.latency
         if latency is None or not slower(latency) or not found.plan.factored:
             return found
@@ -170,7 +160,7 @@ class _Run:
                 found.plan, self._times(prepared, found.plan), last=number == ROUNDS - 1
             )
             self._put_back += names
-            found = self._candidate(prepared, chosen, plan)
+            found = self._candidates.make(plan, chosen.metric)
             latency = found.measured.latency
             if latency is None or not slower(latency) or not plan.factored:
                 break
@@ -186,29 +176,7 @@ class _Run:
             self._table = cost_table(self._context, prepared, groups)
         return self._table
 
-    def _candidate(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> _Candidate:
-        """A plan, assembled and measured."""
-        context = self._context
-        self._assemblies += 1
-        folder = context.folder / f"candidate-{self._assemblies}"
-        folder.mkdir()
-        before = context.folder / f"candidate-{self._assemblies - 1}"
-        if before.exists():
-            shutil.rmtree(before)
-        assembled = assemble(context, prepared, plan.choices, self._target, folder)
-        loss = latency = None
-        settings = context.settings
-        if (settings.bench or chosen.metric is not None) and context.runs():
-            session = context.trial.open(assembled.path)
-            if chosen.metric is not None:
-                with context.stages("judge"):
-                    loss = context.trial.judge(session, chosen.metric).loss
-            if settings.bench:
-                with context.stages("bench", TIMED_PAIRS) as advance:
-                    latency = context.trial.time(session, TIMED_PAIRS, advance)
-        return _Candidate(plan, assembled, Measured(assembled.bytes, loss, latency))
-
-    def _checked(self, found: _Candidate) -> tuple[Check | None, tuple[Latency, ...]]:
+    def _checked(self, found: Candidate) -> tuple[Check | None, tuple[Latency, ...]]:
         """Check and timing of the written result, which at least has to load."""
         context, path = self._context, found.assembled.path
         settings, trial = context.settings, context.trial
@@ -227,9 +195,7 @@ class _Run:
             return None, ()
         check, latency = None, found.measured.latency
         if settings.check:
-            candidate = trial.open(path)
-            with context.stages("check", len(trial.samples.feeds)) as advance:
-                check = trial.check(candidate, advance)
+            check = self._candidates.check(found)
         return check, () if latency is None else (latency,)
 
     def _report(
@@ -259,7 +225,7 @@ class _Run:
                 metric=None if chosen.metric is None else chosen.metric.text,
                 loss=None,
                 evaluations=chosen.evaluations,
-                assembled=self._assemblies,
+                assembled=self._candidates.made,
                 samples=chosen.samples,
                 put_back=self._put_back,
             )
@@ -279,7 +245,7 @@ class _Run:
             notes=tuple(notes if summary is None else [*notes, summary]),
         )
 
-    def _with_loss(self, report: Report, found: _Candidate) -> Report:
+    def _with_loss(self, report: Report, found: Candidate) -> Report:
         if report.goal is None:
             return report
         goal = dataclasses.replace(report.goal, loss=found.measured.loss)
