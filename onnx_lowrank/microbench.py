@@ -78,33 +78,64 @@ class Specimen:
 
     def dense(self) -> ir.Model:
         """The node alone."""
-        node, operand = self.site.node, self.site.operand
+        operand = self.site.operand
+        return self._alone(_random(operand.shape, operand.dtype, self.site.m))
+
+    def pair(self, rank: int) -> ir.Model:
+        """The node as a pair of this rank, at most full rank."""
+        site = self.site
+        # The weight goes as the pair comes: nobody looks at its numbers.
+        nothing = np.zeros((), site.operand.dtype.numpy())
+        model = self._alone(np.broadcast_to(nothing, site.operand.shape))
+        groups = find(model, Constants(model), [site.form]).groups
+        group = next(g for g in groups if g.members[0].site.index == site.index)
+        slices, m, n = group.shape
+        rank = min(rank, m, n)
+        first = _random((slices, m, rank), group.matrix.dtype, m)
+        second = _random((slices, rank, n), group.matrix.dtype, rank)
+        with Spool() as spool:
+            put_pair(model, group, first, second, Storage(model, Names(model), spool))
+        remove_unread(group.matrix.root)
+        return model
+
+    def feed(self) -> dict[str, Array]:
+        """One sample: what was seen, or random numbers of the type and shape."""
+        given = {}
+        for value in self._split()[0]:
+            name = value.name or ""
+            seen = self.seen.contents.get(name)
+            if seen is None:
+                assert value.dtype is not None
+                seen = _random(self.seen.shapes[name], value.dtype, 1)
+            given[name] = seen
+        return given
+
+    def _split(self) -> tuple[list[ir.Value], dict[ir.Value, Constant]]:
+        """What the node reads beside its weight: what is computed, and the constants."""
         constants = Constants(self.model, force_inputs=True)
-        made: dict[ir.Value, ir.Value] = {}
-        inputs, initializers = [], []
-        for index, value in enumerate(node.inputs):
-            if value is None:
-                continue
-            sizes: Sequence[int]
-            if index == self.site.index:
-                sizes, dtype = operand.shape, operand.dtype
-                array = _random(sizes, dtype, max(self.site.m, 1))
-            elif value in made:
-                continue
-            else:
-                known = constants.resolve(value)
-                if not isinstance(known, Constant):
-                    inputs.append(made.setdefault(value, self._value(value)))
-                    continue
-                array = np.asarray(known.numpy()).astype(known.dtype.numpy())
-                sizes, dtype = known.shape, known.dtype
-            made[value] = ir.Value(
-                name=value.name,
-                type=ir.TensorType(dtype),
-                shape=ir.Shape(sizes),
-                const_value=ir.Tensor(array, name=value.name),
-            )
-            initializers.append(made[value])
+        computed: dict[ir.Value, None] = {}
+        known: dict[ir.Value, Constant] = {}
+        for index, value in enumerate(self.site.node.inputs):
+            if value is not None and index != self.site.index:
+                constant = constants.resolve(value)
+                if isinstance(constant, Constant):
+                    known[value] = constant
+                else:
+                    computed[value] = None
+        return list(computed), known
+
+    def _alone(self, weight: Array) -> ir.Model:
+        """A model of the node with this weight."""
+        node, weight_value = self.site.node, self.site.node.inputs[self.site.index]
+        assert weight_value is not None
+        computed, known = self._split()
+        made = {value: self._value(value) for value in computed}
+        held = {
+            value: _initializer(value, constant.numpy().astype(constant.dtype.numpy()))
+            for value, constant in known.items()
+        }
+        held[weight_value] = _initializer(weight_value, weight)
+        made |= held
         copy = ir.Node(
             node.domain,
             node.op_type,
@@ -123,41 +154,14 @@ class Specimen:
             if old.name and (old.uses() or old.is_graph_output()):
                 outputs.append(new)
         graph = ir.Graph(
-            inputs,
+            [made[value] for value in computed],
             outputs or [copy.outputs[0]],
             nodes=[copy],
-            initializers=initializers,
+            initializers=list(held.values()),
             opset_imports=dict(self.model.opset_imports),
             name="map",
         )
         return ir.Model(graph, ir_version=max(self.model.ir_version, _IR_VERSION))
-
-    def pair(self, rank: int) -> ir.Model:
-        """The node as a pair of this rank, at most full rank."""
-        model = self.dense()
-        site = self.site
-        groups = find(model, Constants(model), [site.form]).groups
-        group = next(g for g in groups if g.members[0].site.index == site.index)
-        slices, m, n = group.shape
-        rank = min(rank, m, n)
-        first = _random((slices, m, rank), group.matrix.dtype, m)
-        second = _random((slices, rank, n), group.matrix.dtype, rank)
-        with Spool() as spool:
-            put_pair(model, group, first, second, Storage(model, Names(model), spool))
-        remove_unread(group.matrix.root)
-        return model
-
-    def feed(self) -> dict[str, Array]:
-        """One sample: what was seen, or random numbers of the type and shape."""
-        given = {}
-        for value in self.dense().graph.inputs:
-            name = value.name or ""
-            seen = self.seen.contents.get(name)
-            if seen is None:
-                assert value.dtype is not None
-                seen = _random(self.seen.shapes[name], value.dtype, 1)
-            given[name] = seen
-        return given
 
     def _value(self, value: ir.Value) -> ir.Value:
         name = value.name or ""
@@ -167,6 +171,16 @@ class Specimen:
         return ir.Value(
             name=name, type=ir.TensorType(dtype), shape=ir.Shape(self.seen.shapes[name])
         )
+
+
+def _initializer(value: ir.Value, array: Array) -> ir.Value:
+    tensor = ir.Tensor(array, name=value.name)
+    return ir.Value(
+        name=value.name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(array.shape),
+        const_value=tensor,
+    )
 
 
 def _random(shape: Sequence[int], dtype: ir.DataType, terms: int) -> Array:
