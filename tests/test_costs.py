@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from onnx_lowrank.microbench import (
     Rounds,
     Specimen,
     alignment,
+    clock_for,
     compare,
     serialized,
     session_timer,
@@ -390,6 +392,22 @@ def test_real_times() -> None:
     assert 5 <= times.rounds <= 10
     assert place.processor
     assert (table.dense(groups[0]) or 0) > 0
+
+
+def test_one_thread_is_timed_by_its_own_clock() -> None:
+    assert clock_for("CPUExecutionProvider", 1) is time.thread_time_ns
+    assert clock_for("CPUExecutionProvider", 2) is time.perf_counter_ns
+    assert clock_for("CUDAExecutionProvider", 1) is time.perf_counter_ns
+
+
+def test_the_timer_reads_its_clock_around_every_run() -> None:
+    ticks = iter(range(0, 10**6, 7))
+    plan, _ = planned(product(24, 20), {"x": np.ones((5, 24), F32)})
+    (specimen,) = plan.specimens.values()
+    timer = session_timer(lambda data: open_session(data, threads=1), lambda: next(ticks))
+    rounds = timer([serialized(specimen.dense()), serialized(specimen.pair(4))], specimen.feed())
+    assert rounds(3).tolist() == [[7, 7]] * 3
+    assert next(ticks) == 7 * 2 * 6
 
 
 # --- noise
