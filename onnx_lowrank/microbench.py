@@ -309,9 +309,9 @@ def _timing(times: npt.NDArray[np.float64]) -> Timing:
     )
 
 
-# Ranks above a multiple of 32, by the largest power of two (of those tried) that divides them.
+# Ranks above the lower end of a window, by the largest power of two (of those tried) in them.
 _OFFSETS = {1: (3, 21), 4: (4, 20), 8: (8, 24), 16: (16,)}
-_WINDOW = 32
+_WINDOWS = (32, 16, 8)
 # More time than its share, relative, that a rank may take; and noise that would hide it.
 _NOTICED = 0.03
 _NOISIEST = 0.06
@@ -322,9 +322,10 @@ class Alignment:
     """Which ranks a map's pair likes.
 
     Attributes:
-        multiple: the smallest of 1, 4, 8, 16 and 32 whose multiples cost no more than their share.
-        excess: multiple -> how much more time such ranks take, relative to what lies in between
-            the two neighbouring multiples of 32 in proportion; the worst of those tried.
+        multiple: the smallest of 1, 4, 8, 16 and 32 whose multiples cost no more than their share;
+            up to 8 or 16 for small maps.
+        excess: multiple -> how much more time ranks take that are on no larger one, relative to
+            what their place between the two ends of the window says; the worst of those tried.
         noise: largest relative half-width of the 95 % intervals behind `excess`.
     """
 
@@ -337,8 +338,9 @@ def alignment(specimen: Specimen, timer: Timer, limits: Limits) -> Alignment | N
     """Measure which multiple a rank should be on.
 
     A kernel that works on blocks takes as long for a rank just above a multiple as for the next
-    one.  Near half of break-even ranks between two multiples of 32 are timed; a multiple is good
-    if none of the ranks on it, but on no larger one, takes noticeably more than its share.
+    one.  Near half of break-even the ranks in a window between two multiples of 32 (16 or 8 for
+    small maps) are timed; a multiple is good if none of the ranks on it, but on no larger one,
+    takes noticeably more than its share.
 
     Returns:
         What was found; None where the map is too small, or the machine too busy, to tell.
@@ -347,23 +349,30 @@ def alignment(specimen: Specimen, timer: Timer, limits: Limits) -> Alignment | N
         InputError: the map does not run alone.
     """
     m, n = specimen.site.m, specimen.site.n
-    start = max(_WINDOW, int(break_even(m, n) / 2) // _WINDOW * _WINDOW)
-    if start + _WINDOW > min(m, n):
+    starts = {w: max(w, int(break_even(m, n) / 2) // w * w) for w in _WINDOWS}
+    window = next((w for w in _WINDOWS if starts[w] + w <= min(m, n)), None)
+    if window is None:
         return None
-    offsets = [offset for chosen in _OFFSETS.values() for offset in chosen]
-    ranks = [start, start + _WINDOW, *(start + offset for offset in offsets)]
+    start = starts[window]
+    tried = {
+        size: [offset for offset in chosen if offset < window]
+        for size, chosen in _OFFSETS.items()
+        if size < window
+    }
+    offsets = [offset for chosen in tried.values() for offset in chosen]
+    ranks = [start, start + window, *(start + offset for offset in offsets)]
     models = [serialized(specimen.pair(rank)) for rank in ranks]
     timing = compare(timer(models, specimen.feed()), limits)
     upper, *between = timing.ratios
     over = {
-        offset: ratio / (1.0 + (upper - 1.0) * offset / _WINDOW) - 1.0
+        offset: ratio / (1.0 + (upper - 1.0) * offset / window) - 1.0
         for offset, ratio in zip(offsets, between, strict=True)
     }
-    excess = {size: max(over[offset] for offset in chosen) for size, chosen in _OFFSETS.items()}
+    excess = {size: max(over[offset] for offset in chosen) for size, chosen in tried.items()}
     if timing.noise > _NOISIEST:
         return None
     tolerance = max(_NOTICED, timing.noise)
-    multiple = _WINDOW
+    multiple = window
     for size in sorted(excess, reverse=True):
         if excess[size] > tolerance:
             break
