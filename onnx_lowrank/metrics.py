@@ -19,7 +19,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -91,6 +92,18 @@ class Metric:
         """Whether its figure is a score; the loss is always to be small."""
         return self.kind != "relative-l2"
 
+    @cached_property
+    def _score(self) -> Score:
+        """The user's function, loaded once: its module may do much."""
+        assert self.code is not None
+        with self.code.importable():
+            score = self.code.load()
+        if not callable(score):
+            raise InputError(
+                f"--metric {self.text}: expected a function, came {type(score).__name__}"
+            )
+        return cast(Score, score)
+
     def meter(self, classifiers: Collection[str] = frozenset()) -> Meter:
         """What adds up the metric over samples.
 
@@ -102,7 +115,7 @@ class Metric:
             InputError: the function cannot be loaded.
         """
         if self.code is not None:
-            return _Function(self.code)
+            return _Function(self.code, self._score)
         if self.kind == "top1":
             return _Top1(frozenset(classifiers))
         return _Distance(self.kind)
@@ -287,15 +300,9 @@ def _one_hot(labels: Array, scores: Array, where: str) -> Array:
 class _Function(Meter):
     """The mean of a score of the user's."""
 
-    def __init__(self, code: UserCode) -> None:
+    def __init__(self, code: UserCode, score: Score) -> None:
         super().__init__()
-        self._code = code
-        with code.importable():
-            self._score: Score = code.load()
-        if not callable(self._score):
-            raise InputError(
-                f"--metric {code.text}: expected a function, came {type(self._score).__name__}"
-            )
+        self._code, self._score = code, score
         self._before: list[float] = []
         self._after: list[float] = []
 

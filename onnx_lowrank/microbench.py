@@ -43,6 +43,7 @@ __all__ = [
     "Timer",
     "Timing",
     "alignment",
+    "clock_for",
     "compare",
     "session_timer",
 ]
@@ -53,6 +54,7 @@ Rounds = Callable[[int], npt.NDArray[np.float64]]
 """Runs so many further rounds and gives nanoseconds, shape [rounds, models]."""
 Timer = Callable[[Sequence[bytes], Feed], Rounds]
 """Loads serialized models, runs each once on the feed, and gives what times them in turns."""
+Clock = Callable[[], int]
 
 _WARMUP = 2
 _STEP = 10
@@ -78,33 +80,64 @@ class Specimen:
 
     def dense(self) -> ir.Model:
         """The node alone."""
-        node, operand = self.site.node, self.site.operand
+        operand = self.site.operand
+        return self._alone(_random(operand.shape, operand.dtype, self.site.m))
+
+    def pair(self, rank: int) -> ir.Model:
+        """The node as a pair of this rank, at most full rank."""
+        site = self.site
+        # The weight goes as the pair comes: nobody looks at its numbers.
+        nothing = np.zeros((), site.operand.dtype.numpy())
+        model = self._alone(np.broadcast_to(nothing, site.operand.shape))
+        groups = find(model, Constants(model), [site.form]).groups
+        group = next(g for g in groups if g.members[0].site.index == site.index)
+        slices, m, n = group.shape
+        rank = min(rank, m, n)
+        first = _random((slices, m, rank), group.matrix.dtype, m)
+        second = _random((slices, rank, n), group.matrix.dtype, rank)
+        with Spool() as spool:
+            put_pair(model, group, first, second, Storage(model, Names(model), spool))
+        remove_unread(group.matrix.root)
+        return model
+
+    def feed(self) -> dict[str, Array]:
+        """One sample: what was seen, or random numbers of the type and shape."""
+        given = {}
+        for value in self._split()[0]:
+            name = value.name or ""
+            seen = self.seen.contents.get(name)
+            if seen is None:
+                assert value.dtype is not None
+                seen = _random(self.seen.shapes[name], value.dtype, 1)
+            given[name] = seen
+        return given
+
+    def _split(self) -> tuple[list[ir.Value], dict[ir.Value, Constant]]:
+        """What the node reads beside its weight: what is computed, and the constants."""
         constants = Constants(self.model, force_inputs=True)
-        made: dict[ir.Value, ir.Value] = {}
-        inputs, initializers = [], []
-        for index, value in enumerate(node.inputs):
-            if value is None:
-                continue
-            sizes: Sequence[int]
-            if index == self.site.index:
-                sizes, dtype = operand.shape, operand.dtype
-                array = _random(sizes, dtype, max(self.site.m, 1))
-            elif value in made:
-                continue
-            else:
-                known = constants.resolve(value)
-                if not isinstance(known, Constant):
-                    inputs.append(made.setdefault(value, self._value(value)))
-                    continue
-                array = np.asarray(known.numpy()).astype(known.dtype.numpy())
-                sizes, dtype = known.shape, known.dtype
-            made[value] = ir.Value(
-                name=value.name,
-                type=ir.TensorType(dtype),
-                shape=ir.Shape(sizes),
-                const_value=ir.Tensor(array, name=value.name),
-            )
-            initializers.append(made[value])
+        computed: dict[ir.Value, None] = {}
+        known: dict[ir.Value, Constant] = {}
+        for index, value in enumerate(self.site.node.inputs):
+            if value is not None and index != self.site.index:
+                constant = constants.resolve(value)
+                if isinstance(constant, Constant):
+                    known[value] = constant
+                else:
+                    computed[value] = None
+        return list(computed), known
+
+    def _alone(self, weight: Array) -> ir.Model:
+        """A model of the node with this weight."""
+        node, weight_value = self.site.node, self.site.node.inputs[self.site.index]
+        assert weight_value is not None
+        computed, known = self._split()
+        made = {value: self._value(value) for value in computed}
+        held = {
+            value: _initializer(value, constant.numpy().astype(constant.dtype.numpy()))
+            for value, constant in known.items()
+        }
+        held[weight_value] = _initializer(weight_value, weight)
+        made |= held
         copy = ir.Node(
             node.domain,
             node.op_type,
@@ -123,41 +156,14 @@ class Specimen:
             if old.name and (old.uses() or old.is_graph_output()):
                 outputs.append(new)
         graph = ir.Graph(
-            inputs,
+            [made[value] for value in computed],
             outputs or [copy.outputs[0]],
             nodes=[copy],
-            initializers=initializers,
+            initializers=list(held.values()),
             opset_imports=dict(self.model.opset_imports),
             name="map",
         )
         return ir.Model(graph, ir_version=max(self.model.ir_version, _IR_VERSION))
-
-    def pair(self, rank: int) -> ir.Model:
-        """The node as a pair of this rank, at most full rank."""
-        model = self.dense()
-        site = self.site
-        groups = find(model, Constants(model), [site.form]).groups
-        group = next(g for g in groups if g.members[0].site.index == site.index)
-        slices, m, n = group.shape
-        rank = min(rank, m, n)
-        first = _random((slices, m, rank), group.matrix.dtype, m)
-        second = _random((slices, rank, n), group.matrix.dtype, rank)
-        with Spool() as spool:
-            put_pair(model, group, first, second, Storage(model, Names(model), spool))
-        remove_unread(group.matrix.root)
-        return model
-
-    def feed(self) -> dict[str, Array]:
-        """One sample: what was seen, or random numbers of the type and shape."""
-        given = {}
-        for value in self.dense().graph.inputs:
-            name = value.name or ""
-            seen = self.seen.contents.get(name)
-            if seen is None:
-                assert value.dtype is not None
-                seen = _random(self.seen.shapes[name], value.dtype, 1)
-            given[name] = seen
-        return given
 
     def _value(self, value: ir.Value) -> ir.Value:
         name = value.name or ""
@@ -169,6 +175,16 @@ class Specimen:
         )
 
 
+def _initializer(value: ir.Value, array: Array) -> ir.Value:
+    tensor = ir.Tensor(array, name=value.name)
+    return ir.Value(
+        name=value.name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(array.shape),
+        const_value=tensor,
+    )
+
+
 def _random(shape: Sequence[int], dtype: ir.DataType, terms: int) -> Array:
     """Normal numbers, scaled so that sums of so many products stay near 1 in any type."""
     generator = np.random.default_rng(0)
@@ -177,12 +193,25 @@ def _random(shape: Sequence[int], dtype: ir.DataType, terms: int) -> Array:
     return values.astype(dtype.numpy())
 
 
-def session_timer(open_session: Callable[[bytes], ort.InferenceSession]) -> Timer:
+def clock_for(provider: str, threads: int) -> Clock:
+    """The clock to time with: nanoseconds of this thread where one thread does all the work.
+
+    They leave out what other programs take from it meanwhile, which on a busy machine is most of
+    the noise.  Several threads, or another processor, are only seen by the clock on the wall.
+    """
+    alone = provider == "CPUExecutionProvider" and threads == 1
+    return time.thread_time_ns if alone else time.perf_counter_ns
+
+
+def session_timer(
+    open_session: Callable[[bytes], ort.InferenceSession], clock: Clock = time.perf_counter_ns
+) -> Timer:
     """A timer on this machine.
 
     Args:
         open_session: opens a serialized model on the provider and threads wanted (see
             `onnx_lowrank.runtime.open_session`).
+        clock: nanoseconds, see `clock_for`.
     """
 
     def timer(models: Sequence[bytes], feed: Feed) -> Rounds:
@@ -198,9 +227,9 @@ def session_timer(open_session: Callable[[bytes], ort.InferenceSession]) -> Time
             times = np.empty((count, len(calls)))
             for row in times:
                 for index in generator.permutation(len(calls)):
-                    start = time.perf_counter_ns()
+                    start = clock()
                     calls[index]()
-                    row[index] = time.perf_counter_ns() - start
+                    row[index] = clock() - start
             return times
 
         return rounds
@@ -280,9 +309,9 @@ def _timing(times: npt.NDArray[np.float64]) -> Timing:
     )
 
 
-# Ranks above a multiple of 32, by the largest power of two (of those tried) that divides them.
+# Ranks above the lower end of a window, by the largest power of two (of those tried) in them.
 _OFFSETS = {1: (3, 21), 4: (4, 20), 8: (8, 24), 16: (16,)}
-_WINDOW = 32
+_WINDOWS = (32, 16, 8)
 # More time than its share, relative, that a rank may take; and noise that would hide it.
 _NOTICED = 0.03
 _NOISIEST = 0.06
@@ -293,9 +322,10 @@ class Alignment:
     """Which ranks a map's pair likes.
 
     Attributes:
-        multiple: the smallest of 1, 4, 8, 16 and 32 whose multiples cost no more than their share.
-        excess: multiple -> how much more time such ranks take, relative to what lies in between
-            the two neighbouring multiples of 32 in proportion; the worst of those tried.
+        multiple: the smallest of 1, 4, 8, 16 and 32 whose multiples cost no more than their share;
+            up to 8 or 16 for small maps.
+        excess: multiple -> how much more time ranks take that are on no larger one, relative to
+            what their place between the two ends of the window says; the worst of those tried.
         noise: largest relative half-width of the 95 % intervals behind `excess`.
     """
 
@@ -308,8 +338,9 @@ def alignment(specimen: Specimen, timer: Timer, limits: Limits) -> Alignment | N
     """Measure which multiple a rank should be on.
 
     A kernel that works on blocks takes as long for a rank just above a multiple as for the next
-    one.  Near half of break-even ranks between two multiples of 32 are timed; a multiple is good
-    if none of the ranks on it, but on no larger one, takes noticeably more than its share.
+    one.  Near half of break-even the ranks in a window between two multiples of 32 (16 or 8 for
+    small maps) are timed; a multiple is good if none of the ranks on it, but on no larger one,
+    takes noticeably more than its share.
 
     Returns:
         What was found; None where the map is too small, or the machine too busy, to tell.
@@ -318,23 +349,30 @@ def alignment(specimen: Specimen, timer: Timer, limits: Limits) -> Alignment | N
         InputError: the map does not run alone.
     """
     m, n = specimen.site.m, specimen.site.n
-    start = max(_WINDOW, int(break_even(m, n) / 2) // _WINDOW * _WINDOW)
-    if start + _WINDOW > min(m, n):
+    starts = {w: max(w, int(break_even(m, n) / 2) // w * w) for w in _WINDOWS}
+    window = next((w for w in _WINDOWS if starts[w] + w <= min(m, n)), None)
+    if window is None:
         return None
-    offsets = [offset for chosen in _OFFSETS.values() for offset in chosen]
-    ranks = [start, start + _WINDOW, *(start + offset for offset in offsets)]
+    start = starts[window]
+    tried = {
+        size: [offset for offset in chosen if offset < window]
+        for size, chosen in _OFFSETS.items()
+        if size < window
+    }
+    offsets = [offset for chosen in tried.values() for offset in chosen]
+    ranks = [start, start + window, *(start + offset for offset in offsets)]
     models = [serialized(specimen.pair(rank)) for rank in ranks]
     timing = compare(timer(models, specimen.feed()), limits)
     upper, *between = timing.ratios
     over = {
-        offset: ratio / (1.0 + (upper - 1.0) * offset / _WINDOW) - 1.0
+        offset: ratio / (1.0 + (upper - 1.0) * offset / window) - 1.0
         for offset, ratio in zip(offsets, between, strict=True)
     }
-    excess = {size: max(over[offset] for offset in chosen) for size, chosen in _OFFSETS.items()}
+    excess = {size: max(over[offset] for offset in chosen) for size, chosen in tried.items()}
     if timing.noise > _NOISIEST:
         return None
     tolerance = max(_NOTICED, timing.noise)
-    multiple = _WINDOW
+    multiple = window
     for size in sorted(excess, reverse=True):
         if excess[size] > tolerance:
             break

@@ -176,6 +176,20 @@ def test_a_function_without_labels_gets_none(tmp_path: Path) -> None:
     assert metric.evaluate(outputs([1]), outputs([1])) == 0
 
 
+def test_a_function_is_loaded_once(tmp_path: Path) -> None:
+    metric = user(
+        tmp_path,
+        f"""
+with open({str(tmp_path / "log")!r}, "a") as log:
+    log.write("loaded ")
+def score(outputs, reference, labels):
+    return 1""",
+    )
+    for _ in range(3):
+        assert metric.evaluate(outputs([1]), outputs([1])) == 0
+    assert (tmp_path / "log").read_text() == "loaded "
+
+
 def test_a_function_cannot_spoil_the_outputs(tmp_path: Path) -> None:
     metric = user(tmp_path, "def score(o, r, labels):\n    o['y'] *= 0; o.clear(); return 1")
     found = outputs([7])
