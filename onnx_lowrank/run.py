@@ -74,10 +74,11 @@ def execute(
     if target is not None:
         place = dataclasses.replace(target, force=True) if settings.dry_run else target
         place.check(source.files)
-    for path in (settings.save_stats, settings.save_costs):
+    saved = {"--save-stats": settings.save_stats, "--save-costs": settings.save_costs}
+    for option, path in saved.items():
         if path is not None:
             own = () if target is None else (target.path,)
-            check_statistics_target(Path(path), (*source.files, *own))
+            check_statistics_target(Path(path), (*source.files, *own), option)
     with contextlib.ExitStack() as stack:
         home = workspace(None) if target is None or settings.dry_run else target.workspace()
         folder = stack.enter_context(home)

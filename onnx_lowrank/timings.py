@@ -9,7 +9,7 @@ from onnx_lowrank import cost_file
 from onnx_lowrank.context import Context
 from onnx_lowrank.costs import CostTable, Place, measure_costs, plan_costs
 from onnx_lowrank.find import Group
-from onnx_lowrank.microbench import session_timer
+from onnx_lowrank.microbench import clock_for, session_timer
 from onnx_lowrank.prepare import Prepared
 
 __all__ = ["cost_table"]
@@ -28,7 +28,8 @@ def cost_table(context: Context, prepared: Prepared, groups: Sequence[Group]) ->
     known = None if settings.load_costs is None else cost_file.load(Path(settings.load_costs))
     plan = plan_costs(groups, prepared.model, trial.outputs)
     with context.stages("time layers", len(plan.missing(known, place))) as advance:
-        table = measure_costs(plan, session_timer(trial.open), place, advance, known)
+        timer = session_timer(trial.open, clock_for(place.provider, place.threads))
+        table = measure_costs(plan, timer, place, advance, known)
     if settings.save_costs is not None:
         cost_file.save(Path(settings.save_costs), table)
     return table
