@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import click
 
-from onnx_lowrank.commands import compress, inspect, providers
+from onnx_lowrank.commands import compress, inspect, providers, sweep
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.ortlog import reserve_stderr
 
@@ -81,7 +81,7 @@ def cli() -> None:
     """The command."""
 
 
-for _verb in (compress, inspect, providers):
+for _verb in (compress, inspect, providers, sweep):
     cli.add_command(_verb.command)
 
 
