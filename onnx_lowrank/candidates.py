@@ -35,15 +35,13 @@ class Candidates:
         made: how many there were.
     """
 
-    def __init__(
-        self, context: Context, prepared: Prepared, destination: Destination | None
-    ) -> None:
-        self._context, self._prepared, self._destination = context, prepared, destination
+    def __init__(self, context: Context, prepared: Prepared) -> None:
+        self._context, self._prepared = context, prepared
         self._folder: Path | None = None
         self.made = 0
 
-    def make(self, plan: Plan, metric: Metric | None) -> Candidate:
-        """A plan, assembled, judged by a metric and timed.
+    def make(self, plan: Plan, metric: Metric | None, destination: Destination | None) -> Candidate:
+        """A plan, assembled for a destination, judged by a metric and timed.
 
         Raises:
             InputError: the result cannot be written, is not valid or does not run.
@@ -54,7 +52,7 @@ class Candidates:
         self.made += 1
         self._folder = context.folder / f"candidate-{self.made}"
         self._folder.mkdir()
-        assembled = assemble(context, self._prepared, plan.choices, self._destination, self._folder)
+        assembled = assemble(context, self._prepared, plan.choices, destination, self._folder)
         loss = latency = None
         if (settings.bench or metric is not None) and context.runs():
             session = context.trial.open(assembled.path)

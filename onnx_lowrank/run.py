@@ -105,7 +105,7 @@ class _Run:
         """Go through the stages; nothing is written before the last line but one."""
         context, source = self._context, self._context.source
         prepared = prepare(context)
-        self._candidates = Candidates(context, prepared, self._target)
+        self._candidates = Candidates(context, prepared)
         try:
             chosen = strategy_for(context, prepared)
             self._table = chosen.table
@@ -144,9 +144,9 @@ class _Run:
 
     def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> Candidate:
         """Assemble plans until one meets the goal, and is not slower than what came."""
-        found = self._candidates.make(plan, chosen.metric)
+        found = self._candidates.make(plan, chosen.metric, self._target)
         while (following := chosen.strategy.revise(found.plan, found.measured)) is not None:
-            found = self._candidates.make(following, chosen.metric)
+            found = self._candidates.make(following, chosen.metric, self._target)
         latency = found.measured.latency
         if latency is None or not slower(latency) or not found.plan.factored:
             return found
@@ -161,7 +161,7 @@ class _Run:
                 found.plan, self._times(prepared, found.plan), last=number == ROUNDS - 1
             )
             self._put_back += names
-            found = self._candidates.make(plan, chosen.metric)
+            found = self._candidates.make(plan, chosen.metric, self._target)
             latency = found.measured.latency
             if latency is None or not slower(latency) or not plan.factored:
                 break

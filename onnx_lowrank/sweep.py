@@ -204,7 +204,8 @@ class _Sweep:
         models: str | os.PathLike[str] | None,
         force: bool,
     ) -> None:
-        self._context, self._prepared, self._metric = context, prepared, metric
+        self._context, self._metric = context, metric
+        self._candidates = Candidates(context, prepared)
         self._models, self._force = None if models is None else Path(models), force
         self._macs: Macs | None = prepared.macs
 
@@ -214,9 +215,8 @@ class _Sweep:
         if self._models is not None:
             destination = Destination(self._models / f"keep-{keep:.2f}.onnx", force=self._force)
             destination.check(self._context.source.files)
-        candidates = Candidates(self._context, self._prepared, destination)
-        found = candidates.make(plan, self._metric)
-        check = candidates.check(found)
+        found = self._candidates.make(plan, self._metric, destination)
+        check = self._candidates.check(found)
         assembled, latency = found.assembled, found.measured.latency
         rows = layers(assembled.decisions, assembled.errors, self._macs)
         parameters = elements(assembled.model)
