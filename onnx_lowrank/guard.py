@@ -44,7 +44,8 @@ def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[s
     for group in losers:
         choices[group] = _dense(table, group, choices[group])
     damage = None if plan.damage is None or len(losers) < len(ranked) else 0.0
-    return dataclasses.replace(plan, choices=choices, damage=damage), _names(losers)
+    following = dataclasses.replace(plan, choices=choices, damage=damage, summed=damage)
+    return following, _names(losers)
 
 
 def _gain(table: CostTable, group: Group, rank: int) -> float:

@@ -43,7 +43,7 @@ class Prepared:
         measured: the spectra of the others.
         statistics: what the final factors are fitted to and judged with.
         search: what factors are fitted to while ranks are searched; it leaves out the samples
-            that the search judges with.
+            that the search judges with, whose moments are its ``held`` ones.
         calibration: the same in short, for the report.
         macs: multiply-accumulates, where the model can be run.
     """
@@ -124,7 +124,10 @@ def _calibrated(
     if context.settings.save_stats is not None:
         statistics_file.save(Path(context.settings.save_stats), saved)
     found = statistics_of(model, groups, saved.gathered)
-    search = found if searched is None else statistics_of(model, groups, searched)
+    search = Statistics(found.fit)
+    if searched is not None:
+        own, aside = (statistics_of(model, groups, part) for part in searched)
+        search = Statistics(own.fit, aside.fit)
     for note in found.notes:
         context.say(note)
     names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
@@ -155,8 +158,8 @@ def _loaded(context: Context) -> SavedStatistics:
 
 def _gathered(
     context: Context, model: ir.Model, groups: Sequence[Group]
-) -> tuple[SavedStatistics | None, Mapping[Key, Gathered] | None]:
-    """Moments of the samples, and those without the ones that a search judges with, if any."""
+) -> tuple[SavedStatistics | None, tuple[Mapping[Key, Gathered], ...] | None]:
+    """Moments of all samples; those without the ones a search judges with, and those of these."""
     settings, trial = context.settings, context.trial
     source = settings.calibration if settings.calibration is not None else settings.data
     if source is None or not settings.calibrate:
@@ -191,10 +194,10 @@ def _gathered(
             )
 
         first = gathered(fit, held)
-        whole = first
-        if rest:
-            second = gathered(rest, ())
-            whole = {key: first[key].joined(second[key]) for key in first}
+        second = gathered(rest, ()) if rest else None
+    whole = first
+    if second is not None:
+        whole = {key: part.joined(second[key]) for key, part in first.items()}
     if mask is not None:
         context.say(f"rows where input {mask!r} is 0 are left out of the calibration")
     saved = SavedStatistics(
@@ -206,7 +209,7 @@ def _gathered(
         mask=mask,
         gathered=whole,
     )
-    return saved, first if rest else None
+    return saved, None if second is None else (first, second)
 
 
 def _macs(context: Context, model: ir.Model, finding: Finding) -> Macs | None:

@@ -246,8 +246,9 @@ class GoalReport:
 
     Attributes:
         option: as one would type it.
-        predicted_damage: sum of the layers' damages, each measured alone: mean relative square
-            error of the outputs; None where layers were put back afterwards.
+        predicted_damage: mean relative square error of the outputs, all pairs together, on the
+            samples of the search; None where layers were put back afterwards.
+        summed_damage: sum of the layers' damages, each measured alone.
         achieved_damage: the same of the whole model on the samples of the check; None without it.
         metric: what a tolerance limits; None for other goals.
         loss: by that metric, on the samples of the check.
@@ -259,6 +260,7 @@ class GoalReport:
 
     option: str
     predicted_damage: float | None
+    summed_damage: float | None
     achieved_damage: float | None
     metric: str | None
     loss: float | None

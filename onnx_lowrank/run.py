@@ -222,6 +222,7 @@ class _Run:
             goal = GoalReport(
                 option=budget.option,
                 predicted_damage=plan.damage,
+                summed_damage=plan.summed,
                 achieved_damage=None if check is None else check.damage,
                 metric=None if chosen.metric is None else chosen.metric.text,
                 loss=None,

@@ -71,8 +71,12 @@ class Searching:
         else:
             chosen |= self.ladders.choices(solution)
         ordered = {group: chosen[group] for group in prepared.finding.groups if group in chosen}
-        damage = 0.0 if solution is None else solution.damage
-        return Plan(settle(prepared.finding, ordered, goal), damage)
+        settled = settle(prepared.finding, ordered, goal)
+        if solution is None:
+            return Plan(settled, 0.0, 0.0)
+        with self._context.stages("search"):
+            together = self.probe.damage(self._fitted(solution))
+        return Plan(settled, together, solution.damage)
 
     def fixed(self, cost: CostOf) -> float:
         """What the layers with options cost when all are dense."""
@@ -84,6 +88,18 @@ class Searching:
 
     def loss(self, solution: Solution, metric: Metric) -> float:
         """A solution by a metric on the search samples, without assembling it."""
+        pairs = self._fitted(solution)
+        meter = metric.meter(self._context.trial.classifiers)
+        labels = self._samples.labels
+        outputs = self.probe.outputs(pairs)
+        for number, (own, before) in enumerate(zip(outputs, self.probe.reference, strict=True)):
+            meter.add(own, before, None if labels is None else labels[number])
+        for note in meter.notes:
+            self._context.say(note)
+        return meter.result().loss
+
+    def _fitted(self, solution: Solution) -> Mapping[Group, Factors]:
+        """The pairs of a solution; those of the one before are used again where they fit."""
         self.evaluations += 1
         choices = self.ladders.choices(solution)
         ranked = {group: choice for group, choice in choices.items() if choice.rank is not None}
@@ -91,15 +107,8 @@ class Searching:
         missing = {group: choice for group, choice in ranked.items() if group not in kept}
         statistics = Statistics(self.prepared.search.fit)
         kept |= dict(fit(missing, statistics, lambda _: None))
-        self._pairs = kept
-        meter = metric.meter(self._context.trial.classifiers)
-        labels = self._samples.labels
-        outputs = self.probe.outputs(kept)
-        for number, (own, before) in enumerate(zip(outputs, self.probe.reference, strict=True)):
-            meter.add(own, before, None if labels is None else labels[number])
-        for note in meter.notes:
-            self._context.say(note)
-        return meter.result().loss
+        self._pairs = {g: p for g, p in kept.items() if g in set(self.probe.groups)}
+        return self._pairs
 
 
 def furthest(

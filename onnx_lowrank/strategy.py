@@ -24,11 +24,14 @@ class Plan:
 
     Attributes:
         choices: the choices, one for each node.
-        damage: predicted mean relative square error of the outputs; None where not predicted.
+        damage: predicted mean relative square error of the outputs, all pairs together, on the
+            samples of the search; None where not predicted.
+        summed: sum of the layers' damages, each alone.
     """
 
     choices: Mapping[Group, Choice]
     damage: float | None = None
+    summed: float | None = None
 
     @property
     def factored(self) -> bool:

@@ -57,7 +57,8 @@ class Point:
         macs: multiply-accumulates of one inference; None if not counted.
         speedup: median ratio of the original's latency to the model's; None if not timed.
         certain: 95 % interval of that median.
-        predicted_damage: sum of the layers' damages.
+        predicted_damage: of all pairs together, on the samples of the search.
+        summed_damage: sum of the layers' damages, each measured alone.
         damage: achieved on the samples of the check: mean relative square error of the outputs.
         error: mean relative L2 error of the worst output.
         cosine: of the worst output.
@@ -73,6 +74,7 @@ class Point:
     speedup: float | None
     certain: tuple[float, float] | None
     predicted_damage: float | None
+    summed_damage: float | None
     damage: float | None
     error: float
     cosine: float
@@ -233,6 +235,7 @@ class _Sweep:
             speedup=None if latency is None else latency.speedup.median,
             certain=None if latency is None else latency.speedup.certain,
             predicted_damage=plan.damage,
+            summed_damage=plan.summed,
             damage=check.damage,
             error=worst_error(check.providers)[1],
             cosine=min((output.cosine for output in outputs), default=1.0),
