@@ -16,7 +16,7 @@ from onnx_lowrank.report import Report
 if TYPE_CHECKING:
     from onnx_lowrank.api import compress
     from onnx_lowrank.result import Result
-    from onnx_lowrank.sweep import sweep
+    from onnx_lowrank.tradeoff import sweep
 
 __all__ = [
     "GateError",
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
         return compress
     if name == "sweep":
-        from onnx_lowrank.sweep import sweep
+        from onnx_lowrank.tradeoff import sweep
 
         return sweep
     if name == "Result":

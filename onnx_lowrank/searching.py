@@ -26,6 +26,8 @@ __all__ = ["Searching", "furthest"]
 
 # How often the whole model is judged in a search.
 _EVALUATIONS = 12
+# After so many the guess is not asked any more.
+_GUESSED = 4
 
 
 class Searching:
@@ -137,13 +139,15 @@ def furthest(
     low = max(index for index, value in found.items() if value <= limit)
     high = min((i for i, value in found.items() if value > limit and i > low), default=len(steps))
     scale = 1.0
-    for _ in range(_EVALUATIONS):
+    for number in range(_EVALUATIONS):
         if high - low <= 1:
             break
         # As far as the guess goes within the limit, but always well inside of the interval.
         inside = [i for i in range(low + 1, high) if scale * guess(steps[i]) <= limit]
         margin = (high - low) // 8
         index = min(max(max(inside, default=low + 1), low + 1 + margin), high - 1 - margin)
+        if number >= _GUESSED:  # the guess leads astray: halve
+            index = (low + high) // 2
         index = min(max(index, low + 1), high - 1)
         found[index] = value = loss(steps[index])
         guessed = guess(steps[index])

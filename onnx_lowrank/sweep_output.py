@@ -11,7 +11,7 @@ from rich.text import Text
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.save import workspace, write_text
-from onnx_lowrank.sweep import Curve, Point
+from onnx_lowrank.tradeoff import Curve, Point
 
 __all__ = ["check_folder", "print_curve", "write_curve"]
 

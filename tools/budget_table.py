@@ -36,6 +36,7 @@ from tokenizers import Tokenizer
 from onnx_lowrank.allocate import Ladders, parameters_of
 from onnx_lowrank.budgets import Keep
 from onnx_lowrank.candidates import Candidates
+from onnx_lowrank.choose import Choice
 from onnx_lowrank.context import Context
 from onnx_lowrank.damage import Curve
 from onnx_lowrank.find import Group
@@ -142,8 +143,6 @@ def _table(
 def _uniform(prepared: Prepared, share: float) -> dict[Group, Factors]:
     """Output PCA, every layer at the same share."""
     ranks = {group: largest_rank(*group.shape[1:], share) for group in prepared.measured}
-    from onnx_lowrank.choose import Choice
-
     choices = {group: Choice(rank, "uniform") for group, rank in ranks.items()}
     return dict(fit(choices, prepared.statistics, lambda _: None))
 

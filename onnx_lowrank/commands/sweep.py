@@ -47,8 +47,8 @@ def command(
     """Compress IN at several budgets: size, MACs and latency against error, in one run."""
     from onnx_lowrank.console import output_console
     from onnx_lowrank.runtime import OrtLog
-    from onnx_lowrank.sweep import SHARES, sweep
     from onnx_lowrank.sweep_output import check_folder, print_curve, write_curve
+    from onnx_lowrank.tradeoff import SHARES, sweep
 
     shares = SHARES if budgets is None else tuple(_share(part) for part in listed(budgets) or ())
     check_folder(out, force=force)
