@@ -134,6 +134,7 @@ def row(
         result = compress(
             path,
             keep=share,
+            uniform=True,
             rank_multiple=1,
             min_gain=0.0,
             data=held,

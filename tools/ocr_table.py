@@ -84,6 +84,7 @@ def table(
                 result = compress(
                     task.model,
                     keep=share,
+                    uniform=True,
                     ops=ops,
                     rank_multiple=1,
                     min_gain=0.0,
