@@ -16,6 +16,7 @@ from onnx_lowrank.report import Report
 if TYPE_CHECKING:
     from onnx_lowrank.api import compress
     from onnx_lowrank.result import Result
+    from onnx_lowrank.tradeoff import sweep
 
 __all__ = [
     "GateError",
@@ -25,6 +26,7 @@ __all__ = [
     "Result",
     "UsageError",
     "compress",
+    "sweep",
 ]
 
 
@@ -34,6 +36,10 @@ def __getattr__(name: str) -> Any:
         from onnx_lowrank.api import compress
 
         return compress
+    if name == "sweep":
+        from onnx_lowrank.tradeoff import sweep
+
+        return sweep
     if name == "Result":
         from onnx_lowrank.result import Result
 

@@ -24,6 +24,13 @@ def compress(
     energy: float | None = None,
     rank: int | None = None,
     keep: float | None = None,
+    uniform: bool = False,
+    max_size: int | str | None = None,
+    tolerance: float | None = None,
+    speedup: float | None = None,
+    max_latency: float | str | None = None,
+    metric: str = "relative-l2",
+    objective: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     ops: Sequence[str] | None = None,
@@ -34,13 +41,18 @@ def compress(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
     data: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
     samples: int = DEFAULT_SAMPLES,
     calibration: Source | None = None,
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES,
     calibrate: bool = True,
     mask: str | None = None,
+    refit: bool = False,
     save_stats: str | os.PathLike[str] | None = None,
     load_stats: str | os.PathLike[str] | None = None,
+    save_costs: str | os.PathLike[str] | None = None,
+    load_costs: str | os.PathLike[str] | None = None,
+    allow_slower: bool = False,
     seed: int = 0,
     max_error: float | None = None,
     simplify: bool = True,
@@ -60,7 +72,15 @@ def compress(
         energy: smallest rank whose squared singular values hold this share of their sum, in
             (0, 1]; 0.95 unless a rank or a share to keep is given.
         rank: a fixed rank, taken as it is.
-        keep: share of each layer's parameters to keep, in (0, 1].
+        keep: share of the linear layers' parameters to keep over the whole model, in (0, 1],
+            spread where it hurts least.
+        uniform: keep that share of every layer instead.
+        max_size: bytes of the result, such as 20_000_000 or "20MB", external data included.
+        tolerance: the smallest (or fastest) model whose loss by ``metric`` stays within this.
+        speedup: how many times as fast as the original the result has to be.
+        max_latency: milliseconds of one inference, such as 5.0 or "5ms".
+        metric: what a tolerance means: "relative-l2", "cosine", "top1", "file.py:function".
+        objective: what is made small within a tolerance: "latency" (default), "size", "macs".
         include: globs on node names and torch scopes; only these are factored.
         exclude: the same; these are left dense.
         ops: which forms to factor, such as ("matmul", "gemm") or ("all",).
@@ -73,6 +93,7 @@ def compress(
         input_shapes: input -> concrete sizes, for check and timing.
         dims: symbolic dimension -> size, for check and timing.
         data: samples for check and timing, see the README; random input without it.
+        labels: a file of the samples' labels, for a metric; default: a key of the data.
         samples: how many samples to check with.
         calibration: samples to fit the factors to: as ``data``, or ``module:callable``,
             ``file.py:callable``, an iterable of feeds, or a CalibrationDataReader.  Without it
@@ -80,8 +101,12 @@ def compress(
         calibration_samples: how many samples to fit to.
         calibrate: False fits to the weights alone, whatever data there are.
         mask: input whose zeros mark rows of padding; one with the usual name is found by itself.
+        refit: fit each layer again to what the compressed model gives it.
         save_stats: write the moments of the layers' inputs here, for later runs.
         load_stats: take them from such a file; no samples are run to fit to.
+        save_costs: write the latencies measured of single layers here, for later runs.
+        load_costs: take them from such a file, also one of another machine.
+        allow_slower: keep pairs that make the model slower than the original.
         seed: of random input, and of the choice among more samples.
         max_error: gate on the mean relative L2 error of every output.
         simplify: run onnxsim first.
@@ -98,12 +123,19 @@ def compress(
     Raises:
         InputError: the model or the data are not what they should be.
         UsageError: an option is out of its range.
-        GateError: ``max_error`` was missed; the report is attached.
+        GateError: ``max_error`` or another goal was missed; the report is attached.
     """
     settings = Settings(
         energy=energy,
         rank=rank,
         keep=keep,
+        uniform=uniform,
+        max_size=max_size,
+        tolerance=tolerance,
+        speedup=speedup,
+        max_latency=max_latency,
+        metric=metric,
+        objective=objective,
         include=tuple(include),
         exclude=tuple(exclude),
         ops=None if ops is None else tuple(ops),
@@ -114,13 +146,18 @@ def compress(
         input_shapes={name: tuple(sizes) for name, sizes in (input_shapes or {}).items()},
         dims=dict(dims or {}),
         data=data,
+        labels=labels,
         samples=samples,
         calibration=calibration,
         calibration_samples=calibration_samples,
         calibrate=calibrate,
         mask=mask,
+        refit=refit,
         save_stats=save_stats,
         load_stats=load_stats,
+        save_costs=save_costs,
+        load_costs=load_costs,
+        allow_slower=allow_slower,
         seed=seed,
         max_error=max_error,
         simplify=simplify,

@@ -6,6 +6,7 @@ for a while, or favours the second of two runs, meets all.  Ratios are taken rou
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -133,5 +134,13 @@ def _latency(times: Sequence[tuple[int, ...]], provider: str, threads: int) -> L
         pairs=len(times),
         before_ms=Milliseconds(float(median[0]), float(p90[0])),
         after_ms=Milliseconds(float(median[1]), float(p90[1])),
-        speedup=Speedup(float(middle), float(low), float(high)),
+        speedup=Speedup(float(middle), float(low), float(high), _certain(both[:, 0] / both[:, 1])),
     )
+
+
+def _certain(ratios: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Distribution-free 95 % interval of a median: between two order statistics (binomial)."""
+    ordered = np.sort(ratios)
+    count = len(ordered)
+    low = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
+    return float(ordered[low]), float(ordered[count - 1 - low])

@@ -3,6 +3,8 @@
 The model is run on the samples with the activations of its linear maps as outputs; activations
 that several maps read in the same way (Q, K and V) are gathered once.  Two sets of moments come
 out: those that the factors are fitted to, and those of held-out samples that judge the fit.
+Activations that only ever meet the same weights, as the steps of an unrolled loop do, are added up
+in one place.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 Runner = Callable[[Feed], Mapping[str, Array]]
 Key = tuple[str, str, int]
-"""Whose moments: the name of an activation, how it is read, and the slices."""
+"""Whose moments: the names of activations, how they are read, and the slices."""
 
 # Accumulators of one pass over the samples; moments above this wait in a file.
 _MEMORY = 1 << 30
@@ -50,7 +52,7 @@ _MASKS = ("attention_mask", "input_mask", "padding_mask", "mask")
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """Moments of one activation, one for each slice, None where no row came.
+    """Moments of a stream of activations, one for each slice, None where no row came.
 
     Attributes:
         fit: of the samples to fit to.
@@ -59,6 +61,11 @@ class Gathered:
 
     fit: tuple[Moments | None, ...]
     held: tuple[Moments | None, ...]
+
+    def joined(self, other: Gathered) -> Gathered:
+        """With the samples of another gathering to fit to as well."""
+        both = zip(self.fit, other.fit, strict=True)
+        return Gathered(tuple(Moments.combined(parts) for parts in both), self.held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +86,12 @@ class Statistics:
 
 
 class _Stream:
-    """The vectors that sites with one activation and one way of reading it multiply."""
+    """The vectors of activations that the same groups multiply, read in one way."""
 
-    def __init__(self, site: Site, value: ir.Value) -> None:
-        self.site, self.value = site, value
+    def __init__(self, sites: Mapping[str, Site]) -> None:
+        """Takes one site for each activation, by the activation's name."""
+        self.sites = sites
+        self.site = next(iter(sites.values()))
         self.fit: list[Accumulator] = []
         self.held: list[Accumulator] = []
 
@@ -204,16 +213,16 @@ def gather(
                     keep = kept_rows(feed, mask)
                     outputs = run(feed)
                     for stream in chosen.values():
-                        array = outputs[stream.value.name or ""]
                         into = stream.fit if kind == "fit" else stream.held
-                        try:
-                            masked |= stream.add(array, keep, into)
-                        except FloatingPointError as error:
-                            which = "" if kind == "fit" else "held-out "
-                            raise InputError(
-                                f"calibration: the input of {node_name(stream.site.node)!r} "
-                                f"holds {error} in {which}sample {number}"
-                            ) from error
+                        for name, site in stream.sites.items():
+                            try:
+                                masked |= stream.add(outputs[name], keep, into)
+                            except FloatingPointError as error:
+                                which = "" if kind == "fit" else "held-out "
+                                raise InputError(
+                                    f"calibration: the input of {node_name(site.node)!r} "
+                                    f"holds {error} in {which}sample {number}"
+                                ) from error
                     done += 1
                     advance(done // len(passes) - (done - 1) // len(passes))
             for key, stream in chosen.items():
@@ -229,18 +238,29 @@ def _streams(
     model: ir.Model, groups: Sequence[Group]
 ) -> tuple[dict[Key, _Stream], dict[Group, list[Key]]]:
     """What has to be gathered, and what each group needs of it; nothing where it cannot be."""
-    streams: dict[Key, _Stream] = {}
-    members: dict[Group, list[Key]] = {}
+    sites: dict[Key, Site] = {}
+    readers: dict[Key, list[Group]] = {}
+    members: dict[Group, list[Key]] = {group: [] for group in groups}
     for group in groups:
-        keys = members.setdefault(group, [])
         for member in group.members:
             site = member.site
             value = site.form.activation(site)
             if member.transposed or value is None or site.node.graph is not model.graph:
                 continue
             key = (value.name or "", repr(site.form.reading(site)), site.slices)
-            streams.setdefault(key, _Stream(site, value))
-            keys.append(key)
+            sites.setdefault(key, site)
+            readers.setdefault(key, []).append(group)
+    # One accumulator holds m² numbers: an unrolled LSTM would otherwise have one for each step.
+    together: dict[tuple[tuple[Group, ...], str, int], dict[str, Site]] = {}
+    for key, users in readers.items():
+        name, reading, slices = key
+        together.setdefault((tuple(users), reading, slices), {})[name] = sites[key]
+    streams: dict[Key, _Stream] = {}
+    for (by, reading, slices), found in together.items():
+        key = (" ".join(found), reading, slices)
+        streams[key] = _Stream(found)
+        for group in by:
+            members[group].append(key)
     return streams, members
 
 
@@ -264,14 +284,14 @@ def _runner(
     open_model: Callable[[ir.Model], Runner],
 ) -> Runner:
     """From a feed to the activations of the streams by name, the fed ones among them."""
-    wanted = {stream.value.name: stream.site for stream in streams}
+    wanted = {name: site for stream in streams for name, site in stream.sites.items()}
     inputs = {value.name for value in model.graph.inputs}
     if inputs.issuperset(wanted):
         return lambda feed: feed
     copy = model.clone()
     del copy.graph.outputs[:]
     for value in [v for node in copy.graph for v in node.outputs if v.name in wanted]:
-        site = wanted[value.name]
+        site = wanted[value.name or ""]
         if value.dtype is None and not site.form.indices:
             value.dtype = site.operand.dtype
         value.shape = None  # a declared shape may be too narrow for what is fed

@@ -21,7 +21,15 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.report import OutputCheck, ProviderCheck
 from onnx_lowrank.runtime import run
 
-__all__ = ["Comparison", "classifier_outputs", "compare_outputs", "run_check", "worst_error"]
+__all__ = [
+    "Comparison",
+    "classifier_outputs",
+    "compare_outputs",
+    "damage_of",
+    "run_check",
+    "same_top",
+    "worst_error",
+]
 
 Array = npt.NDArray[Any]
 _AGREES = 1e-3
@@ -102,7 +110,7 @@ class Comparison:
         else:
             figures = self._figures(name, expected, found)
             if sums.classifier and expected.ndim and expected.shape[-1] > 1 and expected.size:
-                same = _same_top(expected, found)
+                same = same_top(expected, found)
                 sums.rows += int(same.size)
                 sums.agreeing += int(np.count_nonzero(same))
         sums.samples += 1
@@ -137,13 +145,22 @@ class Comparison:
         return float(difference.max()) * scale, relative, min(1.0, max(-1.0, cosine))
 
 
-def _same_top(expected: Array, found: Array) -> npt.NDArray[np.bool_]:
-    """Whether the largest of each row is the same one; any of several equally large will do."""
+def same_top(expected: Array, found: Array) -> npt.NDArray[np.bool_]:
+    """Whether the largest of each row is the same one; any of several equally large will do.
+
+    Args:
+        expected: shape [..., classes].
+        found: the same shape.
+
+    Returns:
+        shape [...].
+    """
     top = found.argmax(axis=-1)[..., np.newaxis]  # [..., 1]
     first = expected.argmax(axis=-1)[..., np.newaxis]
     largest = np.take_along_axis(expected, first, axis=-1)
     same = (top == first) | (np.take_along_axis(expected, top, axis=-1) == largest)
-    return np.asarray(same[..., 0])
+    odd = np.isnan(expected).any(axis=-1) != np.isnan(found).any(axis=-1)  # argmax is the NaN's
+    return np.asarray(same[..., 0] & ~odd)
 
 
 def compare_outputs(
@@ -169,7 +186,7 @@ def run_check(
     provider: str,
     classifiers: Collection[str],
     progress: Callable[[int], None] | None = None,
-) -> tuple[ProviderCheck, tuple[str, ...]]:
+) -> tuple[ProviderCheck, float, tuple[str, ...]]:
     """Run both models on every sample; outputs of one sample at a time are in memory.
 
     Args:
@@ -181,7 +198,7 @@ def run_check(
         progress: called after each sample with the number of samples done.
 
     Returns:
-        The figures, and notes.
+        The figures, the mean of `damage_of`, and notes.
 
     Raises:
         InputError: a model does not run on a sample, or an output changed its shape.
@@ -189,6 +206,7 @@ def run_check(
     comparison = Comparison(classifiers)
     stored = Comparison(what="the original")
     with_stored = 0
+    damages: list[float] = []
     for index, (feed, expected) in enumerate(zip(samples.feeds, samples.expected, strict=True)):
         before = run(reference, feed, "the original")
         if expected is not None:
@@ -197,14 +215,16 @@ def run_check(
                 with_stored += 1
             except InputError as error:  # says something about the data, not about the result
                 comparison.notes[f"stored outputs do not fit the model: {error}"] = None
-        comparison.add(before, run(candidate, feed, "the result"))
+        after = run(candidate, feed, "the result")
+        comparison.add(before, after)
+        damages.append(damage_of(before, after))
         if progress is not None:
             progress(index + 1)
     check = ProviderCheck(provider, comparison.results())
     notes = list(comparison.notes)
     if with_stored:
         notes.append(_stored_note(stored.results(), with_stored))
-    return check, tuple(notes)
+    return check, float(np.mean(damages)) if damages else 0.0, tuple(notes)
 
 
 def _stored_note(outputs: Sequence[OutputCheck], samples: int) -> str:
@@ -226,3 +246,23 @@ def worst_error(checks: Iterable[ProviderCheck]) -> tuple[str, float]:
 def _worst(outputs: Sequence[OutputCheck]) -> tuple[str, float]:
     worst = max(outputs, key=lambda output: output.relative_l2, default=None)
     return ("", 0.0) if worst is None else (worst.name, worst.relative_l2)
+
+
+def damage_of(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> float:
+    """Mean over the outputs of ``‖b − a‖² / ‖a‖²``, of those that are numbers and not all zero.
+
+    Squares of independent errors add up, so that the damage of many layers is about the sum of
+    theirs.  Infinite where only the candidate holds NaN or Inf.
+    """
+    found = []
+    for name, before in reference.items():
+        if before.dtype.kind not in "fV":  # V: bfloat16 and smaller
+            continue
+        a, b = before.astype(np.float64), candidate[name].astype(np.float64)
+        known = np.isfinite(a)
+        a, b = a[known], b[known]
+        norm = float(np.vdot(a, a))
+        if norm > 0.0:
+            error = float(np.vdot(b - a, b - a)) / norm
+            found.append(error if np.isfinite(error) else np.inf)
+    return float(np.mean(found)) if found else 0.0

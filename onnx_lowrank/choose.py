@@ -39,7 +39,7 @@ EnergyOf = Literal["weight", "output"]
 
 @dataclass(frozen=True)
 class Goal:
-    """How ranks are chosen: by exactly one of an energy, a rank, or a share to keep.
+    """How ranks are chosen: by an energy, a rank, a share to keep, or a budget for all layers.
 
     Attributes:
         energy: share of the squared singular values, or with calibration samples of the layer's
@@ -48,9 +48,10 @@ class Goal:
         keep: share of a layer's parameters that the pair may have, in (0, 1].
         min_gain: a pair has at most ``1 − min_gain`` of the parameters of its weight.
         rank_multiple: chosen ranks are rounded to a multiple of this.
+        budget: whether a budget chooses (see `onnx_lowrank.goals`), and only the limits count.
 
     Raises:
-        UsageError: a value is out of its range, or two goals are given.
+        UsageError: a value is out of its range, or not exactly one goal is given.
     """
 
     energy: float | None = None
@@ -58,10 +59,11 @@ class Goal:
     keep: float | None = None
     min_gain: float = 0.1
     rank_multiple: int = 8
+    budget: bool = False
 
     def __post_init__(self) -> None:
         given = [name for name in ("energy", "rank", "keep") if getattr(self, name) is not None]
-        if len(given) != 1:
+        if len(given) + self.budget != 1:
             names = " and ".join(f"--{name}" for name in given) or "none"
             raise UsageError(f"expected one of --energy, --rank and --keep, got {names}")
         for name in ("energy", "keep"):

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import click
 
-from onnx_lowrank.commands import bench, check, compress, inspect, providers, support
+from onnx_lowrank.commands import bench, check, compress, inspect, providers, support, sweep
 from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.ortlog import reserve_stderr
 
@@ -81,7 +81,7 @@ def cli() -> None:
     """The command."""
 
 
-for _verb in (compress, bench, check, inspect, providers, support):
+for _verb in (compress, bench, check, inspect, providers, support, sweep):
     cli.add_command(_verb.command)
 
 

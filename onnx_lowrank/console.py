@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.report import Check, Latency, Layer, Report
+from onnx_lowrank.report import Check, GoalReport, Latency, Layer, Report
 
 __all__ = ["TerminalProgress", "output_console", "print_report"]
 
@@ -69,6 +69,8 @@ def print_report(report: Report, console: Console) -> None:
         _print_check(report.check, console)
     for latency in report.latency:
         console.print(_latency_line(latency))
+    if report.goal is not None:
+        console.print(Text(_goal_line(report.goal)))
     for note in report.notes:
         console.print(Text(f"note: {note}", style="yellow"))
     if report.output.path is not None:
@@ -205,6 +207,22 @@ def _print_check(check: Check, console: Console) -> None:
             )
         console.print(Text(f"check: {samples} of {data}, {provider.provider}"), style="bold")
         console.print(table)
+
+
+def _goal_line(goal: GoalReport) -> str:
+    parts = []
+    if goal.loss is not None:
+        parts.append(f"loss {goal.loss:.3g} by {goal.metric} on samples that no search has seen")
+    if goal.predicted_damage is not None:
+        achieved = goal.achieved_damage
+        parts.append(
+            f"damage {goal.predicted_damage:.3g} predicted"
+            + ("" if achieved is None else f", {achieved:.3g} achieved")
+            + " (mean relative square error of the outputs)"
+        )
+    if goal.evaluations:
+        parts.append(f"{goal.evaluations} evaluations on {goal.samples} samples")
+    return f"goal: {goal.option}" + (": " if parts else "") + "; ".join(parts)
 
 
 def _latency_line(latency: Latency) -> str:

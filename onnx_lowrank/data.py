@@ -4,6 +4,8 @@
 folder of ``.npz``           each file is one complete feed
 ``.npy``                     for a model with one input; as an ``.npz`` with that one array
 folder ``test_data_set_*``   ``input_N.pb``, and ``output_N.pb`` where present
+
+Labels come from a file of their own, or from an array of an ``.npz`` (see `onnx_lowrank.labels`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from onnx_lowrank.datafiles import Array, numbered, read_npy, read_npz, read_ten
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.feeds import Fitter, require_tensors
 from onnx_lowrank.indexbounds import index_bound
+from onnx_lowrank.labels import all_or_none, cut, read_labels
 from onnx_lowrank.randomdata import check_random, random_feed, random_note
 from onnx_lowrank.runtime import OrtLog, run
 from onnx_lowrank.shapes import IMAGE_SIZES, ConcreteShapes, InputSpec, concrete_shapes
@@ -43,6 +46,7 @@ class Samples:
         expected: stored outputs of each sample, output -> array, or None.
         notes: what was assumed, converted or left out.
         total: how many samples the source holds; `feeds` may be a choice of them.
+        labels: those of each sample, shape [rows, …], or None.
     """
 
     source: str
@@ -50,6 +54,7 @@ class Samples:
     expected: Sequence[Expected]
     notes: tuple[str, ...]
     total: int
+    labels: Sequence[Array] | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -58,12 +63,14 @@ class Samples:
 
     def part(self, indices: Sequence[int]) -> Samples:
         """Some of the samples, in the given order."""
+        labels = self.labels
         return Samples(
             self.source,
             _Lazy(len(indices), lambda index: self.feeds[indices[index]]),
             _Lazy(len(indices), lambda index: self.expected[indices[index]]),
             self.notes,
             self.total,
+            None if labels is None else tuple(labels[index] for index in indices),
         )
 
 
@@ -166,6 +173,7 @@ def load_samples(
     seed: int,
     output_names: Sequence[str],
     option: str = "--data",
+    labels: Path | None = None,
 ) -> Samples:
     """Samples from a file or a folder, see the module's text for the forms.
 
@@ -179,17 +187,18 @@ def load_samples(
         seed: of that choice.
         output_names: the outputs of the model, in its order.
         option: which option named the path, for messages.
+        labels: file of the labels of all samples; default: those among the data.
 
     Raises:
         InputError: whatever is wrong with the data, naming file, input, expected and found.
     """
-    fitter = Fitter(specs, shapes, output_names)
+    fitter = Fitter(specs, shapes, output_names, own_labels=labels is None)
     if not path.exists():
         raise InputError(f"{option} {path}: no such file or folder")
     if path.is_dir():
-        return _from_folder(path, fitter, specs, limit, seed, output_names, option)
+        return _from_folder(path, fitter, specs, limit, seed, output_names, option, labels)
     if path.suffix == ".npz":
-        return _from_stack(path, read_npz(path), fitter, shapes, limit, seed)
+        return _from_stack(path, read_npz(path), fitter, shapes, limit, seed, labels)
     if path.suffix == ".npy":
         if len(fitter.specs) != 1:
             raise InputError(
@@ -197,7 +206,7 @@ def load_samples(
                 f"({', '.join(fitter.specs)}); use an .npz with one array for each"
             )
         name = next(iter(fitter.specs))
-        return _from_stack(path, {name: read_npy(path)}, fitter, shapes, limit, seed)
+        return _from_stack(path, {name: read_npy(path)}, fitter, shapes, limit, seed, labels)
     raise InputError(
         f"{option} {path}: expected .npz, .npy or a folder of .npz files or test_data_set_*, "
         f"came a file {path.suffix or 'without suffix'!r}"
@@ -219,6 +228,7 @@ def _from_stack(
     shapes: ConcreteShapes,
     limit: int,
     seed: int,
+    labels: Path | None,
 ) -> Samples:
     """Samples that lie along axis 0 of one array an input."""
     fitted = fitter.fit(arrays, str(path), stacked=True)
@@ -245,6 +255,12 @@ def _from_stack(
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(f"{path}: expected as many samples for every input, came {found}")
     total = min(counts.values(), default=1)
+    named = fitter.labels(arrays) if labels is None else read_labels(labels)
+    of_sample = None
+    if named is not None:
+        rows = {len(fitted[name]): step or 1 for name, step in steps.items()}
+        where = f"{path}: labels" if labels is None else f"--labels {labels}"
+        of_sample = cut(named, where, total, rows)
     chosen = _choose(total, limit, seed, fitter)
 
     def feed(index: int) -> Feed:
@@ -262,7 +278,14 @@ def _from_stack(
     feeds = _Lazy(len(chosen), feed)
     for item in feeds:
         fitter.inspect(item, str(path))
-    return Samples(str(path), feeds, (None,) * len(chosen), fitter.notes, total)
+    return Samples(
+        str(path),
+        feeds,
+        (None,) * len(chosen),
+        fitter.notes,
+        total,
+        None if of_sample is None else tuple(of_sample(row) for row in chosen),
+    )
 
 
 def _from_folder(
@@ -273,6 +296,7 @@ def _from_folder(
     seed: int,
     output_names: Sequence[str],
     option: str,
+    labels: Path | None,
 ) -> Samples:
     """Samples that are a file or a folder each."""
     sets = [item for item in path.glob("test_data_set_*") if item.is_dir()]
@@ -288,24 +312,45 @@ def _from_folder(
             f"{option} {path}: expected .npz files, test_data_set_* folders or input_0.pb, found "
             "none"
         )
-    chosen = [items[index] for index in _choose(len(items), limit, seed, fitter)]
+    numbers = _choose(len(items), limit, seed, fitter)
+    chosen = [items[index] for index in numbers]
     tensors = [spec.name for spec in specs]
 
-    def feed(index: int) -> Feed:
+    def arrays(index: int) -> Mapping[str, Array]:
         item = chosen[index]
-        arrays = _read_set(item, "input", tensors) if sets else read_npz(item)
-        return fitter.fit(arrays, str(item), stacked=False)
+        return _read_set(item, "input", tensors) if sets else read_npz(item)
+
+    def feed(index: int) -> Feed:
+        return fitter.fit(arrays(index), str(chosen[index]), stacked=False)
 
     def outputs(index: int) -> Expected:
         return _read_set(chosen[index], "output", output_names) or None
 
-    feeds = _Lazy(len(chosen), feed)
-    for item, arrays in zip(chosen, feeds, strict=True):
-        fitter.inspect(arrays, str(item))
+    own: list[Array | None] = []
+    for index, item in enumerate(chosen):
+        read = arrays(index)
+        fitter.inspect(fitter.fit(read, str(item), stacked=False), str(item))
+        own.append(fitter.labels(read))
+    if labels is None:
+        named = all_or_none(own, lambda index: str(chosen[index]))
+    else:
+        every = read_labels(labels)
+        each, left = divmod(len(every), len(items))
+        steps = {} if left or not each else {len(every): each}
+        of_sample = cut(every, f"--labels {labels}", len(items), steps)
+        named = [of_sample(number) for number in numbers]
     expected = _Lazy(len(chosen), outputs) if sets else (None,) * len(chosen)
     for _ in expected:  # a broken file shows now, not in the middle of the check
         pass
-    return Samples(str(path), feeds, expected, fitter.notes, len(items))
+    feeds = _Lazy(len(chosen), feed)
+    return Samples(
+        str(path),
+        feeds,
+        expected,
+        fitter.notes,
+        len(items),
+        None if named is None else tuple(named),
+    )
 
 
 def _read_set(folder: Path, stem: str, names: Sequence[str]) -> dict[str, Array]:

@@ -13,11 +13,10 @@ import numpy as np
 
 from onnx_lowrank.datafiles import Array
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.labels import LABEL_NAMES, own_name
 from onnx_lowrank.shapes import ConcreteShapes, InputSpec, near_names
 
 __all__ = ["Fitter", "is_floating", "require_tensors"]
-
-_LABELS = frozenset({"label", "labels", "targets"})
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
@@ -46,18 +45,25 @@ class Fitter:
         specs: the inputs of the model.
         shapes: the sizes that were given or assumed.
         output_names: arrays with these names are left aside.
+        own_labels: whether labels among the arrays count; else they are left aside too.
 
     Raises:
         InputError: an input that must be fed is not a tensor.
     """
 
     def __init__(
-        self, specs: Sequence[InputSpec], shapes: ConcreteShapes, output_names: Iterable[str]
+        self,
+        specs: Sequence[InputSpec],
+        shapes: ConcreteShapes,
+        output_names: Iterable[str],
+        *,
+        own_labels: bool = True,
     ) -> None:
         require_tensors(specs)
         self.specs = {spec.name: spec for spec in specs if spec.kind == "tensor"}
         self._shapes = shapes
-        self._ignored = _LABELS.union(output_names)
+        self._outputs = frozenset(output_names)
+        self._own_labels = own_labels
         self._notes: dict[str, None] = {}
         self._not_finite: set[str] = set()
 
@@ -90,6 +96,11 @@ class Fitter:
             fitted[name] = array
         return fitted
 
+    def labels(self, arrays: Mapping[str, Array]) -> Array | None:
+        """The labels that came with the inputs."""
+        name = own_name(arrays, {*self.specs, *self._outputs}) if self._own_labels else None
+        return None if name is None else arrays[name]
+
     def inspect(self, feed: Mapping[str, Array], where: str) -> None:
         """Note NaN and Inf, once for each input."""
         for name, array in feed.items():
@@ -103,7 +114,7 @@ class Fitter:
     def _check_names(self, arrays: Mapping[str, Array], where: str) -> None:
         missing = [name for name in self.specs if name not in arrays]
         extra = [name for name in arrays if name not in self.specs]
-        wrong = [name for name in extra if name not in self._ignored]
+        wrong = [name for name in extra if name not in self._outputs.union(LABEL_NAMES)]
         if missing or wrong:
             hints = [f"missing {name!r}" for name in missing[:3]]
             hints += [
@@ -114,8 +125,10 @@ class Fitter:
                 f"{where}: expected arrays {_list(self.specs)}, came {_list(arrays)}: "
                 + "; ".join(hints)
             )
+        labels = own_name(extra, self._outputs) if self._own_labels else None
         for name in extra:
-            self.note(f"{where}: {name!r} is not an input of the model and was left out")
+            what = "is taken for labels" if name == labels else "was left out"
+            self.note(f"{where}: {name!r} is not an input of the model and {what}")
 
     def _convert(self, array: Array, spec: InputSpec, where: str) -> Array:
         wanted = spec.dtype

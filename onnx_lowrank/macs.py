@@ -1,8 +1,7 @@
 """Multiply-accumulates of one inference, from shapes read off a run.
 
-Static shape inference gives up on the reshapes that exporters write for dynamic shapes, so the
-model is run once with a Shape node behind every value that matters.  Counted are the operators
-that do the bulk of the arithmetic: matrix products, convolutions and recurrent cells.
+Counted are the operators that do the bulk of the arithmetic: matrix products, convolutions and
+recurrent cells.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.find import Finding
 from onnx_lowrank.forms.base import Cost, Site, attribute
+from onnx_lowrank.probes import Run, look
 
 __all__ = ["Macs", "count_macs"]
 
@@ -36,11 +34,7 @@ class Macs:
     costs: Mapping[Site, Cost]
 
 
-def count_macs(
-    model: ir.Model,
-    finding: Finding,
-    run: Callable[[ir.Model], Mapping[str, npt.NDArray[np.generic]]],
-) -> Macs:
+def count_macs(model: ir.Model, finding: Finding, run: Run) -> Macs:
     """Count a model's multiply-accumulates.
 
     Args:
@@ -48,30 +42,14 @@ def count_macs(
         finding: its linear maps.
         run: runs a model on one sample and gives its outputs by name.
     """
-    copy = model.clone()
-    wanted: dict[str, ir.Value] = {}
-    for node in copy.graph:
-        if _key(node) in _COUNTED or _key(node) == ("", "Gather"):
-            for value in (*node.inputs, *node.outputs):
-                if value is not None and value.name:
-                    wanted[value.name] = value
-    shapes: dict[str, tuple[int, ...]] = {}
-    probes: dict[str, str] = {}
-    del copy.graph.outputs[:]
-    for name, value in wanted.items():
-        if value.const_value is not None and value.is_initializer():
-            shapes[name] = tuple(int(d) for d in value.const_value.shape)  # type: ignore[arg-type]
-            continue
-        probe = ir.Node("", "Shape", [value], name=f"lowrank_probe_{len(probes)}")
-        output = probe.outputs[0]
-        output.name = f"lowrank_probe_{len(probes)}_shape"
-        output.dtype, output.shape = ir.DataType.INT64, ir.Shape([None])
-        copy.graph.append(probe)
-        copy.graph.outputs.append(output)
-        probes[output.name] = name
-    if probes:
-        for probe_name, shape in run(copy).items():
-            shapes[probes[probe_name]] = tuple(int(d) for d in shape)
+    wanted = {
+        value.name
+        for node in model.graph
+        if _key(node) in _COUNTED or _key(node) == ("", "Gather")
+        for value in (*node.inputs, *node.outputs)
+        if value is not None and value.name
+    }
+    shapes = look(model, wanted, run).shapes
 
     def dims(value: ir.Value) -> tuple[int, ...] | None:
         return shapes.get(value.name or "")

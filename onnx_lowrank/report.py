@@ -18,6 +18,7 @@ __all__ = [
     "Calibration",
     "Check",
     "File",
+    "GoalReport",
     "Latency",
     "Layer",
     "Milliseconds",
@@ -78,6 +79,8 @@ class Layer:
         shared: how many further layers read the same constant.
         off: whether its form was not chosen (``--ops``); such layers count in no sum of linear
             parameters.
+        refit: relative error of what the layer should give in the compressed model, before and
+            after its refit, on samples that the refit was not made with; None where not refitted.
     """
 
     name: str
@@ -100,6 +103,7 @@ class Layer:
     macs_after: int | None = None
     shared: int = 0
     off: bool = False
+    refit: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,11 +165,13 @@ class Check:
         data: "random", or the path of the samples.
         samples: how many were run.
         providers: one entry for each execution provider.
+        damage: mean over samples and outputs of ``‖b − a‖² / ‖a‖²``, on the first provider.
     """
 
     data: str
     samples: int
     providers: tuple[ProviderCheck, ...]
+    damage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,11 +190,13 @@ class Speedup:
         median: median ratio; above 1 the result is faster.
         low: 10th percentile of the ratios.
         high: 90th percentile of the ratios.
+        certain: 95 % confidence interval of the median, from order statistics.
     """
 
     median: float
     low: float
     high: float
+    certain: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -234,6 +242,36 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class GoalReport:
+    """What was asked of the whole model, and how it was met.
+
+    Attributes:
+        option: as one would type it.
+        predicted_damage: mean relative square error of the outputs, all pairs together, on the
+            samples of the search; None where layers were put back afterwards.
+        summed_damage: sum of the layers' damages, each measured alone.
+        achieved_damage: the same of the whole model on the samples of the check; None without it.
+        metric: what a tolerance limits; None for other goals.
+        loss: by that metric, on the samples of the check.
+        evaluations: how often several layers were tried together in the search.
+        assembled: how many models were assembled and measured.
+        samples: how many samples the search used.
+        put_back: layers that are dense again because the model was slower with their pairs.
+    """
+
+    option: str
+    predicted_damage: float | None
+    summed_damage: float | None
+    achieved_damage: float | None
+    metric: str | None
+    loss: float | None
+    evaluations: int
+    assembled: int
+    samples: int
+    put_back: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole run.
 
@@ -245,6 +283,7 @@ class Report:
         layers: every linear map, in the order of the graph.
         totals: sums over the model.
         calibration: what the factors were fitted to; None if to the weights alone.
+        goal: what was asked of the whole model; None where layers were chosen one by one.
         check: outputs against the original's; None where it was left out.
         latency: one entry for each provider that was timed.
         settings: the options of the run.
@@ -259,6 +298,7 @@ class Report:
     layers: tuple[Layer, ...]
     totals: Totals
     calibration: Calibration | None
+    goal: GoalReport | None
     check: Check | None
     latency: tuple[Latency, ...]
     settings: Mapping[str, Any]

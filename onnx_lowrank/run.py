@@ -12,38 +12,40 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnx_lowrank import statistics_file
-from onnx_lowrank.calibrate import Statistics, find_mask, gather, statistics_of
+from onnx_lowrank.assemble import predicted
+from onnx_lowrank.candidates import Candidate, Candidates
 from onnx_lowrank.check import worst_error
-from onnx_lowrank.choose import Choice, Decision, choose, decide, settle, worth_measuring
-from onnx_lowrank.constants import Constants
+from onnx_lowrank.choose import Decision, decide
+from onnx_lowrank.context import Context
+from onnx_lowrank.costs import CostTable
 from onnx_lowrank.errors import GateError, InputError
-from onnx_lowrank.find import Finding, Group, find
-from onnx_lowrank.forms import all_forms, chosen_forms
-from onnx_lowrank.forms.base import node_name
-from onnx_lowrank.load import Source, load
-from onnx_lowrank.macs import Macs, count_macs
-from onnx_lowrank.measure import measure
+from onnx_lowrank.find import Group
+from onnx_lowrank.fit import Errors
+from onnx_lowrank.guard import ROUNDS, put_back, slower
+from onnx_lowrank.load import load
+from onnx_lowrank.prepare import Prepared, prepare
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import REPORT_VERSION, Calibration, Check, File, Latency, Report
+from onnx_lowrank.report import (
+    REPORT_VERSION,
+    Check,
+    File,
+    GoalReport,
+    Latency,
+    Report,
+)
 from onnx_lowrank.result import Destination, Result
-from onnx_lowrank.rewrite import Errors, rewrite
 from onnx_lowrank.runtime import OrtLog
-from onnx_lowrank.save import check_embeddable, commit, workspace, written_bytes
+from onnx_lowrank.save import commit, workspace
 from onnx_lowrank.settings import Settings
-from onnx_lowrank.shape_for import shape_for
-from onnx_lowrank.simplify import SIZE_LIMIT
-from onnx_lowrank.simplify import simplify as simplify_model
-from onnx_lowrank.spool import Spool
-from onnx_lowrank.statistics_file import SavedStatistics, check_statistics_target, fingerprint
-from onnx_lowrank.summary import layers, nothing_gained, removed_parameters, totals
-from onnx_lowrank.trial import Trial
-from onnx_lowrank.validity import invalid
-from onnx_lowrank.walk import elements, stored_bytes
+from onnx_lowrank.statistics_file import check_statistics_target
+from onnx_lowrank.strategies import Chosen, strategy_for
+from onnx_lowrank.strategy import Plan, Unreachable
+from onnx_lowrank.summary import layers, nothing_gained, totals
+from onnx_lowrank.timings import cost_table
+from onnx_lowrank.walk import elements
 
-__all__ = ["TIMED_PAIRS", "execute"]
+__all__ = ["execute"]
 
-TIMED_PAIRS = 40
 LOAD_LIMIT = 500_000_000
 
 
@@ -72,283 +74,187 @@ def execute(
     if target is not None:
         place = dataclasses.replace(target, force=True) if settings.dry_run else target
         place.check(source.files)
-    if settings.save_stats is not None:
-        own = () if target is None else (target.path,)
-        check_statistics_target(Path(settings.save_stats), (*source.files, *own))
+    saved = {"--save-stats": settings.save_stats, "--save-costs": settings.save_costs}
+    for option, path in saved.items():
+        if path is not None:
+            own = () if target is None else (target.path,)
+            check_statistics_target(Path(path), (*source.files, *own), option)
     with contextlib.ExitStack() as stack:
         home = workspace(None) if target is None or settings.dry_run else target.workspace()
         folder = stack.enter_context(home)
+        context = Context(source, settings, folder, stages, log)
         try:
-            return _Run(source, settings, target, folder, stages, log).result()
+            return _Run(context, target).result()
         except OSError as error:
             name = source.name if target is None else str(target.path)
             raise InputError(f"{name}: {error.strerror or error}; nothing written") from error
 
 
 class _Run:
-    """One run's stages in order; what one finds the next one reads."""
+    """One run; what is the same for every goal is in `Prepared`."""
 
-    def __init__(
-        self,
-        source: Source,
-        settings: Settings,
-        target: Destination | None,
-        folder: Path,
-        stages: Stages,
-        log: OrtLog,
-    ) -> None:
-        self.source, self.settings, self.target = source, settings, target
-        self.folder, self.stages, self.log = folder, stages, log
-        self.trial = Trial(source, settings, folder, log)
-        self.notes: list[str] = []
-        self.statistics = Statistics()
-        self.calibration: Calibration | None = None
+    def __init__(self, context: Context, target: Destination | None) -> None:
+        self._context, self._target = context, target
+        self._before = File(
+            _text(context.source.path), context.source.bytes, elements(context.source.model)
+        )
+        self._put_back: tuple[str, ...] = ()
+        self._table: CostTable | None = None
 
     def result(self) -> Result:
         """Go through the stages; nothing is written before the last line but one."""
-        settings = self.settings
-        before = File(_text(self.source.path), self.source.bytes, elements(self.source.model))
-        model = self._simplified()
-        finding, choices = self._decisions(model)
-        decisions = decide(finding, choices)
-        macs = self._macs(model, finding)
-        self._say(nothing_gained(decisions))
-        if settings.dry_run:
-            parameters, size = _predicted(model, decisions)
-            after = File(None, size, parameters)
-            report = self._report(before, after, decisions, {}, macs, None, ())
-            return Result(model, report, self.source.files)
-        ranked = [group for group, choice in choices.items() if choice.rank is not None]
-        _, size = _predicted(model, decisions)
-        if self.target is not None and self.target.external_data == "never":
-            check_embeddable(size)  # before the work is done
-        work = sum(group.matrix.size for group in ranked)
-        with self.stages("rewrite", work) as advance, Spool(self.folder) as spool:
-            errors = rewrite(model, choices, self.statistics, spool, advance)
-            if settings.shape_for is not None:
-                self.notes += shape_for(model, settings.shape_for, self.trial.sizes)
-        with self.stages("write"):
-            files = self._written(model)
-        check, latency = self._checked(files[-1])
-        after = File(None, written_bytes(files), elements(model))
-        report = self._report(before, after, decisions, errors, macs, check, latency)
-        self._gate(report)
-        if self.target is None:
-            return Result(model, report, self.source.files)
-        commit(files, self.target.path)
-        after = dataclasses.replace(after, path=str(self.target.path))
-        return Result(model, dataclasses.replace(report, output=after), self.source.files)
-
-    def _say(self, note: str | None) -> None:
-        if note is not None:
-            self.notes.append(note)
-
-    def _simplified(self) -> ir.Model:
-        """A model to work on: simplified, or a copy of the original and a note that says why."""
-        source = self.source
-        if not self.settings.simplify:
-            return source.model.clone()
-        with self.stages("simplify"):
-            model, why = simplify_model(source, self.folder, self._compared)
-        self._say(why)
-        return source.model.clone() if model is source.model else model
-
-    def _compared(self, path: Path) -> str | None:
-        if self.settings.check:
-            return self.trial.differs(path)
-        self._say("simplified, but not compared with the original (--no-check)")
-        return None
-
-    def _decisions(self, model: ir.Model) -> tuple[Finding, dict[Group, Choice]]:
-        settings = self.settings
-        goal, selection = settings.goal, settings.selection
-        with self.stages("find"):
-            constants = Constants(model, settings.constant_inputs)
-            finding = find(model, constants, all_forms(), chosen_forms(settings.ops))
-            selection.check(entry.node for entry in finding.entries)
-            choices = {group: worth_measuring(group, goal, selection) for group in finding.groups}
-        undecided = [group for group, choice in choices.items() if choice is None]
-        self.statistics = self._calibrated(model, undecided)
-        with self.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
-            measured = measure(undecided, self.statistics.fit, advance, spectra=goal.needs_spectrum)
-        with self.stages("choose"):
-            chosen = {
-                group: choice or choose(group, measured[group], goal)
-                for group, choice in choices.items()
-            }
-            return finding, settle(finding, chosen, goal)
-
-    def _calibrated(self, model: ir.Model, groups: Sequence[Group]) -> Statistics:
-        """Moments of what the groups' weights are multiplied with, where there are samples."""
-        if not groups:
-            return Statistics()
-        load = self.settings.load_stats is not None
-        saved = self._loaded() if load else self._gathered(model, groups)
-        if saved is None:
-            return Statistics()
-        if self.settings.save_stats is not None:
-            statistics_file.save(Path(self.settings.save_stats), saved)
-        found = statistics_of(model, groups, saved.gathered)
-        self.notes.extend(found.notes)
-        names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
-        self.calibration = Calibration(
-            data=saved.data,
-            samples=saved.samples,
-            held_out=saved.held_out,
-            mask=saved.mask,
-            layers=len(found.fit),
-            missing=names,
+        context, source = self._context, self._context.source
+        prepared = prepare(context)
+        self._candidates = Candidates(context, prepared)
+        try:
+            chosen = strategy_for(context, prepared)
+            self._table = chosen.table
+            with context.stages("choose"):
+                plan = chosen.strategy.first()
+            if context.settings.dry_run:
+                report = self._planned(prepared, chosen, plan)
+                return Result(prepared.model, report, source.files)
+            found = self._accepted(prepared, chosen, plan)
+        except Unreachable as missed:
+            report = self._planned(prepared, None, missed.plan)
+            raise GateError(f"{missed}; nothing written", report) from missed
+        assembled = found.assembled
+        context.say(nothing_gained(assembled.decisions))
+        check, latency = self._checked(found)
+        after = File(None, assembled.bytes, elements(assembled.model))
+        decisions, errors = assembled.decisions, assembled.errors
+        report = self._report(
+            prepared, chosen, found.plan, after, decisions, errors, check, latency
         )
-        for name, why in names.items():
-            self._say(f"{name} is fitted to its weight alone: {why}")
+        report = self._with_loss(report, found)
+        self._gate(report)
+        if self._target is None:
+            return Result(assembled.model, report, source.files)
+        commit(assembled.files, self._target.path)
+        after = dataclasses.replace(after, path=str(self._target.path))
+        return Result(assembled.model, dataclasses.replace(report, output=after), source.files)
+
+    def _planned(self, prepared: Prepared, chosen: Chosen | None, plan: Plan) -> Report:
+        """The report of a plan that is not carried out."""
+        decisions = decide(prepared.finding, plan.choices)
+        self._context.say(nothing_gained(decisions))
+        parameters, size = predicted(prepared.model, decisions)
+        after = File(None, size, parameters)
+        return self._report(prepared, chosen, plan, after, decisions, {}, None, ())
+
+    def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> Candidate:
+        """Assemble plans until one meets the goal, and is not slower than what came."""
+        found = self._candidates.make(plan, chosen.metric, self._target)
+        while (following := chosen.strategy.revise(found.plan, found.measured)) is not None:
+            found = self._candidates.make(following, chosen.metric, self._target)
+        latency = found.measured.latency
+        if latency is None or not slower(latency) or not found.plan.factored:
+            return found
+        settings = self._context.settings
+        if settings.allow_slower or settings.min_gain < 0 or not chosen.strategy.may_put_back:
+            self._context.say(
+                f"slower than the original: {latency.speedup.median:.2f}×; the goal is another one"
+            )
+            return found
+        for number in range(ROUNDS):
+            plan, names = put_back(
+                found.plan, self._times(prepared, found.plan), last=number == ROUNDS - 1
+            )
+            self._put_back += names
+            found = self._candidates.make(plan, chosen.metric, self._target)
+            latency = found.measured.latency
+            if latency is None or not slower(latency) or not plan.factored:
+                break
+        self._context.say(
+            f"{len(self._put_back)} layers are dense again: the model was slower with their pairs"
+        )
         return found
 
-    def _loaded(self) -> SavedStatistics:
-        """Moments of an earlier run."""
-        path = Path(os.fspath(self.settings.load_stats or ""))
-        with self.stages("calibrate"):
-            saved = statistics_file.load(path, self.source.model, self.source.name)
-        self._say(f"{path}: moments of {saved.samples} samples of {saved.data} are used")
-        return saved
+    def _times(self, prepared: Prepared, plan: Plan) -> CostTable:
+        """How long the factored layers take, dense and as pairs."""
+        if self._table is None:
+            groups = [group for group, choice in plan.choices.items() if choice.rank is not None]
+            self._table = cost_table(self._context, prepared, groups)
+        return self._table
 
-    def _gathered(self, model: ir.Model, groups: Sequence[Group]) -> SavedStatistics | None:
-        """Moments of the samples; None where there are none to fit to."""
-        settings, trial = self.settings, self.trial
-        source = settings.calibration if settings.calibration is not None else settings.data
-        if source is None or not settings.calibrate:
-            return None
-        with self.stages("prepare"):
-            unavailable = trial.unavailable
-        if unavailable is not None:
-            if settings.calibration is not None:
-                raise InputError(f"--calibrate: {unavailable}")
-            return None
-        samples = trial.calibration
-        if samples is None:
-            return None
-        mask = settings.mask or find_mask(samples.feeds[0])
-        held = trial.samples.feeds
-        with self.stages("calibrate", len(samples.feeds) + len(held)) as advance:
-            gathered = gather(
-                model,
-                groups,
-                trial.runner,
-                samples.feeds,
-                held,
-                mask,
-                advance,
-                self.folder,
-                must_fit=settings.mask is not None,
-            )
-        if mask is not None:
-            self._say(f"rows where input {mask!r} is 0 are left out of the calibration")
-        return SavedStatistics(
-            model=fingerprint(self.source.model),
-            name=self.source.name,
-            data=samples.source,
-            samples=len(samples.feeds),
-            held_out=len(held),
-            mask=mask,
-            gathered=gathered,
-        )
-
-    def _macs(self, model: ir.Model, finding: Finding) -> Macs | None:
-        """Multiply-accumulates, where the model is run at all."""
-        if not self._runs():
-            return None
-        if stored_bytes(model) > SIZE_LIMIT:
-            self._say(f"MACs not counted: the model is above {SIZE_LIMIT / 1e9:.0f} GB")
-            return None
-        with self.stages("count"):
-            try:
-                macs = count_macs(model, finding, self.trial.outputs)
-            except InputError as error:
-                self._say(f"MACs not counted: {error}")
-                return None
-        if macs.total is None:
-            self._say("MACs not counted: part of the work is inside a subgraph or a function")
-        return macs
-
-    def _runs(self) -> bool:
-        """Whether the model can and may be run in ONNX Runtime."""
-        if not (self.settings.check or self.settings.bench):
-            return False
-        with self.stages("prepare"):
-            unavailable = self.trial.unavailable
-        if unavailable is None:
-            return True
-        if self.settings.max_error is not None:
-            raise InputError(f"--max-error cannot be judged: {unavailable}")
-        note = f"neither checked nor timed: {unavailable}"
-        if note not in self.notes:
-            self._say(note)
-        return False
-
-    def _written(self, model: ir.Model) -> tuple[Path, ...]:
-        """The result in the workspace, valid ONNX."""
-        target = self.target or Destination(Path("model.onnx"))
-        files = target.write(model, self.folder)
-        wrong = invalid(model)
-        if wrong is not None:
-            if invalid(self.source.model) is None:
-                raise InputError(f"{self.source.name}: the result is not valid ONNX: {wrong}")
-            self._say(f"the input does not pass onnx.checker, nor does the result: {wrong}")
-        return files
-
-    def _checked(self, path: Path) -> tuple[Check | None, tuple[Latency, ...]]:
+    def _checked(self, found: Candidate) -> tuple[Check | None, tuple[Latency, ...]]:
         """Check and timing of the written result, which at least has to load."""
-        settings, trial = self.settings, self.trial
-        if not self._runs():
+        context, path = self._context, found.assembled.path
+        settings, trial = context.settings, context.trial
+        if not context.runs():
             wanted = settings.check or settings.bench
-            if not wanted and self.source.bytes > LOAD_LIMIT:
+            if not wanted and context.source.bytes > LOAD_LIMIT:
                 # ONNX Runtime would hold all of it, which is more than the rest of the run takes.
-                self._say(f"not loaded in ONNX Runtime: above {LOAD_LIMIT // 10**6} MB, --no-check")
+                context.say(
+                    f"not loaded in ONNX Runtime: above {LOAD_LIMIT // 10**6} MB, --no-check"
+                )
                 return None, ()
-            with self.stages("check"):
+            with context.stages("check"):
                 note = trial.loads(path)
             if not wanted:  # else it is said already
-                self._say(note)
+                context.say(note)
             return None, ()
-        candidate = trial.open(path)
-        check, latency = None, ()
+        check, latency = None, found.measured.latency
         if settings.check:
-            with self.stages("check", len(trial.samples.feeds)) as advance:
-                check = trial.check(candidate, advance)
-        if settings.bench:
-            with self.stages("bench", TIMED_PAIRS) as advance:
-                return check, trial.time(candidate, TIMED_PAIRS, advance)
-        return check, latency
+            check = self._candidates.check(found)
+        return check, () if latency is None else (latency,)
 
     def _report(
         self,
-        before: File,
+        prepared: Prepared,
+        chosen: Chosen | None,
+        plan: Plan,
         after: File,
         decisions: Sequence[Decision],
         errors: Mapping[Group, Errors],
-        macs: Macs | None,
         check: Check | None,
         latency: tuple[Latency, ...],
     ) -> Report:
+        context, macs = self._context, prepared.macs
         rows = layers(decisions, errors, macs)
-        notes = [*self.notes, *self.trial.notes]
-        summary = self.log.summary()
+        notes = [*context.notes, *context.trial.notes]
+        if self._table is not None:
+            notes += self._table.notes()
+        summary = context.log.summary()
+        budget = context.settings.budget
+        goal = None
+        if budget is not None and chosen is not None:
+            goal = GoalReport(
+                option=budget.option,
+                predicted_damage=plan.damage,
+                summed_damage=plan.summed,
+                achieved_damage=None if check is None else check.damage,
+                metric=None if chosen.metric is None else chosen.metric.text,
+                loss=None,
+                evaluations=chosen.evaluations,
+                assembled=self._candidates.made,
+                samples=chosen.samples,
+                put_back=self._put_back,
+            )
         return Report(
             version=REPORT_VERSION,
             tool=f"onnx-lowrank {version('onnx-lowrank')}",
-            input=before,
+            input=self._before,
             output=after,
             layers=rows,
-            totals=totals(decisions, rows, macs, before.parameters, after.parameters),
-            calibration=self.calibration,
+            totals=totals(decisions, rows, macs, self._before.parameters, after.parameters),
+            calibration=prepared.calibration,
+            goal=goal,
             check=check,
             latency=latency,
-            settings=self.settings.to_dict(),
-            seconds=dict(self.stages.seconds),
+            settings=context.settings.to_dict(),
+            seconds=dict(context.stages.seconds),
             notes=tuple(notes if summary is None else [*notes, summary]),
         )
 
+    def _with_loss(self, report: Report, found: Candidate) -> Report:
+        if report.goal is None:
+            return report
+        goal = dataclasses.replace(report.goal, loss=found.measured.loss)
+        return dataclasses.replace(report, goal=goal)
+
     def _gate(self, report: Report) -> None:
-        limit = self.settings.max_error
+        limit = self._context.settings.max_error
         if limit is None or report.check is None:
             return
         name, error = worst_error(report.check.providers)
@@ -358,16 +264,6 @@ class _Run:
                 "nothing written",
                 report,
             )
-
-
-def _predicted(model: ir.Model, decisions: Sequence[Decision]) -> tuple[int, int]:
-    """Parameters and bytes of the model after decisions that are not carried out."""
-    parameters, size = elements(model), stored_bytes(model)
-    for group, decision in {d.group: d for d in decisions if d.group is not None}.items():
-        removed = removed_parameters(decision)
-        parameters -= removed
-        size -= int(removed * group.matrix.tensor.dtype.itemsize)
-    return parameters, size
 
 
 def _text(path: Path | None) -> str | None:

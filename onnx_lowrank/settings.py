@@ -13,6 +13,7 @@ from onnx_lowrank.choose import Goal
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.find import Selection
 from onnx_lowrank.forms import chosen_forms
+from onnx_lowrank.goals import Budget, budget_of, only_goal
 from onnx_lowrank.shape_for import WISHES, Wishes
 from onnx_lowrank.sources import Source, source_name
 
@@ -34,6 +35,17 @@ class Settings:
     energy: float | None = None
     rank: int | None = None
     keep: float | None = None
+    uniform: bool = False
+    max_size: int | str | None = None
+    tolerance: float | None = None
+    speedup: float | None = None
+    max_latency: float | str | None = None
+    metric: str = "relative-l2"
+    objective: str | None = None
+    labels: str | os.PathLike[str] | None = None
+    save_costs: str | os.PathLike[str] | None = None
+    load_costs: str | os.PathLike[str] | None = None
+    allow_slower: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     ops: tuple[str, ...] | None = None
@@ -49,6 +61,7 @@ class Settings:
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES
     calibrate: bool = True
     mask: str | None = None
+    refit: bool = False
     save_stats: str | os.PathLike[str] | None = None
     load_stats: str | os.PathLike[str] | None = None
     seed: int = 0
@@ -61,10 +74,21 @@ class Settings:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if self.energy is None and self.rank is None and self.keep is None:
+        goals = {
+            "energy": self.energy,
+            "rank": self.rank,
+            "keep": self.keep,
+            "max-size": self.max_size,
+            "tolerance": self.tolerance,
+            "speedup": self.speedup,
+            "max-latency": self.max_latency,
+        }
+        only_goal(goals)
+        if all(value is None for value in goals.values()):
             object.__setattr__(self, "energy", DEFAULT_ENERGY)
         self._check_shape()
-        _ = self.goal, chosen_forms(self.ops)
+        _ = self.goal, self.budget, chosen_forms(self.ops)
+        self._check_budget()
         for name, least in (
             ("samples", 1),
             ("calibration_samples", 1),
@@ -77,6 +101,11 @@ class Settings:
                 raise UsageError(f"--{option}: expected a whole number from {least}, got {value!r}")
         if self.calibration is not None and not self.calibrate:
             raise UsageError("--calibrate and --no-calibrate exclude each other")
+        if self.refit:
+            if self.calibration is None and self.data is None:
+                raise UsageError("--refit needs samples: --calibrate or --data")
+            if not self.calibrate:
+                raise UsageError("--refit and --no-calibrate exclude each other")
         self._check_statistics()
         if self.max_error is not None:
             if not (math.isfinite(self.max_error) and self.max_error >= 0):
@@ -95,6 +124,19 @@ class Settings:
         if self.rank_multiple is None:
             wishes = Wishes() if self.shape_for is None else WISHES[self.shape_for]
             object.__setattr__(self, "rank_multiple", wishes.rank_multiple)
+
+    def _check_budget(self) -> None:
+        budget = self.budget
+        if self.uniform and self.keep is None:
+            raise UsageError("--uniform says how --keep is spread, which is not given")
+        if budget is None or budget.kind == "keep":
+            return
+        if budget.kind in ("speedup", "max-latency") and not self.bench:
+            raise UsageError(f"--{budget.kind} and --no-bench exclude each other")
+        if budget.kind == "tolerance" and not self.check:
+            raise UsageError("--tolerance and --no-check exclude each other")
+        if self.dry_run and budget.kind in ("speedup", "max-latency"):
+            raise UsageError(f"--{budget.kind} and --dry-run exclude each other")
 
     def _check_statistics(self) -> None:
         if self.load_stats is not None:
@@ -116,7 +158,22 @@ class Settings:
     def goal(self) -> Goal:
         """How ranks are chosen."""
         assert self.rank_multiple is not None
-        return Goal(self.energy, self.rank, self.keep, self.min_gain, self.rank_multiple)
+        keep = self.keep if self.uniform else None
+        budget = self.budget is not None
+        return Goal(self.energy, self.rank, keep, self.min_gain, self.rank_multiple, budget)
+
+    @property
+    def budget(self) -> Budget | None:
+        """The goal for the whole model; None where every layer is chosen for itself."""
+        return budget_of(
+            keep=None if self.uniform else self.keep,
+            max_size=self.max_size,
+            tolerance=self.tolerance,
+            speedup=self.speedup,
+            max_latency=self.max_latency,
+            objective=self.objective,
+            metric=self.metric,
+        )
 
     @property
     def selection(self) -> Selection:
@@ -127,7 +184,7 @@ class Settings:
         """The options as plain values, for the report."""
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         plain["calibration"] = None if self.calibration is None else source_name(self.calibration)
-        for name in ("data", "save_stats", "load_stats"):
+        for name in ("data", "labels", "save_stats", "load_stats", "save_costs", "load_costs"):
             path = getattr(self, name)
             plain[name] = None if path is None else os.fspath(path)
         return plain

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import itertools
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,9 @@ from onnx_lowrank.data import Samples, load_samples
 from onnx_lowrank.datafiles import Array
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.feeds import Fitter
+from onnx_lowrank.labels import all_or_none
 from onnx_lowrank.shapes import ConcreteShapes, InputSpec
+from onnx_lowrank.usercode import UserCode, failure
 
 __all__ = ["Source", "load_source", "same_source", "source_name"]
 
@@ -50,6 +48,7 @@ def load_source(
     limit: int,
     seed: int,
     option: str = "--data",
+    labels: Path | None = None,
 ) -> Samples:
     """At most ``limit`` samples of a source, checked against the model.
 
@@ -61,16 +60,18 @@ def load_source(
         limit: how many to take.
         seed: of the choice among more.
         option: which option named the source, for messages.
+        labels: file of the labels of all samples; default: those among the samples.
 
     Raises:
-        InputError: the source cannot be read, or does not fit the model's inputs.
+        InputError: the source cannot be read, or does not fit the model's inputs; or labels in a
+            file are to go with feeds that come from a callable, of which nobody knows the number.
     """
     names = [value.name or "" for value in model.graph.outputs]
     fitter = Fitter(specs, shapes, names)
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
-        module, colon, name = text.rpartition(":")
-        if not (colon and name.isidentifier()) or Path(text).exists():
+        code = UserCode.parse(text)
+        if code is None:
             return load_samples(
                 Path(text),
                 specs,
@@ -79,65 +80,57 @@ def load_source(
                 seed=seed,
                 output_names=names,
                 option=option,
+                labels=labels,
             )
-        with _importable(module):
-            fitted = _fitted(_called(text, module, name), text, fitter, limit)
+        _check_no_file(labels, text)
+        with code.importable():
+            fitted, own = _fitted(_called(code), text, fitter, limit)
     else:
         text = source_name(source)
-        fitted = _fitted(_feeds(source, text), text, fitter, limit)
+        _check_no_file(labels, text)
+        fitted, own = _fitted(_feeds(source, text), text, fitter, limit)
     if not fitted:
         raise InputError(f"{text}: expected at least one sample, came none")
     for number, feed in enumerate(fitted):
         fitter.inspect(feed, f"{text}: sample {number}")
-    return Samples(text, fitted, (None,) * len(fitted), fitter.notes, len(fitted))
+    named = all_or_none(own, lambda number: f"{text}: sample {number}")
+    return Samples(
+        text,
+        fitted,
+        (None,) * len(fitted),
+        fitter.notes,
+        len(fitted),
+        None if named is None else tuple(named),
+    )
+
+
+def _check_no_file(labels: Path | None, text: str) -> None:
+    if labels is not None:
+        raise InputError(
+            f"--labels {labels}: goes with samples in files; {text} has to yield each sample's "
+            "labels with its inputs, as 'labels'"
+        )
 
 
 def _fitted(
     feeds: Iterator[Mapping[str, Any]], text: str, fitter: Fitter, limit: int
-) -> list[dict[str, Array]]:
-    return [
-        fitter.fit(feed, f"{text}: sample {number}", stacked=False)
-        for number, feed in enumerate(itertools.islice(feeds, limit))
-    ]
+) -> tuple[list[dict[str, Array]], list[Array | None]]:
+    """The feeds as the model wants them, and the labels that came with each."""
+    fitted, labels = [], []
+    for number, feed in enumerate(itertools.islice(feeds, limit)):
+        fitted.append(fitter.fit(feed, f"{text}: sample {number}", stacked=False))
+        labels.append(fitter.labels(feed))
+    return fitted, labels
 
 
-@contextlib.contextmanager
-def _importable(module: str) -> Iterator[None]:
-    """A module of the working folder, and what a file imports from beside it, can be imported."""
-    folder = str(Path(module).resolve().parent) if module.endswith(".py") else str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
-
-
-def _called(text: str, module: str, name: str) -> Iterator[Mapping[str, Any]]:
+def _called(code: UserCode) -> Iterator[Mapping[str, Any]]:
     """The feeds that a callable returns."""
-    if module.endswith(".py") and not Path(module).is_file():
-        raise InputError(f"{text}: no such file {module}")
+    make = code.load()
     try:
-        if module.endswith(".py"):
-            own = f"_onnx_lowrank_{Path(module).stem}"  # never the name of another module
-            spec = importlib.util.spec_from_file_location(own, module)
-            assert spec is not None
-            assert spec.loader is not None
-            loaded = importlib.util.module_from_spec(spec)
-            sys.modules[own] = loaded
-            spec.loader.exec_module(loaded)
-        else:
-            loaded = importlib.import_module(module)
-        made = getattr(loaded, name)()
+        made = make()
     except (Exception, SystemExit) as error:  # the user's code
-        raise InputError(_failure(text, error)) from error
-    return _feeds(made, text)
-
-
-def _failure(text: str, error: BaseException) -> str:
-    """What went wrong in the user's code, in one line."""
-    reason = " ".join(str(error).split())
-    return f"{text}: {type(error).__name__}" + (f": {reason}" if reason else "")
+        raise InputError(failure(code.text, error)) from error
+    return _feeds(made, code.text)
 
 
 def _feeds(made: Any, text: str) -> Iterator[Mapping[str, Any]]:
@@ -156,7 +149,7 @@ def _feeds(made: Any, text: str) -> Iterator[Mapping[str, Any]]:
         except StopIteration:
             return
         except (Exception, SystemExit) as error:  # the user's code
-            raise InputError(_failure(text, error)) from error
+            raise InputError(failure(text, error)) from error
         if not isinstance(feed, Mapping):
             raise InputError(
                 f"{text}: expected a mapping from input names to arrays, came {type(feed).__name__}"

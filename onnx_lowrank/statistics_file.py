@@ -85,15 +85,17 @@ def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
                 yield node.outputs[0].name or "", node.attributes["value"].as_tensor()
 
 
-def check_statistics_target(path: Path, inputs: tuple[Path, ...]) -> None:
-    """Refuse a place for the statistics before the work is done; raises InputError."""
+def check_statistics_target(
+    path: Path, inputs: tuple[Path, ...], option: str = "--save-stats"
+) -> None:
+    """Refuse a place for what an option saves before the work is done; raises InputError."""
     if not path.parent.is_dir():
-        raise InputError(f"--save-stats {path}: folder {path.parent} does not exist")
+        raise InputError(f"{option} {path}: folder {path.parent} does not exist")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--save-stats {path}: cannot be written")
+        raise InputError(f"{option} {path}: cannot be written")
     for other in inputs:
         if path.absolute() == other.absolute() or (path.exists() and path.samefile(other)):
-            raise InputError(f"--save-stats {path}: would overwrite the input {other}")
+            raise InputError(f"{option} {path}: would overwrite the input {other}")
 
 
 def save(path: Path, saved: SavedStatistics) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from onnx_lowrank.choose import Decision
 from onnx_lowrank.find import Group
+from onnx_lowrank.fit import Errors
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.macs import Macs
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.report import Layer, Totals
-from onnx_lowrank.rewrite import Errors
 
-__all__ = ["layers", "nothing_gained", "removed_parameters", "totals"]
+__all__ = ["layers", "linear_parameters", "nothing_gained", "removed_parameters", "totals"]
 
 
 def layers(
@@ -55,9 +55,14 @@ def layers(
                 macs_after=after,
                 shared=0 if group is None else len(group.members) - 1,
                 off=decision.off,
+                refit=None if error is None or error.refit is None else _roots(error.refit),
             )
         )
     return tuple(rows)
+
+
+def _roots(squares: tuple[float, float]) -> tuple[float, float]:
+    return math.sqrt(squares[0]), math.sqrt(squares[1])
 
 
 def _energy(decision: Decision, error: Errors | None) -> float | None:
@@ -83,16 +88,7 @@ def totals(
     parameters_after: int,
 ) -> Totals:
     """Sums over the model; a shared constant counts once."""
-    linear_before = linear_after = 0
-    seen: set[object] = set()
-    # What is refused knows its weight by name only: it comes after what reads the same weight.
-    for decision in sorted(decisions, key=lambda decision: decision.group is None):
-        key = decision.weight if decision.group is None else decision.group.matrix.root
-        if key in seen or decision.off:
-            continue
-        seen |= {key, decision.weight}
-        linear_before += decision.size
-        linear_after += decision.size - removed_parameters(decision)
+    linear_before, linear_after = linear_parameters(decisions)
     after = None
     if macs is not None and macs.total is not None:
         after = macs.total - sum(
@@ -108,6 +104,21 @@ def totals(
         macs_before=None if macs is None else macs.total,
         macs_after=after,
     )
+
+
+def linear_parameters(decisions: Sequence[Decision]) -> tuple[int, int]:
+    """Parameters of the linear layers of the chosen forms, before and after."""
+    before = after = 0
+    seen: set[object] = set()
+    # What is refused knows its weight by name only: it comes after what reads the same weight.
+    for decision in sorted(decisions, key=lambda decision: decision.group is None):
+        key = decision.weight if decision.group is None else decision.group.matrix.root
+        if key in seen or decision.off:
+            continue
+        seen |= {key, decision.weight}
+        before += decision.size
+        after += decision.size - removed_parameters(decision)
+    return before, after
 
 
 def removed_parameters(decision: Decision) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -18,6 +19,7 @@ from onnx_lowrank.data import Samples, random_samples, runnable_shapes
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.halves import computes_half, half_note
 from onnx_lowrank.load import Source
+from onnx_lowrank.metrics import Judged, Metric
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import Check, Latency
 from onnx_lowrank.runtime import (
@@ -35,6 +37,9 @@ from onnx_lowrank.targets.assignment import assignment, assignment_text
 from onnx_lowrank.targets.providers import CPU, Provider, resolve_provider
 
 __all__ = ["Trial"]
+
+# A search judges with one calibration sample of so many, and with at most so many.
+_SEARCHED, _MOST_SEARCHED = 5, 32
 
 # A simplified graph computes the same in another order: this is rounding, not another result.
 _ROUNDING = {
@@ -138,6 +143,25 @@ class Trial:
         return shapes.shapes
 
     @cached_property
+    def searched(self) -> tuple[int, ...]:
+        """Which samples of `calibration` a search of ranks judges with; none of few."""
+        count = 0 if self.calibration is None else len(self.calibration.feeds)
+        if count < _SEARCHED:
+            return ()
+        spread = np.linspace(0, count - 1, min(_MOST_SEARCHED, count // _SEARCHED))
+        return tuple(sorted({int(place) for place in spread}))
+
+    @property
+    def search(self) -> Samples:
+        """The samples that a search of ranks judges with.
+
+        They are not in `samples` unless nothing else is there.
+        """
+        if self.calibration is None:
+            return self.samples
+        return self.calibration.part(self.searched) if self.searched else self.calibration
+
+    @cached_property
     def _parts(self) -> tuple[Samples, Samples | None]:
         """What judges, and what the factors are fitted to."""
         model, settings = self._source.model, self._settings
@@ -150,7 +174,14 @@ class Trial:
         def loaded(source: DataSource, limit: int) -> Samples:
             option = "--data" if source is judge else "--calibrate"
             return load_source(
-                source, model, specs, shapes, limit=limit, seed=settings.seed, option=option
+                source,
+                model,
+                specs,
+                shapes,
+                limit=limit,
+                seed=settings.seed,
+                option=option,
+                labels=None if settings.labels is None else Path(settings.labels),
             )
 
         if judge is None and fit is None:
@@ -190,10 +221,11 @@ class Trial:
         self.notes[f"{both.source}: {len(fit)} samples calibrate, {len(judge)} others judge"] = None
         return both.part(judge), both.part(fit)
 
-    def open(self, path: Path, *, optimize: bool = True) -> ort.InferenceSession:
+    def open(self, model: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
         """A session of another model on the same provider."""
-        session = self._open(path, optimize=optimize, provider=self.provider)
-        self._note_nodes(session, "the result")
+        session = self._open(model, optimize=optimize, provider=self.provider)
+        if isinstance(model, Path):
+            self._note_nodes(session, "the result")
         return session
 
     def loads(self, path: Path) -> str | None:
@@ -239,9 +271,12 @@ class Trial:
                 )
         return None
 
-    def runner(self, model: ir.Model) -> Runner:
-        """A function from feeds to the outputs of a model."""
-        session = self._open(write(model, self._folder, "tapped.onnx", "auto")[-1])
+    def runner(self, model: ir.Model | onnx.ModelProto) -> Runner:
+        """A function from feeds to the outputs of a model made from the original."""
+        if isinstance(model, onnx.ModelProto):
+            session = self._open(model.SerializeToString())
+        else:
+            session = self._open(write(model, self._folder, "tapped.onnx", "auto")[-1])
         wanted = {item.name for item in session.get_inputs()}
 
         def call(feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
@@ -261,30 +296,44 @@ class Trial:
     def check(self, candidate: ort.InferenceSession, advance: Advance) -> Check:
         """Outputs of a model against the original's on every sample."""
         with self._log.capture("running"):
-            figures, notes = run_check(
+            figures, damage, notes = run_check(
                 self.original,
                 candidate,
                 self.samples,
                 provider=self.provider.full,
-                classifiers=classifier_outputs(self._source.model),
+                classifiers=self.classifiers,
                 progress=lambda _: advance(1),
             )
         self.notes.update(dict.fromkeys(notes))
         if computes_half(self._source.model) and not self.provider.half:
             self.notes[half_note([self.provider.title])] = None
-        return Check(self.samples.source, len(self.samples.feeds), (figures,))
+        return Check(self.samples.source, len(self.samples.feeds), (figures,), damage)
 
-    def time(
-        self, candidate: ort.InferenceSession, pairs: int, advance: Advance
-    ) -> tuple[Latency, ...]:
+    @cached_property
+    def classifiers(self) -> frozenset[str]:
+        """Outputs that look like a classifier's."""
+        return frozenset(classifier_outputs(self._source.model))
+
+    def judge(self, candidate: ort.InferenceSession, metric: Metric) -> Judged:
+        """A model by a metric, on the samples of the check."""
+        meter = metric.meter(self.classifiers)
+        labels = self.samples.labels
+        for number, feed in enumerate(self.samples.feeds):
+            before = self._run(self.original, feed, "the original")
+            after = self._run(candidate, feed, "the result")
+            meter.add(after, before, None if labels is None else labels[number])
+        self.notes.update(meter.notes)
+        return meter.result()
+
+    def time(self, candidate: ort.InferenceSession, pairs: int, advance: Advance) -> Latency | None:
         """Latency of a model against the original's, run in turns; none of an emulator."""
         if self.provider.emulated:
             self.notes[f"not timed: {self.provider.title} is emulated, its times mean nothing"] = (
                 None
             )
-            return ()
+            return None
         with self._log.capture("running"):
-            latency = time_pair(
+            return time_pair(
                 self.original,
                 candidate,
                 self.samples.feeds,
@@ -293,7 +342,6 @@ class Trial:
                 pairs=pairs,
                 progress=lambda _: advance(1),
             )
-        return (latency,)
 
     def _note_nodes(self, session: ort.InferenceSession, what: str) -> None:
         """Note which nodes the provider took, of the last session of a kind."""
@@ -305,10 +353,10 @@ class Trial:
             self.notes[self._assigned[what]] = None
 
     def _open(
-        self, path: Path, *, optimize: bool = True, provider: Provider = CPU
+        self, model: Path | bytes, *, optimize: bool = True, provider: Provider = CPU
     ) -> ort.InferenceSession:
         return open_session(
-            path,
+            model,
             provider=provider,
             threads=self.threads,
             optimize=optimize,

@@ -49,7 +49,9 @@ def test_figures_from_known_times() -> None:
     assert latency.before_ms == Milliseconds(pytest.approx(4.0), pytest.approx(5.6))
     assert latency.after_ms == Milliseconds(pytest.approx(1.0), pytest.approx(1.8))
     # Ratios 2, 4, 3: of the pairs, not of the medians.
-    assert latency.speedup == Speedup(pytest.approx(3.0), pytest.approx(2.2), pytest.approx(3.8))
+    assert latency.speedup == Speedup(
+        pytest.approx(3.0), pytest.approx(2.2), pytest.approx(3.8), (2.0, 4.0)
+    )
     assert bench._latency([(0, 0)], "P", 1).speedup.median == 1
 
 

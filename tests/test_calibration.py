@@ -257,6 +257,33 @@ def test_an_input_that_several_layers_share_is_gathered_once(
     assert not statistics.missing
 
 
+def test_steps_of_an_unrolled_loop_are_added_up_in_one_place(rng: np.random.Generator) -> None:
+    proto = parse(
+        f"{HEAD} g (float[N, 6] x) => (float[N, 5] a, float[N, 5] b, float[N, 4] c) {{"
+        "one = Tanh(x) two = Sin(x) three = Cos(x)"
+        "a = MatMul(one, W) b = MatMul(two, W) t = MatMul(three, W) c = MatMul(three, V) }",
+        {"W": uniform((6, 5), rng), "V": uniform((6, 4), rng)},
+    )
+    feeds, held = ([{"x": uniform((9, 6), rng)} for _ in range(n)] for n in (3, 2))
+    model = ir.from_proto(proto)
+    groups = groups_of(model)
+
+    def opened(copy: ir.Model) -> Any:
+        return functools.partial(run_ort, ir.to_proto(copy))
+
+    found = gather(model, groups, opened, feeds, held, None, lambda _: None)
+    assert sorted(name for name, _, _ in found) == ["one two", "three"]  # V reads three too
+    statistics = statistics_of(model, groups, found)
+    for samples, kind in ((feeds, statistics.fit), (held, statistics.held)):
+        x = np.concatenate([feed["x"] for feed in samples]).astype(float)
+        parts = {"W": [np.tanh(x), np.sin(x), np.cos(x)], "V": [np.cos(x)]}
+        for group in groups:
+            rows = np.concatenate(parts[group.matrix.name or ""])
+            (moments,) = kind[group]
+            assert moments.rows == len(rows)
+            np.testing.assert_allclose(moments.second, rows.T @ rows / len(rows), rtol=1e-5)
+
+
 def test_padding_is_left_out_also_where_the_batch_is_flattened(
     shared: onnx.ModelProto, rng: np.random.Generator
 ) -> None:

@@ -142,7 +142,7 @@ def samples(expected: Sequence[Mapping[str, Array] | None] = (None, None)) -> Sa
 
 def test_run_check() -> None:
     done: list[int] = []
-    check, notes = run_check(
+    check, _, notes = run_check(
         session(1), session(1.5), samples(), provider="P", classifiers={"z"}, progress=done.append
     )
     y, z = check.outputs
@@ -177,7 +177,7 @@ def test_stored_outputs(stored: list[float], note: str) -> None:
 def test_not_finite_outputs_are_said() -> None:
     x = np.array([[NAN, 1]], np.float32)
     data = Samples("d", ({"x": x},), (None,), (), 1)
-    check, notes = run_check(session(1), session(1), data, provider="P", classifiers=())
+    check, _, notes = run_check(session(1), session(1), data, provider="P", classifiers=())
     assert notes[0] == "output 'y': both models give the same NaN or Inf in places"
     assert check.outputs[0].relative_l2 == 0
     comparison = Comparison()

@@ -64,6 +64,7 @@ def run(source: Path, options: argparse.Namespace, folder: Path, console: Consol
     result = compress(
         source,
         keep=options.keep,
+        uniform=True,
         shape_for="qnn",
         data=data if data.exists() else None,
         calibration=str(calibration) if calibration.exists() else None,
@@ -78,7 +79,7 @@ def run(source: Path, options: argparse.Namespace, folder: Path, console: Consol
     sizes = [file.stat().st_size for file in (source, after)]
     console.print(
         f"{source.name}, {sizes[0] / 1e6:.2f} → {sizes[1] / 1e6:.2f} MB "
-        f"(--keep {options.keep:g} --for qnn), {options.samples} samples"
+        f"(--keep {options.keep:g} --uniform --for qnn), {options.samples} samples"
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("target", no_wrap=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from onnx_lowrank.commands.base import listed, number, reader_may_leave, terminal_progress
+from onnx_lowrank.commands.base import number, reader_may_leave, terminal_progress
+from onnx_lowrank.commands.options import plain, running, samples, selection
 from onnx_lowrank.errors import GateError, InputError
 
 __all__ = ["command"]
@@ -27,107 +28,59 @@ __all__ = ["command"]
 @click.option(
     "--keep",
     type=float,
-    help="Instead of --energy: the share of each layer's parameters to keep.",
+    help="Instead of --energy: the share of the linear layers' parameters to keep over the whole "
+    "model, spread where it hurts least.",
+)
+@click.option("--uniform", is_flag=True, help="With --keep: the same share of every layer.")
+@click.option(
+    "--max-size", metavar="20MB", help="Instead of --energy: bytes of OUT with external data."
 )
 @click.option(
-    "--include",
-    multiple=True,
-    metavar="GLOB",
-    help="Factor only nodes whose name or torch scope matches; repeatable.",
-)
-@click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave such nodes dense; repeatable."
-)
-@click.option(
-    "--ops",
-    metavar="LIST",
-    help="Forms to factor, separated by commas: default, all, or names as inspect lists them.",
-)
-@click.option(
-    "--constant-inputs",
-    is_flag=True,
-    help="Treat weights that are also graph inputs as constants.",
-)
-@click.option(
-    "--min-gain",
+    "--tolerance",
     type=float,
-    default=0.1,
+    help="Instead of --energy: the fastest (see --objective) model whose held-out error by "
+    "--metric stays within this.",
+)
+@click.option(
+    "--metric",
+    default="relative-l2",
     show_default=True,
-    help="Replace a layer only if the pair saves this share of its parameters.",
-)
-@number(
-    "--rank-multiple",
-    "Round chosen ranks to a multiple: for --energy up where --min-gain allows, for --keep down.  "
-    "[default: 8, or what the target of --for likes]",
+    help="What --tolerance means: relative-l2, cosine, top1, or file.py:function of outputs, "
+    "reference outputs and labels that returns a score.",
 )
 @click.option(
-    "--for",
-    "shape_for",
-    metavar="TARGET",
-    help="Shape OUT for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks, fixed sizes, 2-D "
-    "products, Gemm or MatMul.  [default: portable]",
+    "--objective",
+    type=click.Choice(["latency", "size", "macs"]),
+    help="What is made small under --tolerance.  [default: latency]",
 )
+@click.option("--speedup", type=float, help="Instead of --energy: times as fast as IN.")
+@click.option("--max-latency", metavar="5ms", help="Instead of --energy: latency of one inference.")
 @click.option(
-    "--input-shape",
-    multiple=True,
-    metavar="NAME:1,128",
-    help="Concrete shape of an input, for check and timing; repeatable.",
+    "--allow-slower",
+    is_flag=True,
+    help="Keep pairs also where the model is slower with them than IN.",
 )
+@selection
+@samples
 @click.option(
-    "--dim",
-    multiple=True,
-    metavar="NAME=1",
-    help="Size of a symbolic dimension, for check and timing; repeatable.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a "
-    "folder of .npz feeds or of test_data_set_*.  [default: seeded random input]",
-)
-@number("--samples", "How many samples to use.", default=16, show_default=True)
-@number("--seed", "For random input and for the choice of samples.", default=0, show_default=True)
-@click.option(
-    "--calibrate",
-    "calibration",
-    metavar="SOURCE",
-    help="Samples to fit the factors to: as --data, or module:callable or file.py:callable that "
-    "returns an iterable of feeds.  Without it a part of --data is used, the rest judges.",
-)
-@number("--calibration-samples", "How many samples to fit to.", default=256, show_default=True)
-@click.option(
-    "--mask",
-    metavar="INPUT",
-    help="Input whose zeros mark padding, left out of the calibration.  [default: attention_mask]",
-)
-@click.option(
-    "--save-stats",
+    "--save-costs",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write what the calibration gathered (.npz), for runs with other budgets.",
+    help="Write the latencies measured of single layers (JSON), for runs elsewhere.",
 )
 @click.option(
-    "--load-stats",
+    "--load-costs",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Fit to what --save-stats wrote for this model; no samples are run for it.",
+    help="Take such latencies, as of a board, instead of measuring them.",
 )
-@click.option("--no-calibrate", is_flag=True, help="Fit to the weights alone, in spite of --data.")
 @click.option(
     "--max-error",
     type=float,
     help="Gate: exit 3 and write nothing if the mean relative L2 error of an output is above.",
 )
-@click.option("--no-simplify", is_flag=True, help="Do not run onnxsim first.")
+@running
 @click.option("--no-check", is_flag=True, help="Do not compare outputs.")
-@click.option("--no-bench", is_flag=True, help="Do not time.")
-@number("--threads", "Intra-op threads of check and timing.  [default: physical cores]")
-@click.option(
-    "--ep",
-    default="cpu",
-    show_default=True,
-    help="Execution provider of check and timing.",
-)
 @click.option(
     "--external-data",
     type=click.Choice(["auto", "always", "never"]),
@@ -149,13 +102,7 @@ def command(
     source: Path,
     target: Path,
     *,
-    ops: str | None,
-    input_shape: tuple[str, ...],
-    dim: tuple[str, ...],
-    no_calibrate: bool,
-    no_simplify: bool,
     no_check: bool,
-    no_bench: bool,
     external_data: Any,
     report_path: Path | None,
     force: bool,
@@ -169,18 +116,8 @@ def command(
     from onnx_lowrank.runtime import OrtLog
     from onnx_lowrank.save import check_report_target, write_text
     from onnx_lowrank.settings import Settings
-    from onnx_lowrank.shapes import parse_dims, parse_input_shapes
 
-    settings = Settings(
-        **options,
-        ops=listed(ops),
-        input_shapes=parse_input_shapes(input_shape),
-        dims=parse_dims(dim),
-        calibrate=not no_calibrate,
-        simplify=not no_simplify,
-        check=not no_check,
-        bench=not no_bench,
-    )
+    settings = Settings(**plain(options), check=not no_check)
     group = click.get_current_context().parent
     verbs = list(group.command.commands) if group and isinstance(group.command, click.Group) else []
     if not source.exists() and (near := difflib.get_close_matches(str(source), verbs, 1)):

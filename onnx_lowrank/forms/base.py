@@ -159,6 +159,19 @@ class Form(abc.ABC):
         """Equal for two sites of one activation if `vectors` gives the same for both."""
         return ("rows", site.m)
 
+    def mapped(self, _site: Site, _constants: Constants, /) -> Callable[[Array], Array] | None:
+        """How to read the rows ``x·W`` off the node's output, in the order of `vectors`.
+
+        Args:
+            _site: the site.
+            _constants: resolver of the constants that the node adds.
+
+        Returns:
+            a function from the node's output to an array [N, n]; None where the form does not
+            know one, or where what the node adds is no constant.
+        """
+        return None
+
     def cost(self, site: Site, dims: Callable[[ir.Value], Dims | None]) -> Cost | None:
         """What the map costs, from concrete shapes; None if they are not known."""
         rows = self.rows(site, dims)

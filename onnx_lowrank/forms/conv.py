@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.constants import Constant, Constants, Unusable
@@ -100,6 +101,20 @@ class ConvChannels(Form):
     def vectors(self, site: Site, array: Array) -> Array:
         """The patches of X under the kernel (im2col), at most `_PATCHES` of a sample."""
         return _patches(site.node, array, site.operand.shape[2:]).reshape(1, -1, site.m)
+
+    def mapped(self, site: Site, constants: Constants) -> Callable[[Array], Array] | None:
+        """The output without its bias at the places of the patches."""
+        added = site.node.inputs[2] if len(site.node.inputs) > 2 else None
+        bias = None if added is None else constants.resolve(added)
+        if added is not None and not isinstance(bias, Constant):
+            return None
+        constant = bias.numpy().astype(np.float32) if isinstance(bias, Constant) else np.zeros(1)
+
+        def read(output: Array) -> Array:
+            rows = np.moveaxis(output, 1, -1).reshape(-1, site.n)  # [places, N]
+            return np.asarray(rows[_chosen(len(rows))] - constant)
+
+        return read
 
     def reading(self, site: Site) -> Hashable:
         """Kernel, strides, dilations and pads."""
@@ -231,12 +246,16 @@ def _patches(node: ir.Node, array: Array, kernel: Sequence[int]) -> Array:
     windows = windows[(slice(None), slice(None), *steps, *holes)]
     places = np.moveaxis(windows, 1, 1 + spatial)  # [B, places…, C, k…]
     shape = places.shape[: 1 + spatial]
-    count = math.prod(shape)
-    chosen = np.arange(count)
-    if count > _PATCHES:  # one out of each of so many parts, at random: no row or column of a grid
-        jitter = np.random.default_rng(count).random(_PATCHES)
-        chosen = ((np.arange(_PATCHES) + jitter) * (count / _PATCHES)).astype(np.int64)
+    chosen = _chosen(math.prod(shape))
     return places[np.unravel_index(chosen, shape)].reshape(len(chosen), -1)
+
+
+def _chosen(count: int) -> npt.NDArray[np.int64]:
+    """The places that count: at most `_PATCHES`, one at random out of each of so many parts."""
+    if count <= _PATCHES:
+        return np.arange(count)
+    jitter = np.random.default_rng(count).random(_PATCHES)
+    return ((np.arange(_PATCHES) + jitter) * (count / _PATCHES)).astype(np.int64)
 
 
 def _hidden_shape(output: ir.Value, rank: int) -> ir.Shape | None:

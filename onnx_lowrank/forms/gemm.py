@@ -10,9 +10,10 @@ activation that the Gemm transposes is transposed before the MatMul.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.constants import Constant, Constants
@@ -45,6 +46,22 @@ class GemmRight(Form):
     def vectors(self, site: Site, array: Array) -> Array:
         """The rows of X'."""
         return (array.T if attribute(site.node, "transA", 0) else array)[None]
+
+    def mapped(self, site: Site, constants: Constants) -> Callable[[Array], Array] | None:
+        """``(Y − β·C) / α`` where C is constant."""
+        node = site.node
+        alpha, beta = (
+            node.attributes[name].as_float() if name in node.attributes else 1.0
+            for name in ("alpha", "beta")
+        )
+        added = node.inputs[2] if len(node.inputs) > 2 else None
+        if added is None or beta == 0.0:
+            return None if alpha == 0.0 else lambda output: output / alpha
+        bias = constants.resolve(added)
+        if not isinstance(bias, Constant) or alpha == 0.0:
+            return None
+        constant = beta * bias.numpy().astype(np.float32)
+        return lambda output: (output - constant) / alpha
 
     def reading(self, site: Site) -> Hashable:
         """Whether they are the rows or the columns of X."""

@@ -8,7 +8,7 @@ W may have leading batch dimensions: every slice then has its own factors, of on
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
@@ -44,6 +44,10 @@ class MatMulRight(Form):
     def reading(self, site: Site) -> Hashable:
         """The rows, and how a batch of weights takes them."""
         return ("rows", site.m, *site.operand.shape[:-2])
+
+    def mapped(self, site: Site, _: Constants) -> Callable[[Array], Array] | None:
+        """The rows of Y, of a single matrix."""
+        return None if site.slices > 1 else lambda output: output.reshape(-1, site.n)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``(X @ A) @ B``."""
@@ -81,6 +85,14 @@ class MatMulLeft(Form):
     def reading(self, site: Site) -> Hashable:
         """The columns, and how a batch of weights takes them."""
         return ("columns", site.m, *site.operand.shape[:-2])
+
+    def mapped(self, site: Site, _: Constants) -> Callable[[Array], Array] | None:
+        """The columns of Y, of a single matrix."""
+        if site.slices > 1:
+            return None
+        return lambda output: (output if output.ndim == 1 else output.swapaxes(-1, -2)).reshape(
+            -1, site.n
+        )
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``Bᵀ @ (Aᵀ @ X)``."""

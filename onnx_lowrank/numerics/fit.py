@@ -15,10 +15,15 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.factors import balanced_pair
 from onnx_lowrank.numerics.moments import Moments
-from onnx_lowrank.numerics.output_pca import output_energies, output_pair, output_squares
+from onnx_lowrank.numerics.output_pca import (
+    component_energies,
+    output_energies,
+    output_pair,
+    output_squares,
+)
 from onnx_lowrank.numerics.spectrum import squared_singular_values
 
-__all__ = ["achieved_error", "fitted_pair", "squares"]
+__all__ = ["achieved_error", "fitted_pair", "squares", "unseen_squares"]
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +39,16 @@ def squares(stack: Array, moments: Sequence[Moments] | None) -> npt.NDArray[np.f
     total = np.zeros(min(stack.shape[1:]), np.float64)
     for matrix, own in zip(stack, moments, strict=True):
         total += output_squares(matrix, own.shrunk())
+    return total
+
+
+def unseen_squares(
+    stack: Array, fitted: Sequence[Moments], other: Sequence[Moments]
+) -> npt.NDArray[np.float64]:
+    """As `squares`, of the components fitted to some inputs, on others: shape [min(m, n)]."""
+    total = np.zeros(min(stack.shape[1:]), np.float64)
+    for matrix, own, unseen in zip(stack, fitted, other, strict=True):
+        total += component_energies(matrix, own.shrunk(), unseen)
     return total
 
 

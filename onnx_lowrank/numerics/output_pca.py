@@ -20,7 +20,7 @@ import scipy.linalg
 from onnx_lowrank.numerics.factors import leading_eigenvectors
 from onnx_lowrank.numerics.moments import Moments
 
-__all__ = ["output_energies", "output_pair", "output_squares"]
+__all__ = ["component_energies", "output_energies", "output_pair", "output_squares"]
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -50,18 +50,42 @@ def output_pair(
 
     Components without any energy are zeros.
     """
-    gram, root = _gram(matrix, moments)
-    values, basis = leading_eigenvectors(gram, rank)
-    exact = np.asarray(matrix, np.float64)
-    if root is not None:  # from the m×m side: v = Wᵀ Q √Λ u / σ
-        inverse = np.zeros(rank)
-        kept = values > _floor(values)
-        inverse[kept] = 1.0 / np.sqrt(values[kept])
-        basis = (exact.T @ (root @ basis)) * inverse
-    projected = exact @ basis  # [m, k]
+    basis = _basis(matrix, moments, rank)
+    projected = np.asarray(matrix, np.float64) @ basis  # [m, k]
     scale = np.sqrt(np.linalg.norm(projected, axis=0))
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     return (projected * inverse).astype(dtype), (basis * scale).T.astype(dtype)
+
+
+def component_energies(matrix: Array, fitted: Moments, other: Moments) -> Float64:
+    """Energy of the outputs of other inputs by the components that fitted ones have.
+
+    What a pair of rank k, fitted to some samples, loses on others is the sum of all but the first
+    k of them; of the samples that it was fitted to it would lose less.
+
+    Args:
+        matrix: ``W[m, n]``.
+        fitted: C of the inputs whose components are taken.
+        other: C of the inputs whose energy is.
+
+    Returns:
+        shape [min(m, n)], in the order of the components.
+    """
+    projected = np.asarray(matrix, np.float64) @ _basis(matrix, fitted, min(matrix.shape))
+    energies = np.einsum("mk,mk->k", projected, other.applied(projected))
+    return np.asarray(np.maximum(energies, 0.0))
+
+
+def _basis(matrix: Array, moments: Moments, rank: int) -> Float64:
+    """The leading principal components of the outputs, V[n, rank]; zeros without any energy."""
+    gram, root = _gram(matrix, moments)
+    values, basis = leading_eigenvectors(gram, rank)
+    if root is None:
+        return np.asarray(basis)
+    inverse = np.zeros(rank)  # from the m×m side: v = Wᵀ Q √Λ u / σ
+    kept = values > _floor(values)
+    inverse[kept] = 1.0 / np.sqrt(values[kept])
+    return np.asarray((np.asarray(matrix, np.float64).T @ (root @ basis)) * inverse)
 
 
 def output_energies(

@@ -1,0 +1,157 @@
+"""Assemble: a model from choices of ranks, by fit → refit → rewrite → write.
+
+The prepared model stays as it is; every assembly works on a copy that shares its weights, so that
+several goals, or a second try at one, need the stages before only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnx_lowrank.calibrate import find_mask
+from onnx_lowrank.choose import Choice, Decision, decide
+from onnx_lowrank.constants import Constants
+from onnx_lowrank.context import Context
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.find import Group
+from onnx_lowrank.fit import Errors, Factors, fit
+from onnx_lowrank.prepare import Prepared, find_maps
+from onnx_lowrank.refit import refit
+from onnx_lowrank.result import Destination
+from onnx_lowrank.rewrite import rewrite
+from onnx_lowrank.save import check_embeddable, written_bytes
+from onnx_lowrank.shape_for import shape_for
+from onnx_lowrank.spool import Spool
+from onnx_lowrank.summary import removed_parameters
+from onnx_lowrank.validity import invalid
+from onnx_lowrank.walk import elements, stored_bytes
+
+__all__ = ["Assembled", "assemble", "predicted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """A model with pairs in it, written to the workspace.
+
+    Attributes:
+        model: the model.
+        files: its files, the model itself last.
+        decisions: what became of every linear map of the prepared model.
+        errors: how far the pairs are off.
+    """
+
+    model: ir.Model
+    files: tuple[Path, ...]
+    decisions: tuple[Decision, ...]
+    errors: Mapping[Group, Errors]
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self.files[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Size with external data."""
+        return written_bytes(self.files)
+
+
+def predicted(model: ir.Model, decisions: Iterable[Decision]) -> tuple[int, int]:
+    """Parameters and bytes of weights after decisions that are not carried out."""
+    parameters, size = elements(model), stored_bytes(model)
+    for group, decision in {d.group: d for d in decisions if d.group is not None}.items():
+        removed = removed_parameters(decision)
+        parameters -= removed
+        size -= int(removed * group.matrix.tensor.dtype.itemsize)
+    return parameters, size
+
+
+def assemble(
+    context: Context,
+    prepared: Prepared,
+    choices: Mapping[Group, Choice],
+    destination: Destination | None,
+    folder: Path,
+) -> Assembled:
+    """Put pairs in place of the weights.
+
+    Args:
+        context: the run.
+        prepared: the model; it is not changed.
+        choices: one for each node (see `onnx_lowrank.choose.settle`).
+        destination: names the file, and says where weights go.
+        folder: where the files are written.
+
+    Raises:
+        InputError: the result cannot be written, or is not valid.
+    """
+    decisions = decide(prepared.finding, choices)
+    if destination is not None and destination.external_data == "never":
+        check_embeddable(predicted(prepared.model, decisions)[1])  # before the work is done
+    work = sum(g.matrix.size for g, choice in choices.items() if choice.rank is not None)
+    model = prepared.model.clone()
+    own = dict(zip(prepared.finding.groups, find_maps(context, model).groups, strict=True))
+    with Spool(folder) as spool:
+        pairs = _refitted(context, prepared, choices, work) if context.settings.refit else None
+        with context.stages("rewrite", work) as advance:
+            if pairs is None:
+                pairs = fit(choices, prepared.statistics, advance)
+            errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
+            if context.settings.shape_for is not None:
+                for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
+                    context.say(note)
+    destination = destination or Destination(Path("model.onnx"))
+    with context.stages("write"):
+        files = destination.write(model, folder)
+        _check_validity(context, model)
+    return Assembled(
+        model=model,
+        files=files,
+        decisions=decisions,
+        errors={group: errors[other] for group, other in own.items() if other in errors},
+    )
+
+
+def _refitted(
+    context: Context, prepared: Prepared, choices: Mapping[Group, Choice], work: int
+) -> Iterable[tuple[Group, Factors]] | None:
+    """The pairs, fitted again to what the compressed model gives each layer."""
+    samples, settings = context.trial.calibration, context.settings
+    if samples is None:
+        context.say("nothing was refitted: there are no samples to fit to")
+        return None
+    with context.stages("fit", work) as advance:
+        fitted = dict(fit(choices, prepared.statistics, advance))
+    constants = Constants(prepared.model, settings.constant_inputs)
+    mask = settings.mask or find_mask(samples.feeds[0])
+    with context.stages("refit", work) as advance:
+        try:
+            found = refit(
+                prepared.model,
+                constants,
+                fitted,
+                samples.feeds,
+                mask,
+                context.trial.runner,
+                advance,
+            )
+        except InputError as error:
+            context.say(f"nothing was refitted: {error}")
+            return fitted.items()
+    if found.samples < len(samples.feeds):
+        context.say(f"refit used {found.samples} of {len(samples.feeds)} samples: memory")
+    for name, why in found.left.items():
+        context.say(f"{name} was not refitted: {why}")
+    return found.factors.items()
+
+
+def _check_validity(context: Context, model: ir.Model) -> None:
+    wrong = invalid(model)
+    if wrong is not None:
+        if invalid(context.source.model) is None:
+            raise InputError(f"{context.source.name}: the result is not valid ONNX: {wrong}")
+        context.say(f"the input does not pass onnx.checker, nor does the result: {wrong}")

@@ -1,0 +1,72 @@
+"""Candidates: plans assembled and measured, one after the other."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx_lowrank.assemble import Assembled, assemble
+from onnx_lowrank.context import Context
+from onnx_lowrank.metrics import Metric
+from onnx_lowrank.prepare import Prepared
+from onnx_lowrank.report import Check
+from onnx_lowrank.result import Destination
+from onnx_lowrank.strategy import Measured, Plan
+
+__all__ = ["TIMED_PAIRS", "Candidate", "Candidates"]
+
+TIMED_PAIRS = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An assembled plan and what was measured of it."""
+
+    plan: Plan
+    assembled: Assembled
+    measured: Measured
+
+
+class Candidates:
+    """Assembles plans in a workspace; only the newest one's files are kept.
+
+    Attributes:
+        made: how many there were.
+    """
+
+    def __init__(self, context: Context, prepared: Prepared) -> None:
+        self._context, self._prepared = context, prepared
+        self._folder: Path | None = None
+        self.made = 0
+
+    def make(self, plan: Plan, metric: Metric | None, destination: Destination | None) -> Candidate:
+        """A plan, assembled for a destination, judged by a metric and timed.
+
+        Raises:
+            InputError: the result cannot be written, is not valid or does not run.
+        """
+        context, settings = self._context, self._context.settings
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+        self.made += 1
+        self._folder = context.folder / f"candidate-{self.made}"
+        self._folder.mkdir()
+        assembled = assemble(context, self._prepared, plan.choices, destination, self._folder)
+        loss = latency = None
+        if (settings.bench or metric is not None) and context.runs():
+            session = context.trial.open(assembled.path)
+            if metric is not None:
+                with context.stages("judge"):
+                    loss = context.trial.judge(session, metric).loss
+            if settings.bench:
+                with context.stages("bench", TIMED_PAIRS) as advance:
+                    latency = context.trial.time(session, TIMED_PAIRS, advance)
+        return Candidate(plan, assembled, Measured(assembled.bytes, loss, latency))
+
+    def check(self, candidate: Candidate) -> Check:
+        """Outputs of a candidate against the original's."""
+        trial = self._context.trial
+        session = trial.open(candidate.assembled.path)
+        with self._context.stages("check", len(trial.samples.feeds)) as advance:
+            return trial.check(session, advance)

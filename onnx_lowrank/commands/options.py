@@ -1,0 +1,180 @@
+"""Options that several verbs take, in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_lowrank.commands.base import Decorator, listed, number
+
+__all__ = ["plain", "running", "samples", "selection"]
+
+
+def _all(options: Sequence[Decorator]) -> Decorator:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of all groups under the names of `onnx_lowrank.settings.Settings`.
+
+    Raises:
+        UsageError: a shape or dimension is not one.
+    """
+    from onnx_lowrank.shapes import parse_dims, parse_input_shapes
+
+    named = dict(options)
+    return {
+        "ops": listed(named.pop("ops")),
+        "input_shapes": parse_input_shapes(named.pop("input_shape")),
+        "dims": parse_dims(named.pop("dim")),
+        "calibrate": not named.pop("no_calibrate"),
+        "simplify": not named.pop("no_simplify"),
+        "bench": not named.pop("no_bench"),
+        **named,
+    }
+
+
+selection = _all(
+    [
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="GLOB",
+            help="Factor only nodes whose name or torch scope matches; repeatable.",
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="GLOB", help="Leave such nodes dense; repeatable."
+        ),
+        click.option(
+            "--ops",
+            metavar="LIST",
+            help="Forms to factor, separated by commas: default, all, or names as "
+            "inspect lists them.",
+        ),
+        click.option(
+            "--constant-inputs",
+            is_flag=True,
+            help="Treat weights that are also graph inputs as constants.",
+        ),
+        click.option(
+            "--min-gain",
+            type=float,
+            default=0.1,
+            show_default=True,
+            help="Replace a layer only if the pair saves this share of its parameters.",
+        ),
+        number(
+            "--rank-multiple",
+            "Round chosen ranks to a multiple: for --energy up where "
+            "--min-gain allows, for --keep down.  [default: 8, or what the target of --for likes]",
+        ),
+        click.option(
+            "--for",
+            "shape_for",
+            metavar="TARGET",
+            help="Shape OUT for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks, fixed "
+            "sizes, 2-D products, Gemm or MatMul.  [default: portable]",
+        ),
+        click.option(
+            "--input-shape",
+            multiple=True,
+            metavar="NAME:1,128",
+            help="Concrete shape of an input, for check and timing; repeatable.",
+        ),
+        click.option(
+            "--dim",
+            multiple=True,
+            metavar="NAME=1",
+            help="Size of a symbolic dimension, for check and timing; repeatable.",
+        ),
+    ]
+)
+"""Which layers, and the shapes of the inputs."""
+
+samples = _all(
+    [
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            help="Samples for the check: .npz (an array for each input, axis 0 the "
+            "samples), .npy, a "
+            "folder of .npz feeds or of test_data_set_*.  [default: seeded random input]",
+        ),
+        click.option(
+            "--labels",
+            type=click.Path(path_type=Path),
+            help="Labels of the samples for --metric: .npy, .npz, .txt or .csv.  "
+            "[default: in --data]",
+        ),
+        number("--samples", "How many samples to use.", default=16, show_default=True),
+        number(
+            "--seed",
+            "For random input and for the choice of samples.",
+            default=0,
+            show_default=True,
+        ),
+        click.option(
+            "--calibrate",
+            "calibration",
+            metavar="SOURCE",
+            help="Samples to fit the factors to: as --data, or module:callable or "
+            "file.py:callable that "
+            "returns an iterable of feeds.  Without it a part of --data is used, the rest judges.",
+        ),
+        number(
+            "--calibration-samples", "How many samples to fit to.", default=256, show_default=True
+        ),
+        click.option(
+            "--mask",
+            metavar="INPUT",
+            help="Input whose zeros mark padding, left out of the calibration.  "
+            "[default: attention_mask]",
+        ),
+        click.option(
+            "--refit",
+            is_flag=True,
+            help="Fit each layer again, to the inputs that the compressed model "
+            "gives it and the outputs "
+            "that the original had.",
+        ),
+        click.option(
+            "--save-stats",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Write what the calibration gathered (.npz), for runs with other budgets.",
+        ),
+        click.option(
+            "--load-stats",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Fit to what --save-stats wrote for this model; no samples are run for it.",
+        ),
+        click.option(
+            "--no-calibrate", is_flag=True, help="Fit to the weights alone, in spite of --data."
+        ),
+    ]
+)
+"""Samples to fit to and to judge with."""
+
+running = _all(
+    [
+        click.option("--no-simplify", is_flag=True, help="Do not run onnxsim first."),
+        click.option("--no-bench", is_flag=True, help="Do not time."),
+        number("--threads", "Intra-op threads of check and timing.  [default: physical cores]"),
+        click.option(
+            "--ep",
+            default="cpu",
+            show_default=True,
+            help="Execution provider of check and timing.",
+        ),
+    ]
+)
+"""What is run, and where."""

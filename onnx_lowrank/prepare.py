@@ -1,0 +1,230 @@
+"""Prepare: everything that is known before a rank is chosen, and is the same for every goal.
+
+simplify → find → calibrate → measure
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnx_lowrank import statistics_file
+from onnx_lowrank.calibrate import Feed, Gathered, Key, Statistics, find_mask, gather, statistics_of
+from onnx_lowrank.choose import Choice, Measurement, worth_measuring
+from onnx_lowrank.constants import Constants
+from onnx_lowrank.context import Context
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.find import Finding, Group, find
+from onnx_lowrank.forms import all_forms, chosen_forms
+from onnx_lowrank.forms.base import node_name
+from onnx_lowrank.macs import Macs, count_macs
+from onnx_lowrank.measure import measure
+from onnx_lowrank.report import Calibration
+from onnx_lowrank.simplify import SIZE_LIMIT
+from onnx_lowrank.simplify import simplify as simplify_model
+from onnx_lowrank.statistics_file import SavedStatistics, fingerprint
+from onnx_lowrank.walk import stored_bytes
+
+__all__ = ["Prepared", "find_maps", "prepare"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What is known of a model.
+
+    Attributes:
+        model: simplified, and otherwise as it came.
+        finding: its linear maps.
+        early: what becomes of groups whatever their numbers are.
+        measured: the spectra of the others.
+        statistics: what the final factors are fitted to and judged with.
+        search: what factors are fitted to while ranks are searched; it leaves out the samples
+            that the search judges with, whose moments are its ``held`` ones.
+        calibration: the same in short, for the report.
+        macs: multiply-accumulates, where the model can be run.
+    """
+
+    model: ir.Model
+    finding: Finding
+    early: Mapping[Group, Choice]
+    measured: Mapping[Group, Measurement]
+    statistics: Statistics
+    search: Statistics
+    calibration: Calibration | None
+    macs: Macs | None
+
+
+def find_maps(context: Context, model: ir.Model) -> Finding:
+    """The linear maps of a model; of a copy of it the same ones in the same order."""
+    settings = context.settings
+    constants = Constants(model, settings.constant_inputs)
+    return find(model, constants, all_forms(), chosen_forms(settings.ops))
+
+
+def prepare(context: Context) -> Prepared:
+    """Go through the stages.
+
+    Raises:
+        InputError: the model or the data are not what they should be.
+    """
+    goal, selection = context.settings.goal, context.settings.selection
+    model = _simplified(context)
+    with context.stages("find"):
+        finding = find_maps(context, model)
+        selection.check(entry.node for entry in finding.entries)
+        early = {group: worth_measuring(group, goal, selection) for group in finding.groups}
+    undecided = [group for group, choice in early.items() if choice is None]
+    statistics, search, calibration = _calibrated(context, model, undecided)
+    with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
+        measured = measure(undecided, search.fit, advance, spectra=goal.needs_spectrum)
+    return Prepared(
+        model=model,
+        finding=finding,
+        early={group: choice for group, choice in early.items() if choice is not None},
+        measured=measured,
+        statistics=statistics,
+        search=search,
+        calibration=calibration,
+        macs=_macs(context, model, finding),
+    )
+
+
+def _simplified(context: Context) -> ir.Model:
+    """A model to work on: simplified, or a copy of the original and a note that says why."""
+    source = context.source
+    if not context.settings.simplify:
+        return source.model.clone()
+
+    def compared(path: Path) -> str | None:
+        if context.settings.check:
+            return context.trial.differs(path)
+        context.say("simplified, but not compared with the original (--no-check)")
+        return None
+
+    with context.stages("simplify"):
+        model, why = simplify_model(source, context.folder, compared)
+    context.say(why)
+    return source.model.clone() if model is source.model else model
+
+
+def _calibrated(
+    context: Context, model: ir.Model, groups: Sequence[Group]
+) -> tuple[Statistics, Statistics, Calibration | None]:
+    """Moments of what the groups' weights are multiplied with, where there are samples."""
+    if not groups:
+        return Statistics(), Statistics(), None
+    load = context.settings.load_stats is not None
+    saved, searched = (_loaded(context), None) if load else _gathered(context, model, groups)
+    if saved is None:
+        return Statistics(), Statistics(), None
+    if context.settings.save_stats is not None:
+        statistics_file.save(Path(context.settings.save_stats), saved)
+    found = statistics_of(model, groups, saved.gathered)
+    search = Statistics(found.fit)
+    if searched is not None:
+        own, aside = (statistics_of(model, groups, part) for part in searched)
+        search = Statistics(own.fit, aside.fit)
+    for note in found.notes:
+        context.say(note)
+    names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
+    for name, why in names.items():
+        context.say(f"{name} is fitted to its weight alone: {why}")
+    return (
+        found,
+        search,
+        Calibration(
+            data=saved.data,
+            samples=saved.samples,
+            held_out=saved.held_out,
+            mask=saved.mask,
+            layers=len(found.fit),
+            missing=names,
+        ),
+    )
+
+
+def _loaded(context: Context) -> SavedStatistics:
+    """Moments of an earlier run."""
+    path = Path(os.fspath(context.settings.load_stats or ""))
+    with context.stages("calibrate"):
+        saved = statistics_file.load(path, context.source.model, context.source.name)
+    context.say(f"{path}: moments of {saved.samples} samples of {saved.data} are used")
+    return saved
+
+
+def _gathered(
+    context: Context, model: ir.Model, groups: Sequence[Group]
+) -> tuple[SavedStatistics | None, tuple[Mapping[Key, Gathered], ...] | None]:
+    """Moments of all samples; those without the ones a search judges with, and those of these."""
+    settings, trial = context.settings, context.trial
+    source = settings.calibration if settings.calibration is not None else settings.data
+    if source is None or not settings.calibrate:
+        return None, None
+    with context.stages("prepare"):
+        unavailable = trial.unavailable
+    if unavailable is not None:
+        if settings.calibration is not None:
+            raise InputError(f"--calibrate: {unavailable}")
+        return None, None
+    samples = trial.calibration
+    if samples is None:
+        return None, None
+    mask = settings.mask or find_mask(samples.feeds[0])
+    held = trial.samples.feeds
+    aside = trial.searched if settings.budget is not None else ()
+    fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
+    rest = [samples.feeds[number] for number in aside]
+    with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
+
+        def gathered(own: Sequence[Feed], judge: Sequence[Feed]) -> dict[Key, Gathered]:
+            return gather(
+                model,
+                groups,
+                trial.runner,
+                own,
+                judge,
+                mask,
+                advance,
+                context.folder,
+                must_fit=settings.mask is not None,
+            )
+
+        first = gathered(fit, held)
+        second = gathered(rest, ()) if rest else None
+    whole = first
+    if second is not None:
+        whole = {key: part.joined(second[key]) for key, part in first.items()}
+    if mask is not None:
+        context.say(f"rows where input {mask!r} is 0 are left out of the calibration")
+    saved = SavedStatistics(
+        model=fingerprint(context.source.model),
+        name=context.source.name,
+        data=samples.source,
+        samples=len(samples.feeds),
+        held_out=len(held),
+        mask=mask,
+        gathered=whole,
+    )
+    return saved, None if second is None else (first, second)
+
+
+def _macs(context: Context, model: ir.Model, finding: Finding) -> Macs | None:
+    """Multiply-accumulates, where the model is run at all."""
+    if not context.runs():
+        return None
+    if stored_bytes(model) > SIZE_LIMIT:
+        context.say(f"MACs not counted: the model is above {SIZE_LIMIT / 1e9:.0f} GB")
+        return None
+    with context.stages("count"):
+        try:
+            macs = count_macs(model, finding, context.trial.outputs)
+        except InputError as error:
+            context.say(f"MACs not counted: {error}")
+            return None
+    if macs.total is None:
+        context.say("MACs not counted: part of the work is inside a subgraph or a function")
+    return macs

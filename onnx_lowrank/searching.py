@@ -1,0 +1,162 @@
+"""Searching: what every budget needs to choose among ranks without assembling a model.
+
+The damage of every layer is measured once; from then on the probe, which exchanges weights in one
+session, tells what several layers together do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from onnx_lowrank.allocate import CostOf, Ladders
+from onnx_lowrank.calibrate import Statistics
+from onnx_lowrank.choose import Choice, choose, decide, settle
+from onnx_lowrank.context import Context
+from onnx_lowrank.damage import damage_curves
+from onnx_lowrank.find import Group
+from onnx_lowrank.fit import Factors, fit
+from onnx_lowrank.metrics import Metric
+from onnx_lowrank.numerics.knapsack import Solution
+from onnx_lowrank.prepare import Prepared
+from onnx_lowrank.probe import Probe
+from onnx_lowrank.strategy import Plan
+from onnx_lowrank.summary import linear_parameters
+
+__all__ = ["Searching", "furthest"]
+
+# How often the whole model is judged in a search.
+_EVALUATIONS = 12
+# After so many the guess is not asked any more.
+_GUESSED = 4
+
+
+class Searching:
+    """The layers' options and damages, and the model to try them on.
+
+    Attributes:
+        ladders: the options.
+        evaluations: how often several layers were tried together.
+    """
+
+    def __init__(self, context: Context, prepared: Prepared) -> None:
+        """Measure the damage of every layer.
+
+        Raises:
+            InputError: the model does not run with its weights as inputs.
+        """
+        self._context, self.prepared = context, prepared
+        settings = context.settings
+        samples = context.trial.search
+        if settings.data is None and settings.calibration is None:
+            context.say("damage measured on random input, not real data: --data would tell more")
+        groups = [group for group, found in prepared.measured.items() if found.finite]
+        self._samples = samples
+        with context.stages("damage", len(groups)) as advance:
+            self.probe = Probe(prepared.model, groups, samples.feeds, context.trial.runner)
+            curves = damage_curves(
+                groups, prepared.measured, prepared.search, settings.goal, self.probe, advance
+            )
+        self.ladders = Ladders(prepared.finding, curves, prepared.measured, settings.goal)
+        self.evaluations = 0
+        self._pairs: dict[Group, Factors] = {}
+
+    def plan(self, solution: Solution | None) -> Plan:
+        """A solution as a plan; None leaves all layers dense."""
+        prepared, goal = self.prepared, self._context.settings.goal
+        chosen = dict(prepared.early)
+        for group, found in prepared.measured.items():
+            if not found.finite:
+                chosen[group] = choose(group, found, goal)
+        if solution is None:
+            why = "dense: the goal leaves no rank for it"
+            chosen |= {group: Choice(None, why) for group in self.ladders.groups}
+        else:
+            chosen |= self.ladders.choices(solution)
+        ordered = {group: chosen[group] for group in prepared.finding.groups if group in chosen}
+        settled = settle(prepared.finding, ordered, goal)
+        if solution is None:
+            return Plan(settled, 0.0, 0.0)
+        with self._context.stages("search"):
+            together = self.probe.damage(self._fitted(solution))
+        return Plan(settled, together, solution.damage)
+
+    def fixed(self, cost: CostOf) -> float:
+        """What the layers with options cost when all are dense."""
+        return sum(float(item.costs[0]) for item in self.ladders.items(cost))
+
+    def linear_parameters(self) -> int:
+        """Parameters of all linear layers, with or without options."""
+        return linear_parameters(decide(self.prepared.finding, self.plan(None).choices))[0]
+
+    def loss(self, solution: Solution, metric: Metric) -> float:
+        """A solution by a metric on the search samples, without assembling it."""
+        pairs = self._fitted(solution)
+        meter = metric.meter(self._context.trial.classifiers)
+        labels = self._samples.labels
+        outputs = self.probe.outputs(pairs)
+        for number, (own, before) in enumerate(zip(outputs, self.probe.reference, strict=True)):
+            meter.add(own, before, None if labels is None else labels[number])
+        for note in meter.notes:
+            self._context.say(note)
+        return meter.result().loss
+
+    def _fitted(self, solution: Solution) -> Mapping[Group, Factors]:
+        """The pairs of a solution; those of the one before are used again where they fit."""
+        self.evaluations += 1
+        choices = self.ladders.choices(solution)
+        ranked = {group: choice for group, choice in choices.items() if choice.rank is not None}
+        kept = {g: p for g, p in self._pairs.items() if g in ranked and p.rank == ranked[g].rank}
+        missing = {group: choice for group, choice in ranked.items() if group not in kept}
+        statistics = Statistics(self.prepared.search.fit)
+        kept |= dict(fit(missing, statistics, lambda _: None))
+        self._pairs = {g: p for g, p in kept.items() if g in set(self.probe.groups)}
+        return self._pairs
+
+
+def furthest(
+    steps: Sequence[Solution],
+    loss: Callable[[Solution], float],
+    limit: float,
+    guess: Callable[[Solution], float],
+    known: Mapping[int, float],
+) -> tuple[int, dict[int, float]]:
+    """The last step whose loss stays within a limit, by bisection.
+
+    The loss grows along the steps but for noise.  A guess of it, scaled to what was found so far,
+    says where to look next.
+
+    Args:
+        steps: from no damage to the most.
+        loss: the real loss; dear.
+        limit: the limit.
+        guess: about proportional to the loss; cheap.
+        known: losses of steps that are known already.
+
+    Returns:
+        Index of the step (0 at worst), and all losses that are known now.
+    """
+    found = {0: 0.0, **known}
+    low = max(index for index, value in found.items() if value <= limit)
+    high = min((i for i, value in found.items() if value > limit and i > low), default=len(steps))
+    scale = 1.0
+    for number in range(_EVALUATIONS):
+        if high - low <= 1:
+            break
+        # As far as the guess goes within the limit, but always well inside of the interval.
+        inside = [i for i in range(low + 1, high) if scale * guess(steps[i]) <= limit]
+        margin = (high - low) // 8
+        index = min(max(max(inside, default=low + 1), low + 1 + margin), high - 1 - margin)
+        if number >= _GUESSED:  # the guess leads astray: halve
+            index = (low + high) // 2
+        index = min(max(index, low + 1), high - 1)
+        found[index] = value = loss(steps[index])
+        guessed = guess(steps[index])
+        if guessed > 0.0 and value > 0.0:
+            scale = value / guessed
+        if value <= limit:
+            low = index
+        else:
+            high = index
+        if steps[low].cost - steps[min(high, len(steps) - 1)].cost <= 0.005 * steps[0].cost:
+            break
+    return low, found

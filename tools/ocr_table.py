@@ -1,0 +1,112 @@
+"""Print how far factors that are fitted to data go, on two models that read text.
+
+    python tools/ocr_table.py [captcha] [ppocrv5-rec] [--judged 320] [--samples 256] [--ops default]
+
+For the captcha CRNN and the PP-OCRv5 recogniser: the share of freshly drawn images that the model
+and its compressed versions read without a mistake, every layer keeping the same share of its
+parameters.  Calibration, what is held out for it, and judging draw with three seeds.
+
+Needs ``models/cache/captcha.onnx``, ``models/cache/ppocrv5-rec.onnx`` and its characters (see
+``models/get.py``), and the packages ``captcha``, ``matplotlib`` and ``pillow`` of the extra
+``exporters``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lowrank import compress
+from onnx_lowrank.runtime import open_session, run
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
+
+from drawn import BATCH, TASKS, Drawn, Task, exact, feeds
+
+__all__ = ["main"]
+
+SHARES = {"captcha": (0.5, 0.2), "ppocrv5-rec": (0.8, 0.6)}
+# What each column passes to compress; all but the plain one have the calibration images.
+COLUMNS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("plain SVD", {"calibrate": False}),
+    ("output PCA", {}),
+)
+FIT_SEED, HELD_SEED, JUDGE_SEED = 1, 2, 3
+HELD = 2 * BATCH
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--judged", type=int, default=320, help="images to judge with")
+    parser.add_argument("--samples", type=int, default=256, help="images to calibrate with")
+    parser.add_argument("--keep", type=float, nargs="+", help="shares to keep instead of ours")
+    parser.add_argument("--ops", default="default", help="as that of the command")
+    options = parser.parse_args(arguments)
+    unknown = set(options.models) - set(TASKS)
+    if unknown:
+        parser.error(f"expected models of {', '.join(TASKS)}, got {', '.join(sorted(unknown))}")
+    ops = tuple(options.ops.split(","))
+    for name in options.models or TASKS:
+        table(TASKS[name], options.judged, options.samples, options.keep or SHARES[name], ops)
+    return 0
+
+
+def table(
+    task: Task, judged: int, samples: int, shares: Sequence[float], ops: tuple[str, ...]
+) -> None:
+    """Print the table of one model."""
+    judge = task.draw(judged, JUDGE_SEED)
+    fit = feeds(task, task.draw(samples, FIT_SEED))
+    dense = accuracy(task, task.model, judge)
+    print(
+        f"{task.name}: share of {judged} images read without a mistake, dense {dense:.3f}; "
+        f"{samples} calibrate"
+    )
+    print("  ".join(["kept ", *(name for name, _ in COLUMNS)]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for index, feed in enumerate(feeds(task, task.draw(HELD, HELD_SEED))):
+            np.savez(Path(folder, f"{index}.npz"), **feed)  # type: ignore[arg-type]
+        for share in shares:
+            print(f"{share:<5g}", end="", flush=True)
+            for name, extra in COLUMNS:
+                fitted = extra.get("calibrate", True)
+                result = compress(
+                    task.model,
+                    keep=share,
+                    uniform=True,
+                    ops=ops,
+                    rank_multiple=1,
+                    min_gain=0.0,
+                    data=folder,
+                    calibration=fit if fitted else None,
+                    calibration_samples=len(fit),
+                    simplify=False,
+                    check=False,
+                    bench=False,
+                    **extra,
+                )
+                model = ir.to_proto(result.model).SerializeToString()
+                found = accuracy(task, model, judge)
+                print(f"  {found:<{len(name)}.3f}", end="", flush=True)
+            print(flush=True)
+
+
+def accuracy(task: Task, model: Path | bytes, judge: Drawn) -> float:
+    """Share of the images that the model reads without a mistake."""
+    session = open_session(model)
+    return exact(task, judge, lambda feed: next(iter(run(session, feed, task.name).values())))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
