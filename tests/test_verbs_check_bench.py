@@ -354,6 +354,17 @@ def test_main_job_names_what_falls_back(tmp_path: Path) -> None:
     assert "fc2.lowrank (MatMul)" in note
 
 
+@pytest.mark.qnn
+def test_main_job_refuses_a_latency_of_an_emulator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require("qnn")
+    a, out = save(two_layers(), tmp_path / "a.onnx"), tmp_path / "out.onnx"
+    assert call(a, out, "--ep", "qnn", "--speedup", 1.1, "--samples", 2, "--no-simplify") == 1
+    assert "emulated here, its times mean nothing" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_main_job_of_float16(tmp_path: Path) -> None:
     from onnx_lowrank.targets.providers import CPU
 

@@ -83,7 +83,7 @@ def run(source: Path, options: argparse.Namespace, folder: Path, console: Consol
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("target", no_wrap=True)
-    table.add_column("max error against the CPU\nbefore, after", justify="right")
+    table.add_column("max error against the CPU,\nrelative; before, after", justify="right")
     table.add_column("nodes taken\nbefore, after", justify="right")
     table.add_column("cost of one inference, before → after")
     missing = []

@@ -139,6 +139,10 @@ class _Work:
             self._require_finite(model, outputs)
         if self.job.outputs:
             entry.known["outputs"] = tuple(outputs)
+        if self.job.threads is not None and self.provider.device is not None:
+            entry.known["notes"] = (
+                f"the number of threads is ONNX Runtime's; {self.provider.title} chooses its own",
+            )
         if self.provider.name == "qnn":
             entry.known["costs"] = self._context(model)
 
