@@ -34,6 +34,7 @@ from onnx_lowrank.shapes import concrete_shapes, input_specs
 from onnx_lowrank.sources import Source as DataSource
 from onnx_lowrank.sources import load_source, same_source
 from onnx_lowrank.targets.assignment import assignment, assignment_text
+from onnx_lowrank.targets.finite import all_finite, not_finite
 from onnx_lowrank.targets.providers import CPU, Provider, resolve_provider
 
 __all__ = ["Trial"]
@@ -110,7 +111,11 @@ class Trial:
                 raise
             return str(error)
         try:
-            self._run(session, feed, self._source.name)
+            outputs = self._run(session, feed, self._source.name)
+            if self.provider is not CPU and not all_finite(outputs):
+                why = not_finite(outputs, self._run(self._reference, feed, "the original"))
+                if why is not None:
+                    return f"{self._source.name}: {self.provider.full} runs it and {why}"
         except InputError as error:
             if settings.data is not None or settings.calibration is not None:
                 raise

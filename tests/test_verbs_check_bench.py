@@ -343,6 +343,36 @@ def test_main_job_on_a_plugin(name: str, tmp_path: Path) -> None:
     ) == emulated
 
 
+def test_main_job_on_a_provider_that_gives_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from onnx_lowrank import trial
+    from onnx_lowrank.targets.providers import CPU, Provider
+
+    a, out = save(two_layers(), tmp_path / "a.onnx"), tmp_path / "out.onnx"
+    real = trial.run
+
+    def run(session: Any, feed: Any, what: str) -> Any:
+        outputs = real(session, feed, what)
+        if what == str(a):  # the original's first run on the provider
+            outputs["y"][:] = np.nan
+        return outputs
+
+    monkeypatch.setattr(trial, "run", run)
+    monkeypatch.setattr(trial, "resolve_provider", lambda _: Provider("other", CPU.full, "Other"))
+    args = (a, out, "--ep", "other", "--rank", 8, "--no-simplify", "--samples", 2)
+    report = report_of(*args, folder=tmp_path)
+    why = (
+        f"{a}: CPUExecutionProvider runs it and gives NaN or Inf in 128 of 128 values of output "
+        "'y', where the CPU gives numbers"
+    )
+    assert f"neither checked nor timed: {why}" in report["notes"]
+    assert report["check"] is None
+    capsys.readouterr()
+    assert call(*args, "--force", "--max-error", 1) == 1
+    assert f"--max-error cannot be judged: {why}" in capsys.readouterr().err
+
+
 @pytest.mark.qnn
 def test_main_job_names_what_falls_back(tmp_path: Path) -> None:
     require("qnn")

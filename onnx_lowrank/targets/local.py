@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.targets.assignment import assignment, assignment_text, nodes_elsewhere
 from onnx_lowrank.targets.base import Feed, Job, Offer, Outcome, Target
+from onnx_lowrank.targets.finite import all_finite, not_finite
 from onnx_lowrank.targets.plugins import (
     PLUGINS,
     Plugin,
@@ -181,7 +180,7 @@ class _Work:
 
     def _require_finite(self, model: Path, outputs: Sequence[Feed]) -> None:
         """Refuse NaN and Inf where the CPU gives numbers."""
-        if all(not _odd(array).any() for row in outputs for array in row.values()):
+        if all(all_finite(row) for row in outputs):
             return
         from onnx_lowrank.runtime import open_session, run
 
@@ -189,15 +188,9 @@ class _Work:
         for feed, found in zip(self.feeds, outputs, strict=False):
             with self.log.capture("running"):
                 expected = run(cpu, feed, f"{model.name} on the CPU")
-            for name, array in found.items():
-                other = expected[name]
-                wrong = _odd(array) if array.shape != other.shape else _odd(array) & ~_odd(other)
-                if wrong.any():
-                    raise InputError(
-                        f"{model.name}: {self.provider.full} runs it and gives NaN or Inf in "
-                        f"{int(wrong.sum())} of {wrong.size} values of output {name!r}, where "
-                        "the CPU gives numbers"
-                    )
+            why = not_finite(found, expected)
+            if why is not None:
+                raise InputError(f"{model.name}: {self.provider.full} runs it and {why}")
 
     def _context(self, model: Path) -> dict[str, float]:
         """Bytes of the compiled context, which are the same on every machine."""
@@ -255,14 +248,6 @@ class _Work:
     def _check_time(self, name: str) -> None:
         if self.end is not None and time.monotonic() >= self.end:
             raise InputError(f"{name}: not done within {self.job.seconds:g} s")
-
-
-def _odd(array: Any) -> Any:
-    """Where an array holds NaN or Inf; nowhere for what is no number."""
-    array = np.asarray(array)
-    if array.dtype.kind in "biuOUS":
-        return np.zeros(array.shape, bool)
-    return ~np.isfinite(array.astype(np.float64) if array.dtype.kind == "V" else array)
 
 
 def create(name: str) -> Target | None:
