@@ -7,7 +7,7 @@ What is trained becomes inputs, and from the losses back to them every node's de
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,13 @@ import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
+from onnx_lowrank.calibrate import Feed, Runner
 from onnx_lowrank.constants import FLOATS
 from onnx_lowrank.derivatives import Tape, find_derivative
 from onnx_lowrank.derivatives.base import unsupported
 from onnx_lowrank.errors import InputError
 
-__all__ = ["Loss", "Gradients", "differentiable", "gradient_model", "loss_model", "unknown_ranks"]
+__all__ = ["Loss", "Gradients", "depends", "differentiable", "gradient_model", "loss_model", "read_ranks"]
 
 # Older operators have other forms of the same nodes; this one has all that derivatives use.
 _OLDEST, _CONVERTED = 16, 17
@@ -162,16 +163,43 @@ def _open(model: ir.Model, trained: Sequence[str]) -> None:
             raise InputError(f"--heal: expected {name!r} to be a constant of the main graph")
 
 
-def unknown_ranks(model: ir.Model, trained: Sequence[str]) -> tuple[str, ...]:
-    """Values of a model from `differentiable` whose number of axes has to be read off a run."""
-    reached = _reached(model, trained)
+def read_ranks(
+    model: ir.Model,
+    trained: Sequence[str],
+    open_model: Callable[[ir.Model], Runner],
+    feed: Feed,
+) -> dict[str, int]:
+    """The number of axes of values around what is trained, read off a run where it is not known.
+
+    Args:
+        model: from `differentiable`; it is not changed.
+        trained: inputs of the model that are trained.
+        open_model: makes a runner of a model that gives its outputs by name.
+        feed: of all the model's inputs.
+    """
+    reached = depends(model, trained)
     around = {
-        value
+        value.name
         for node in model.graph
         if any(output in reached for output in node.outputs)
         for value in (*node.inputs, *node.outputs)
+        if value is not None and value.shape is None and value.name
     }
-    return tuple(sorted(v.name for v in around if v is not None and v.shape is None and v.name))
+    if not around:
+        return {}
+    copy = model.clone()
+    known = {output.name: output for node in copy.graph for output in node.outputs}
+    del copy.graph.outputs[:]
+    probes = {}
+    for number, name in enumerate(sorted(around)):
+        node = ir.Node("", "Shape", [known[name]], name=f"{name}/shape_{number}")
+        output = node.outputs[0]
+        output.name, output.dtype, output.shape = node.name, ir.DataType.INT64, ir.Shape([None])
+        copy.graph.append(node)
+        copy.graph.outputs.append(output)
+        probes[node.name or ""] = name
+    found = open_model(copy)(feed)
+    return {name: len(found[probe]) for probe, name in probes.items()}
 
 
 def loss_model(model: ir.Model, values: Sequence[str]) -> ir.Model:
@@ -198,7 +226,7 @@ def gradient_model(
         model: from `differentiable`; it is not changed.
         values: what the losses are of.
         trained: inputs of the model to differentiate by.
-        ranks: number of axes of the values that `unknown_ranks` names.
+        ranks: number of axes of the values that `read_ranks` read.
 
     Raises:
         InputError: the graph has no such value, or a node between a loss and what is trained has
@@ -206,7 +234,7 @@ def gradient_model(
     """
     copy = model.clone()
     graph, nodes = copy.graph, list(copy.graph)
-    reached = _reached(copy, trained)
+    reached = depends(copy, trained)
     tape = Tape(copy, ranks, reached)
     grads: dict[ir.Value, list[ir.Value]] = {}
     for y, scaled in _losses(copy, tape, values):
@@ -233,7 +261,7 @@ def gradient_model(
     return Gradients(copy, outputs)
 
 
-def _reached(model: ir.Model, trained: Sequence[str]) -> set[ir.Value]:
+def depends(model: ir.Model, trained: Sequence[str]) -> set[ir.Value]:
     """The floats that depend on what is trained."""
     reached = {value for value in model.graph.inputs if value.name in set(trained)}
     for node in model.graph:
