@@ -40,6 +40,8 @@ def compress(
     mask: str | None = None,
     save_stats: str | os.PathLike[str] | None = None,
     load_stats: str | os.PathLike[str] | None = None,
+    heal: int = 0,
+    heal_at: Sequence[str] = (),
     seed: int = 0,
     max_error: float | None = None,
     simplify: bool = True,
@@ -78,6 +80,9 @@ def compress(
         mask: input whose zeros mark rows of padding; one with the usual name is found by itself.
         save_stats: write the moments of the layers' inputs here, for later runs.
         load_stats: take them from such a file; no samples are run to fit to.
+        heal: steps of gradient descent on the factors against the original's outputs, on the
+            samples to fit to; a held-out part of them says which step is kept.
+        heal_at: further values inside, known to both models, that the descent compares.
         seed: of random input, and of the choice among more samples.
         max_error: gate on the mean relative L2 error of every output.
         simplify: run onnxsim first.
@@ -116,6 +121,8 @@ def compress(
         mask=mask,
         save_stats=save_stats,
         load_stats=load_stats,
+        heal=heal,
+        heal_at=tuple(heal_at),
         seed=seed,
         max_error=max_error,
         simplify=simplify,

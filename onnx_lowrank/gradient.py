@@ -21,8 +21,17 @@ from onnx_lowrank.constants import FLOATS
 from onnx_lowrank.derivatives import Tape, find_derivative
 from onnx_lowrank.derivatives.base import unsupported
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.walk import static_shape
 
-__all__ = ["Loss", "Gradients", "depends", "differentiable", "gradient_model", "loss_model", "read_ranks"]
+__all__ = [
+    "Gradients",
+    "Loss",
+    "depends",
+    "differentiable",
+    "gradient_model",
+    "loss_model",
+    "read_ranks",
+]
 
 # Older operators have other forms of the same nodes; this one has all that derivatives use.
 _OLDEST, _CONVERTED = 16, 17
@@ -148,19 +157,25 @@ def _open(model: ir.Model, trained: Sequence[str]) -> None:
         value = graph.initializers.pop(name, None)
         node = constants.get(name)
         if value is not None:
-            shape = value.const_value.shape if value.const_value is not None else value.shape
-            value.const_value = None
-            value.shape, value.dtype = ir.Shape(list(shape or ())), _FLOAT
+            value.shape = ir.Shape(_sizes(value.const_value))
+            value.const_value, value.dtype = None, _FLOAT
             if value not in graph.inputs:
                 graph.inputs.append(value)
         elif node is not None:
             tensor = node.attributes["value"].as_tensor()
-            value = ir.Value(name=name, type=ir.TensorType(_FLOAT), shape=ir.Shape(tensor.shape))
+            value = ir.Value(name=name, type=ir.TensorType(_FLOAT), shape=ir.Shape(_sizes(tensor)))
             node.outputs[0].replace_all_uses_with(value)
             graph.remove(node, safe=True)
             graph.inputs.append(value)
         else:
             raise InputError(f"--heal: expected {name!r} to be a constant of the main graph")
+
+
+def _sizes(tensor: ir.TensorProtocol | None) -> tuple[int, ...]:
+    assert tensor is not None
+    sizes = static_shape(tensor.shape)
+    assert sizes is not None
+    return sizes
 
 
 def read_ranks(
@@ -255,7 +270,7 @@ def gradient_model(
                 grads.setdefault(value, []).append(gradient)
     outputs = {}
     for value in graph.inputs:
-        if value.name in trained and value in grads:
+        if value.name is not None and value.name in trained and value in grads:
             outputs[value.name] = f"{value.name}/gradient"
             _output(graph, tape.add(grads[value]), outputs[value.name])
     return Gradients(copy, outputs)
@@ -283,9 +298,7 @@ def _read(node: ir.Node) -> set[ir.Value | None]:
     return read
 
 
-def _losses(
-    model: ir.Model, tape: Tape, values: Sequence[str]
-) -> list[tuple[ir.Value, ir.Value]]:
+def _losses(model: ir.Model, tape: Tape, values: Sequence[str]) -> list[tuple[ir.Value, ir.Value]]:
     """Make the losses the only outputs; for each value y, and w (y − t)."""
     graph = model.graph
     known = {v.name: v for v in graph.inputs}

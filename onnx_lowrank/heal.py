@@ -29,6 +29,7 @@ from onnx_lowrank.gradient import (
 )
 from onnx_lowrank.numerics.adam import Adam, schedule
 from onnx_lowrank.progress import Advance
+from onnx_lowrank.trained import elements_of
 
 __all__ = ["BATCH", "DEFAULT_RATE", "HealPlan", "Healed", "heal"]
 
@@ -123,7 +124,7 @@ def heal(
         raise InputError("--heal: no output of the model is a float that depends on a factor")
     fit, held = _divided(model, feeds, plan)
     source = _tapped(original, values, open_model)
-    start = {name: _constant(model, name) for name in trained}
+    start = {name: elements_of(model, name) for name in trained}
     adam = Adam(start, plan.rate)
     ranks = read_ranks(base, trained, open_model, {**wide(fit[0]), **adam.arrays})
     gradients = gradient_model(base, values, trained, ranks)
@@ -143,13 +144,13 @@ def heal(
                 notes.append(f"healing stopped at step {done}: a gradient is NaN or Inf")
                 break
             adam.step(slopes, schedule(done - 1, plan.steps))
+            advance(1)
             if _looks(done, plan.steps):
                 error = judge.error(adam.arrays)
                 if show is not None:
                     show(done, error)
                 if error < best:
                     best, kept, best_step = error, adam.copy(), done
-            advance(1)
     except KeyboardInterrupt:
         notes.append(f"healing was interrupted at step {done} of {plan.steps}")
         advance(plan.steps - done)
@@ -199,11 +200,15 @@ def _outputs(base: ir.Model, original: ir.Model, trained: Sequence[str]) -> tupl
     theirs = {value.name for value in original.graph.outputs}
     reached = depends(base, trained)
     return tuple(
-        value.name or "" for value in base.graph.outputs if value in reached and value.name in theirs
+        value.name or ""
+        for value in base.graph.outputs
+        if value in reached and value.name in theirs
     )
 
 
-def _divided(model: ir.Model, feeds: Sequence[Feed], plan: HealPlan) -> tuple[list[Feed], list[Feed]]:
+def _divided(
+    model: ir.Model, feeds: Sequence[Feed], plan: HealPlan
+) -> tuple[list[Feed], list[Feed]]:
     """Batches to descend on and batches that judge."""
     if len(feeds) < 2:
         raise InputError(
@@ -229,17 +234,6 @@ def _order(count: int, plan: HealPlan) -> Iterator[int]:
 def _looks(done: int, steps: int) -> bool:
     every = max(1, steps // _LOOKS)
     return done % every == 0 or done == steps
-
-
-def _constant(model: ir.Model, name: str) -> Array:
-    """The elements of an initializer, or of the Constant node with this output."""
-    value = model.graph.initializers.get(name)
-    if value is not None and value.const_value is not None:
-        return value.const_value.numpy()
-    for node in model.graph:
-        if node.op_type == "Constant" and node.outputs[0].name == name:
-            return node.attributes["value"].as_tensor().numpy()
-    raise InputError(f"--heal: expected {name!r} to be a constant of the main graph")
 
 
 def _tapped(original: ir.Model, values: Sequence[str], open_model: Opener) -> Runner:

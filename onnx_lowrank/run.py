@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +22,12 @@ from onnx_lowrank.errors import GateError, InputError
 from onnx_lowrank.find import Finding, Group, find
 from onnx_lowrank.forms import all_forms, chosen_forms
 from onnx_lowrank.forms.base import node_name
+from onnx_lowrank.heal import HealPlan, heal
 from onnx_lowrank.load import Source, load
 from onnx_lowrank.macs import Macs, count_macs
 from onnx_lowrank.measure import measure
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import REPORT_VERSION, Calibration, Check, File, Latency, Report
+from onnx_lowrank.report import REPORT_VERSION, Calibration, Check, File, Healing, Latency, Report
 from onnx_lowrank.result import Destination, Result
 from onnx_lowrank.rewrite import Errors, rewrite
 from onnx_lowrank.runtime import OrtLog
@@ -36,6 +38,7 @@ from onnx_lowrank.simplify import simplify as simplify_model
 from onnx_lowrank.spool import Spool
 from onnx_lowrank.statistics_file import SavedStatistics, check_statistics_target, fingerprint
 from onnx_lowrank.summary import layers, nothing_gained, removed_parameters, totals
+from onnx_lowrank.trained import constant_names, install, trainable
 from onnx_lowrank.trial import Trial
 from onnx_lowrank.validity import invalid
 from onnx_lowrank.walk import elements, stored_bytes
@@ -102,6 +105,7 @@ class _Run:
         self.notes: list[str] = []
         self.statistics = Statistics()
         self.calibration: Calibration | None = None
+        self.healing: Healing | None = None
 
     def result(self) -> Result:
         """Go through the stages; nothing is written before the last line but one."""
@@ -122,8 +126,12 @@ class _Run:
         if self.target is not None and self.target.external_data == "never":
             check_embeddable(size)  # before the work is done
         work = sum(group.matrix.size for group in ranked)
-        with self.stages("rewrite", work) as advance, Spool(self.folder) as spool:
-            errors = rewrite(model, choices, self.statistics, spool, advance)
+        known = constant_names(model)
+        with Spool(self.folder) as spool:
+            with self.stages("rewrite", work) as advance:
+                errors = rewrite(model, choices, self.statistics, spool, advance)
+            if settings.heal:
+                self.healing = self._healed(model, known, spool)
         with self.stages("write"):
             files = self._written(model)
         check, latency = self._checked(files[-1])
@@ -249,6 +257,49 @@ class _Run:
             gathered=gathered,
         )
 
+    def _healed(self, model: ir.Model, known: frozenset[str], spool: Spool) -> Healing | None:
+        """Gradient descent on the factors, in place; None where none can be reached."""
+        settings, trial = self.settings, self.trial
+        trained = trainable(model, known)
+        if not trained:
+            self._say("nothing to heal: no layer of the main graph was factored")
+            return None
+        with self.stages("prepare"):
+            unavailable = trial.unavailable
+        if unavailable is not None:
+            raise InputError(f"--heal: {unavailable}")
+        samples = trial.calibration
+        if samples is None:
+            raise InputError("--heal: expected two samples or more, one of them to judge with")
+        start = time.perf_counter()
+        with self.stages("heal", settings.heal) as advance:
+            found = heal(
+                model,
+                self.source.model,
+                trained,
+                samples.feeds,
+                settings.mask or find_mask(samples.feeds[0]),
+                trial.runner,
+                HealPlan(settings.heal, settings.heal_at, seed=settings.seed),
+                advance,
+                lambda _, error: self.stages.detail(f"held-out error {error:.4g}"),
+            )
+            install(model, found.arrays, spool)
+        self.notes.extend(found.notes)
+        if found.arrays:
+            self._say("the errors of single layers are those before healing")
+        return Healing(
+            steps=found.steps,
+            best_step=found.best_step,
+            error_before=found.error_before,
+            error_after=found.error_after,
+            batches=found.samples,
+            held_out=found.held_out,
+            values=found.values,
+            trained=len(found.arrays),
+            seconds=time.perf_counter() - start,
+        )
+
     def _macs(self, model: ir.Model, finding: Finding) -> Macs | None:
         """Multiply-accumulates, where the model is run at all."""
         if not self._runs():
@@ -337,6 +388,7 @@ class _Run:
             layers=rows,
             totals=totals(decisions, rows, macs, before.parameters, after.parameters),
             calibration=self.calibration,
+            healing=self.healing,
             check=check,
             latency=latency,
             settings=self.settings.to_dict(),

@@ -107,6 +107,18 @@ __all__ = ["command"]
     help="Fit to what --save-stats wrote for this model; no samples are run for it.",
 )
 @click.option("--no-calibrate", is_flag=True, help="Fit to the weights alone, in spite of --data.")
+@number(
+    "--heal",
+    "Steps of gradient descent on the factors against the original's outputs, on the samples to "
+    "fit to.  [default: none]",
+    default=0,
+)
+@click.option(
+    "--heal-at",
+    multiple=True,
+    metavar="NAME",
+    help="A value inside that --heal compares too, with the same name in both models; repeatable.",
+)
 @click.option(
     "--max-error",
     type=float,

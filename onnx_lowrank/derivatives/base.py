@@ -243,9 +243,7 @@ class Tape:
         if uncertain:
             sizes_before = self.shape(value)
             if extra:
-                sizes_before = self.op(
-                    "Concat", self.integers(*[1] * extra), sizes_before, axis=0
-                )
+                sizes_before = self.op("Concat", self.integers(*[1] * extra), sizes_before, axis=0)
             differs = self.op("Not", self.op("Equal", sizes_before, self.shape(result)))
             axes = self.op("Reshape", self.op("NonZero", differs), self.integers(-1))
             gradient = self.op("ReduceSum", gradient, axes, keepdims=1, noop_with_empty_axes=1)

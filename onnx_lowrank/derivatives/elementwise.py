@@ -10,7 +10,6 @@ import onnx_ir as ir
 from onnx_lowrank.derivatives.base import (
     Tape,
     Value,
-    attribute,
     derivative,
     number,
     unsupported,
@@ -285,9 +284,7 @@ def _gelu(t: Tape, node: ir.Node, x: Value, y: Value) -> Value:
     square = t.op("Mul", x, x)
     inner = t.op("Add", t.op("Mul", square, t.scalar(cubic)), t.scalar(1.0))
     bent = t.op("Tanh", t.op("Mul", t.op("Mul", x, inner), t.scalar(factor)))
-    rate = t.op(
-        "Add", t.op("Mul", square, t.scalar(3.0 * cubic * factor)), t.scalar(factor)
-    )
+    rate = t.op("Add", t.op("Mul", square, t.scalar(3.0 * cubic * factor)), t.scalar(factor))
     rise = t.op("Mul", t.op("Sub", t.scalar(1.0), t.op("Mul", bent, bent)), rate)
     both = t.op("Add", t.op("Add", bent, t.scalar(1.0)), t.op("Mul", x, rise))
     return t.op("Mul", both, t.scalar(0.5))

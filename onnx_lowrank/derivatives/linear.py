@@ -57,12 +57,14 @@ def _narrowed_batch(t: Tape, gradient: Value, value: Value, result: Value) -> Va
     sizes = list(value.shape or [])[:-2]
     wide = list(result.shape or [])[:-2]
     known = len(sizes) == own - 2 and len(wide) == other - 2
-    if own == other and known and all(
-        (isinstance(s, int) and s != 1)
-        or s == w
-        and not isinstance(s, int)
-        and s.value is not None
-        for s, w in zip(sizes, wide, strict=True)
+    if (
+        own == other
+        and known
+        and all(
+            (isinstance(s, int) and s != 1)
+            or (s == w and not isinstance(s, int) and s.value is not None)
+            for s, w in zip(sizes, wide, strict=True)
+        )
     ):
         return gradient
     # The batch axes are those of the gradient itself: compared as the model runs.
@@ -155,8 +157,11 @@ def _einsum(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     dy = grads[0]
     terms, arrow, out = equation.partition("->")
     parts = terms.split(",")
-    if not arrow or "..." in equation or len(parts) != 2 or any(
-        len(set(part)) < len(part) for part in parts
+    if (
+        not arrow
+        or "..." in equation
+        or len(parts) != 2
+        or any(len(set(part)) < len(part) for part in parts)
     ):
         raise unsupported(node, f"with the equation {equation!r} has no derivative here")
     found: list[Value | None] = []

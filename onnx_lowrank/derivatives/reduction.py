@@ -39,7 +39,7 @@ def _kept(t: Tape, node: ir.Node, value: Value) -> Value:
     return t.op("Unsqueeze", value, axes)
 
 
-def _reduced(t: Tape, node: ir.Node, gradient: Value) -> Gradients:
+def _reduced(node: ir.Node, gradient: Value) -> Gradients:
     if attribute(node, "noop_with_empty_axes", 0):
         raise unsupported(node, "may reduce nothing: no derivative here")
     return [gradient, *[None] * (len(node.inputs) - 1)]
@@ -50,7 +50,7 @@ def _sum(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     x, dy = node.inputs[0], grads[0]
     assert x is not None
     assert dy is not None
-    return _reduced(t, node, t.op("Expand", _kept(t, node, dy), t.shape(x)))
+    return _reduced(node, t.op("Expand", _kept(t, node, dy), t.shape(x)))
 
 
 @derivative("ReduceMean", "GlobalAveragePool")
@@ -60,7 +60,7 @@ def _mean(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     assert dy is not None
     wide = dy if node.op_type == "GlobalAveragePool" else _kept(t, node, dy)
     share = t.op("Div", _count(t, y), _count(t, x))
-    return _reduced(t, node, t.op("Expand", t.op("Mul", wide, share), t.shape(x)))
+    return _reduced(node, t.op("Expand", t.op("Mul", wide, share), t.shape(x)))
 
 
 def _count(t: Tape, value: Value) -> Value:
@@ -73,7 +73,7 @@ def _sum_square(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     x, dy = node.inputs[0], grads[0]
     assert dy is not None
     wide = t.op("Mul", _kept(t, node, dy), t.scalar(2.0))
-    return _reduced(t, node, t.op("Mul", x, wide))
+    return _reduced(node, t.op("Mul", x, wide))
 
 
 @derivative("ReduceL2")
@@ -82,7 +82,7 @@ def _norm(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     assert dy is not None
     # The norm of zeros has no slope: 0 is one of its subgradients.
     length = t.op("Max", node.outputs[0], t.scalar(1e-30))
-    return _reduced(t, node, t.op("Mul", x, _kept(t, node, t.op("Div", dy, length))))
+    return _reduced(node, t.op("Mul", x, _kept(t, node, t.op("Div", dy, length))))
 
 
 @derivative("ReduceMax", "ReduceMin")
@@ -90,7 +90,7 @@ def _extreme(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     x, dy = node.inputs[0], grads[0]
     assert dy is not None
     chosen = t.op("Equal", x, _kept(t, node, node.outputs[0]))
-    return _reduced(t, node, t.op("Where", chosen, _kept(t, node, dy), t.scalar(0.0)))
+    return _reduced(node, t.op("Where", chosen, _kept(t, node, dy), t.scalar(0.0)))
 
 
 @derivative("Softmax", "LogSoftmax")
