@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.batches import Batches, join, wide
 from onnx_lowrank.calibrate import Feed, Runner
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, Terminated
 from onnx_lowrank.gradient import (
     Loss,
     depends,
@@ -151,7 +151,9 @@ def heal(
                     show(done, error)
                 if error < best:
                     best, kept, best_step = error, adam.copy(), done
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Terminated):
+            raise
         notes.append(f"healing was interrupted at step {done} of {plan.steps}")
         advance(plan.steps - done)
     if not best_step:

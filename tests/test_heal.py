@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.helper
 import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import compress
 from onnx_lowrank.batches import join
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.cli import _exit_code
+from onnx_lowrank.errors import InputError, Terminated, UsageError
 from onnx_lowrank.heal import Healed, HealPlan, heal
 from onnx_lowrank.numerics.adam import Adam, schedule
 from onnx_lowrank.runtime import open_session, run
@@ -164,6 +166,15 @@ def test_an_interruption_keeps_the_best_so_far() -> None:
     assert sum(ticks) == 120
 
 
+def test_termination_is_no_interruption() -> None:
+    def terminated(step: int, _: float) -> None:
+        if step:
+            raise Terminated
+
+    with pytest.raises(Terminated):
+        healed(perceptron(), samples(20), HealPlan(20), show=terminated)
+
+
 def test_sixteen_bits_descend_in_thirty_two_and_come_back() -> None:
     proto = perceptron("float16")
     found = healed(proto, samples(40, dtype=np.float16), HealPlan(100, rate=1e-2))
@@ -271,3 +282,117 @@ def test_the_rate_rises_and_falls() -> None:
     assert all(a > b for a, b in itertools.pairwise(shares[10:]))
     assert 0 < shares[-1] < 0.01
     assert schedule(0, 1) > 0
+
+
+def calibration(folder: Path, count: int = 400) -> Path:
+    rng = np.random.default_rng(8)
+    path = folder / "samples.npz"
+    np.savez(path, x=rng.normal(size=(count, 24)).astype(np.float32))
+    return path
+
+
+def test_compress_heals(tmp_path: Path) -> None:
+    path = calibration(tmp_path)
+    options: dict[str, Any] = {
+        "rank": 8,
+        "include": ["first"],
+        "min_gain": 0.0,
+        "data": path,
+        "samples": 40,
+        "calibration_samples": 360,
+        "bench": False,
+        "threads": 1,
+    }
+    plain = compress(perceptron(), **options)
+    better = compress(perceptron(), **options, heal=150, heal_at=["a"])
+    assert plain.report.healing is None
+    healing = better.report.healing
+    assert healing is not None
+    assert healing.steps == 150
+    assert healing.values == ("y", "a")
+    assert healing.error_after < healing.error_before
+    assert healing.trained == 3
+    # 360 samples are left to fit to: 324 in batches of 16, and 36 that judge.
+    assert (healing.batches, healing.held_out) == (21, 3)
+    errors = [
+        report.check.providers[0].outputs[0].relative_l2
+        for report in (plain.report, better.report)
+        if report.check is not None
+    ]
+    assert errors[1] < errors[0]
+    assert better.report.to_dict()["healing"]["best_step"] == healing.best_step
+    assert better.report.output.parameters == plain.report.output.parameters
+
+
+def test_the_command_heals_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(perceptron(), tmp_path / "in.onnx")
+    arguments = [
+        str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--rank", "8", "--min-gain", "0",
+        "--include", "first", "--data", str(calibration(tmp_path)), "--heal", "20", "--no-bench",
+    ]  # fmt: skip
+    assert _exit_code(arguments) == 0
+    assert "healing: held-out error" in capsys.readouterr().out
+    session = open_session(tmp_path / "out.onnx", threads=1)
+    assert run(session, samples(1)[0], "it")["y"].shape == (8, 6)
+
+
+def test_an_unknown_operator_writes_nothing(tmp_path: Path) -> None:
+    model = parse(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[N,24] x) => (float[N,32] y) {
+            h = MatMul (x, W)
+            [odd] y = CumSum (h, axis)
+        }
+        """,
+        {
+            "W": np.random.default_rng(0).normal(size=(24, 32)).astype(np.float32),
+            "axis": np.array(1, np.int64),
+        },
+    )
+    onnx.save(model, tmp_path / "in.onnx")
+    data = calibration(tmp_path)
+    with pytest.raises(InputError, match="operator CumSum at node 'odd' has no derivative"):
+        compress(tmp_path / "in.onnx", rank=4, data=data, heal=5, simplify=False, bench=False)
+    arguments = [str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--rank", "4", "--data",
+                 str(data), "--heal", "5", "--no-bench"]  # fmt: skip
+    assert _exit_code(arguments) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "samples.npz"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heal": 5}, "--heal needs samples"),
+        ({"heal_at": ["h"]}, "--heal-at needs --heal"),
+        ({"heal": -1}, "--heal: expected a whole number from 0"),
+        ({"heal": 5, "data": "x.npz", "calibrate": False}, "--heal and --no-calibrate exclude"),
+        ({"heal": 5, "data": "x.npz", "dry_run": True}, "--heal and --dry-run exclude"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compress(perceptron(), **options)
+
+
+def test_nothing_to_heal_is_said(tmp_path: Path) -> None:
+    result = compress(perceptron(), rank=32, data=calibration(tmp_path), heal=5, bench=False)
+    assert result.report.healing is None
+    assert any("nothing to heal" in note for note in result.report.notes)
+
+
+def test_constant_nodes_are_trained_too(tmp_path: Path) -> None:
+    proto = perceptron()
+    proto.ir_version = 3
+    for tensor in proto.graph.initializer:  # before version 4 initializers are inputs too
+        proto.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    result = compress(
+        proto, rank=8, include=["first"], min_gain=0.0, data=calibration(tmp_path), heal=50,
+        constant_inputs=True, simplify=False, bench=False, threads=1,
+    )  # fmt: skip
+    assert not any("lowrank" in name for name in result.model.graph.initializers)
+    healing = result.report.healing
+    assert healing is not None
+    assert healing.error_after < healing.error_before
