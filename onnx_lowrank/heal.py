@@ -122,8 +122,14 @@ def heal(
     values = tuple(dict.fromkeys((*outputs, *plan.at)))
     if not values:
         raise InputError("--heal: no output of the model is a float that depends on a factor")
-    fit, held = _divided(model, feeds, plan)
+    fit, held = (join(model, part, plan.batch) for part in _divided(feeds, plan))
     source = _tapped(original, values, open_model)
+    if len(fit) + len(held) < len(feeds):
+        try:
+            source(fit[0])
+        except InputError as error:
+            notes.append(f"healing takes one sample at a time, not batches of them: {error}")
+            fit, held = _divided(feeds, plan)
     start = {name: elements_of(model, name) for name in trained}
     adam = Adam(start, plan.rate)
     ranks = read_ranks(base, trained, open_model, {**wide(fit[0]), **adam.arrays})
@@ -136,25 +142,32 @@ def heal(
     best, kept, best_step, done = before, dict[str, Array](), 0, 0
     if show is not None:
         show(0, before)
+
+    def look() -> None:
+        nonlocal best, kept, best_step
+        error = judge.error(adam.arrays)
+        if error < best:
+            best, kept, best_step = error, adam.copy(), done
+        if show is not None:
+            show(done, error)
+
     try:
-        for done, index in enumerate(_order(len(batches), plan), start=1):
+        for index in _order(len(batches), plan):
             found = descend({**batches.inputs(index), **adam.arrays})
             slopes = {name: found[output] for name, output in gradients.outputs.items()}
             if not all(np.isfinite(slope).all() for slope in slopes.values()):
-                notes.append(f"healing stopped at step {done}: a gradient is NaN or Inf")
+                notes.append(f"healing stopped after step {done}: a gradient holds NaN or Inf")
+                advance(plan.steps - done)
                 break
-            adam.step(slopes, schedule(done - 1, plan.steps))
+            adam.step(slopes, schedule(done, plan.steps))
+            done += 1
             advance(1)
             if _looks(done, plan.steps):
-                error = judge.error(adam.arrays)
-                if show is not None:
-                    show(done, error)
-                if error < best:
-                    best, kept, best_step = error, adam.copy(), done
+                look()
     except KeyboardInterrupt as stop:
         if isinstance(stop, Terminated):
             raise
-        notes.append(f"healing was interrupted at step {done} of {plan.steps}")
+        notes.append(f"healing was interrupted after step {done} of {plan.steps}")
         advance(plan.steps - done)
     if not best_step:
         notes.append(
@@ -208,10 +221,8 @@ def _outputs(base: ir.Model, original: ir.Model, trained: Sequence[str]) -> tupl
     )
 
 
-def _divided(
-    model: ir.Model, feeds: Sequence[Feed], plan: HealPlan
-) -> tuple[list[Feed], list[Feed]]:
-    """Batches to descend on and batches that judge."""
+def _divided(feeds: Sequence[Feed], plan: HealPlan) -> tuple[list[Feed], list[Feed]]:
+    """Samples to descend on and samples that judge."""
     if len(feeds) < 2:
         raise InputError(
             f"--heal: expected two samples or more, one of them to judge with, got {len(feeds)}"
@@ -220,7 +231,7 @@ def _divided(
     count = max(1, round(_HELD * len(feeds)))
     held = [feeds[index] for index in sorted(order[:count])]
     fit = [feeds[index] for index in sorted(order[count:])]
-    return join(model, fit, plan.batch), join(model, held, plan.batch)
+    return fit, held
 
 
 def _order(count: int, plan: HealPlan) -> Iterator[int]:

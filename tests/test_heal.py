@@ -162,7 +162,7 @@ def test_an_interruption_keeps_the_best_so_far() -> None:
     assert 0 < found.best_step <= 60
     assert found.error_after < found.error_before
     assert set(found.arrays) == set(trained)
-    assert any("interrupted at step 60 of 120" in note for note in found.notes)
+    assert any("interrupted after step 60 of 120" in note for note in found.notes)
     assert sum(ticks) == 120
 
 
@@ -253,6 +253,24 @@ def test_single_samples_of_equal_shape_are_joined() -> None:
     assert [feed["x"].shape[0] for feed in join(model, samples(3, rows=4), 2)] == [4, 4, 4]
     fixed = ir.from_proto(perceptron(batch="1"))
     assert [feed["x"].shape[0] for feed in join(fixed, single, 2)] == [1] * 5
+
+
+def test_a_model_for_single_samples_descends_on_single_samples() -> None:
+    """Its input may have any size, but a Reshape inside asks for one row."""
+    proto = parse(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[N,24] x) => (float[1,32] y) {
+            shape = Constant <value = int64[2] {1, 24}> ()
+            h = Reshape (x, shape)
+            [first] y = MatMul (h, W)
+        }
+        """,
+        {"W": np.random.default_rng(0).normal(size=(24, 32)).astype(np.float32)},
+    )
+    found = healed(proto, samples(10, rows=1), HealPlan(3))
+    assert (found.samples, found.held_out) == (9, 1)
+    assert any("one sample at a time" in note for note in found.notes)
 
 
 def test_adam_takes_the_steps_of_its_paper() -> None:
