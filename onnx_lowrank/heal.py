@@ -37,7 +37,7 @@ Array = npt.NDArray[Any]
 Opener = Callable[[ir.Model], Runner]
 
 BATCH = 16
-DEFAULT_RATE = 1e-3
+DEFAULT_RATE = 2e-3
 # Share of the samples that is held out, and how often it is asked.
 _HELD, _LOOKS = 0.1, 12
 
