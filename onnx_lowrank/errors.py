@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from onnx_lowrank.report import Report
 
-__all__ = ["GateError", "InputError", "LowRankError", "UsageError"]
+__all__ = ["GateError", "InputError", "LowRankError", "Terminated", "UsageError"]
 
 
 class LowRankError(Exception):
@@ -42,3 +42,7 @@ class GateError(LowRankError):
     def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)
         self.report = report
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asks the program to end: as Ctrl-C, but no stage goes on with what it has."""
