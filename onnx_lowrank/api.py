@@ -53,6 +53,8 @@ def compress(
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
     allow_slower: bool = False,
+    heal: int = 0,
+    heal_at: Sequence[str] = (),
     seed: int = 0,
     max_error: float | None = None,
     simplify: bool = True,
@@ -107,6 +109,9 @@ def compress(
         save_costs: write the latencies measured of single layers here, for later runs.
         load_costs: take them from such a file, also one of another machine.
         allow_slower: keep pairs that make the model slower than the original.
+        heal: steps of gradient descent on the factors against the original's outputs, on the
+            samples to fit to; a held-out part of them says which step is kept.
+        heal_at: further values inside, known to both models, that the descent compares.
         seed: of random input, and of the choice among more samples.
         max_error: gate on the mean relative L2 error of every output.
         simplify: run onnxsim first.
@@ -158,6 +163,8 @@ def compress(
         save_costs=save_costs,
         load_costs=load_costs,
         allow_slower=allow_slower,
+        heal=heal,
+        heal_at=tuple(heal_at),
         seed=seed,
         max_error=max_error,
         simplify=simplify,

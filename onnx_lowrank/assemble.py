@@ -19,14 +19,17 @@ from onnx_lowrank.context import Context
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.find import Group
 from onnx_lowrank.fit import Errors, Factors, fit
+from onnx_lowrank.healing import heal_factors
 from onnx_lowrank.prepare import Prepared, find_maps
 from onnx_lowrank.refit import refit
+from onnx_lowrank.report import Healing
 from onnx_lowrank.result import Destination
 from onnx_lowrank.rewrite import rewrite
 from onnx_lowrank.save import check_embeddable, written_bytes
-from onnx_lowrank.shape_for import shape_for
+from onnx_lowrank.shape_for import SHAPED, shape_for
 from onnx_lowrank.spool import Spool
 from onnx_lowrank.summary import removed_parameters
+from onnx_lowrank.trained import constant_names
 from onnx_lowrank.validity import invalid
 from onnx_lowrank.walk import elements, stored_bytes
 
@@ -42,12 +45,14 @@ class Assembled:
         files: its files, the model itself last.
         decisions: what became of every linear map of the prepared model.
         errors: how far the pairs are off.
+        healing: what gradient descent did to them; None without.
     """
 
     model: ir.Model
     files: tuple[Path, ...]
     decisions: tuple[Decision, ...]
     errors: Mapping[Group, Errors]
+    healing: Healing | None = None
 
     @property
     def path(self) -> Path:
@@ -76,6 +81,8 @@ def assemble(
     choices: Mapping[Group, Choice],
     destination: Destination | None,
     folder: Path,
+    *,
+    healed: bool = False,
 ) -> Assembled:
     """Put pairs in place of the weights.
 
@@ -85,6 +92,7 @@ def assemble(
         choices: one for each node (see `onnx_lowrank.choose.settle`).
         destination: names the file, and says where weights go.
         folder: where the files are written.
+        healed: whether ``--heal``, if given, takes part.
 
     Raises:
         InputError: the result cannot be written, or is not valid.
@@ -100,10 +108,14 @@ def assemble(
         with context.stages("rewrite", work) as advance:
             if pairs is None:
                 pairs = fit(choices, prepared.statistics, advance)
+            known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
-            if context.settings.shape_for is not None:
-                for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
-                    context.say(note)
+        healing = heal_factors(context, model, known, spool) if healed else None
+        if context.settings.shape_for is not None:
+            for note in [text for text in context.notes if text.startswith(SHAPED)]:
+                del context.notes[note]  # of an earlier assembly
+            for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
+                context.say(note)
     destination = destination or Destination(Path("model.onnx"))
     with context.stages("write"):
         files = destination.write(model, folder)
@@ -113,6 +125,7 @@ def assemble(
         files=files,
         decisions=decisions,
         errors={group: errors[other] for group, other in own.items() if other in errors},
+        healing=healing,
     )
 
 

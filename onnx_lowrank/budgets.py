@@ -33,6 +33,7 @@ _OVERHEAD = 400
 class Keep(Strategy):
     """A share of the linear layers' parameters, over the whole model."""
 
+    once = True
     may_put_back = False
 
     def __init__(self, searching: Searching, budget: Budget) -> None:

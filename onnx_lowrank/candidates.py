@@ -40,8 +40,15 @@ class Candidates:
         self._folder: Path | None = None
         self.made = 0
 
-    def make(self, plan: Plan, metric: Metric | None, destination: Destination | None) -> Candidate:
-        """A plan, assembled for a destination, judged by a metric and timed.
+    def make(
+        self,
+        plan: Plan,
+        metric: Metric | None,
+        destination: Destination | None,
+        *,
+        heal: bool = False,
+    ) -> Candidate:
+        """A plan, assembled for a destination, healed where wanted, judged by a metric and timed.
 
         Raises:
             InputError: the result cannot be written, is not valid or does not run.
@@ -52,7 +59,9 @@ class Candidates:
         self.made += 1
         self._folder = context.folder / f"candidate-{self.made}"
         self._folder.mkdir()
-        assembled = assemble(context, self._prepared, plan.choices, destination, self._folder)
+        assembled = assemble(
+            context, self._prepared, plan.choices, destination, self._folder, healed=heal
+        )
         loss = latency = None
         if (settings.bench or metric is not None) and context.runs():
             session = context.trial.open(assembled.path)

@@ -16,7 +16,7 @@ from typing import NoReturn
 import click
 
 from onnx_lowrank.commands import bench, check, compress, inspect, providers, support, sweep
-from onnx_lowrank.errors import LowRankError
+from onnx_lowrank.errors import LowRankError, Terminated
 from onnx_lowrank.ortlog import reserve_stderr
 
 __all__ = ["main"]
@@ -86,7 +86,7 @@ for _verb in (compress, bench, check, inspect, providers, support, sweep):
 
 
 def _terminate(_: int, __: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt  # the same way out as Ctrl-C: every workspace is removed
+    raise Terminated  # the same way out as Ctrl-C: every workspace is removed
 
 
 def main(args: list[str] | None = None) -> NoReturn:

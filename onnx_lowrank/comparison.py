@@ -153,15 +153,14 @@ def check_models(
     cpu = next((target for target in targets if target.name == _CPU), None)
     reference = run(cpu if cpu is not None else open_target(_CPU))
     notes: dict[str, None] = dict.fromkeys(subjects.notes)
-    entries = []
+    entries, halves = [], False
     for target in targets:
         outcomes = reference if target is cpu else run(target)
         for outcome in outcomes:
+            halves = halves or (outcome.half is True and outcome.error is None)
             notes.update(dict.fromkeys(f"{target.name}: {note}" for note in outcome.notes))
         entries.append(_entry(target, subjects.models, outcomes, reference, notes))
-    if any(computes_half(subject.source.model) for subject in subjects.models) and not any(
-        target.half for target in targets
-    ):
+    if not halves and any(computes_half(subject.source.model) for subject in subjects.models):
         notes[half_note([target.name for target in targets])] = None
     return CheckReport(
         tool=f"onnx-lowrank {version('onnx-lowrank')}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.report import Check, GoalReport, Latency, Layer, Report
+from onnx_lowrank.report import Check, GoalReport, Healing, Latency, Layer, Report
 
 __all__ = ["TerminalProgress", "output_console", "print_report"]
 
@@ -45,6 +45,7 @@ class TerminalProgress:
 
     def __init__(self) -> None:
         self._console = Console(file=os.fdopen(os.dup(2), "w"))
+        self._say: Callable[[str], None] = lambda _: None
 
     @contextmanager
     def stage(self, name: str, total: int | None) -> Iterator[Advance]:
@@ -57,7 +58,12 @@ class TerminalProgress:
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task(name, total=total)
+            self._say = lambda text: bar.update(task, description=f"{name}: {text}")
             yield lambda done: bar.update(task, advance=done)
+
+    def detail(self, text: str) -> None:
+        """Put the text behind the stage's name."""
+        self._say(text)
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -67,6 +73,8 @@ def print_report(report: Report, console: Console) -> None:
     _print_totals(report, console)
     if report.check is not None:
         _print_check(report.check, console)
+    if report.healing is not None:
+        console.print(_healing_line(report.healing))
     for latency in report.latency:
         console.print(_latency_line(latency))
     if report.goal is not None:
@@ -75,6 +83,15 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(f"note: {note}", style="yellow"))
     if report.output.path is not None:
         console.print(f"wrote {report.output.path}")
+
+
+def _healing_line(healing: Healing) -> str:
+    kept = f"step {healing.best_step} of {healing.steps}" if healing.best_step else "the start"
+    return (
+        f"healing: held-out error {healing.error_before:.3g} → {healing.error_after:.3g} "
+        f"(relative L2; kept: {kept}; {healing.trained} constants, {healing.batches} batches, "
+        f"{healing.held_out} held out, {healing.seconds:.0f} s)"
+    )
 
 
 def _table(*columns: str) -> Table:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from onnx_lowrank.report import Report
 
-__all__ = ["GateError", "InputError", "LimitError", "LowRankError", "UsageError"]
+__all__ = ["GateError", "InputError", "LimitError", "LowRankError", "Terminated", "UsageError"]
 
 
 class LowRankError(Exception):
@@ -46,3 +46,7 @@ class GateError(LimitError):
     def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)
         self.report = report
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asks the program to end: as Ctrl-C, but no stage goes on with what it has."""

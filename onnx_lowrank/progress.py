@@ -26,6 +26,9 @@ class Progress(Protocol):
             A context whose value is called with the number of units just done.
         """
 
+    def detail(self, text: str) -> None:
+        """Say more about the stage that is running, in place of what was said before."""
+
 
 class Silent:
     """Shows nothing."""
@@ -34,6 +37,9 @@ class Silent:
     def stage(self, name: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002
         """Show nothing."""
         yield lambda _: None
+
+    def detail(self, text: str) -> None:
+        """Show nothing."""
 
 
 class Stages:
@@ -46,6 +52,10 @@ class Stages:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self.seconds: dict[str, float] = {}
+
+    def detail(self, text: str) -> None:
+        """Say more about the stage that is running."""
+        self._progress.detail(text)
 
     @contextmanager
     def __call__(self, name: str, total: int | None = None) -> Iterator[Advance]:

@@ -272,6 +272,33 @@ class GoalReport:
 
 
 @dataclass(frozen=True)
+class Healing:
+    """Gradient descent on the factors against the original's outputs.
+
+    Attributes:
+        steps: how many were done.
+        best_step: after which the factors were taken; 0 if none was better than the start.
+        error_before: relative L2 error of the outputs on held-out batches, mean over outputs.
+        error_after: the same after the best step.
+        batches: how many the descent read.
+        held_out: how many others judged it.
+        values: what it compared: outputs, and further values that were asked for.
+        trained: how many constants it changed.
+        seconds: wall time.
+    """
+
+    steps: int
+    best_step: int
+    error_before: float
+    error_after: float
+    batches: int
+    held_out: int
+    values: tuple[str, ...]
+    trained: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole run.
 
@@ -284,6 +311,7 @@ class Report:
         totals: sums over the model.
         calibration: what the factors were fitted to; None if to the weights alone.
         goal: what was asked of the whole model; None where layers were chosen one by one.
+        healing: what came of gradient descent; None without.
         check: outputs against the original's; None where it was left out.
         latency: one entry for each provider that was timed.
         settings: the options of the run.
@@ -299,6 +327,7 @@ class Report:
     totals: Totals
     calibration: Calibration | None
     goal: GoalReport | None
+    healing: Healing | None
     check: Check | None
     latency: tuple[Latency, ...]
     settings: Mapping[str, Any]

@@ -30,6 +30,7 @@ from onnx_lowrank.report import (
     Check,
     File,
     GoalReport,
+    Healing,
     Latency,
     Report,
 )
@@ -124,7 +125,15 @@ class _Run:
         after = File(None, assembled.bytes, elements(assembled.model))
         decisions, errors = assembled.decisions, assembled.errors
         report = self._report(
-            prepared, chosen, found.plan, after, decisions, errors, check, latency
+            prepared,
+            chosen,
+            found.plan,
+            after,
+            decisions,
+            errors,
+            check,
+            latency,
+            assembled.healing,
         )
         report = self._with_loss(report, found)
         self._gate(report)
@@ -144,9 +153,12 @@ class _Run:
 
     def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> Candidate:
         """Assemble plans until one meets the goal, and is not slower than what came."""
-        found = self._candidates.make(plan, chosen.metric, self._target)
+        once = chosen.strategy.once  # else only what is accepted is healed
+        found = self._candidates.make(plan, chosen.metric, self._target, heal=once)
         while (following := chosen.strategy.revise(found.plan, found.measured)) is not None:
             found = self._candidates.make(following, chosen.metric, self._target)
+        if not once and self._context.settings.heal and found.plan.factored:
+            found = self._candidates.make(found.plan, chosen.metric, self._target, heal=True)
         latency = found.measured.latency
         if latency is None or not slower(latency) or not found.plan.factored:
             return found
@@ -161,7 +173,7 @@ class _Run:
                 found.plan, self._times(prepared, found.plan), last=number == ROUNDS - 1
             )
             self._put_back += names
-            found = self._candidates.make(plan, chosen.metric, self._target)
+            found = self._candidates.make(plan, chosen.metric, self._target, heal=True)
             latency = found.measured.latency
             if latency is None or not slower(latency) or not plan.factored:
                 break
@@ -209,6 +221,7 @@ class _Run:
         errors: Mapping[Group, Errors],
         check: Check | None,
         latency: tuple[Latency, ...],
+        healing: Healing | None = None,
     ) -> Report:
         context, macs = self._context, prepared.macs
         rows = layers(decisions, errors, macs)
@@ -239,6 +252,7 @@ class _Run:
             layers=rows,
             totals=totals(decisions, rows, macs, self._before.parameters, after.parameters),
             calibration=prepared.calibration,
+            healing=healing,
             goal=goal,
             check=check,
             latency=latency,

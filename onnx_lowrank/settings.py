@@ -64,6 +64,8 @@ class Settings:
     refit: bool = False
     save_stats: str | os.PathLike[str] | None = None
     load_stats: str | os.PathLike[str] | None = None
+    heal: int = 0
+    heal_at: tuple[str, ...] = ()
     seed: int = 0
     max_error: float | None = None
     simplify: bool = True
@@ -92,6 +94,7 @@ class Settings:
         for name, least in (
             ("samples", 1),
             ("calibration_samples", 1),
+            ("heal", 0),
             ("seed", 0),
             ("threads", 1),
         ):
@@ -107,6 +110,7 @@ class Settings:
             if not self.calibrate:
                 raise UsageError("--refit and --no-calibrate exclude each other")
         self._check_statistics()
+        self._check_healing()
         if self.max_error is not None:
             if not (math.isfinite(self.max_error) and self.max_error >= 0):
                 raise UsageError(
@@ -153,6 +157,17 @@ class Settings:
                 raise UsageError("--save-stats and --no-calibrate exclude each other")
             if self.calibration is None and self.data is None:
                 raise UsageError("--save-stats needs samples: --calibrate or --data")
+
+    def _check_healing(self) -> None:
+        if self.heal_at and not self.heal:
+            raise UsageError("--heal-at needs --heal")
+        if not self.heal:
+            return
+        if self.calibration is None and self.data is None:
+            raise UsageError("--heal needs samples: --calibrate or --data")
+        for name, given in (("dry-run", self.dry_run), ("no-calibrate", not self.calibrate)):
+            if given:
+                raise UsageError(f"--heal and --{name} exclude each other")
 
     @property
     def goal(self) -> Goal:

@@ -27,7 +27,10 @@ from onnx_lowrank.forms.base import attribute, node_name
 from onnx_lowrank.names import Names
 from onnx_lowrank.walk import static_shape
 
-__all__ = ["WISHES", "Wishes", "shape_for"]
+__all__ = ["SHAPED", "WISHES", "Wishes", "shape_for"]
+
+SHAPED = "shaped for"
+"""How its notes begin."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,13 @@ def shape_for(model: ir.Model, target: str, sizes: Mapping[str, Sequence[int]]) 
     if wishes.fixed:
         fix_shapes(model, sizes)
         shown = ", ".join(f"{name} {list(shape)}" for name, shape in sizes.items())
-        notes.append(f"shaped for {target}: inputs fixed to {shown}")
+        notes.append(f"{SHAPED} {target}: inputs fixed to {shown}")
     shaper = _Shaper(model, wishes)
     shaper.run()
     done = ", ".join(f"{count} {what}" for what, count in shaper.done.items())
     if done:
-        notes.append(f"shaped for {target}: {done}")
-    notes.extend(f"shaped for {target}: {name} stays as it is: {why}" for name, why in shaper.left)
+        notes.append(f"{SHAPED} {target}: {done}")
+    notes.extend(f"{SHAPED} {target}: {name} stays as it is: {why}" for name, why in shaper.left)
     return tuple(notes)
 
 

@@ -74,6 +74,8 @@ class Strategy(abc.ABC):
     """
 
     evaluations: int = 0
+    once: bool = False
+    """Whether the first plan is never revised."""
     may_put_back: bool = True
     """Whether layers that are slower as pairs may be dense again without missing the goal."""
 
@@ -96,6 +98,8 @@ class Strategy(abc.ABC):
 
 class PerLayer(Strategy):
     """Every layer for itself: an energy, a rank, or the same share of each."""
+
+    once = True
 
     def __init__(self, goal: Goal, prepared: Prepared) -> None:
         self._goal, self._prepared = goal, prepared

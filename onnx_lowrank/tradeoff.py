@@ -217,7 +217,7 @@ class _Sweep:
         if self._models is not None:
             destination = Destination(self._models / f"keep-{keep:.2f}.onnx", force=self._force)
             destination.check(self._context.source.files)
-        found = self._candidates.make(plan, self._metric, destination)
+        found = self._candidates.make(plan, self._metric, destination, heal=True)
         check = self._candidates.check(found)
         assembled, latency = found.assembled, found.measured.latency
         rows = layers(assembled.decisions, assembled.errors, self._macs)

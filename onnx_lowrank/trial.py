@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -281,7 +282,9 @@ class Trial:
         if isinstance(model, onnx.ModelProto):
             session = self._open(model.SerializeToString())
         else:
-            session = self._open(write(model, self._folder, "tapped.onnx", "auto")[-1])
+            # A folder for each: sessions that are open may still read their file.
+            with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as own:
+                session = self._open(write(model, Path(own), "tapped.onnx", "auto")[-1])
         wanted = {item.name for item in session.get_inputs()}
 
         def call(feed: Feed) -> dict[str, npt.NDArray[np.generic]]:

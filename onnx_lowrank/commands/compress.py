@@ -74,6 +74,18 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     help="Take such latencies, as of a board, instead of measuring them.",
 )
+@number(
+    "--heal",
+    "Steps of gradient descent on the factors against the original's outputs, on the samples to "
+    "fit to.  [default: none]",
+    default=0,
+)
+@click.option(
+    "--heal-at",
+    multiple=True,
+    metavar="NAME",
+    help="A value inside that --heal compares too, with the same name in both models; repeatable.",
+)
 @click.option(
     "--max-error",
     type=float,

@@ -59,6 +59,8 @@ class Outcome:
         costs: deterministic costs by name, such as "instructions" or "context_bytes".
         error: why it did not run, in one line; the other fields then hold what was known before.
         notes: what else the user should know.
+        half: whether float16 was computed in float16 (x86 turns it into float32 and so hides its
+            error); None where that is not known.
     """
 
     outputs: tuple[Feed, ...] = ()
@@ -70,6 +72,7 @@ class Outcome:
     costs: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     notes: tuple[str, ...] = ()
+    half: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,11 @@ class Target(abc.ABC):
     Attributes:
         name: as the user wrote it.
         emulated: whether its times mean nothing.
-        half: whether it computes float16 models in float16, as the x86 CPU does not.
         own: key of `Outcome.nodes` for the nodes that the target itself runs; None where it has
             no single one.
     """
 
     emulated: ClassVar[bool] = False
-    half: bool = False
     own: str | None = None
 
     def __init__(self, name: str) -> None:

@@ -42,7 +42,6 @@ class LocalTarget(Target):
     def __init__(self, name: str, provider: Provider) -> None:
         super().__init__(name)
         self.provider = provider
-        self.half = provider.half
         self.own = provider.full
 
     def run(
@@ -100,6 +99,7 @@ class _Work:
     def begin(self, model: Path) -> _Entry:
         """Load and run a model; everything but the timing."""
         entry = _Entry(model)
+        entry.known["half"] = self.provider.half
         try:
             self._begin(entry)
         except InputError as error:
