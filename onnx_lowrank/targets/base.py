@@ -59,6 +59,8 @@ class Outcome:
         costs: deterministic costs by name, such as "instructions" or "context_bytes".
         error: why it did not run, in one line; the other fields then hold what was known before.
         notes: what else the user should know.
+        half: whether float16 was computed in float16 (x86 turns it into float32 and so hides its
+            error); None where that is not known.
     """
 
     outputs: tuple[Feed, ...] = ()
@@ -70,6 +72,7 @@ class Outcome:
     costs: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     notes: tuple[str, ...] = ()
+    half: bool | None = None
 
 
 @dataclass(frozen=True)
