@@ -38,7 +38,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any, Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Emit = Callable[[dict[str, Any]], None]
 
 MARK = b"onnx-lowrank: "
 """Begins every event on standard output; what a login shell prints there does not."""
@@ -47,8 +52,6 @@ SILENCE = 60.0
 MOST_FEEDS = 8
 """Samples that the timing takes in turns."""
 COUNTED = 77  # no kind of priority that a kernel knows: the call fails, and the emulator sees it
-
-Emit = Callable[[dict], None]  # type: ignore[type-arg]
 
 # Types that ONNX Runtime does not hand over as numpy arrays: number in ONNX, bytes of an element.
 SMALL_TYPES = {
@@ -60,7 +63,7 @@ SMALL_TYPES = {
 }
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818 - as the events call it
     """Why nothing can be run here, in one line."""
 
 
@@ -148,7 +151,8 @@ class _Model:
     def _keep(self, raw: list[Any], number: int) -> None:
         import numpy as np
 
-        arrays, entry = {}, []
+        arrays: dict[str, Any] = {}
+        entry: list[dict[str, str]] = []
         for item, value in zip(self.session.get_outputs(), raw):  # noqa: B905 - Python 3.8
             array = _array(value, item.type)
             if array.dtype.kind in "fc" and not np.isfinite(array).all():
@@ -189,6 +193,7 @@ class _Model:
 
 
 def child_solo(folder: Path, job: dict[str, Any], indexes: list[int]) -> None:
+    """Load and run some models, one after another."""
     for index in indexes:
         model = _Model(folder, job, index)
         try:
@@ -232,6 +237,7 @@ def child_timing(folder: Path, job: dict[str, Any], indexes: list[int]) -> None:
 
 
 def child(folder: Path, words: list[str]) -> int:
+    """Do what the words say, "solo" or "timing" and numbers of models; returns the exit status."""
     _watch(0, math.inf, lambda: os._exit(4))
     try:
         try:
@@ -371,6 +377,11 @@ class Supervisor:
         self.running: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
+        """Run everything and write ``result.json``.
+
+        Raises:
+            Fault: nothing can be run here, or the time is up.
+        """
         result = self.folder / "result"
         result.mkdir(exist_ok=True)
         indexes = list(range(len(self.job["models"])))
@@ -402,6 +413,7 @@ class Supervisor:
         _write(result / "result.json", {"fault": None, "models": ordered, **machine})
 
     def stop(self) -> None:
+        """Kill the child that is running."""
         if self.running is not None and self.running.poll() is None:
             with contextlib.suppress(OSError):
                 os.killpg(self.running.pid, signal.SIGKILL)
@@ -505,7 +517,7 @@ def serve(temporary: str | None) -> int:
         out.write(MARK + json.dumps(event).encode() + b"\n")
         out.flush()
 
-    def leave(number: int, frame: Any) -> None:
+    def leave(*_: Any) -> None:
         raise SystemExit(1)
 
     for name in ("SIGTERM", "SIGHUP", "SIGINT"):
@@ -605,7 +617,7 @@ def main(words: list[str]) -> int:
     if words[:1] == ["serve"]:
         return serve(words[1] if len(words) > 1 else None)
     if words[:1] == ["run"] and len(words) == 2:
-        run(Path(words[1]), lambda event: None)
+        run(Path(words[1]), lambda _: None)
         return 0
     print("usage: runner.py run FOLDER | serve [TEMPORARY]", file=sys.stderr)
     return 2

@@ -7,10 +7,10 @@
 | ``ep=NAME`` | execution provider there, default ``cpu`` |
 | ``tmp=FOLDER`` | where the temporary folder is made there; default: what Python there takes |
 | ``connect=SECONDS`` | longest wait for the connection, default 10 |
-| ``option=NAME=VALUE`` | repeatable: an ``-o`` of ssh, such as ``StrictHostKeyChecking=accept-new`` |
+| ``option=NAME=VALUE`` | repeatable: an ``-o`` of ssh, as ``StrictHostKeyChecking=accept-new`` |
 
-``ONNX_LOWRANK_SSH`` holds further arguments of ssh.  Hosts, keys and known hosts are otherwise those
-of the ssh configuration; nothing is asked.
+``ONNX_LOWRANK_SSH`` holds further arguments of ssh.  Hosts, keys and known hosts are otherwise
+those of the ssh configuration; nothing is asked.
 
 One connection does everything: a few words of Python there read `onnx_lowrank.targets.runner` from
 their standard input and become it, it receives the job, runs it, sends the result and removes its
@@ -142,8 +142,7 @@ class Ssh(Target):
             packed(models, feeds, job, provider=self._provider, python=python) as parcel,
             tempfile.TemporaryDirectory(prefix=_PREFIX) as result,
         ):
-            outcomes = self._converse(parcel, Path(result), job, end, advance)
-        return outcomes
+            return self._converse(parcel, Path(result), job, end, advance)
 
     def _converse(
         self, parcel: Parcel, result: Path, job: Job, end: float | None, advance: Advance
@@ -165,9 +164,9 @@ class Ssh(Target):
                         advance(1)
                 connection.receive(event["files"], result)
                 connection.finish()
-            except _Faulty as error:
+            except _ThereError as error:
                 raise InputError(f"{where}: {error}") from error
-            except (_Broken, OSError, ValueError, KeyError, TypeError) as error:
+            except (_BrokenError, OSError, ValueError, KeyError, TypeError) as error:
                 why = connection.why(error, job.seconds)
                 left = "" if folder is None else self._clear(folder)
                 raise InputError(f"{where}: {why}{left}") from error
@@ -180,12 +179,13 @@ class Ssh(Target):
 
     def _check(self, ready: dict[str, Any], parcel: Parcel) -> None:
         if ready["onnxruntime"] is None:
-            raise _Faulty(
-                f"{ready['executable']} there (Python {ready['python']}) has no onnxruntime; there: "
+            raise _ThereError(
+                f"{ready['executable']} there (Python {ready['python']}) has no onnxruntime; "
+                "there: "
                 f"{ready['executable']} -m pip install onnxruntime"
             )
         if ready["free"] < parcel.bytes:
-            raise _Faulty(
+            raise _ThereError(
                 f"expected {parcel.bytes:,} bytes free in {ready['folder']} there, "
                 f"it has {ready['free']:,}"
             )
@@ -208,11 +208,11 @@ class Ssh(Target):
         return f"; {folder} there may be left if it does not come back"
 
 
-class _Faulty(Exception):
+class _ThereError(Exception):
     """The other side says what is wrong."""
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """The connection ended."""
 
 
@@ -220,7 +220,7 @@ def _own_folder(ready: dict[str, Any]) -> str:
     folder = str(ready["folder"])
     path = PurePosixPath(folder)
     if not path.is_absolute() or not path.name.startswith(_PREFIX):
-        raise _Faulty(f"expected a folder {_PREFIX}… there, came {folder!r}")
+        raise _ThereError(f"expected a folder {_PREFIX}… there, came {folder!r}")
     return folder
 
 
@@ -297,19 +297,19 @@ class _Connection:
         """The next event, which is of one of these kinds.
 
         Raises:
-            _Faulty: the other side reports a fault.
-            _Broken: it ended instead.
+            _ThereError: the other side reports a fault.
+            _BrokenError: it ended instead.
         """
         while line := self._out.readline():
             if not line.startswith(runner.MARK):
                 continue
             event: dict[str, Any] = json.loads(line[len(runner.MARK) :])
             if event["event"] == "fault":
-                raise _Faulty(" ".join(str(event["text"]).split()))
+                raise _ThereError(" ".join(str(event["text"]).split()))
             if event["event"] not in kinds:
                 raise ValueError(f"expected {kinds}, came {event}")
             return event
-        raise _Broken("it ended before it was done")
+        raise _BrokenError("it ended before it was done")
 
     def send(self, parcel: Parcel) -> None:
         """Send a job; the other side may report a fault meanwhile."""
@@ -322,7 +322,7 @@ class _Connection:
             self._in.flush()
         except OSError as error:  # it stopped reading; it may have said why
             self.event("result")
-            raise _Broken(str(error)) from error
+            raise _BrokenError(str(error)) from error
 
     @contextlib.contextmanager
     def signs_of_life(self) -> Iterator[None]:
@@ -351,26 +351,28 @@ class _Connection:
         """Write the files that follow an event into a folder.
 
         Raises:
-            _Broken: the connection ends before they do.
+            _BrokenError: the connection ends before they do.
         """
         for name, size in files:
             with (folder / Path(name).name).open("wb") as file:
                 while size:
                     data = self._out.read(min(size, _CHUNK))
                     if not data:
-                        raise _Broken("it ended while the result was sent")
+                        raise _BrokenError("it ended while the result was sent")
                     file.write(data)
                     size -= len(data)
 
     def finish(self) -> None:
-        """Wait until the other side has cleaned up.
+        """Wait until the other side has cleaned up and ended by itself.
 
         Raises:
-            _Broken: it did not.
+            _BrokenError: it did not.
         """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE)
         self._close()
         if self._process.returncode != 0:
-            raise _Broken("it did not end in order")
+            raise _BrokenError("it did not end in order")
 
     def why(self, error: Exception, seconds: float | None) -> str:
         """Why the conversation ended early, in one line."""
