@@ -72,7 +72,7 @@ def packed(
         provider: execution provider, in any of its spellings.
         python: words that start a Python for the children; None for the one that runs them.
         isolate: whether each model is loaded in a process of its own.
-        repeats: runs between two marks; 0 for none.
+        repeats: runs between marks, of which an emulator counts the instructions; 0 for none.
 
     Raises:
         InputError: a model or its data cannot be read, or there is no sample.

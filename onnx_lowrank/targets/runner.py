@@ -14,7 +14,7 @@ FOLDER holds ``job.json``::
     provider         execution provider, "cpu" or "CPUExecutionProvider"; options in "options"
     python           words that start a Python for the children; null for this one
     isolate          whether each model is loaded in a process of its own
-    repeats          runs between two marks that an emulator counts; 0 for none
+    repeats          runs between marks, of which an emulator counts the instructions; 0 for none
 
 and gets a folder ``result`` with ``result.json`` (``fault``: why nothing ran, or null;
 ``machine``; ``onnxruntime``; ``models``: for each what `_Model` gathers, with ``times_ns``) and the
@@ -24,6 +24,7 @@ outputs as ``.npz`` files.  A model that crashes costs its own result and no oth
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -167,15 +168,17 @@ class _Model:
             self.found["outputs"].append({"file": file, "outputs": entry})
 
     def _count(self) -> None:
-        """Runs between marks, which an emulator replaces by the instructions between them."""
+        """Runs between marks, of which an emulator counts the instructions; empty ones first."""
         call = self.prepare(_feed(self.folder, self.job, 0))
-        call()
-        for number in range(2):  # the first pair only fetches what a mark itself needs
-            runs = self.job["repeats"] if number else 0
-            _mark(2 * self.index)
-            for _ in range(runs):
-                call()
-            _mark(2 * self.index + 1)
+        for _ in range(2):
+            call()
+        gc.disable()  # its turn comes now and then
+        for work in (_nothing, call):
+            for _ in range(self.job["repeats"]):
+                _mark(2 * self.index)
+                work()
+                _mark(2 * self.index + 1)
+        gc.enable()
 
     def _nodes_of_a_profile(self) -> None:
         """Who ran which node, for versions that tell it in a profile only."""
@@ -314,6 +317,10 @@ def _array(value: Any, kind: str) -> Any:
         return np.concatenate([item.reshape(-1) for item in value]) if value else np.empty(0)
     array = np.asarray(value)
     return array.astype(np.str_) if array.dtype.kind == "O" else array
+
+
+def _nothing() -> None:
+    pass
 
 
 def _mark(number: int) -> None:

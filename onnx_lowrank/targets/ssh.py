@@ -238,7 +238,9 @@ class _Connection:
         self._process = subprocess.Popen(
             self._command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
         )
-        assert self._process.stdin and self._process.stdout and self._process.stderr
+        assert self._process.stdin
+        assert self._process.stdout
+        assert self._process.stderr
         self._in, self._out = self._process.stdin, self._process.stdout
         self._reader = threading.Thread(
             target=self._read_errors, args=(self._process.stderr,), daemon=True
