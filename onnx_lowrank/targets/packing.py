@@ -20,7 +20,7 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.base import Array, Feed, Job, Outcome
 
-__all__ = ["Parcel", "packed", "read_json", "read_result"]
+__all__ = ["Parcel", "model_files", "packed", "read_json", "read_result"]
 
 # Types that numpy does not know, by the name that ONNX Runtime gives them.
 _SMALL: dict[str, np.dtype[Any]] = {
@@ -87,7 +87,7 @@ def packed(
             if in_place:
                 places.append(str(model.resolve()))
                 continue
-            parts = _parts(model)
+            parts = model_files(model)
             places.append(f"model{number}/{parts[0][0]}")
             carried += [(f"model{number}/{inside}", path) for inside, path in parts]
         content = {
@@ -106,7 +106,7 @@ def packed(
         yield Parcel(folder, (*((path.name, path) for path in own), *carried))
 
 
-def _parts(model: Path) -> list[tuple[str, Path]]:
+def model_files(model: Path) -> list[tuple[str, Path]]:
     """A model's file and its external data, by their names in its folder.
 
     Raises:
