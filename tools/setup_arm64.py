@@ -7,9 +7,9 @@ Needs Debian (or what is made of it) with its package sources, pip, and
     apt-get install qemu-user gcc libc6-dev
 
 and nothing of the system is changed: everything goes into ``.arm64/`` in the checkout or where
-``ONNX_LOWRANK_ARM64`` says.  That is Debian's Python for arm64 with its libraries, the wheels
-of onnxruntime and numpy for aarch64, for every CPU the files in which onnxruntime reads what it can do, and a
-plugin of qemu that counts instructions (``count_instructions.c``).
+``ONNX_LOWRANK_ARM64`` says.  That is Debian's Python for arm64 with its libraries, the wheels of
+onnxruntime and numpy for aarch64, for every CPU the files in which onnxruntime reads what it can
+do, and a plugin of qemu that counts instructions (``count_instructions.c``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 |---|---|---|
 | ``web`` | WebAssembly in Node | real |
 | ``web-chromium`` | WebAssembly in a headless Chromium | real |
-| ``web-webgpu`` | WebGPU in a headless Chromium, on SwiftShader: in software | mean nothing, not given |
+| ``web-webgpu`` | WebGPU in a headless Chromium, in software (SwiftShader) | mean nothing |
 
 ``tools/setup_web.py`` installs the npm package in ``.web/`` of the checkout or where
 ``ONNX_LOWRANK_WEB`` says; a browser is one of chromium, chromium-browser and google-chrome on the

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 from urllib.parse import unquote
 
 from onnx_lowrank.progress import Advance
@@ -48,9 +48,7 @@ class HostError(Exception):
     """Why nothing runs there, in one line."""
 
 
-def in_node(
-    folder: Path, library: Path, models: int, job: Job, advance: Advance
-) -> dict[str, Any]:
+def in_node(folder: Path, library: Path, models: int, job: Job, advance: Advance) -> dict[str, Any]:
     """Run each model in a process of its own, and the timing in another.
 
     Args:
@@ -158,12 +156,12 @@ class _Server(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
-    protocol_version: ClassVar[str] = "HTTP/1.1"
+    protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:  # nothing on standard error
         pass
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that the base class calls
+    def do_GET(self) -> None:
         self.server.heard = time.monotonic()
         kind, _, name = unquote(self.path).removeprefix("/").partition("/")
         path = None
@@ -182,7 +180,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             while data := file.read(1 << 20):
                 self.wfile.write(data)
 
-    def do_POST(self) -> None:  # noqa: N802 - the name that the base class calls
+    def do_POST(self) -> None:
         self.server.heard = time.monotonic()
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         kind, _, name = unquote(self.path).removeprefix("/").partition("/")

@@ -4,7 +4,7 @@ import fs from "node:fs";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
 
-import { reason, solo, timing } from "./web_core.mjs";
+import { begin, reason, solo, timing } from "./web_core.mjs";
 
 const [folder, library, work, ...words] = process.argv.slice(2);
 const indexes = words.map(Number);
@@ -31,6 +31,7 @@ try {
   const ort = await import(pathToFileURL(path.join(library, "dist", "ort.node.min.mjs")).href);
   ort.env.logLevel = "error";
   if (job.threads) ort.env.wasm.numThreads = job.threads;
+  await begin(ort, job);
   let name = "timing.json";
   let found;
   if (work === "solo") {
