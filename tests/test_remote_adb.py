@@ -104,8 +104,8 @@ def test_no_device(device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     models = two_models(tmp_path)
     with pytest.raises(InputError, match="no device: device 'other' not found"):
         open_target(named(device, serial=":other")).run(models, feeds_for(), Job(), silent)
+    target = open_target(named(device).replace(f"tmp={device}", f"tmp={device}/nowhere"))
     with pytest.raises(InputError, match="No such file or directory"):
-        target = open_target(named(device).replace(f"tmp={device}", f"tmp={device}/nowhere"))
         target.run(models, feeds_for(), Job(), silent)
     monkeypatch.setenv("FAKE_ADB_GONE", str(device))
     with pytest.raises(InputError, match="no device: no devices/emulators found"):

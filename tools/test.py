@@ -1,10 +1,14 @@
 """Run the linters, the type checker and the tests on the example models.
 
-    python3 tools/test.py [--exporters] [arguments of pytest]
+    python3 tools/test.py [--exporters] [--targets] [arguments of pytest]
 
 Sets up ``.venv`` and gets the models that come out of packages.  With ``--exporters`` it also
 installs torch and the other exporters and makes the models that need them; the tests of models
 that are not in ``models/cache/`` skip themselves.
+
+With ``--targets`` it also sets up the places where models are run: plugin providers, sshd, an
+emulated ARM64 processor, onnxruntime-web and Chromium (see ``install_targets.py``).  What cannot be
+had is said, and its tests skip and say so too.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import install_targets
 from setup_env import ROOT, SetupError, ensure_environment, fail, run
 
 __all__ = ["main"]
@@ -31,6 +36,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--exporters", action="store_true", help="install the exporters and make their models"
     )
+    parser.add_argument(
+        "--targets", action="store_true", help="set up the targets that can run here"
+    )
     options, for_pytest = parser.parse_known_args(arguments)
     exporters = options.exporters
     try:
@@ -41,6 +49,8 @@ def main(arguments: list[str]) -> int:
             except SetupError as error:
                 print(f"going on without the exporters: {error}", flush=True)
                 exporters = False
+        if options.targets:
+            install_targets.install(python)
     except SetupError as error:
         return fail(error)
 
