@@ -20,7 +20,7 @@ from onnx_lowrank.runtime import open_session
 from onnx_lowrank.runtime import run as run_session
 from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.base import Job, Outcome
-from onnx_lowrank.targets.packing import packed, read_result
+from onnx_lowrank.targets.packing import own_provider, packed, read_result
 from tests.models import linear_model, parse, uniform
 from tests.remote import assert_outputs, feeds_for, two_models
 
@@ -234,3 +234,23 @@ def test_external_data_elsewhere_is_refused(tmp_path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(InputError, match="gone is missing"), packed([path], feeds_for(), Job()):
         pass
+
+
+def test_a_provider_that_takes_no_node(tmp_path: Path) -> None:
+    """Azure's is in every wheel and takes only operators of its own."""
+    models, feeds = two_models(tmp_path)[:1], feeds_for()
+    (fell_back,) = run(models, feeds, Job(threads=1), provider="azure")
+    assert_outputs((fell_back,), models, feeds)
+    assert list(fell_back.nodes or {}) == ["CPUExecutionProvider"]
+    assert fell_back.half is None
+    (strict,) = run(models, feeds, Job(threads=1, strict=True), provider="azure")
+    assert "fallback to CPU EP has been explicitly disabled" in str(strict.error)
+    assert strict.outputs == ()
+
+
+def test_spellings_of_a_provider() -> None:
+    ran = Outcome(nodes={"CPUExecutionProvider": (), "NnapiExecutionProvider": ("n",)})
+    assert own_provider("CPU") == "CPUExecutionProvider"
+    assert own_provider("nnapi", [ran]) == "NnapiExecutionProvider"
+    assert own_provider("qnn", [ran]) == "qnnExecutionProvider"
+    assert own_provider("QNNExecutionProvider") == "QNNExecutionProvider"

@@ -83,6 +83,7 @@ def test_outputs_times_memory_and_nodes(sshd: Sshd, models: list[Path]) -> None:
     feeds = feeds_for()
     target = open_target(sshd.name())
     assert not target.emulated
+    assert target.own == "CPUExecutionProvider"
     outcomes = target.run(models, feeds, Job(iterations=7, threads=1), done.append)
     assert_outputs(outcomes, models, feeds)
     assert sum(done) == len(models) * len(feeds) + 7

@@ -32,7 +32,7 @@ from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import perf_test, runner
 from onnx_lowrank.targets.address import parse
 from onnx_lowrank.targets.base import Feed, Job, Offer, Outcome, Target
-from onnx_lowrank.targets.packing import model_files, packed, read_result
+from onnx_lowrank.targets.packing import model_files, own_provider, packed, read_result
 
 __all__ = ["Adb", "create", "offers"]
 
@@ -83,6 +83,7 @@ class Adb(Target):
         self._provider = address.get("ep") or "cpu"
         self._tmp = address.get("tmp") or "/data/local/tmp"
         self._end = math.inf
+        self.own = own_provider(self._provider)
 
     def run(
         self, models: Sequence[Path], feeds: Sequence[Feed], job: Job, advance: Advance
@@ -99,13 +100,17 @@ class Adb(Target):
         try:
             self._adb_run(["get-state"], "no device", _PATIENCE)
             if self._runner is not None:
-                return self._run_runner(self._runner, models, feeds, job)
-            return self._run_perf_test(models, feeds, job, advance)
+                outcomes = self._run_runner(self._runner, models, feeds, job)
+            else:
+                outcomes = self._run_perf_test(models, feeds, job, advance)
         except subprocess.TimeoutExpired as error:
             if time.monotonic() < self._end:
                 raise InputError(f"--target {self.name}: the device does not answer") from error
             text = f"--target {self.name}: not done within {job.seconds:g} s"
             raise InputError(text) from error
+        self.own = own_provider(self._provider, outcomes)
+        self.half = any(outcome.half for outcome in outcomes)
+        return outcomes
 
     def _run_runner(
         self, command: str, models: Sequence[Path], feeds: Sequence[Feed], job: Job

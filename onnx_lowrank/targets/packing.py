@@ -20,7 +20,7 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.base import Array, Feed, Job, Outcome
 
-__all__ = ["Parcel", "model_files", "packed", "read_json", "read_result"]
+__all__ = ["Parcel", "model_files", "own_provider", "packed", "read_json", "read_result"]
 
 # Types that numpy does not know, by the name that ONNX Runtime gives them.
 _SMALL: dict[str, np.dtype[Any]] = {
@@ -221,3 +221,21 @@ def _read_outputs(folder: Path, sample: Mapping[str, Any]) -> Feed:
                 array = array.astype(object)
             outputs[item["name"]] = array
     return outputs
+
+
+def own_provider(name: str, outcomes: Sequence[Outcome] = ()) -> str:
+    """Key of `Outcome.nodes` for a provider that was named in any of its spellings.
+
+    Args:
+        name: as the user wrote it.
+        outcomes: what ran with it, which may know how it is written.
+    """
+    suffix = "executionprovider"
+    wanted = name.lower().removesuffix(suffix)
+    if wanted == "cpu":
+        return "CPUExecutionProvider"
+    for outcome in outcomes:
+        for provider in outcome.nodes or ():
+            if provider.lower().removesuffix(suffix) == wanted:
+                return provider
+    return name if name.lower().endswith(suffix) else f"{name}ExecutionProvider"

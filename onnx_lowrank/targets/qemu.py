@@ -59,6 +59,7 @@ class QemuArm64(Target):
     """An emulated ARM64 processor."""
 
     emulated = True
+    own = "CPUExecutionProvider"
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -73,6 +74,9 @@ class QemuArm64(Target):
             raise UsageError(
                 f"--target {name}: expected a CPU of {', '.join(known)}; came {self._cpu!r}"
             )
+
+        told = (_folder() / "cpu" / self._cpu / "proc" / "cpuinfo").read_text(encoding="utf-8")
+        self.half = "asimdhp" in told
 
     def run(
         self, models: Sequence[Path], feeds: Sequence[Feed], job: Job, advance: Advance

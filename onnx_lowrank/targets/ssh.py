@@ -40,7 +40,7 @@ from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.address import parse
 from onnx_lowrank.targets.base import Feed, Job, Offer, Outcome, Target
-from onnx_lowrank.targets.packing import Parcel, packed, read_result
+from onnx_lowrank.targets.packing import Parcel, own_provider, packed, read_result
 
 __all__ = ["Ssh", "create", "offers"]
 
@@ -87,7 +87,7 @@ def offers() -> list[Offer]:
 
 
 class Ssh(Target):
-    """A host that is reached over ssh."""
+    """A host that is reached over ssh; whether it computes in float16 is known after a run."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -108,6 +108,7 @@ class Ssh(Target):
         self._python = address.get("python")
         self._provider = address.get("ep") or "cpu"
         self._tmp = address.get("tmp")
+        self.own = own_provider(self._provider)
         words = ["ssh", "-T"]
         for option in address.options.get("option", ()):
             words += ["-o", option]
@@ -171,10 +172,11 @@ class Ssh(Target):
                 left = "" if folder is None else self._clear(folder)
                 raise InputError(f"{where}: {why}{left}") from error
         outcomes = read_result(result, where)
+        self.own = own_provider(self._provider, outcomes)
+        self.half = any(outcome.half for outcome in outcomes)
         note = f"Python {ready['python']}, onnxruntime {ready['onnxruntime']}, {ready['machine']}"
         return tuple(
-            dataclasses.replace(outcome, notes=(*outcome.notes, f"{self.name}: {note}"))
-            for outcome in outcomes
+            dataclasses.replace(outcome, notes=(*outcome.notes, note)) for outcome in outcomes
         )
 
     def _check(self, ready: dict[str, Any], parcel: Parcel) -> None:

@@ -95,6 +95,8 @@ def offers() -> list[Offer]:
 class Web(Target):
     """WebAssembly, in Node or in a browser."""
 
+    own = "CPUExecutionProvider"
+
     def run(
         self, models: Sequence[Path], feeds: Sequence[Feed], job: Job, advance: Advance
     ) -> tuple[Outcome, ...]:
@@ -119,7 +121,7 @@ class Web(Target):
             except web_hosts.HostError as error:
                 raise InputError(f"{where}: {error}") from error
             about = answer.get("about", {}).get("adapter")
-            notes = (f"{self.name}: {about}",) if about else ()
+            notes = (f"adapter {about}",) if about else ()
             return tuple(
                 self._outcome(folder, model, entry, notes)
                 for model, entry in zip(models, answer["models"], strict=True)
@@ -153,6 +155,7 @@ class WebGpu(Web):
     """WebGPU in a browser, on SwiftShader."""
 
     emulated = True
+    own = "WebGpuExecutionProvider"
 
     def run(
         self, models: Sequence[Path], feeds: Sequence[Feed], job: Job, advance: Advance
