@@ -47,7 +47,9 @@ def run(name: str, models: list[Path], feeds: Any, job: Job | None = None) -> An
         pytest.param("web-chromium", marks=needs("web-chromium")),
     ],
 )
-def test_wasm(name: str, tmp_path: Path, temporary: Path) -> None:
+def test_wasm(
+    name: str, tmp_path: Path, temporary: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     models, feeds = two_models(tmp_path), feeds_for()
     apart, broken = tmp_path / "apart.onnx", tmp_path / "broken.onnx"
     onnx.save(
@@ -70,6 +72,7 @@ def test_wasm(name: str, tmp_path: Path, temporary: Path) -> None:
         assert outcome.nodes is not None
         assert outcome.nodes["CPUExecutionProvider"][0] == "fc"
         assert outcome.half is False
+    assert capfd.readouterr() == ("", "")
     assert bad.error is not None
     assert bad.nodes is None
     assert bad.times_ns == ()
@@ -168,7 +171,10 @@ def test_webgpu_in_software(tmp_path: Path, temporary: Path) -> None:
 @web
 @needs("web-chromium")
 def test_errors_in_a_browser(
-    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     models = two_models(tmp_path)
 
@@ -185,6 +191,7 @@ def test_errors_in_a_browser(
     monkeypatch.setenv("ONNX_LOWRANK_BROWSER", str(browser))
     with pytest.raises(InputError, match="the browser ended with status 7: no display"):
         run("web-chromium", models, feeds_for())
+    assert capfd.readouterr() == ("", "")
     assert not any(temporary.iterdir())
 
 

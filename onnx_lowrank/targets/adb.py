@@ -1,4 +1,4 @@
-"""``adb[:SERIAL][?option&…]``: an Android device, with a program that the user put there.
+"""``adb[:serial][?option&…]``: an Android device, with a program that the user put there.
 
 | option | meaning |
 |---|---|
@@ -61,7 +61,7 @@ def offers() -> list[Offer]:
     found = shutil.which("adb")
     return [
         Offer(
-            name="adb[:serial]",
+            name="adb:serial",
             usable=found is not None,
             version=None,
             found=f"client {found}" if found else "no adb on the PATH",

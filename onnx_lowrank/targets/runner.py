@@ -563,19 +563,16 @@ def serve(temporary: str | None) -> int:
 
 
 def _here(folder: Path) -> dict[str, Any]:
-    from importlib import metadata
+    import importlib.util
 
-    versions: dict[str, Any] = {"onnxruntime": None}
-    for distribution in metadata.distributions():
-        name = (distribution.metadata["Name"] or "").lower()
-        if name == "onnxruntime" or (name.startswith("onnxruntime") and "-" in name):
-            versions["onnxruntime"] = distribution.version
+    # Started with -c, a Python also looks into the current folder, where the children do not.
+    sys.path[:] = [path for path in sys.path if path]
     return {
         "python": platform.python_version(),
         "executable": sys.executable,
         "machine": platform.machine(),
         "free": shutil.disk_usage(str(folder)).free,
-        **versions,
+        "onnxruntime": importlib.util.find_spec("onnxruntime") is not None,
     }
 
 

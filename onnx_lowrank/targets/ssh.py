@@ -40,7 +40,7 @@ from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.address import parse
 from onnx_lowrank.targets.base import Feed, Job, Offer, Outcome, Target
-from onnx_lowrank.targets.packing import Parcel, own_provider, packed, read_result
+from onnx_lowrank.targets.packing import Parcel, own_provider, packed, read_json, read_result
 
 __all__ = ["Ssh", "create", "offers"]
 
@@ -76,7 +76,7 @@ def offers() -> list[Offer]:
     found = shutil.which("ssh")
     return [
         Offer(
-            name="ssh://[user@]host",
+            name="ssh://user@host",
             usable=found is not None,
             version=None,
             found=f"ssh client {found}" if found else "no ssh client on the PATH",
@@ -174,13 +174,14 @@ class Ssh(Target):
         outcomes = read_result(result, where)
         self.own = own_provider(self._provider, outcomes)
         self.half = any(outcome.half for outcome in outcomes)
-        note = f"Python {ready['python']}, onnxruntime {ready['onnxruntime']}, {ready['machine']}"
+        version = read_json(result / "result.json", where)["onnxruntime"]
+        note = f"Python {ready['python']}, onnxruntime {version}, {ready['machine']}"
         return tuple(
             dataclasses.replace(outcome, notes=(*outcome.notes, note)) for outcome in outcomes
         )
 
     def _check(self, ready: dict[str, Any], parcel: Parcel) -> None:
-        if ready["onnxruntime"] is None:
+        if not ready["onnxruntime"]:
             raise _ThereError(
                 f"{ready['executable']} there (Python {ready['python']}) has no onnxruntime; "
                 "there: "

@@ -153,6 +153,9 @@ class _Server(http.server.ThreadingHTTPServer):
         self.done = threading.Event()
         self.failure: BaseException | None = None
 
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: the browser hangs up in the middle when it is ended."""
+
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
