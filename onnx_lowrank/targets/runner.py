@@ -16,9 +16,16 @@ FOLDER holds ``job.json``::
     isolate          whether each model is loaded in a process of its own
     repeats          runs between marks, of which an emulator counts the instructions; 0 for none
 
-and gets a folder ``result`` with ``result.json`` (``fault``: why nothing ran, or null;
-``machine``; ``onnxruntime``; ``models``: for each what `_Model` gathers, with ``times_ns``) and the
-outputs as ``.npz`` files.  A model that crashes costs its own result and no other's.
+and gets a folder ``result`` with ``result.json``::
+
+    fault            why nothing could be run, in one line, or null
+    machine, onnxruntime, half       architecture, version, and as in `Outcome`
+    models           for each of them, in their order, what of `Outcome` is known:
+                     "notes"; "load_ns", "first_ns", "peak_bytes", "times_ns", "nodes", "error"
+                     where there are any; "outputs" [{"file": npz, "outputs": [{"name", "type"}]}],
+                     one entry for each sample, arrays "0", "1", …
+
+A model that crashes costs its own result and no other's.
 """
 
 from __future__ import annotations
