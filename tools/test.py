@@ -4,8 +4,11 @@
 
 Sets up ``.venv`` and gets the models that come out of packages.  With ``--exporters`` it also
 installs torch and the other exporters and makes the models that need them; the tests of models
-that are not in ``models/cache/`` skip themselves.  With ``--targets`` it also installs the plugin
-execution providers, each for itself; the tests of one that cannot be had skip and say so.
+that are not in ``models/cache/`` skip themselves.
+
+With ``--targets`` it also sets up the places where models are run: plugin providers, sshd, an
+emulated ARM64 processor, onnxruntime-web and Chromium (see ``install_targets.py``).  What cannot be
+had is said, and its tests skip and say so too.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import install_targets
 from setup_env import ROOT, SetupError, ensure_environment, fail, run
 
 __all__ = ["main"]
@@ -21,7 +25,6 @@ __all__ = ["main"]
 # The version that the models are made with.  Where pip can find a CPU wheel (2.13.0+cpu), this
 # pin takes it, and the extra's torch is then there already.
 TORCH = "torch==2.13.0"
-PLUGINS = ("openvino", "qnn", "webgpu")
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +37,7 @@ def main(arguments: list[str]) -> int:
         "--exporters", action="store_true", help="install the exporters and make their models"
     )
     parser.add_argument(
-        "--targets", action="store_true", help="install the plugin execution providers"
+        "--targets", action="store_true", help="set up the targets that can run here"
     )
     options, for_pytest = parser.parse_known_args(arguments)
     exporters = options.exporters
@@ -46,11 +49,8 @@ def main(arguments: list[str]) -> int:
             except SetupError as error:
                 print(f"going on without the exporters: {error}", flush=True)
                 exporters = False
-        for extra in PLUGINS if options.targets else ():
-            try:
-                python = ensure_environment(["dev", extra])
-            except SetupError as error:
-                print(f"going on without {extra}: {error}", flush=True)
+        if options.targets:
+            install_targets.install(python)
     except SetupError as error:
         return fail(error)
 
