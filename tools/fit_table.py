@@ -1,6 +1,6 @@
 """Print how far factors that are fitted to data go, on a sentence encoder.
 
-    python tools/fit_table.py [--model models/cache/minilm-l6.onnx] [--samples 768]
+    python tools/fit_table.py [--model models/cache/minilm-l6.onnx] [--samples 768] [--heal STEPS]
 
 The texts are first paragraphs of the standard library's docstrings: those of modules a-g
 calibrate, 256 of modules h-z judge.  Printed are the cosine between the embeddings of the model and
@@ -53,7 +53,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "+ refit": {"refit": True},
 }
 # What they have to reach: share -> a bar for each column; 0 stands for the column before it.
-BARS = {0.8: (None, 0.90, 0.0), 0.6: (None, 0.82, 0.0)}
+BARS = {0.8: (None, 0.90, 0.0, 0.96), 0.6: (None, 0.82, 0.0, 0.92)}
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -69,7 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, default=cache / "minilm-l6.tokenizer.json")
     parser.add_argument("--samples", type=int, default=768, help="paragraphs to calibrate with")
     parser.add_argument("--repeats", type=int, default=5, help="of the timed gathering")
+    parser.add_argument("--heal", type=int, default=0, help="steps of a column with healing")
     options = parser.parse_args(arguments)
+    if options.heal:
+        COLUMNS["+ refit, heal"] = {"refit": True, "heal": options.heal}
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
     fit = batches(tokenizer, paragraphs("a", "g", options.samples))
     judge = batches(tokenizer, paragraphs("h", "z", JUDGED))
@@ -128,7 +131,7 @@ def row(
     """Print one line of the table; whether all its bars are met."""
     print(f"{share:<5g}", end="", flush=True)
     met, before = True, 0.0
-    for column, bar in zip(COLUMNS.values(), BARS[share], strict=True):
+    for column, bar in zip(COLUMNS.values(), BARS[share], strict=False):
         calibrate = column.get("calibrate", True)
         start = time.perf_counter()
         result = compress(
