@@ -31,6 +31,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import scipy.linalg
 from fit_table import JUDGED, ROOT, Feed, batches, embeddings, paragraphs
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from onnx_lowrank.allocate import Ladders, parameters_of
@@ -162,7 +163,8 @@ def _whitened(prepared: Prepared, share: float) -> dict[Group, Factors]:
     for group in prepared.measured:
         weight = group.matrix.numpy()[0].astype(np.float64)
         rank = largest_rank(*weight.shape, share)
-        first, second = _truncated(weight, prepared.statistics.fit[group][0], rank)
+        with threadpool_limits(1, user_api="blas"):  # two threads are far slower here
+            first, second = _truncated(weight, prepared.statistics.fit[group][0], rank)
         pairs[group] = Factors(first[None], second[None], Errors(0.0))
     return pairs
 
