@@ -282,7 +282,9 @@ def test_plugin_that_offers_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     # ONNX Runtime lists a registered plugin among its own providers; a session on that name alone
     # would run on the CPU.
     monkeypatch.setattr(
-        ort, "get_available_providers", lambda: ["FakeExecutionProvider", "CPUExecutionProvider"]
+        ort,
+        "get_available_providers",
+        lambda: ["FakeExecutionProvider", "FakeExecutionProvider.AUTO", "CPUExecutionProvider"],
     )
     assert list(built_in()) == ["cpu"]
 

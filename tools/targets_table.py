@@ -1,13 +1,14 @@
 """One model before and after on every target that runs here, as a table.
 
-    python tools/targets_table.py [--model NAME] [--keep R] [--only TARGET …] [--threads N]
+    python tools/targets_table.py [--model NAME] [--keep R] [--only TARGET …] [--also TARGET …]
 
 Without arguments: the vision transformer on handwritten digits that ``models/get.py --all`` makes,
 factored to half of its parameters with calibration samples, with fixed inputs (``--for qnn``), so
 that every target can take it.  Printed are, for both models, the largest difference of any output
 to the same model on the CPU, relative to the largest output there, the nodes that the target took
 itself, and what one inference costs: the median time where times mean something, else the
-deterministic cost that the target tells.  Targets that are not usable here are listed below.
+deterministic cost that the target tells.  Targets that are not usable here are listed below;
+those that need an address, such as ``ssh://user@host``, are given with ``--also``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", default="vit", help="name in models/cache (default: vit)")
     parser.add_argument("--keep", type=float, default=0.5, help="share of each layer to keep")
     parser.add_argument("--only", nargs="+", metavar="TARGET", help="these targets only")
+    parser.add_argument(
+        "--also", nargs="+", default=[], metavar="TARGET", help="targets with an address, too"
+    )
     parser.add_argument("--samples", type=int, default=4, help="samples to compare on")
     parser.add_argument("--iterations", type=int, default=60, help="timed runs of each model")
     parser.add_argument("--threads", type=int, help="intra-op threads")
@@ -88,14 +92,21 @@ def run(source: Path, options: argparse.Namespace, folder: Path, console: Consol
     table.add_column("cost of one inference, before → after")
     missing = []
     reference: tuple[Outcome, ...] | None = None
+    names = []
     for offer in all_offers():
-        if options.only is not None and offer.name not in (*options.only, "cpu"):
-            continue
-        if not offer.usable:
+        wanted = options.only is None or offer.name in (*options.only, "cpu")
+        if wanted and not offer.usable:
             missing.append(f"{offer.name}: {offer.found}; {offer.install or ''}".rstrip("; "))
+        elif wanted and offer.times != "remote":
+            names.append(offer.name)
+    names.sort(key=lambda name: name != "cpu")  # the others are compared with it
+    for name in [*names, *options.also]:
+        try:
+            target = open_target(name)
+            outcomes = outcomes_of(target, subjects, options)
+        except LowRankError as error:
+            missing.append(f"{name}: {error}")
             continue
-        target = open_target(offer.name)
-        outcomes = outcomes_of(target, subjects, options)
         if reference is None:
             reference = outcomes
         table.add_row(*row(target, outcomes, reference))

@@ -56,10 +56,11 @@ def short_name(full: str) -> str:
 
 def built_in() -> dict[str, str]:
     """Short name -> full name of what is compiled into the installed ONNX Runtime."""
-    # A plugin stands in the list too once it is registered, but without its device.
+    # A plugin stands in the list too once it is registered, but without its device; OpenVINO also
+    # as "OpenVINOExecutionProvider.AUTO".
     others = {*_NO_PROVIDERS, *registered_plugins()}
-    found = (str(full) for full in ort.get_available_providers() if full not in others)
-    return {short_name(full): full for full in found}
+    available = (str(full) for full in ort.get_available_providers())
+    return {short_name(full): full for full in available if full.partition(".")[0] not in others}
 
 
 def resolve_provider(name: str) -> Provider:
