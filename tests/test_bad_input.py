@@ -327,7 +327,9 @@ def test_a_weight_that_is_not_finite_stays_dense(
     ("m", "n", "kind"),
     [(64, 48, "zeros"), (1, 48, "ones"), (64, 1, "ones"), (1, 1, "ones"), (2, 2, "zeros")],
 )
-@pytest.mark.parametrize("options", [(), ("--energy", "1", "--min-gain", "-1"), ("--keep", "0.9")])
+@pytest.mark.parametrize(
+    "options", [(), ("--energy", "1", "--min-gain", "-1"), ("--keep", "0.9", "--uniform")]
+)
 def test_zeros_and_vectors(
     m: int, n: int, kind: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:

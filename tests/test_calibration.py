@@ -640,7 +640,7 @@ def seen(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, **options: Any
         parts.extend([float(feed["x"].flat[0]) for feed in part] for part in arguments[3:5])
         return gather(*arguments, **options)
 
-    monkeypatch.setattr("onnx_lowrank.run.gather", spy)
+    monkeypatch.setattr("onnx_lowrank.prepare.gather", spy)
     report = factored(model, rank=3, dims={"N": 1}, **options).report
     return report, parts
 
@@ -744,7 +744,7 @@ def test_loaded_statistics_give_the_same(
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("samples were run")
 
-    monkeypatch.setattr("onnx_lowrank.run.gather", refuse)
+    monkeypatch.setattr("onnx_lowrank.prepare.gather", refuse)
     second = factored(shared, rank=2, load_stats=path)
     for (name, one), (other, two) in itertools.zip_longest(
         initializers(first), initializers(second)

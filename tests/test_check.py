@@ -169,7 +169,7 @@ def test_run_check_names_the_model_that_fails() -> None:
 )
 def test_stored_outputs(stored: list[float], note: str) -> None:
     expected = ({"y": np.array([stored], np.float32)}, None)
-    _, notes = run_check(session(1), session(2), samples(expected), provider="P", classifiers=())
+    _, _, notes = run_check(session(1), session(2), samples(expected), provider="P", classifiers=())
     assert len(notes) == 1
     assert notes[0].startswith(note)
 

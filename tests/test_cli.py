@@ -241,7 +241,9 @@ def test_options_may_stand_before_the_paths(source: Path) -> None:
 
 def test_the_report_has_every_field_and_agrees_with_a_count_of_the_file(source: Path) -> None:
     out = source.with_name("out.onnx")
-    report = report_of(source, out, "--rank", 8, "--samples", 3, folder=source.parent)
+    report = report_of(
+        source, out, "--rank", 8, "--samples", 3, "--allow-slower", folder=source.parent
+    )
 
     def counted(path: Path) -> tuple[int, int]:
         return path.stat().st_size, parameters(onnx.load(path))

@@ -109,7 +109,6 @@ class Adb(Target):
             text = f"--target {self.name}: not done within {job.seconds:g} s"
             raise InputError(text) from error
         self.own = own_provider(self._provider, outcomes)
-        self.half = any(outcome.half for outcome in outcomes)
         return outcomes
 
     def _run_runner(

@@ -102,13 +102,11 @@ class Target(abc.ABC):
     Attributes:
         name: as the user wrote it.
         emulated: whether its times mean nothing.
-        half: whether it computes float16 models in float16, as the x86 CPU does not.
         own: key of `Outcome.nodes` for the nodes that the target itself runs; None where it has
             no single one.
     """
 
     emulated: ClassVar[bool] = False
-    half: bool = False
     own: str | None = None
 
     def __init__(self, name: str) -> None:

@@ -75,9 +75,6 @@ class QemuArm64(Target):
                 f"--target {name}: expected a CPU of {', '.join(known)}; came {self._cpu!r}"
             )
 
-        told = (_folder() / "cpu" / self._cpu / "proc" / "cpuinfo").read_text(encoding="utf-8")
-        self.half = "asimdhp" in told
-
     def run(
         self, models: Sequence[Path], feeds: Sequence[Feed], job: Job, advance: Advance
     ) -> tuple[Outcome, ...]:

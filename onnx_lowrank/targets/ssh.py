@@ -173,7 +173,6 @@ class Ssh(Target):
                 raise InputError(f"{where}: {why}{left}") from error
         outcomes = read_result(result, where)
         self.own = own_provider(self._provider, outcomes)
-        self.half = any(outcome.half for outcome in outcomes)
         version = read_json(result / "result.json", where)["onnxruntime"]
         note = f"Python {ready['python']}, onnxruntime {version}, {ready['machine']}"
         return tuple(
