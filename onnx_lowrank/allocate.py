@@ -54,6 +54,7 @@ class Ladders:
         curves: Mapping[Group, Curve],
         measured: Mapping[Group, Measurement],
         goal: Goal,
+        multiple: Callable[[Group], int | None] | None = None,
     ) -> None:
         """Options of the groups that have a curve; others keep what was decided before.
 
@@ -62,7 +63,9 @@ class Ladders:
             curves: damage by rank.
             measured: the spectra, for the energy that a rank holds.
             goal: limits and rounds the ranks.
+            multiple: on which multiple a group's rank should be, None for the goal's.
         """
+        self._multiple = multiple
         self._curves, self._measured, self._goal = curves, measured, goal
         self._ways = list(_ways(finding, curves))
         self._rungs = [self._ladder(ways) for ways in self._ways]
@@ -117,7 +120,9 @@ class Ladders:
 
     def _ranks(self, group: Group) -> list[int]:
         """The ranks to choose from: multiples, and below the first of them powers of two."""
-        limit, multiple = self._goal.largest(group), self._goal.rank_multiple
+        limit = self._goal.largest(group)
+        own = None if self._multiple is None else self._multiple(group)
+        multiple = own or self._goal.rank_multiple
         small = [2**power for power in range(16) if 2**power < min(multiple, limit + 1)]
         return [*small, *range(multiple, limit + 1, multiple)]
 

@@ -36,7 +36,7 @@ def compress(
     ops: Sequence[str] | None = None,
     constant_inputs: bool = False,
     min_gain: float = 0.1,
-    rank_multiple: int | None = None,
+    rank_multiple: int | str | None = None,
     shape_for: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
@@ -88,7 +88,8 @@ def compress(
         ops: which forms to factor, such as ("matmul", "gemm") or ("all",).
         constant_inputs: treat initializers that are also graph inputs as constants.
         min_gain: a pair has at most this share of parameters less than its weight, in [-1, 1).
-        rank_multiple: chosen ranks are rounded to a multiple of this; default: what the target of
+        rank_multiple: chosen ranks are rounded to a multiple of this, "auto": of what is measured
+            to suit each layer here; default: what the target of
             ``shape_for`` likes, else 8.
         shape_for: shape the result for "cpu", "arm", "qnn", "nnapi", "coreml", "webgpu" or
             "xnnpack" (``--for``); default: a portable one.

@@ -38,8 +38,18 @@ class Searching:
         evaluations: how often several layers were tried together.
     """
 
-    def __init__(self, context: Context, prepared: Prepared) -> None:
+    def __init__(
+        self,
+        context: Context,
+        prepared: Prepared,
+        multiple: Callable[[Group], int | None] | None = None,
+    ) -> None:
         """Measure the damage of every layer.
+
+        Args:
+            context: the run.
+            prepared: the model.
+            multiple: on which multiple a group's rank should be, where that is not the goal's.
 
         Raises:
             InputError: the model does not run with its weights as inputs.
@@ -56,7 +66,7 @@ class Searching:
             curves = damage_curves(
                 groups, prepared.measured, prepared.search, settings.goal, self.probe, advance
             )
-        self.ladders = Ladders(prepared.finding, curves, prepared.measured, settings.goal)
+        self.ladders = Ladders(prepared.finding, curves, prepared.measured, settings.goal, multiple)
         self.evaluations = 0
         self._pairs: dict[Group, Factors] = {}
 

@@ -51,7 +51,7 @@ class Settings:
     ops: tuple[str, ...] | None = None
     constant_inputs: bool = False
     min_gain: float = 0.1
-    rank_multiple: int | None = None
+    rank_multiple: int | str | None = None
     shape_for: str | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -128,6 +128,11 @@ class Settings:
         if self.rank_multiple is None:
             wishes = Wishes() if self.shape_for is None else WISHES[self.shape_for]
             object.__setattr__(self, "rank_multiple", wishes.rank_multiple)
+        elif self.rank_multiple == "auto" and (self.budget is None or not self.bench):
+            raise UsageError(
+                "--rank-multiple auto needs a goal for the whole model, such as --keep, and the "
+                "timing that --no-bench leaves out"
+            )
 
     def _check_budget(self) -> None:
         budget = self.budget
@@ -172,10 +177,14 @@ class Settings:
     @property
     def goal(self) -> Goal:
         """How ranks are chosen."""
-        assert self.rank_multiple is not None
+        multiple = Wishes().rank_multiple if self.rank_multiple == "auto" else self.rank_multiple
+        if not isinstance(multiple, int):
+            raise UsageError(
+                f"--rank-multiple: expected a whole number or auto, got {self.rank_multiple!r}"
+            )
         keep = self.keep if self.uniform else None
         budget = self.budget is not None
-        return Goal(self.energy, self.rank, keep, self.min_gain, self.rank_multiple, budget)
+        return Goal(self.energy, self.rank, keep, self.min_gain, multiple, budget)
 
     @property
     def budget(self) -> Budget | None:

@@ -67,15 +67,18 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
             keep=budget.value, min_gain=settings.min_gain, rank_multiple=settings.goal.rank_multiple
         )
         return Chosen(PerLayer(goal, prepared))
-    searching = Searching(context, prepared)
-    table = None
-    if budget.timed:
-        table = cost_table(context, prepared, searching.ladders.groups)
+    table, multiple = None, None
+    auto = settings.rank_multiple == "auto"
+    if budget.timed or auto:
+        groups = [group for group, found in prepared.measured.items() if found.finite]
+        table = cost_table(context, prepared, groups, multiples=auto)
+        multiple = table.multiple if auto else None
+    searching = Searching(context, prepared, multiple)
     match budget.kind:
         case "keep":
-            return Chosen(Keep(searching, budget), searching=searching)
+            return Chosen(Keep(searching, budget), None, table, searching)
         case "max-size":
-            return Chosen(MaxSize(searching, budget, context), searching=searching)
+            return Chosen(MaxSize(searching, budget, context), None, table, searching)
         case "tolerance":
             cost = cost_of(prepared, budget.objective, table)
             strategy = Tolerance(searching, budget, cost, context)

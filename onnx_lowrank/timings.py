@@ -16,10 +16,13 @@ from onnx_lowrank.prepare import Prepared
 __all__ = ["cost_table"]
 
 
-def cost_table(context: Context, prepared: Prepared, groups: Sequence[Group]) -> CostTable:
+def cost_table(
+    context: Context, prepared: Prepared, groups: Sequence[Group], *, multiples: bool = False
+) -> CostTable:
     """How long each group takes on the provider and threads of the run, by rank.
 
-    What a loaded table (``--load-costs``) holds is not measured again.
+    With ``multiples`` also which multiple the ranks should be on.  What a loaded table
+    (``--load-costs``) holds is not measured again.
 
     Raises:
         InputError: a table cannot be read or written.
@@ -35,7 +38,7 @@ def cost_table(context: Context, prepared: Prepared, groups: Sequence[Group]) ->
     plan = plan_costs(groups, prepared.model, trial.outputs)
     with context.stages("time layers", len(plan.missing(known, place))) as advance:
         timer = session_timer(trial.open, clock_for(place.provider, place.threads))
-        table = measure_costs(plan, timer, place, advance, known)
+        table = measure_costs(plan, timer, place, advance, known, multiples=multiples)
     if settings.save_costs is not None:
         cost_file.save(Path(settings.save_costs), table)
     return table

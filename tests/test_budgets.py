@@ -227,6 +227,13 @@ def test_without_running_a_share_is_that_of_every_layer(model: onnx.ModelProto) 
         compress(model, max_size="1MB", check=False, bench=False)
 
 
+def test_multiples_can_be_measured(model: onnx.ModelProto) -> None:
+    result = budgeted(model, keep=0.6, rank_multiple="auto", bench=True, threads=1)
+    totals = result.report.totals
+    assert totals.linear_parameters_after <= 0.6 * totals.linear_parameters_before
+    assert "time layers" in result.report.seconds
+
+
 def test_random_input_is_called_random(model: onnx.ModelProto) -> None:
     result = compress(model, keep=0.6, simplify=False, bench=False, rank_multiple=1)
     assert any("damage measured on random input" in note for note in result.report.notes)
@@ -250,6 +257,8 @@ def test_random_input_is_called_random(model: onnx.ModelProto) -> None:
         ({"max_latency": "fast"}, "--max-latency"),
         ({"max_size": "big"}, "--max-size"),
         ({"keep": 1.5}, "--keep"),
+        ({"energy": 0.9, "rank_multiple": "auto"}, "--rank-multiple auto"),
+        ({"keep": 0.5, "rank_multiple": "many"}, "--rank-multiple"),
     ],
 )
 def test_contradictions_are_usage_errors(options: dict[str, Any], message: str) -> None:

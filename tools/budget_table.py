@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--heal", type=int, default=0, help="with --refit: steps of healing")
     options = parser.parse_args(arguments)
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
-    fit_to = batches(tokenizer, paragraphs("a", "g", options.samples))
+    fit_to = batches(tokenizer, sorted(paragraphs("a", "g", options.samples), key=len))
     judge = batches(tokenizer, paragraphs("h", "z", JUDGED))
     with tempfile.TemporaryDirectory() as name:
         held = Path(name, "held")

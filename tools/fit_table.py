@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.heal:
         COLUMNS["+ refit, heal"] = {"refit": True, "heal": options.heal}
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
-    fit = batches(tokenizer, paragraphs("a", "g", options.samples))
+    # By length: texts that are batched together need little padding.
+    fit = batches(tokenizer, sorted(paragraphs("a", "g", options.samples), key=len))
     judge = batches(tokenizer, paragraphs("h", "z", JUDGED))
     met = accuracy(options.model, fit, judge)
     met &= gathering(options.model, fit[:TIMED], options.repeats)

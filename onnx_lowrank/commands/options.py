@@ -22,6 +22,15 @@ def _all(options: Sequence[Decorator]) -> Decorator:
     return decorate
 
 
+def _multiple(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a whole number nor auto") from None
+
+
 def plain(options: dict[str, Any]) -> dict[str, Any]:
     """The options of all groups under the names of `onnx_lowrank.settings.Settings`.
 
@@ -71,10 +80,13 @@ selection = _all(
             show_default=True,
             help="Replace a layer only if the pair saves this share of its parameters.",
         ),
-        number(
+        click.option(
             "--rank-multiple",
-            "Round chosen ranks to a multiple: for --energy up where "
-            "--min-gain allows, for --keep down.  [default: 8, or what the target of --for likes]",
+            metavar="M",
+            callback=lambda _, __, text: _multiple(text),
+            help="Round chosen ranks to a multiple: for --energy up where --min-gain allows, for "
+            "--keep down; auto: what each layer likes here, measured.  [default: 8, or what the "
+            "target of --for likes]",
         ),
         click.option(
             "--for",
