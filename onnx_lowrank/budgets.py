@@ -43,18 +43,18 @@ class Keep(Strategy):
         """The least damage within the share."""
         searching, share = self._searching, self._budget.value
         total = searching.linear_parameters()
-        fixed = total - searching.fixed(parameters_of)
-        items = searching.ladders.items(parameters_of)
-        solution = solve(items, share * total - fixed)
+        priced = searching.ladders.priced(parameters_of)
+        fixed = total - priced.dense
+        solution = solve(priced.items, share * total - fixed)
         if solution is not None:
-            return searching.plan(solution)
-        best = path(items)[-1]
+            return searching.plan(priced, solution)
+        best = path(priced.items)[-1]
         kept = (best.cost + fixed) / total if total else 1.0
         held = f"; layers that must stay dense hold {fixed / total:.3g}" if fixed and total else ""
         raise Unreachable(
             f"{self._budget.option}: the least that can be kept is {kept:.3g} of the linear "
             f"layers' parameters{held}",
-            searching.plan(best),
+            searching.plan(priced, best),
         )
 
 
@@ -67,21 +67,22 @@ class MaxSize(Strategy):
         self._searching, self._budget = searching, budget
         source, model = context.source, searching.prepared.model
         frame = max(source.bytes - stored_bytes(source.model), 0)
-        self._other = stored_bytes(model) - searching.fixed(bytes_of) + frame
+        self._priced = searching.ladders.priced(_with_overhead)
+        self._other = stored_bytes(model) - self._priced.dense + frame
         self._tries = 0
 
     def first(self) -> Plan:
         """The least damage that should fit."""
-        items = self._searching.ladders.items(_with_overhead)
+        items = self._priced.items
         solution = solve(items, self._budget.value - self._other)
         if solution is not None:
-            return self._searching.plan(solution)
+            return self._searching.plan(self._priced, solution)
         best = path(items)[-1]
         raise Unreachable(
             f"{self._budget.option}: the smallest that can be had is about "
             f"{best.cost + self._other:.0f} bytes; {self._other:.0f} of them are not linear layers "
             "that can be factored",
-            self._searching.plan(best),
+            self._searching.plan(self._priced, best),
         )
 
     def revise(self, plan: Plan, measured: Measured) -> Plan | None:
@@ -96,8 +97,8 @@ class MaxSize(Strategy):
         return self.first()
 
 
-def _with_overhead(group: Group, rank: int | None) -> float:
-    return bytes_of(group, rank) + (0 if rank is None else _OVERHEAD * len(group.members))
+def _with_overhead(group: Group, rank: int | None, leads: bool = True) -> float:
+    return bytes_of(group, rank, leads) + (0 if rank is None else _OVERHEAD * len(group.members))
 
 
 class Tolerance(Strategy):
@@ -107,7 +108,8 @@ class Tolerance(Strategy):
         self, searching: Searching, budget: Budget, cost: CostOf, context: Context
     ) -> None:
         self._searching, self._budget, self._context = searching, budget, context
-        self._steps = path(searching.ladders.items(cost))
+        self._priced = searching.ladders.priced(cost)
+        self._steps = path(self._priced.items)
         self._limit = budget.value
         self._known: dict[int, float] = {}
         self._at = 0
@@ -119,12 +121,12 @@ class Tolerance(Strategy):
         with self._context.stages("search"):
             self._at, self._known = furthest(
                 self._steps,
-                lambda step: searching.loss(step, metric),
+                lambda step: searching.loss(self._priced, step, metric),
                 self._limit,
                 self._guess,
                 self._known,
             )
-        return searching.plan(self._steps[self._at] if self._at else None)
+        return self._plan()
 
     def revise(self, plan: Plan, measured: Measured) -> Plan | None:  # noqa: ARG002
         """A step back, by as much as other samples lost more than those of the search."""
@@ -137,15 +139,18 @@ class Tolerance(Strategy):
             self._context.say(
                 f"{self._budget.option}: no rank that was tried held on unseen samples"
             )
-            return self._searching.plan(None)
+            return self._plan()
         searched = self._known.get(self._at, self._limit)
         self._limit = min(self._limit, searched) * 0.98 * self._budget.value / loss
         before = self._at
         following = self.first()
         if self._at >= before:  # noise: the search found the same again
             self._at = before * 9 // 10
-            following = self._searching.plan(self._steps[self._at] if self._at else None)
+            following = self._plan()
         return following
+
+    def _plan(self) -> Plan:
+        return self._searching.plan(self._priced, self._steps[self._at] if self._at else None)
 
     def _guess(self, step: Solution) -> float:
         # Distances go with the root of the damage; what counts or correlates goes with it.
@@ -162,7 +167,8 @@ class Speed(Strategy):
     def __init__(self, searching: Searching, budget: Budget, table: CostTable) -> None:
         self._searching, self._budget = searching, budget
         cost = cost_of(searching.prepared, "latency", table)
-        self._steps = path(searching.ladders.items(cost))
+        self._priced = searching.ladders.priced(cost)
+        self._steps = path(self._priced.items)
         self._at = self._low = 0  # too slow
         self._high: int | None = None  # fast enough
         self._best = 0.0
@@ -172,7 +178,7 @@ class Speed(Strategy):
 
     def first(self) -> Plan:
         """All layers dense: their times alone do not tell the model's."""
-        return self._searching.plan(None)
+        return self._searching.plan(None, None)
 
     def revise(self, plan: Plan, measured: Measured) -> Plan | None:
         """Further, or back where it went too far."""
@@ -211,7 +217,7 @@ class Speed(Strategy):
         return self._plan()
 
     def _plan(self) -> Plan:
-        return self._searching.plan(self._steps[self._at])
+        return self._searching.plan(self._priced, self._steps[self._at])
 
     def _wanted(self, latency: Latency) -> float:
         """The speedup that is asked for."""
@@ -235,17 +241,21 @@ def cost_of(prepared: Prepared, objective: str, table: CostTable | None) -> Cost
     if objective == "macs":
         macs = prepared.macs
 
-        def count(group: Group, rank: int | None) -> float | None:
+        def count(group: Group, rank: int | None, leads: bool = True) -> float | None:
             costs = [None if macs is None else macs.costs.get(m.site) for m in group.members]
             known = [cost for cost in costs if cost is not None]
             if len(known) < len(costs):
                 return None
-            return float(sum(c.dense if rank is None else c.pair(rank) for c in known))
+            if rank is None:
+                return float(sum(c.dense for c in known))
+            return float(sum(c.pair(rank) if leads else rank * c.second for c in known))
 
         return count
     assert table is not None
 
-    def time(group: Group, rank: int | None) -> float | None:
+    def time(group: Group, rank: int | None, leads: bool = True) -> float | None:
+        if not leads:
+            return None  # a first factor that is shared was not timed
         return table.dense(group) if rank is None else table.pair(group, rank)
 
     return time

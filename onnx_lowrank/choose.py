@@ -115,6 +115,21 @@ class Measurement:
     of: EnergyOf = "weight"
 
 
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """Groups that read one activation in one way and share their first factor.
+
+    Their matrices stand side by side, ``[s₁W₁ | … | sₚWₚ] ≈ A·[s₁B₁ | … | sₚBₚ]``.
+
+    Attributes:
+        groups: at least two; A counts with the first one's pair.
+        scales: s, by group: how much the model's outputs hang on each one's.
+    """
+
+    groups: tuple[Group, ...]
+    scales: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Choice:
     """The rank of a group, or None to leave it dense, with the reason."""
@@ -126,6 +141,17 @@ class Choice:
     """The rank that the goal asked for before limits, where it was measured."""
     of: EnergyOf = "weight"
     """What the energy is the energy of."""
+    joint: Joint | None = None
+    """The groups that it shares its first factor with, itself among them; None if it does not."""
+    leads: bool = True
+    """Whether its first factor counts as its own."""
+
+    def parameters(self, group: Group) -> int:
+        """Parameters of the group's pair, or of its matrix where dense."""
+        slices, m, n = group.shape
+        if self.rank is None:
+            return slices * m * n
+        return slices * self.rank * ((m if self.leads else 0) + n)
 
 
 @dataclass(frozen=True, eq=False)

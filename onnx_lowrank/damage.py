@@ -8,26 +8,32 @@ by a power of it between them.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnx_lowrank.calibrate import Statistics
-from onnx_lowrank.choose import Choice, Goal, Measurement
+from onnx_lowrank.choose import Choice, Goal, Joint, Measurement
 from onnx_lowrank.find import Group
 from onnx_lowrank.fit import fit
 from onnx_lowrank.measure import group_memory, largest_first
 from onnx_lowrank.numerics.fit import unseen_squares
+from onnx_lowrank.numerics.joint import side_by_side
+from onnx_lowrank.numerics.output_pca import component_energies, output_squares
 from onnx_lowrank.numerics.parallel import map_layers
-from onnx_lowrank.numerics.ranks import break_even
+from onnx_lowrank.numerics.ranks import break_even, largest_rank
 from onnx_lowrank.probe import Probe
 from onnx_lowrank.progress import Advance
 
-__all__ = ["Curve", "damage_curves"]
+__all__ = ["Curve", "damage_curves", "find_joints", "joint_curves"]
 
+# So many groups of one activation are tried in all subsets, more only all together.
+_SUBSETS = 3
 # Reference ranks as shares of the break-even rank.
 _SHARES = (0.5, 0.125)
 
@@ -71,6 +77,14 @@ class Curve:
             return 0.0
         rank, damage = self.points[0]
         return damage * float(self.tails[0]) / self._tail(rank)
+
+    @property
+    def slope(self) -> float:
+        """Damage for each unit of energy that is lost, at the first reference rank."""
+        if not self.points:
+            return 0.0
+        rank, damage = self.points[0]
+        return damage / self._tail(rank)
 
     def _tail(self, rank: int) -> float:
         return float(self.tails[min(rank, len(self.tails) - 1)])
@@ -126,6 +140,85 @@ def damage_curves(
     return curves
 
 
+def joint_curves(
+    joints: Sequence[Joint],
+    statistics: Statistics,
+    goal: Goal,
+    probe: Probe,
+    advance: Advance,
+) -> dict[Joint, Curve]:
+    """Damage of groups that share their first factor, measured as that of single ones.
+
+    Args:
+        joints: groups with moments.
+        statistics: what the factors are fitted to, and held moments if any.
+        goal: limits the ranks.
+        probe: runs the model.
+        advance: called with 1 for every joint.
+    """
+    curves = {}
+    for joint in joints:
+        matrices = [group.matrix.numpy()[0] for group in joint.groups]
+        joined = side_by_side(matrices, joint.scales)
+        own = statistics.fit[joint.groups[0]][0].shrunk()
+        unseen = statistics.held.get(joint.groups[0])
+        squares = (
+            output_squares(joined, own)
+            if unseen is None
+            else component_energies(joined, own, unseen[0])
+        )
+        tails = _summed(squares)
+        points = []
+        for rank in _below(joined.shape[0], joined.shape[1], tails, goal.min_gain):
+            choices = {
+                group: Choice(rank, "reference", joint=joint, leads=index == 0)
+                for index, group in enumerate(joint.groups)
+            }
+            pairs = dict(fit(choices, Statistics(statistics.fit), lambda _: None))
+            points.append((rank, probe.damage(pairs)))
+        curves[joint] = Curve(tuple(points), tails)
+        advance(1)
+    return curves
+
+
+def find_joints(
+    curves: Mapping[Group, Curve], statistics: Statistics, model: ir.Model
+) -> list[Joint]:
+    """Groups that read one activation in one way, and could share their first factor.
+
+    Args:
+        curves: of the groups; how much the outputs hang on each one's is the scale of its share.
+        statistics: groups without moments are left out.
+        model: whose main graph they are in.
+    """
+    alike: dict[tuple[object, ...], list[Group]] = {}
+    for group, curve in curves.items():
+        member, (slices, m, _) = group.members[0], group.shape
+        site = member.site
+        value, reading = site.form.activation(site), site.form.reading(site)
+        plain = len(group.members) == 1 and slices == 1 and not member.transposed
+        inside = site.node.graph is model.graph and group in statistics.fit
+        if not (plain and inside and site.form.shares_first and curve.points and curve.measured):
+            continue
+        if value is None or group.others or reading != ("rows", m):
+            continue
+        alike.setdefault((value, site.operand.dtype, group.matrix.tensor.dtype), []).append(group)
+    joints = []
+    for groups in alike.values():
+        if len(groups) > 1:
+            slopes = [curves[group].slope for group in groups]
+            least = 1e-6 * max(slopes)
+            if least <= 0.0:
+                continue
+            scales = [math.sqrt(max(slope, least)) for slope in slopes]
+            both = list(zip(groups, scales, strict=True))
+            sizes = range(2, len(both) + 1) if len(both) <= _SUBSETS else [len(both)]
+            for chosen in itertools.chain(*(itertools.combinations(both, n) for n in sizes)):
+                own, scaled = zip(*chosen, strict=True)
+                joints.append(Joint(own, scaled))
+    return joints
+
+
 def _tails(
     groups: Sequence[Group], measured: Mapping[Group, Measurement], statistics: Statistics
 ) -> dict[Group, npt.NDArray[np.float64]]:
@@ -140,16 +233,25 @@ def _tails(
     for group in groups:
         squares = found[group] if group in found else measured[group].squares
         assert squares is not None
-        # What is lost only by rounding is not lost.
-        kept = np.where(squares > 1e-14 * squares.sum(), squares, 0.0)
-        found[group] = np.concatenate([np.cumsum(kept[::-1])[::-1], [0.0]])
+        found[group] = _summed(squares)
     return found
+
+
+def _summed(squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Energy outside of the first r components, r = 0…s."""
+    # What is lost only by rounding is not lost.
+    kept = np.where(squares > 1e-14 * squares.sum(), squares, 0.0)
+    return np.concatenate([np.cumsum(kept[::-1])[::-1], [0.0]])
 
 
 def _references(group: Group, tails: npt.NDArray[np.float64], goal: Goal) -> tuple[int, ...]:
     """Falling ranks at which something is lost; none where every rank is exact."""
     _, m, n = group.shape
+    return tuple(rank for rank in _below(m, n, tails, goal.min_gain) if rank <= goal.largest(group))
+
+
+def _below(m: int, n: int, tails: npt.NDArray[np.float64], min_gain: float) -> tuple[int, ...]:
     lossy = int(np.count_nonzero(tails > 0.0)) - 1  # the last rank that loses something
-    most = min(goal.largest(group), lossy)
+    most = min(largest_rank(m, n, 1.0 - min_gain), lossy)
     wanted = [min(max(1, round(share * break_even(m, n))), most) for share in _SHARES]
     return tuple(rank for rank in dict.fromkeys(wanted) if rank > 0)

@@ -15,6 +15,7 @@ from onnx_lowrank.find import Group
 from onnx_lowrank.measure import group_memory, largest_first
 from onnx_lowrank.numerics.factors import relative_error
 from onnx_lowrank.numerics.fit import achieved_error, fitted_pair
+from onnx_lowrank.numerics.joint import joint_pair
 from onnx_lowrank.numerics.parallel import map_layers
 
 __all__ = ["Errors", "Factors", "fit", "judged"]
@@ -40,11 +41,19 @@ class Errors:
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """A pair: ``first`` is ``A[e, m, k]``, ``second`` is ``B[e, k, n]``."""
+    """A pair: ``first`` is ``A[e, m, k]``, ``second`` is ``B[e, k, n]``.
+
+    Attributes:
+        first: the same array in all pairs that share it.
+        second: their own.
+        errors: how far the pair is off.
+        shared: whether other groups share the first factor.
+    """
 
     first: Array
     second: Array
     errors: Errors
+    shared: bool = False
 
     @property
     def rank(self) -> int:
@@ -71,17 +80,44 @@ def fit(
         advance: called with the number of elements of every group that is done.
     """
     ranked = [group for group, choice in choices.items() if choice.rank is not None]
+    tasks: list[tuple[Group, ...]] = []
+    for group in largest_first(ranked):
+        joint = choices[group].joint
+        if joint is None:
+            tasks.append((group,))
+        elif choices[group].leads:
+            tasks.append(joint.groups)
 
-    def work(group: Group) -> Factors:
-        rank = choices[group].rank
+    def work(task: tuple[Group, ...]) -> list[Factors]:
+        rank, joint = choices[task[0]].rank, choices[task[0]].joint
         assert rank is not None
-        stack = group.matrix.numpy()
-        first, second = fitted_pair(stack, statistics.fit.get(group), rank, stack.dtype)
-        return Factors(first, second, judged(group, first, second, statistics))
+        stacks = [group.matrix.numpy() for group in task]
+        if joint is None:
+            pairs = [fitted_pair(stacks[0], statistics.fit.get(task[0]), rank, stacks[0].dtype)]
+        else:
+            moments = statistics.fit.get(task[0])
+            matrices = [stack[0] for stack in stacks]
+            first, seconds = joint_pair(
+                matrices,
+                joint.scales,
+                None if moments is None else moments[0],
+                rank,
+                stacks[0].dtype,
+            )
+            shared = first[None]  # one array for all: that is how it is stored once
+            pairs = [(shared, second[None]) for second in seconds]
+        return [
+            Factors(first, second, judged(group, first, second, statistics), joint is not None)
+            for group, (first, second) in zip(task, pairs, strict=True)
+        ]
 
-    for group, factors in map_layers(work, largest_first(ranked), group_memory):
-        yield group, factors
-        advance(group.matrix.size)
+    def memory(task: tuple[Group, ...]) -> int:
+        return sum(group_memory(group) for group in task) * len(task)
+
+    for task, found in map_layers(work, tasks, memory):
+        for group, factors in zip(task, found, strict=True):
+            yield group, factors
+            advance(group.matrix.size)
 
 
 def judged(group: Group, first: Array, second: Array, statistics: Statistics) -> Errors:

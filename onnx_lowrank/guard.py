@@ -40,12 +40,19 @@ def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[s
     losers = ranked if last else [group for group in ranked if gains[group] <= 0.0]
     if not losers:  # each alone pays, all together do not: the half that pays least
         losers = sorted(ranked, key=lambda group: gains[group])[: (len(ranked) + 1) // 2]
+    together = {other for group in losers for other in _together(plan.choices[group], group)}
+    losers = [group for group in ranked if group in together]
     choices = dict(plan.choices)
     for group in losers:
         choices[group] = _dense(table, group, choices[group])
     damage = None if plan.damage is None or len(losers) < len(ranked) else 0.0
     following = dataclasses.replace(plan, choices=choices, damage=damage, summed=damage)
     return following, _names(losers)
+
+
+def _together(choice: Choice, group: Group) -> tuple[Group, ...]:
+    """The groups that share its first factor: one cannot be dense without the others."""
+    return (group,) if choice.joint is None else choice.joint.groups
 
 
 def _gain(table: CostTable, group: Group, rank: int) -> float:

@@ -25,7 +25,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnx_lowrank.constants import Constant, Constants
-from onnx_lowrank.emit import Storage
+from onnx_lowrank.emit import Storage, StoredFactor
 from onnx_lowrank.find import find
 from onnx_lowrank.forms.base import Site
 from onnx_lowrank.names import Names
@@ -96,7 +96,8 @@ class Specimen:
         first = _random((slices, m, rank), group.matrix.dtype, m)
         second = _random((slices, rank, n), group.matrix.dtype, rank)
         with Spool() as spool:
-            put_pair(model, group, first, second, Storage(model, Names(model), spool))
+            stored = StoredFactor(first, first.shape, "lowrank_A")
+            put_pair(model, group, stored, second, Storage(model, Names(model), spool))
         remove_unread(group.matrix.root)
         return model
 

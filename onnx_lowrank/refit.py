@@ -179,7 +179,9 @@ def _layers(
         site = group.members[0].site
         value, output = site.form.activation(site), site.node.outputs[0]
         name = node_name(site.node)
-        if len(group.members) > 1:
+        if factors[group].shared:
+            left[name] = "it shares its first factor"
+        elif len(group.members) > 1:
             left[name] = f"{len(group.members)} layers share its weight"
         elif site.node.graph is not model.graph or group.matrix.root.graph is not model.graph:
             left[name] = "it is inside a subgraph or function"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,21 +38,42 @@ def rewrite(
     """
     storage = Storage(model, Names(model), spool)
     errors = {}
+    shared: dict[int, tuple[StoredFactor, npt.NDArray[np.generic], list[ir.Node]]] = {}
     for group, pair in fitted:
         errors[group] = pair.errors
-        put_pair(model, group, pair.first, pair.second, storage)
+        first = StoredFactor(pair.first, pair.first.shape, "lowrank_A")
+        if pair.shared:  # the array is kept, so that its id stays its own
+            first, _, nodes = shared.setdefault(id(pair.first), (first, pair.first, []))
+            nodes.append(group.members[0].site.node)
+        put_pair(model, group, first, pair.second, storage)
         # A view may still be alive elsewhere, as in a model that the caller holds.
         with contextlib.suppress(BufferError):
             group.matrix.release()
+    for _, _, nodes in shared.values():
+        _merge_first(nodes)
     for group in errors:
         remove_unread(group.matrix.root)
     return errors
 
 
+def _merge_first(nodes: Sequence[ir.Node]) -> None:
+    """Let nodes that multiply one activation with one A read one product."""
+    graph = nodes[0].graph
+    assert graph is not None
+    firsts = [value.producer() for node in nodes if (value := node.inputs[0]) is not None]
+    order = {node: index for index, node in enumerate(graph)}
+    products = sorted((node for node in firsts if node is not None), key=lambda n: order[n])
+    kept = products[0]
+    for other in products[1:]:
+        if other is not kept and list(other.inputs) == list(kept.inputs):
+            other.outputs[0].replace_all_uses_with(kept.outputs[0])
+            graph.remove(other, safe=True)
+
+
 def put_pair(
     model: ir.Model,
     group: Group,
-    first: npt.NDArray[np.generic],
+    first: StoredFactor,
     second: npt.NDArray[np.generic],
     storage: Storage,
 ) -> None:
@@ -61,14 +82,13 @@ def put_pair(
     Args:
         model: the model; its graph is changed.
         group: whose nodes.
-        first: ``A[e, m, k]``.
+        first: ``A[e, m, k]``, which other groups may share.
         second: ``B[e, k, n]``.
         storage: of the model.
     """
-    a = StoredFactor(first, first.shape, "lowrank_A")
     b = StoredFactor(second, second.shape, "lowrank_B")
     for member in group.members:
-        pair = Pair.of(a, b, transposed=member.transposed)
+        pair = Pair.of(first, b, transposed=member.transposed)
         member.site.form.rewrite(member.site, pair, Emitter(member.site, storage))
         _import_default(model, member.site.node)
 

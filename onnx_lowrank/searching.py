@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from onnx_lowrank.allocate import CostOf, Ladders
+from onnx_lowrank.allocate import Ladders, Priced
 from onnx_lowrank.calibrate import Statistics
 from onnx_lowrank.choose import Choice, choose, decide, settle
 from onnx_lowrank.context import Context
-from onnx_lowrank.damage import damage_curves
+from onnx_lowrank.damage import damage_curves, find_joints, joint_curves
 from onnx_lowrank.find import Group
 from onnx_lowrank.fit import Factors, fit
 from onnx_lowrank.metrics import Metric
@@ -66,41 +66,42 @@ class Searching:
             curves = damage_curves(
                 groups, prepared.measured, prepared.search, settings.goal, self.probe, advance
             )
-        self.ladders = Ladders(prepared.finding, curves, prepared.measured, settings.goal, multiple)
+        joints = find_joints(curves, prepared.search, prepared.model)
+        with context.stages("damage together", len(joints)) as advance:
+            together = joint_curves(joints, prepared.search, settings.goal, self.probe, advance)
+        self.ladders = Ladders(
+            prepared.finding, curves, prepared.measured, settings.goal, multiple, together
+        )
         self.evaluations = 0
         self._pairs: dict[Group, Factors] = {}
 
-    def plan(self, solution: Solution | None) -> Plan:
+    def plan(self, priced: Priced | None, solution: Solution | None) -> Plan:
         """A solution as a plan; None leaves all layers dense."""
         prepared, goal = self.prepared, self._context.settings.goal
         chosen = dict(prepared.early)
         for group, found in prepared.measured.items():
             if not found.finite:
                 chosen[group] = choose(group, found, goal)
-        if solution is None:
+        if solution is None or priced is None:
             why = "dense: the goal leaves no rank for it"
             chosen |= {group: Choice(None, why) for group in self.ladders.groups}
         else:
-            chosen |= self.ladders.choices(solution)
+            chosen |= priced.choices(solution)
         ordered = {group: chosen[group] for group in prepared.finding.groups if group in chosen}
         settled = settle(prepared.finding, ordered, goal)
-        if solution is None:
+        if solution is None or priced is None:
             return Plan(settled, 0.0, 0.0)
         with self._context.stages("search"):
-            together = self.probe.damage(self._fitted(solution))
+            together = self.probe.damage(self._fitted(priced, solution))
         return Plan(settled, together, solution.damage)
-
-    def fixed(self, cost: CostOf) -> float:
-        """What the layers with options cost when all are dense."""
-        return sum(float(item.costs[0]) for item in self.ladders.items(cost))
 
     def linear_parameters(self) -> int:
         """Parameters of all linear layers, with or without options."""
-        return linear_parameters(decide(self.prepared.finding, self.plan(None).choices))[0]
+        return linear_parameters(decide(self.prepared.finding, self.plan(None, None).choices))[0]
 
-    def loss(self, solution: Solution, metric: Metric) -> float:
+    def loss(self, priced: Priced, solution: Solution, metric: Metric) -> float:
         """A solution by a metric on the search samples, without assembling it."""
-        pairs = self._fitted(solution)
+        pairs = self._fitted(priced, solution)
         meter = metric.meter(self._context.trial.classifiers)
         labels = self._samples.labels
         outputs = self.probe.outputs(pairs)
@@ -110,12 +111,16 @@ class Searching:
             self._context.say(note)
         return meter.result().loss
 
-    def _fitted(self, solution: Solution) -> Mapping[Group, Factors]:
+    def _fitted(self, priced: Priced, solution: Solution) -> Mapping[Group, Factors]:
         """The pairs of a solution; those of the one before are used again where they fit."""
         self.evaluations += 1
-        choices = self.ladders.choices(solution)
+        choices = priced.choices(solution)
         ranked = {group: choice for group, choice in choices.items() if choice.rank is not None}
-        kept = {g: p for g, p in self._pairs.items() if g in ranked and p.rank == ranked[g].rank}
+        kept = {
+            g: p
+            for g, p in self._pairs.items()
+            if g in ranked and p.rank == ranked[g].rank and not (p.shared or ranked[g].joint)
+        }
         missing = {group: choice for group, choice in ranked.items() if group not in kept}
         statistics = Statistics(self.prepared.search.fit)
         kept |= dict(fit(missing, statistics, lambda _: None))

@@ -27,12 +27,12 @@ def layers(
         cost = None if macs is None or decision.site is None else macs.costs.get(decision.site)
         before = after = None
         pair = decision.size
-        if decision.shape is not None and choice.rank is not None:
-            m, n = decision.shape
-            pair = decision.slices * choice.rank * (m + n)
+        if group is not None and choice.rank is not None:
+            pair = choice.parameters(group)
         if cost is not None:
-            before = cost.dense
-            after = cost.dense if choice.rank is None else cost.pair(choice.rank)
+            before = after = cost.dense
+            if choice.rank is not None:
+                after = cost.pair(choice.rank) if choice.leads else choice.rank * cost.second
         rows.append(
             Layer(
                 name=node_name(decision.node),
@@ -125,8 +125,7 @@ def removed_parameters(decision: Decision) -> int:
     """Parameters that a decision takes out of the model."""
     if decision.choice.rank is None or decision.shape is None or decision.group is None:
         return 0
-    m, n = decision.shape
-    pair = decision.slices * decision.choice.rank * (m + n)
+    pair = decision.choice.parameters(decision.group)
     return -pair if decision.group.others else decision.size - pair
 
 

@@ -169,7 +169,7 @@ def sweep(
             raise InputError(f"sweep needs a model that runs: {why}")
         searching = Searching(context, prepared)
         work = _Sweep(context, prepared, Metric.parse(metric) if metric else None, models, force)
-        points, missed = [work.point(1.0, searching.plan(None))], []
+        points, missed = [work.point(1.0, searching.plan(None, None))], []
         for budget in budgets:
             assert budget is not None
             try:

@@ -219,6 +219,52 @@ def test_both_ways_of_a_convolution_are_options() -> None:
     assert result.report.totals.linear_parameters_after <= 0.6 * 16 * 9 * (8 + 16)
 
 
+# Three maps of one input; what two of them read of it is the same plane.
+SHARED = """<ir_version: 8, opset_import: ["": 17]>
+agraph (float[N, 32] x) => (float[N, 24] y)
+<float[32, 24] q, float[32, 24] k, float[24] b, float[24, 32] vt>
+{
+  hq = MatMul(x, q)
+  hk = Gemm(x, k, b)
+  hv = Gemm<transB = 1>(x, vt, b)
+  p = Mul(hq, hk)
+  y = Add(p, hv)
+}"""
+
+
+def test_maps_of_one_input_share_a_factor_where_that_is_better() -> None:
+    rng = np.random.default_rng(4)
+    plane = rng.normal(size=(32, 6))
+    noise = {name: 0.02 * rng.normal(size=(32, 24)) for name in "qk"}
+    weights = {name: (plane @ rng.normal(size=(6, 24)) + noise[name]) * 0.2 for name in "qk"}
+    weights |= {"b": rng.normal(size=24), "vt": rng.normal(size=(24, 32)) * 0.2}
+    model = parse(SHARED, {name: array.astype("f4") for name, array in weights.items()})
+    result = budgeted(model, keep=0.45)
+    layers = {layer.weight: layer for layer in result.report.layers}
+    assert "whose first factor it shares" in layers["q"].reason
+    assert "whose first factor it shares" in layers["k"].reason
+    rank = layers["q"].rank
+    assert rank is not None
+    assert layers["k"].rank == rank
+    both = layers["q"].parameters_after + layers["k"].parameters_after
+    assert both == rank * (32 + 24 + 24)
+    # The report's sums are those of the file: one first factor, one product with it.
+    made = ir.to_proto(result.model)
+    linear = sum(np.prod(t.dims) for t in made.graph.initializer if t.name != "b")
+    assert linear == result.report.totals.linear_parameters_after
+    assert linear <= 0.45 * 3 * 32 * 24
+    firsts = [n for n in made.graph.node if n.op_type == "MatMul" and n.input[0] == "x"]
+    assert len(firsts) == (1 if layers["vt"].rank is None else 2)
+    macs = result.report.totals
+    assert macs.macs_before == 16 * 3 * 32 * 24
+    assert macs.macs_after == 16 * linear
+    check = result.report.check
+    assert check is not None
+    assert check.providers[0].outputs[0].relative_l2 < 0.2
+    refitted = budgeted(model, keep=0.45, refit=True)
+    assert any("it shares its first factor" in note for note in refitted.report.notes)
+
+
 def test_without_running_a_share_is_that_of_every_layer(model: onnx.ModelProto) -> None:
     result = compress(model, keep=0.5, simplify=False, check=False, bench=False, rank_multiple=1)
     assert all(0.45 < share <= 0.5 for share in kept(result).values())

@@ -187,10 +187,10 @@ def _pooled(searching: Searching, prepared: Prepared, share: float) -> Plan:
         tails = np.concatenate([np.cumsum(found.squares[::-1])[::-1], [0.0]])
         curves[group] = Curve(((1, float(tails[1] / tails[0])),), tails)
     ladders = Ladders(prepared.finding, curves, prepared.measured, Settings(keep=share).goal)
-    items = ladders.items(parameters_of)
-    solution = solve(items, share * searching.linear_parameters())
+    priced = ladders.priced(parameters_of)
+    solution = solve(priced.items, share * searching.linear_parameters())
     assert solution is not None
-    return Plan(ladders.choices(solution))
+    return Plan(priced.choices(solution))
 
 
 def _pairs(prepared: Prepared, plan: Plan) -> dict[Group, Factors]:

@@ -115,6 +115,8 @@ class Form(abc.ABC):
     """Name of the form, as it is reported."""
     ops: ClassVar[str]
     """The name under which ``--ops`` chooses it."""
+    shares_first: ClassVar[bool] = False
+    """Whether its first map is a MatMul of the activation with A, which several nodes can share."""
     default: ClassVar[bool] = True
     """Whether it is on without ``--ops``."""
     targets: ClassVar[frozenset[tuple[str, str]]]

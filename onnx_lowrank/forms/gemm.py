@@ -31,6 +31,7 @@ class GemmRight(Form):
 
     name = "gemm-right"
     ops = "gemm"
+    shares_first = True
     targets: ClassVar[frozenset[tuple[str, str]]] = frozenset({("", "Gemm")})
 
     def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:

@@ -28,6 +28,7 @@ class MatMulRight(Form):
 
     name = "matmul-right"
     ops = "matmul"
+    shares_first = True
     targets: ClassVar[frozenset[tuple[str, str]]] = frozenset({("", "MatMul")})
 
     def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:

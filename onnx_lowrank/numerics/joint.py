@@ -1,0 +1,54 @@
+"""One first factor for several maps of the same inputs.
+
+For ``Y_i = X W_i`` and weights s_i of their errors the best shared A[m, k] and B_i[k, n_i] come
+from output PCA of ``[s₁W₁ | … | sₚWₚ]``; k·(m + Σ n_i) parameters stand for p pairs of k·(m + n_i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.numerics.factors import balanced_pair
+from onnx_lowrank.numerics.moments import Moments
+from onnx_lowrank.numerics.output_pca import output_pair
+
+__all__ = ["joint_pair", "side_by_side"]
+
+Array = npt.NDArray[Any]
+
+
+def side_by_side(matrices: Sequence[Array], scales: Sequence[float]) -> Array:
+    """``[s₁W₁ | … | sₚWₚ]``, shape [m, Σ n_i], of ``W_i[m, n_i]``."""
+    scaled = [scale * np.asarray(w, np.float64) for w, scale in zip(matrices, scales, strict=True)]
+    return np.concatenate(scaled, axis=1)
+
+
+def joint_pair(
+    matrices: Sequence[Array],
+    scales: Sequence[float],
+    moments: Moments | None,
+    rank: int,
+    dtype: npt.DTypeLike,
+) -> tuple[Array, list[Array]]:
+    """``A[m, k]`` and ``B_i[k, n_i]``, one for each ``W_i[m, n_i]``.
+
+    Args:
+        matrices: the W_i.
+        scales: above 0.
+        moments: C of the inputs; None fits to the weights alone.
+        rank: k.
+        dtype: of the factors.
+    """
+    joined = side_by_side(matrices, scales)
+    if moments is None:
+        first, second = (part[0] for part in balanced_pair(joined[None], rank, np.float64))
+    else:
+        first, second = output_pair(joined, moments.shrunk(), rank, np.float64)
+    ends = np.cumsum([w.shape[1] for w in matrices])[:-1]
+    parts = np.split(second, ends, axis=1)
+    seconds = [(part / scale).astype(dtype) for part, scale in zip(parts, scales, strict=True)]
+    return first.astype(dtype), seconds
