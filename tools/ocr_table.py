@@ -4,7 +4,7 @@
 
 For the captcha CRNN and the PP-OCRv5 recogniser: the share of freshly drawn images that the model
 and its compressed versions read without a mistake, every layer keeping the same share of its
-parameters.  Calibration, what is held out for it, and judging draw with three seeds.
+parameters, or ("budget") all layers together.  Calibration, what is held out for it, and judging draw with three seeds.
 
 Needs ``models/cache/captcha.onnx``, ``models/cache/ppocrv5-rec.onnx`` and its characters (see
 ``models/get.py``), and the packages ``captcha``, ``matplotlib`` and ``pillow`` of the extra
@@ -37,6 +37,9 @@ SHARES = {"captcha": (0.5, 0.2), "ppocrv5-rec": (0.8, 0.6)}
 COLUMNS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("plain SVD", {"calibrate": False}),
     ("output PCA", {}),
+    ("+ refit", {"refit": True}),
+    # The same total, spread by measured damage.
+    ("budget", {"uniform": False, "check": True}),
 )
 FIT_SEED, HELD_SEED, JUDGE_SEED = 1, 2, 3
 HELD = 2 * BATCH
@@ -81,21 +84,19 @@ def table(
             print(f"{share:<5g}", end="", flush=True)
             for name, extra in COLUMNS:
                 fitted = extra.get("calibrate", True)
-                result = compress(
-                    task.model,
-                    keep=share,
-                    uniform=True,
-                    ops=ops,
-                    rank_multiple=1,
-                    min_gain=0.0,
-                    data=folder,
-                    calibration=fit if fitted else None,
-                    calibration_samples=len(fit),
-                    simplify=False,
-                    check=False,
-                    bench=False,
-                    **extra,
-                )
+                options: dict[str, Any] = {
+                    "uniform": True,
+                    "ops": ops,
+                    "rank_multiple": 1,
+                    "min_gain": 0.0,
+                    "data": folder,
+                    "calibration": fit if fitted else None,
+                    "calibration_samples": len(fit),
+                    "simplify": False,
+                    "check": False,
+                    "bench": False,
+                }
+                result = compress(task.model, keep=share, **{**options, **extra})
                 model = ir.to_proto(result.model).SerializeToString()
                 found = accuracy(task, model, judge)
                 print(f"  {found:<{len(name)}.3f}", end="", flush=True)
