@@ -133,7 +133,7 @@ def _refitted(
     context: Context, prepared: Prepared, choices: Mapping[Group, Choice], work: int
 ) -> Iterable[tuple[Group, Factors]] | None:
     """The pairs, fitted again to what the compressed model gives each layer."""
-    samples, settings = context.trial.calibration, context.settings
+    samples, settings = context.trial.fitted_to, context.settings
     if samples is None:
         context.say("nothing was refitted: there are no samples to fit to")
         return None

@@ -38,8 +38,8 @@ Opener = Callable[[ir.Model], Runner]
 
 BATCH = 16
 DEFAULT_RATE = 2e-3
-# Share of the samples that is held out, and how often it is asked.
-_HELD, _LOOKS = 0.1, 12
+# How often the held-out samples are asked.
+_LOOKS = 12
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class HealPlan:
         steps: of gradient descent, at most.
         at: further values, known to both models, whose error counts beside the outputs'.
         rate: of an element in one step, as a share of its factor's root mean square.
-        seed: of the order of the batches and of what is held out.
+        seed: of the order of the batches.
         batch: samples of a batch, where they can be put together.
     """
 
@@ -93,6 +93,7 @@ def heal(
     original: ir.Model,
     trained: Sequence[str],
     feeds: Sequence[Feed],
+    held: Sequence[Feed],
     mask: str | None,
     open_model: Opener,
     plan: HealPlan,
@@ -105,7 +106,8 @@ def heal(
         model: the model with the factors; it is not changed.
         original: the model that it was made from.
         trained: names of the constants to change: factors, and biases beside them.
-        feeds: samples; a part of them is held out.
+        feeds: samples.
+        held: others, which say what step is kept.
         mask: input whose zeros mark rows that do not count, where its shape fits.
         open_model: makes a runner of a model that gives its outputs by name.
         plan: how.
@@ -113,8 +115,8 @@ def heal(
         show: called with the step and the held-out error whenever that is known.
 
     Raises:
-        InputError: an operator between factors and outputs has no derivative (it is named), a
-            value of the plan is not in both models, or there are fewer than two samples.
+        InputError: an operator between factors and outputs has no derivative (it is named),
+            or a value of the plan is not in both models.
     """
     notes: list[str] = []
     base = differentiable(model, trained)
@@ -122,20 +124,20 @@ def heal(
     values = tuple(dict.fromkeys((*outputs, *plan.at)))
     if not values:
         raise InputError("--heal: no output of the model is a float that depends on a factor")
-    fit, held = (join(model, part, plan.batch) for part in _divided(feeds, plan))
+    fit, judging = (join(model, list(part), plan.batch) for part in (feeds, held))
     source = _tapped(original, values, open_model)
-    if len(fit) + len(held) < len(feeds):
+    if len(fit) + len(judging) < len(feeds) + len(held):
         try:
             source(fit[0])
         except InputError as error:
             notes.append(f"healing takes one sample at a time, not batches of them: {error}")
-            fit, held = _divided(feeds, plan)
+            fit, judging = list(feeds), list(held)
     start = {name: elements_of(model, name) for name in trained}
     adam = Adam(start, plan.rate)
     ranks = read_ranks(base, trained, open_model, {**wide(fit[0]), **adam.arrays})
     gradients = gradient_model(base, values, trained, ranks)
     descend = open_model(gradients.model)
-    judge = _Judge(Batches(held, mask, outputs or values, source), base, open_model)
+    judge = _Judge(Batches(judging, mask, outputs or values, source), base, open_model)
     batches = Batches(fit, mask, values, source)
 
     before = judge.error(adam.arrays)
@@ -181,7 +183,7 @@ def heal(
         error_after=best,
         values=values,
         samples=len(fit),
-        held_out=len(held),
+        held_out=len(judging),
         notes=tuple(notes),
     )
 
@@ -219,19 +221,6 @@ def _outputs(base: ir.Model, original: ir.Model, trained: Sequence[str]) -> tupl
         for value in base.graph.outputs
         if value in reached and value.name in theirs
     )
-
-
-def _divided(feeds: Sequence[Feed], plan: HealPlan) -> tuple[list[Feed], list[Feed]]:
-    """Samples to descend on and samples that judge."""
-    if len(feeds) < 2:
-        raise InputError(
-            f"--heal: expected two samples or more, one of them to judge with, got {len(feeds)}"
-        )
-    order = np.random.default_rng(plan.seed).permutation(len(feeds))
-    count = max(1, round(_HELD * len(feeds)))
-    held = [feeds[index] for index in sorted(order[:count])]
-    fit = [feeds[index] for index in sorted(order[count:])]
-    return fit, held
 
 
 def _order(count: int, plan: HealPlan) -> Iterator[int]:

@@ -42,8 +42,8 @@ def heal_factors(
         unavailable = trial.unavailable
     if unavailable is not None:
         raise InputError(f"--heal: {unavailable}")
-    samples = trial.calibration
-    if samples is None:
+    samples, every = trial.fitted_to, trial.calibration
+    if samples is None or every is None or not trial.healed_by:
         raise InputError("--heal: expected two samples or more, one of them to judge with")
     start = time.perf_counter()
     with context.stages("heal", settings.heal) as advance:
@@ -52,6 +52,7 @@ def heal_factors(
             context.source.model,
             trained,
             samples.feeds,
+            every.part(trial.healed_by).feeds,
             settings.mask or find_mask(samples.feeds[0]),
             trial.runner,
             HealPlan(settings.heal, settings.heal_at, seed=settings.seed),

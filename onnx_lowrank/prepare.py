@@ -170,7 +170,7 @@ def _gathered(
         if settings.calibration is not None:
             raise InputError(f"--calibrate: {unavailable}")
         return None, None
-    samples = trial.calibration
+    samples = trial.fitted_to
     if samples is None:
         return None, None
     mask = settings.mask or find_mask(samples.feeds[0])

@@ -42,6 +42,8 @@ __all__ = ["Trial"]
 
 # A search judges with one calibration sample of so many, and with at most so many.
 _SEARCHED, _MOST_SEARCHED = 5, 32
+# Share of the calibration samples that judges the healing.
+_HEALED = 0.1
 
 # A simplified graph computes the same in another order: this is rounding, not another result.
 _ROUNDING = {
@@ -150,12 +152,33 @@ class Trial:
 
     @cached_property
     def searched(self) -> tuple[int, ...]:
-        """Which samples of `calibration` a search of ranks judges with; none of few."""
-        count = 0 if self.calibration is None else len(self.calibration.feeds)
+        """Which samples of `fitted_to` a search of ranks judges with; none of few."""
+        count = 0 if self.fitted_to is None else len(self.fitted_to.feeds)
         if count < _SEARCHED:
             return ()
         spread = np.linspace(0, count - 1, min(_MOST_SEARCHED, count // _SEARCHED))
         return tuple(sorted({int(place) for place in spread}))
+
+    @cached_property
+    def healed_by(self) -> tuple[int, ...]:
+        """Which samples of `calibration` judge the healing; nothing else is fitted to them.
+
+        A start that was fitted to them would look better there than it is.
+        """
+        count = 0 if self.calibration is None else len(self.calibration.feeds)
+        if not self._settings.heal or count < 2:
+            return ()
+        spread = np.linspace(0, count - 1, max(1, round(_HEALED * count)) + 2)[1:-1]
+        return tuple(sorted({int(place) for place in spread}))
+
+    @cached_property
+    def fitted_to(self) -> Samples | None:
+        """The samples of `calibration` that factors are fitted to: all but those of the healing."""
+        samples = self.calibration
+        if samples is None or not self.healed_by:
+            return samples
+        aside = set(self.healed_by)
+        return samples.part([n for n in range(len(samples.feeds)) if n not in aside])
 
     @property
     def search(self) -> Samples:
@@ -163,9 +186,9 @@ class Trial:
 
         They are not in `samples` unless nothing else is there.
         """
-        if self.calibration is None:
+        if self.fitted_to is None:
             return self.samples
-        return self.calibration.part(self.searched) if self.searched else self.calibration
+        return self.fitted_to.part(self.searched) if self.searched else self.fitted_to
 
     @cached_property
     def _parts(self) -> tuple[Samples, Samples | None]:

@@ -73,11 +73,19 @@ def factored(proto: onnx.ModelProto) -> tuple[ir.Model, ir.Model, tuple[str, ...
     return original, result.model, trainable(result.model, constant_names(original))
 
 
+def parted(feeds: list[dict[str, Array]]) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Samples to descend on, and a tenth that judges."""
+    count = max(1, len(feeds) // 10)
+    return feeds[count:], feeds[:count]
+
+
 def healed(
     proto: onnx.ModelProto, feeds: list[dict[str, Array]], plan: HealPlan, **options: Any
 ) -> Healed:
     original, model, trained = factored(proto)
-    return heal(model, original, trained, feeds, None, opener, plan, lambda _: None, **options)
+    return heal(
+        model, original, trained, *parted(feeds), None, opener, plan, lambda _: None, **options
+    )
 
 
 def error(model: ir.Model, original: ir.Model, feeds: list[dict[str, Array]]) -> float:
@@ -104,7 +112,7 @@ def test_healing_brings_fresh_samples_closer(tmp_path: Path) -> None:
         model,
         original,
         trained,
-        feeds,
+        *parted(feeds),
         None,
         opener,
         HealPlan(steps=200, rate=1e-2),
@@ -128,7 +136,7 @@ def test_the_model_is_not_changed() -> None:
     proto = perceptron()
     original, model, trained = factored(proto)
     before = [ir.to_proto(one).SerializeToString() for one in (model, original)]
-    heal(model, original, trained, samples(10), None, opener, HealPlan(3), lambda _: None)
+    heal(model, original, trained, *parted(samples(10)), None, opener, HealPlan(3), lambda _: None)
     assert [ir.to_proto(one).SerializeToString() for one in (model, original)] == before
 
 
@@ -155,7 +163,7 @@ def test_an_interruption_keeps_the_best_so_far() -> None:
     ticks: list[int] = []
     original, model, trained = factored(perceptron())
     found = heal(
-        model, original, trained, samples(40), None, opener, HealPlan(120, rate=1e-2),
+        model, original, trained, *parted(samples(40)), None, opener, HealPlan(120, rate=1e-2),
         ticks.append, interrupted,
     )  # fmt: skip
     assert found.steps == 60
@@ -193,19 +201,31 @@ def test_a_value_that_only_one_model_has_is_refused() -> None:
     original, model, trained = factored(perceptron())
     inner = next(v.name for n in model.graph for v in n.outputs if "lowrank" in (v.name or ""))
     with pytest.raises(InputError, match=r"--heal-at .*: the original model has no such"):
-        heal(model, original, trained, samples(4), None, opener, HealPlan(1, (inner or "",)),
-             lambda _: None)  # fmt: skip
+        plan = HealPlan(1, (inner or "",))
+        heal(model, original, trained, *parted(samples(4)), None, opener, plan, lambda _: None)
 
 
 def test_one_sample_is_too_few() -> None:
     with pytest.raises(InputError, match="expected two samples or more"):
-        healed(perceptron(), samples(1), HealPlan(5))
+        compress(perceptron(), rank=8, min_gain=0.0, calibration=samples(1), heal=5, bench=False)
+
+
+def test_what_judges_is_not_fitted_to() -> None:
+    result = compress(
+        perceptron(), rank=8, min_gain=0.0, calibration=samples(48), heal=5, bench=False
+    )
+    calibration, healing = result.report.calibration, result.report.healing
+    assert calibration is not None
+    assert healing is not None
+    # A quarter of 48 checks, at most 16; a tenth of the other 36 judges the healing.
+    assert calibration.samples == 32
+    assert healing.held_out >= 1
 
 
 def test_an_output_without_factors_is_refused() -> None:
     original, model, _ = factored(perceptron())
     with pytest.raises(InputError, match="no output of the model is a float that depends"):
-        heal(model, original, (), samples(4), None, opener, HealPlan(1), lambda _: None)
+        heal(model, original, (), *parted(samples(4)), None, opener, HealPlan(1), lambda _: None)
 
 
 def test_masked_rows_do_not_count() -> None:
@@ -234,7 +254,16 @@ def test_masked_rows_do_not_count() -> None:
     ]
     original, model, trained = factored(proto)
     found = [
-        heal(model, original, trained, feeds, "attention_mask", opener, HealPlan(6), lambda _: None)
+        heal(
+            model,
+            original,
+            trained,
+            *parted(feeds),
+            "attention_mask",
+            opener,
+            HealPlan(6),
+            lambda _: None,
+        )
         for feeds in (clean, dirty)
     ]
     assert found[0].error_before == pytest.approx(found[1].error_before, rel=1e-5)

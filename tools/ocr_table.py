@@ -4,7 +4,8 @@
 
 For the captcha CRNN and the PP-OCRv5 recogniser: the share of freshly drawn images that the model
 and its compressed versions read without a mistake, every layer keeping the same share of its
-parameters, or ("budget") all layers together.  Calibration, what is held out for it, and judging draw with three seeds.
+parameters, or ("budget") all layers together.  Calibration, what is held out for it, and judging
+draw with three seeds.
 
 Needs ``models/cache/captcha.onnx``, ``models/cache/ppocrv5-rec.onnx`` and its characters (see
 ``models/get.py``), and the packages ``captcha``, ``matplotlib`` and ``pillow`` of the extra
