@@ -200,8 +200,8 @@ def test_a_value_that_only_one_model_has_is_refused() -> None:
         healed(perceptron(), samples(20), HealPlan(5, at=("nowhere",)))
     original, model, trained = factored(perceptron())
     inner = next(v.name for n in model.graph for v in n.outputs if "lowrank" in (v.name or ""))
+    plan = HealPlan(1, (inner or "",))
     with pytest.raises(InputError, match=r"--heal-at .*: the original model has no such"):
-        plan = HealPlan(1, (inner or "",))
         heal(model, original, trained, *parted(samples(4)), None, opener, plan, lambda _: None)
 
 
