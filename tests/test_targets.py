@@ -230,7 +230,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_target() -> None:
-    with pytest.raises(InputError, match=r"--target warp9: no such target; expected one of cpu, "):
+    with pytest.raises(InputError, match=r"--target warp9: no such target; expected .*cpu, "):
         open_target("warp9")
     with pytest.raises(InputError, match=r"--ep warp9: .* expected one of cpu, .*openvino"):
         resolve_provider("warp9")
