@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> int:
         "ruff check": ["-m", "ruff", "check", "."],
         "ruff format": ["-m", "ruff", "format", "--check", "."],
         "mypy": ["-m", "mypy"],
-        "pytest": ["-m", "pytest", *for_pytest],
+        # Two at a time: most of a test is one thread's work, and the targets wait a lot.
+        "pytest": ["-m", "pytest", "-n", "2", *for_pytest],
     }
     failed = [name for name, step in steps.items() if run([python, *step]) != 0]
     if failed:
