@@ -1,4 +1,4 @@
-"""Assemble: a model from choices of ranks, by fit → refit → rewrite → write.
+"""Assemble: a model from choices of ranks, by fit → refit → rewrite → heal → write.
 
 The prepared model stays as it is; every assembly works on a copy that shares its weights, so that
 several goals, or a second try at one, need the stages before only once.
@@ -6,6 +6,7 @@ several goals, or a second try at one, need the stages before only once.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from onnx_lowrank.context import Context
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.find import Group
 from onnx_lowrank.fit import Errors, Factors, fit
-from onnx_lowrank.healing import heal_factors
+from onnx_lowrank.heal import HealPlan, heal
 from onnx_lowrank.prepare import Prepared, find_maps
 from onnx_lowrank.refit import refit
 from onnx_lowrank.report import Healing
@@ -29,7 +30,7 @@ from onnx_lowrank.save import check_embeddable, written_bytes
 from onnx_lowrank.shape_for import SHAPED, shape_for
 from onnx_lowrank.spool import Spool
 from onnx_lowrank.summary import removed_parameters
-from onnx_lowrank.trained import constant_names
+from onnx_lowrank.trained import constant_names, install, trainable
 from onnx_lowrank.validity import invalid
 from onnx_lowrank.walk import elements, stored_bytes
 
@@ -110,7 +111,7 @@ def assemble(
                 pairs = fit(choices, prepared.statistics, advance)
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
-        healing = heal_factors(context, model, known, spool) if healed else None
+        healing = _healed(context, model, known, spool) if healed else None
         if context.settings.shape_for is not None:
             for note in [text for text in context.notes if text.startswith(SHAPED)]:
                 del context.notes[note]  # of an earlier assembly
@@ -160,6 +161,66 @@ def _refitted(
     for name, why in found.left.items():
         context.say(f"{name} was not refitted: {why}")
     return found.factors.items()
+
+
+def _healed(
+    context: Context, model: ir.Model, known: frozenset[str], spool: Spool
+) -> Healing | None:
+    """Gradient descent on the factors, in place; None where it is not wanted or none is reached.
+
+    Args:
+        context: the run.
+        model: rewritten.
+        known: names of its constants before.
+        spool: where trained constants wait until they are saved.
+
+    Raises:
+        InputError: there are no samples, or an operator has no derivative.
+    """
+    settings, trial = context.settings, context.trial
+    if not settings.heal:
+        return None
+    trained = trainable(model, known)
+    if not trained:
+        context.say("nothing to heal: no layer of the main graph was factored")
+        return None
+    with context.stages("prepare"):
+        unavailable = trial.unavailable
+    if unavailable is not None:
+        raise InputError(f"--heal: {unavailable}")
+    samples, every = trial.fitted_to, trial.calibration
+    if samples is None or every is None or not trial.healed_by:
+        raise InputError("--heal: expected two samples or more, one of them to judge with")
+    start = time.perf_counter()
+    with context.stages("heal", settings.heal) as advance:
+        found = heal(
+            model,
+            context.source.model,
+            trained,
+            samples.feeds,
+            every.part(trial.healed_by).feeds,
+            settings.mask or find_mask(samples.feeds[0]),
+            trial.runner,
+            HealPlan(settings.heal, settings.heal_at, seed=settings.seed),
+            advance,
+            lambda _, error: context.stages.detail(f"held-out error {error:.4g}"),
+        )
+        install(model, found.arrays, spool)
+    for note in found.notes:
+        context.say(note)
+    if found.arrays:
+        context.say("the errors of single layers are those before healing")
+    return Healing(
+        steps=found.steps,
+        best_step=found.best_step,
+        error_before=found.error_before,
+        error_after=found.error_after,
+        batches=found.samples,
+        held_out=found.held_out,
+        values=found.values,
+        trained=len(found.arrays),
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _check_validity(context: Context, model: ir.Model) -> None:

@@ -6,7 +6,6 @@ for a while, or favours the second of two runs, meets all.  Ratios are taken rou
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.report import Latency, Milliseconds, Speedup
 from onnx_lowrank.runtime import prepare, run
 
@@ -128,19 +128,12 @@ def _latency(times: Sequence[tuple[int, ...]], provider: str, threads: int) -> L
     both = np.maximum(np.asarray(times, dtype=np.float64), 1.0)  # [pairs, 2]; a clock may stand
     median, p90 = np.percentile(both / 1e6, [50, 90], axis=0)
     low, middle, high = np.percentile(both[:, 0] / both[:, 1], [10, 50, 90])
+    certain = median_interval(both[:, 0] / both[:, 1])
     return Latency(
         provider=provider,
         threads=threads,
         pairs=len(times),
         before_ms=Milliseconds(float(median[0]), float(p90[0])),
         after_ms=Milliseconds(float(median[1]), float(p90[1])),
-        speedup=Speedup(float(middle), float(low), float(high), _certain(both[:, 0] / both[:, 1])),
+        speedup=Speedup(float(middle), float(low), float(high), (certain[1], certain[2])),
     )
-
-
-def _certain(ratios: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Distribution-free 95 % interval of a median: between two order statistics (binomial)."""
-    ordered = np.sort(ratios)
-    count = len(ordered)
-    low = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
-    return float(ordered[low]), float(ordered[count - 1 - low])

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 
-from onnx_lowrank.numerics.bootstrap import median_interval
+from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import plain
+from onnx_lowrank.report import TargetsReport
 from onnx_lowrank.subjects import Subjects
 from onnx_lowrank.targets.assignment import nodes_elsewhere, outcome_text
 from onnx_lowrank.targets.base import Job, Outcome, Target
@@ -71,7 +68,7 @@ class Ratio:
         before: the first model.
         after: the second model.
         median: median of time(before) / time(after); above 1 the second is faster.
-        low: lower end of the 95 % bootstrap interval of that median.
+        low: lower end of the 95 % interval of that median.
         high: upper end.
     """
 
@@ -121,7 +118,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(TargetsReport):
     """What `bench_models` found; the schema is that of ``onnx-lowrank bench --report``.
 
     Attributes:
@@ -139,24 +136,6 @@ class BenchReport:
     targets: tuple[TargetBench, ...]
     noise: Noise
     notes: tuple[str, ...]
-
-    @property
-    def errors(self) -> tuple[str, ...]:
-        """What did not run, one sentence each."""
-        return tuple(
-            f"{entry.target}: {model.error}"
-            for entry in self.targets
-            for model in entry.models
-            if model.error is not None
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as dictionaries, lists, numbers and strings."""
-        return dict(plain(dataclasses.asdict(self)))
-
-    def to_json(self) -> str:
-        """The report as strict JSON."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
 
     def to_csv(self) -> str:
         """One row for each model on each target; ratios are against the first model."""

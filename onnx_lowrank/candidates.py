@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnxruntime as ort
+
 from onnx_lowrank.assemble import Assembled, assemble
 from onnx_lowrank.context import Context
 from onnx_lowrank.metrics import Metric
@@ -29,7 +31,7 @@ class Candidate:
 
 
 class Candidates:
-    """Assembles plans in a workspace; only the newest one's files are kept.
+    """Assembles plans in a workspace; only the newest one's files and session are kept.
 
     Attributes:
         made: how many there were.
@@ -38,6 +40,7 @@ class Candidates:
     def __init__(self, context: Context, prepared: Prepared) -> None:
         self._context, self._prepared = context, prepared
         self._folder: Path | None = None
+        self._session: ort.InferenceSession | None = None
         self.made = 0
 
     def make(
@@ -55,6 +58,7 @@ class Candidates:
         """
         context, settings = self._context, self._context.settings
         if self._folder is not None:
+            self._session = None
             shutil.rmtree(self._folder)
         self.made += 1
         self._folder = context.folder / f"candidate-{self.made}"
@@ -63,8 +67,8 @@ class Candidates:
             context, self._prepared, plan.choices, destination, self._folder, healed=heal
         )
         loss = latency = None
-        if (settings.bench or metric is not None) and context.runs():
-            session = context.trial.open(assembled.path)
+        if context.runs():
+            self._session = session = context.trial.open(assembled.path)
             if metric is not None:
                 with context.stages("judge"):
                     loss = context.trial.judge(session, metric).loss
@@ -73,9 +77,9 @@ class Candidates:
                     latency = context.trial.time(session, TIMED_PAIRS, advance)
         return Candidate(plan, assembled, Measured(assembled.bytes, loss, latency))
 
-    def check(self, candidate: Candidate) -> Check:
-        """Outputs of a candidate against the original's."""
-        trial = self._context.trial
-        session = trial.open(candidate.assembled.path)
+    def check(self) -> Check:
+        """Outputs of the newest candidate, of a model that runs, against the original's."""
+        trial, session = self._context.trial, self._session
+        assert session is not None
         with self._context.stages("check", len(trial.samples.feeds)) as advance:
             return trial.check(session, advance)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,7 +11,7 @@ from onnx_lowrank.check import Comparison, classifier_outputs, worst_error
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.halves import computes_half, half_note
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import OutputCheck, ProviderCheck, plain
+from onnx_lowrank.report import OutputCheck, ProviderCheck, TargetsReport
 from onnx_lowrank.subjects import Subject, Subjects
 from onnx_lowrank.targets import open_target
 from onnx_lowrank.targets.assignment import outcome_text
@@ -64,7 +62,7 @@ class TargetCheck:
 
 
 @dataclass(frozen=True)
-class CheckReport:
+class CheckReport(TargetsReport):
     """What `check_models` found; the schema is that of ``onnx-lowrank check --report``.
 
     Attributes:
@@ -86,24 +84,6 @@ class CheckReport:
     max_error: float | None = None
     missed: str | None = None
     notes: tuple[str, ...] = field(default=())
-
-    @property
-    def errors(self) -> tuple[str, ...]:
-        """What did not run, one sentence each."""
-        return tuple(
-            f"{entry.target}: {model.error}"
-            for entry in self.targets
-            for model in entry.models
-            if model.error is not None
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as dictionaries, lists, numbers and strings."""
-        return dict(plain(dataclasses.asdict(self)))
-
-    def to_json(self) -> str:
-        """The report as strict JSON."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
 
 
 def open_targets(names: Sequence[str]) -> tuple[Target, ...]:

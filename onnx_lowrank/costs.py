@@ -22,8 +22,8 @@ from onnx_lowrank.find import Group
 from onnx_lowrank.forms.base import Site, node_name
 from onnx_lowrank.microbench import Limits, Specimen, Timer, alignment, compare, serialized
 from onnx_lowrank.numerics.ranks import break_even
-from onnx_lowrank.probes import Run, Seen, look
 from onnx_lowrank.progress import Advance
+from onnx_lowrank.seen import Run, Seen, look
 
 __all__ = ["CostPlan", "CostTable", "Key", "Place", "Times", "measure_costs", "plan_costs"]
 

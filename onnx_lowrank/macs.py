@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.find import Finding
 from onnx_lowrank.forms.base import Cost, Site, attribute
-from onnx_lowrank.probes import Run, look
+from onnx_lowrank.seen import Run, look
 
 __all__ = ["Macs", "count_macs"]
 

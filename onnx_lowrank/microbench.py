@@ -29,10 +29,11 @@ from onnx_lowrank.emit import Storage, StoredFactor
 from onnx_lowrank.find import find
 from onnx_lowrank.forms.base import Site
 from onnx_lowrank.names import Names
+from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.numerics.ranks import break_even
-from onnx_lowrank.probes import Seen
 from onnx_lowrank.rewrite import put_pair, remove_unread
 from onnx_lowrank.runtime import prepare, run
+from onnx_lowrank.seen import Seen
 from onnx_lowrank.spool import Spool
 
 __all__ = [
@@ -58,8 +59,6 @@ Clock = Callable[[], int]
 
 _WARMUP = 2
 _STEP = 10
-# Normal quantile of a 95 % interval.
-_Z = 1.96
 # ONNX Runtime knows the type of everything from this version on without inputs for initializers.
 _IR_VERSION = 4
 
@@ -295,18 +294,14 @@ def compare(rounds: Rounds, limits: Limits) -> Timing:
 
 
 def _timing(times: npt.NDArray[np.float64]) -> Timing:
-    """Medians, and the distribution-free interval of a median between two order statistics."""
+    """Medians of the ratios, and how certain they are."""
     times = np.maximum(times, 1.0)  # a clock may stand
-    ratios = np.sort(times[:, 1:] / times[:, :1], axis=0)  # [rounds, others]
-    count = len(ratios)
-    low = max(0, math.floor((count - _Z * math.sqrt(count)) / 2))
-    middle = np.median(ratios, axis=0)
-    widths = (ratios[count - 1 - low] - ratios[low]) / 2 / middle
+    ratios = [median_interval(own) for own in (times[:, 1:] / times[:, :1]).T]
     return Timing(
         base_ns=float(np.percentile(times[:, 0], 25)),
-        ratios=tuple(float(ratio) for ratio in middle),
-        widths=tuple(float(width) for width in widths),
-        rounds=count,
+        ratios=tuple(middle for middle, _, _ in ratios),
+        widths=tuple((high - low) / 2 / middle for middle, low, high in ratios),
+        rounds=len(times),
     )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "Check",
     "File",
     "GoalReport",
+    "JsonReport",
     "Latency",
     "Layer",
     "Milliseconds",
@@ -26,13 +27,41 @@ __all__ = [
     "ProviderCheck",
     "Report",
     "Speedup",
+    "TargetsReport",
     "Totals",
-    "plain",
 ]
 
 REPORT_VERSION = 1
 
 Status = Literal["factored", "dense"]
+
+
+class JsonReport:
+    """A dataclass that can be written as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dictionaries, lists, numbers and strings."""
+        return dict(_plain(dataclasses.asdict(self)))  # type: ignore[call-overload]
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The report as strict JSON (a number that is not finite becomes null)."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+class TargetsReport(JsonReport):
+    """A report whose targets each have a name and models with an error or None."""
+
+    targets: tuple[Any, ...]
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """What did not run, one sentence each."""
+        return tuple(
+            f"{entry.target}: {model.error}"
+            for entry in self.targets
+            for model in entry.models
+            if model.error is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -299,7 +328,7 @@ class Healing:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(JsonReport):
     """A whole run.
 
     Attributes:
@@ -334,21 +363,13 @@ class Report:
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = field(default=())
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as dictionaries, lists, numbers and strings."""
-        return dict(plain(dataclasses.asdict(self)))
 
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """The report as strict JSON (an error that is not finite becomes null)."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
-
-
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """A value as what JSON knows; numbers that are not finite become None."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

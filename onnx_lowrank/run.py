@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,21 +19,11 @@ from onnx_lowrank.choose import Decision, decide
 from onnx_lowrank.context import Context
 from onnx_lowrank.costs import CostTable
 from onnx_lowrank.errors import GateError, InputError
-from onnx_lowrank.find import Group
-from onnx_lowrank.fit import Errors
 from onnx_lowrank.guard import ROUNDS, put_back, slower
 from onnx_lowrank.load import load
 from onnx_lowrank.prepare import Prepared, prepare
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import (
-    REPORT_VERSION,
-    Check,
-    File,
-    GoalReport,
-    Healing,
-    Latency,
-    Report,
-)
+from onnx_lowrank.report import REPORT_VERSION, Check, File, GoalReport, Report
 from onnx_lowrank.result import Destination, Result
 from onnx_lowrank.runtime import OrtLog
 from onnx_lowrank.save import commit, workspace
@@ -121,21 +111,11 @@ class _Run:
             raise GateError(f"{missed}; nothing written", report) from missed
         assembled = found.assembled
         context.say(nothing_gained(assembled.decisions))
-        check, latency = self._checked(found)
+        check = self._checked(found)
         after = File(None, assembled.bytes, elements(assembled.model))
-        decisions, errors = assembled.decisions, assembled.errors
         report = self._report(
-            prepared,
-            chosen,
-            found.plan,
-            after,
-            decisions,
-            errors,
-            check,
-            latency,
-            assembled.healing,
+            prepared, chosen, found.plan, after, assembled.decisions, found, check
         )
-        report = self._with_loss(report, found)
         self._gate(report)
         if self._target is None:
             return Result(assembled.model, report, source.files)
@@ -149,7 +129,7 @@ class _Run:
         self._context.say(nothing_gained(decisions))
         parameters, size = predicted(prepared.model, decisions)
         after = File(None, size, parameters)
-        return self._report(prepared, chosen, plan, after, decisions, {}, None, ())
+        return self._report(prepared, chosen, plan, after, decisions)
 
     def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> Candidate:
         """Assemble plans until one meets the goal, and is not slower than what came."""
@@ -189,27 +169,22 @@ class _Run:
             self._table = cost_table(self._context, prepared, groups)
         return self._table
 
-    def _checked(self, found: Candidate) -> tuple[Check | None, tuple[Latency, ...]]:
-        """Check and timing of the written result, which at least has to load."""
+    def _checked(self, found: Candidate) -> Check | None:
+        """Check of the written result, which at least has to load."""
         context, path = self._context, found.assembled.path
         settings, trial = context.settings, context.trial
-        if not context.runs():
-            wanted = settings.check or settings.bench
-            if not wanted and context.source.bytes > LOAD_LIMIT:
-                # ONNX Runtime would hold all of it, which is more than the rest of the run takes.
-                context.say(
-                    f"not loaded in ONNX Runtime: above {LOAD_LIMIT // 10**6} MB, --no-check"
-                )
-                return None, ()
-            with context.stages("check"):
-                note = trial.loads(path)
-            if not wanted:  # else it is said already
-                context.say(note)
-            return None, ()
-        check, latency = None, found.measured.latency
-        if settings.check:
-            check = self._candidates.check(found)
-        return check, () if latency is None else (latency,)
+        if context.runs():
+            return self._candidates.check() if settings.check else None
+        wanted = settings.check or settings.bench
+        if not wanted and context.source.bytes > LOAD_LIMIT:
+            # ONNX Runtime would hold all of it, which is more than the rest of the run takes.
+            context.say(f"not loaded in ONNX Runtime: above {LOAD_LIMIT // 10**6} MB, --no-check")
+            return None
+        with context.stages("check"):
+            note = trial.loads(path)
+        if not wanted:  # else it is said already
+            context.say(note)
+        return None
 
     def _report(
         self,
@@ -218,13 +193,13 @@ class _Run:
         plan: Plan,
         after: File,
         decisions: Sequence[Decision],
-        errors: Mapping[Group, Errors],
-        check: Check | None,
-        latency: tuple[Latency, ...],
-        healing: Healing | None = None,
+        found: Candidate | None = None,
+        check: Check | None = None,
     ) -> Report:
+        """The report; without a candidate, of what is not carried out."""
         context, macs = self._context, prepared.macs
-        rows = layers(decisions, errors, macs)
+        rows = layers(decisions, {} if found is None else found.assembled.errors, macs)
+        latency = None if found is None else found.measured.latency
         notes = [*context.notes, *context.trial.notes]
         if self._table is not None:
             notes += self._table.notes()
@@ -238,7 +213,7 @@ class _Run:
                 summed_damage=plan.summed,
                 achieved_damage=None if check is None else check.damage,
                 metric=None if chosen.metric is None else chosen.metric.text,
-                loss=None,
+                loss=None if found is None else found.measured.loss,
                 evaluations=chosen.evaluations,
                 assembled=self._candidates.made,
                 samples=chosen.samples,
@@ -252,20 +227,14 @@ class _Run:
             layers=rows,
             totals=totals(decisions, rows, macs, self._before.parameters, after.parameters),
             calibration=prepared.calibration,
-            healing=healing,
+            healing=None if found is None else found.assembled.healing,
             goal=goal,
             check=check,
-            latency=latency,
+            latency=() if latency is None else (latency,),
             settings=context.settings.to_dict(),
             seconds=dict(context.stages.seconds),
             notes=tuple(notes if summary is None else [*notes, summary]),
         )
-
-    def _with_loss(self, report: Report, found: Candidate) -> Report:
-        if report.goal is None:
-            return report
-        goal = dataclasses.replace(report.goal, loss=found.measured.loss)
-        return dataclasses.replace(report, goal=goal)
 
     def _gate(self, report: Report) -> None:
         limit = self._context.settings.max_error

@@ -115,7 +115,8 @@ class Searching:
         """The pairs of a solution; those of the one before are used again where they fit."""
         self.evaluations += 1
         choices = priced.choices(solution)
-        ranked = {group: choice for group, choice in choices.items() if choice.rank is not None}
+        within = set(self.probe.groups)
+        ranked = {g: c for g, c in choices.items() if c.rank is not None and g in within}
         kept = {
             g: p
             for g, p in self._pairs.items()
@@ -123,8 +124,7 @@ class Searching:
         }
         missing = {group: choice for group, choice in ranked.items() if group not in kept}
         statistics = Statistics(self.prepared.search.fit)
-        kept |= dict(fit(missing, statistics, lambda _: None))
-        self._pairs = {g: p for g, p in kept.items() if g in set(self.probe.groups)}
+        self._pairs = kept | dict(fit(missing, statistics, lambda _: None))
         return self._pairs
 
 

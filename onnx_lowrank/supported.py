@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 from rich.console import Console
@@ -20,7 +17,7 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.fixed import fix_shapes, infer_shapes
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.load import load
-from onnx_lowrank.report import plain
+from onnx_lowrank.report import JsonReport
 from onnx_lowrank.shapes import concrete_shapes, input_specs
 from onnx_lowrank.support import Graph, Rules, all_rules
 from onnx_lowrank.support.partitions import partitions
@@ -78,7 +75,7 @@ class Support:
 
 
 @dataclass(frozen=True)
-class SupportReport:
+class SupportReport(JsonReport):
     """What `support_of` found; the schema is that of ``onnx-lowrank support --report``."""
 
     tool: str
@@ -86,14 +83,6 @@ class SupportReport:
     before: str | None
     providers: tuple[Support, ...]
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as dictionaries, lists, numbers and strings."""
-        return dict(plain(dataclasses.asdict(self)))
-
-    def to_json(self) -> str:
-        """The report as strict JSON."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
 
 
 def support_of(

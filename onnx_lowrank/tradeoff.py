@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from onnx_lowrank.macs import Macs
 from onnx_lowrank.metrics import Metric
 from onnx_lowrank.prepare import Prepared, prepare
 from onnx_lowrank.progress import Progress, Silent, Stages
+from onnx_lowrank.report import JsonReport
 from onnx_lowrank.result import Destination
 from onnx_lowrank.runtime import OrtLog
 from onnx_lowrank.save import commit, workspace
@@ -83,7 +83,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(JsonReport):
     """A sweep.
 
     Attributes:
@@ -109,10 +109,6 @@ class Curve:
     points: tuple[Point, ...]
     missed: tuple[str, ...]
     notes: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """As JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
 
     def to_csv(self) -> str:
         """One line for each point."""
@@ -218,7 +214,7 @@ class _Sweep:
             destination = Destination(self._models / f"keep-{keep:.2f}.onnx", force=self._force)
             destination.check(self._context.source.files)
         found = self._candidates.make(plan, self._metric, destination, heal=True)
-        check = self._candidates.check(found)
+        check = self._candidates.check()
         assembled, latency = found.assembled, found.measured.latency
         rows = layers(assembled.decisions, assembled.errors, self._macs)
         parameters = elements(assembled.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -423,6 +424,16 @@ def test_a_sweep(model: onnx.ModelProto, tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == []
     assert _exit_code(arguments) == 1  # nothing is overwritten unasked
     assert _exit_code([*arguments, "--force"]) == 0
+
+
+def test_the_json_of_a_sweep_is_strict(model: onnx.ModelProto) -> None:
+    curve = sweep(model, shares=[0.5], calibration=feeds(20), simplify=False, bench=False)
+    broken = dataclasses.replace(curve.points[1], error=float("inf"), damage=float("nan"))
+    text = dataclasses.replace(curve, points=(broken,)).to_json()
+    assert "Infinity" not in text
+    assert "NaN" not in text
+    (point,) = json.loads(text)["points"]
+    assert (point["error"], point["damage"]) == (None, None)
 
 
 def test_a_sweep_in_memory(model: onnx.ModelProto) -> None:

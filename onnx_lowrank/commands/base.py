@@ -19,7 +19,6 @@ __all__ = [
     "listed",
     "number",
     "reader_may_leave",
-    "sample_options",
     "subjects",
     "terminal_progress",
 ]
@@ -32,56 +31,6 @@ def number(name: str, text: str, **extra: Any) -> Decorator:
     return click.option(name, type=int, help=text, **extra)
 
 
-def sample_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of the verbs that run models: targets and samples."""
-    for option in reversed(
-        (
-            click.option(
-                "--ep",
-                "--target",
-                "targets",
-                multiple=True,
-                default=("cpu",),
-                show_default=True,
-                metavar="NAME",
-                help="Where to run, as providers lists it; repeatable.",
-            ),
-            click.option(
-                "--data",
-                type=click.Path(path_type=Path),
-                help="Samples, as in the main job.  [default: seeded random input]",
-            ),
-            number("--samples", "How many samples to use.", default=16, show_default=True),
-            number("--seed", "Of random input, and of the choice.", default=0, show_default=True),
-            click.option(
-                "--input-shape",
-                multiple=True,
-                metavar="NAME:1,128",
-                help="Concrete shape of an input; repeatable.",
-            ),
-            click.option(
-                "--dim",
-                multiple=True,
-                metavar="NAME=1",
-                help="Size of a symbolic dimension; repeatable.",
-            ),
-            click.option(
-                "--fix-shapes",
-                is_flag=True,
-                help="Run copies whose inputs have fixed sizes, as QNN and NNAPI need.",
-            ),
-            click.option(
-                "--strict",
-                is_flag=True,
-                help="A node that a target leaves to the CPU is an error.",
-            ),
-            click.option("--verbose", is_flag=True, help="Show ONNX Runtime's own messages."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
 @contextlib.contextmanager
 def subjects(
     paths: Sequence[Path],
@@ -92,7 +41,7 @@ def subjects(
     verbose: bool,
     **options: Any,
 ) -> Iterator[Subjects]:
-    """The models and samples of `sample_options`, in a workspace that goes away again."""
+    """The models and samples of the options `on_targets`, in a workspace that goes away again."""
     from onnx_lowrank.errors import UsageError
     from onnx_lowrank.runtime import OrtLog
     from onnx_lowrank.save import workspace

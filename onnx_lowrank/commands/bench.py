@@ -10,10 +10,10 @@ import click
 from onnx_lowrank.commands.base import (
     number,
     reader_may_leave,
-    sample_options,
     subjects,
     terminal_progress,
 )
+from onnx_lowrank.commands.options import on_targets, report
 from onnx_lowrank.errors import InputError, UsageError
 
 __all__ = ["command"]
@@ -23,7 +23,7 @@ __all__ = ["command"]
 @click.argument(
     "models", metavar="A [B …]", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-@sample_options
+@on_targets
 @number(
     "--threads",
     "Intra-op threads; repeatable.  [default: each target's own]",
@@ -31,13 +31,7 @@ __all__ = ["command"]
 )
 @number("--iterations", "Timed runs of each model.", default=50, show_default=True)
 @number("--warmup", "Runs of each model before.", default=5, show_default=True)
-@click.option(
-    "--report",
-    "report_path",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the whole result as JSON, or a table as CSV, by the file's ending.",
-)
+@report("Write the whole result as JSON, or a table as CSV, by the file's ending.")
 def command(
     models: tuple[Path, ...],
     *,
@@ -69,9 +63,9 @@ def command(
         check_report_target(report_path, models)
     opened = open_targets(targets)
     progress = terminal_progress()
-    with subjects(models, **options) as found:
-        report = bench_models(
-            found,
+    with subjects(models, **options) as given:
+        found = bench_models(
+            given,
             opened,
             threads=threads or (None,),
             iterations=iterations,
@@ -80,9 +74,9 @@ def command(
             progress=progress,
         )
     if report_path is not None:
-        text = report.to_csv() if report_path.suffix == ".csv" else report.to_json() + "\n"
+        text = found.to_csv() if report_path.suffix == ".csv" else found.to_json() + "\n"
         write_text(report_path, text)
     with reader_may_leave():
-        print_bench_report(report, output_console())
-    if report.errors:
-        raise InputError(report.errors[0])
+        print_bench_report(found, output_console())
+    if found.errors:
+        raise InputError(found.errors[0])

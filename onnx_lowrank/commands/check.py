@@ -10,10 +10,10 @@ import click
 from onnx_lowrank.commands.base import (
     number,
     reader_may_leave,
-    sample_options,
     subjects,
     terminal_progress,
 )
+from onnx_lowrank.commands.options import on_targets, report
 from onnx_lowrank.errors import InputError, LimitError, UsageError
 
 __all__ = ["command"]
@@ -22,20 +22,14 @@ __all__ = ["command"]
 @click.command("check")
 @click.argument("before", metavar="A", type=click.Path(path_type=Path))
 @click.argument("after", metavar="B", type=click.Path(path_type=Path))
-@sample_options
+@on_targets
 @number("--threads", "Intra-op threads.  [default: each target's own]")
 @click.option(
     "--max-error",
     type=float,
     help="Exit 3 if the mean relative L2 error of an output is above, on any target.",
 )
-@click.option(
-    "--report",
-    "report_path",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the whole result as JSON.",
-)
+@report()
 def command(
     before: Path,
     after: Path,
@@ -61,9 +55,9 @@ def command(
         check_report_target(report_path, (before, after))
     opened = open_targets(targets)
     progress = terminal_progress()
-    with subjects((before, after), **options) as found:
-        report = check_models(
-            found,
+    with subjects((before, after), **options) as given:
+        found = check_models(
+            given,
             opened,
             strict=strict,
             threads=threads,
@@ -71,10 +65,10 @@ def command(
             progress=progress,
         )
     if report_path is not None:
-        write_text(report_path, report.to_json() + "\n")
+        write_text(report_path, found.to_json() + "\n")
     with reader_may_leave():
-        print_check_report(report, output_console())
-    if report.missed is not None:
-        raise LimitError(report.missed)
-    if report.errors:
-        raise InputError(report.errors[0])
+        print_check_report(found, output_console())
+    if found.missed is not None:
+        raise LimitError(found.missed)
+    if found.errors:
+        raise InputError(found.errors[0])

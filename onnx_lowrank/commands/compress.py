@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from onnx_lowrank.commands.base import number, reader_may_leave, terminal_progress
-from onnx_lowrank.commands.options import plain, running, samples, selection
+from onnx_lowrank.commands.options import (
+    plain,
+    report,
+    running,
+    samples,
+    selection,
+    shapes,
+    verbose,
+)
 from onnx_lowrank.errors import GateError, InputError
 
 __all__ = ["command"]
@@ -61,6 +69,7 @@ __all__ = ["command"]
     help="Keep pairs also where the model is slower with them than IN.",
 )
 @selection
+@shapes
 @samples
 @click.option(
     "--save-costs",
@@ -73,18 +82,6 @@ __all__ = ["command"]
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Take such latencies, as of a board, instead of measuring them.",
-)
-@number(
-    "--heal",
-    "Steps of gradient descent on the factors against the original's outputs, on the samples to "
-    "fit to.  [default: none]",
-    default=0,
-)
-@click.option(
-    "--heal-at",
-    multiple=True,
-    metavar="NAME",
-    help="A value inside that --heal compares too, with the same name in both models; repeatable.",
 )
 @click.option(
     "--max-error",
@@ -100,16 +97,10 @@ __all__ = ["command"]
     show_default=True,
     help="Weights beside the model in OUT.data; auto: above 1.5 GB.",
 )
-@click.option(
-    "--report",
-    "report_path",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the whole result as JSON.",
-)
+@report()
 @click.option("--dry-run", is_flag=True, help="Decide and print, write nothing.")
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
-@click.option("--verbose", is_flag=True, help="Show ONNX Runtime's own messages.")
+@verbose
 def command(
     source: Path,
     target: Path,
@@ -142,13 +133,13 @@ def command(
     place = Destination(target, external_data, force)
     missed: GateError | None = None
     try:
-        report = execute(source, settings, place, progress, log).report
+        found = execute(source, settings, place, progress, log).report
     except GateError as error:
-        missed, report = error, error.report
+        missed, found = error, error.report
     if report_path is not None:
-        write_text(report_path, report.to_json() + "\n")
+        write_text(report_path, found.to_json() + "\n")
     with reader_may_leave():
-        print_report(report, console)
+        print_report(found, console)
     if verbose:
         for line in log.lines:
             click.echo(f"{line.what}: {line.text}", err=True)

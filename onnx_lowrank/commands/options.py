@@ -10,7 +10,16 @@ import click
 
 from onnx_lowrank.commands.base import Decorator, listed, number
 
-__all__ = ["plain", "running", "samples", "selection"]
+__all__ = [
+    "on_targets",
+    "plain",
+    "report",
+    "running",
+    "samples",
+    "selection",
+    "shapes",
+    "verbose",
+]
 
 
 def _all(options: Sequence[Decorator]) -> Decorator:
@@ -51,6 +60,79 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_drawn = _all(
+    [
+        number("--samples", "How many samples to use.", default=16, show_default=True),
+        number(
+            "--seed", "Of random input, and of the choice of samples.", default=0, show_default=True
+        ),
+    ]
+)
+
+shapes = _all(
+    [
+        click.option(
+            "--input-shape",
+            multiple=True,
+            metavar="NAME:1,128",
+            help="Concrete shape of an input, for what runs the model; repeatable.",
+        ),
+        click.option(
+            "--dim",
+            multiple=True,
+            metavar="NAME=1",
+            help="Size of a symbolic dimension, for what runs the model; repeatable.",
+        ),
+    ]
+)
+"""Sizes that a model leaves open."""
+
+verbose = click.option("--verbose", is_flag=True, help="Show ONNX Runtime's own messages.")
+
+on_targets = _all(
+    [
+        click.option(
+            "--ep",
+            "--target",
+            "targets",
+            multiple=True,
+            default=("cpu",),
+            show_default=True,
+            metavar="NAME",
+            help="Where to run, as providers lists it; repeatable.",
+        ),
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            help="Samples, as in the main job.  [default: seeded random input]",
+        ),
+        _drawn,
+        shapes,
+        click.option(
+            "--fix-shapes",
+            is_flag=True,
+            help="Run copies whose inputs have fixed sizes, as QNN and NNAPI need.",
+        ),
+        click.option(
+            "--strict", is_flag=True, help="A node that a target leaves to the CPU is an error."
+        ),
+        verbose,
+    ]
+)
+"""Where models are run, and on which samples."""
+
+
+def report(text: str = "Write the whole result as JSON.") -> Decorator:
+    """The option for a report file."""
+    return click.option(
+        "--report",
+        "report_path",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help=text,
+    )
+
+
 selection = _all(
     [
         click.option(
@@ -65,8 +147,8 @@ selection = _all(
         click.option(
             "--ops",
             metavar="LIST",
-            help="Forms to factor, separated by commas: default, all, or names as "
-            "inspect lists them.",
+            help="Forms to factor, separated by commas: default, all, or names as inspect lists "
+            "them.",
         ),
         click.option(
             "--constant-inputs",
@@ -95,30 +177,17 @@ selection = _all(
             help="Shape OUT for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks, fixed "
             "sizes, 2-D products, Gemm or MatMul.  [default: portable]",
         ),
-        click.option(
-            "--input-shape",
-            multiple=True,
-            metavar="NAME:1,128",
-            help="Concrete shape of an input, for check and timing; repeatable.",
-        ),
-        click.option(
-            "--dim",
-            multiple=True,
-            metavar="NAME=1",
-            help="Size of a symbolic dimension, for check and timing; repeatable.",
-        ),
     ]
 )
-"""Which layers, and the shapes of the inputs."""
+"""Which layers, and how they are factored."""
 
 samples = _all(
     [
         click.option(
             "--data",
             type=click.Path(path_type=Path),
-            help="Samples for the check: .npz (an array for each input, axis 0 the "
-            "samples), .npy, a "
-            "folder of .npz feeds or of test_data_set_*.  [default: seeded random input]",
+            help="Samples for the check: .npz (an array for each input, axis 0 the samples), .npy, "
+            "a folder of .npz feeds or of test_data_set_*.  [default: seeded random input]",
         ),
         click.option(
             "--labels",
@@ -126,20 +195,14 @@ samples = _all(
             help="Labels of the samples for --metric: .npy, .npz, .txt or .csv.  "
             "[default: in --data]",
         ),
-        number("--samples", "How many samples to use.", default=16, show_default=True),
-        number(
-            "--seed",
-            "For random input and for the choice of samples.",
-            default=0,
-            show_default=True,
-        ),
+        _drawn,
         click.option(
             "--calibrate",
             "calibration",
             metavar="SOURCE",
-            help="Samples to fit the factors to: as --data, or module:callable or "
-            "file.py:callable that "
-            "returns an iterable of feeds.  Without it a part of --data is used, the rest judges.",
+            help="Samples to fit the factors to: as --data, or module:callable or file.py:callable "
+            "that returns an iterable of feeds.  Without it a part of --data is used, the rest "
+            "judges.",
         ),
         number(
             "--calibration-samples", "How many samples to fit to.", default=256, show_default=True
@@ -153,9 +216,8 @@ samples = _all(
         click.option(
             "--refit",
             is_flag=True,
-            help="Fit each layer again, to the inputs that the compressed model "
-            "gives it and the outputs "
-            "that the original had.",
+            help="Fit each layer again, to the inputs that the compressed model gives it and the "
+            "outputs that the original had.",
         ),
         click.option(
             "--save-stats",
@@ -168,6 +230,19 @@ samples = _all(
             metavar="FILE",
             type=click.Path(path_type=Path),
             help="Fit to what --save-stats wrote for this model; no samples are run for it.",
+        ),
+        number(
+            "--heal",
+            "Steps of gradient descent on the factors against the original's outputs, on the "
+            "samples to fit to.  [default: none]",
+            default=0,
+        ),
+        click.option(
+            "--heal-at",
+            multiple=True,
+            metavar="NAME",
+            help="A value inside that --heal compares too, with the same name in both models; "
+            "repeatable.",
         ),
         click.option(
             "--no-calibrate", is_flag=True, help="Fit to the weights alone, in spite of --data."

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from onnx_lowrank.commands.base import reader_may_leave
+from onnx_lowrank.commands.options import report, shapes
 
 __all__ = ["command"]
 
@@ -19,26 +20,9 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     help="The model that MODEL was made from, judged beside it.",
 )
-@click.option(
-    "--input-shape",
-    multiple=True,
-    metavar="NAME:1,128",
-    help="Judge with this shape of an input; repeatable.",
-)
-@click.option(
-    "--dim",
-    multiple=True,
-    metavar="NAME=1",
-    help="Judge with this size of a symbolic dimension; repeatable.",
-)
+@shapes
 @click.option("--nodes", is_flag=True, help="Name every node that is left to the CPU.")
-@click.option(
-    "--report",
-    "report_path",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the whole result, every node, as JSON.",
-)
+@report("Write the whole result, every node, as JSON.")
 def command(
     model: Path,
     *,
@@ -56,8 +40,8 @@ def command(
 
     if report_path is not None:
         check_report_target(report_path, (model,) if before is None else (model, before))
-    report = support_of(model, before, parse_input_shapes(input_shape), parse_dims(dim))
+    found = support_of(model, before, parse_input_shapes(input_shape), parse_dims(dim))
     if report_path is not None:
-        write_text(report_path, report.to_json() + "\n")
+        write_text(report_path, found.to_json() + "\n")
     with reader_may_leave():
-        print_support(report, output_console(), every=nodes)
+        print_support(found, output_console(), every=nodes)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnx_lowrank.commands.base import listed, reader_may_leave, terminal_progress
-from onnx_lowrank.commands.options import plain, running, samples, selection
+from onnx_lowrank.commands.options import plain, running, samples, selection, shapes
 from onnx_lowrank.errors import UsageError
 
 __all__ = ["command"]
@@ -31,6 +31,7 @@ __all__ = ["command"]
 @click.option("--models", is_flag=True, help="Keep the models, as DIR/keep-0.80.onnx.")
 @click.option("--metric", help="A further measure of the loss, as in the main job.")
 @selection
+@shapes
 @samples
 @running
 @click.option("--force", is_flag=True, help="Overwrite what is in DIR.")
