@@ -30,6 +30,7 @@ __all__ = [
     "differentiable",
     "gradient_model",
     "loss_model",
+    "read_by",
     "read_ranks",
 ]
 
@@ -280,12 +281,12 @@ def depends(model: ir.Model, trained: Sequence[str]) -> set[ir.Value]:
     """The floats that depend on what is trained."""
     reached = {value for value in model.graph.inputs if value.name in set(trained)}
     for node in model.graph:
-        if any(value in reached for value in _read(node)):
+        if any(value in reached for value in read_by(node)):
             reached.update(v for v in node.outputs if v.dtype is None or v.dtype in FLOATS)
     return reached
 
 
-def _read(node: ir.Node) -> set[ir.Value | None]:
+def read_by(node: ir.Node) -> set[ir.Value | None]:
     """What a node reads, also inside of its subgraphs."""
     read = set(node.inputs)
     for given in node.attributes.values():

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.batches import Batches, join, wide
+from onnx_lowrank.bottlenecks import bottlenecks
 from onnx_lowrank.calibrate import Feed, Runner
 from onnx_lowrank.errors import InputError, Terminated
 from onnx_lowrank.gradient import (
@@ -30,6 +31,7 @@ from onnx_lowrank.gradient import (
 from onnx_lowrank.numerics.adam import Adam, schedule
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.trained import elements_of
+from onnx_lowrank.whiten import whiten
 
 __all__ = ["BATCH", "DEFAULT_RATE", "HealPlan", "Healed", "heal"]
 
@@ -40,6 +42,8 @@ BATCH = 16
 DEFAULT_RATE = 2e-3
 # How often the held-out samples are asked.
 _LOOKS = 12
+# Values inside that are compared, unless they are named.
+_INSIDE = 8
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class HealPlan:
 
     Attributes:
         steps: of gradient descent, at most.
-        at: further values, known to both models, whose error counts beside the outputs'.
+        at: values inside, known to both models, whose error counts beside the outputs'; none:
+            those that `onnx_lowrank.bottlenecks` finds.
         rate: of an element in one step, as a share of its factor's root mean square.
         seed: of the order of the batches.
         batch: samples of a batch, where they can be put together.
@@ -121,10 +126,13 @@ def heal(
     notes: list[str] = []
     base = differentiable(model, trained)
     outputs = _outputs(base, original, trained)
-    values = tuple(dict.fromkeys((*outputs, *plan.at)))
-    if not values:
+    if not outputs and not plan.at:
         raise InputError("--heal: no output of the model is a float that depends on a factor")
     fit, judging = (join(model, list(part), plan.batch) for part in (feeds, held))
+    start = {name: elements_of(model, name) for name in trained}
+    ranks = read_ranks(base, trained, open_model, {**wide(fit[0]), **wide(start)})
+    inside = plan.at or bottlenecks(base, trained, ranks, _made(original), _INSIDE)
+    values = tuple(dict.fromkeys((*outputs, *inside)))
     source = _tapped(original, values, open_model)
     if len(fit) + len(judging) < len(feeds) + len(held):
         try:
@@ -132,9 +140,9 @@ def heal(
         except InputError as error:
             notes.append(f"healing takes one sample at a time, not batches of them: {error}")
             fit, judging = list(feeds), list(held)
-    start = {name: elements_of(model, name) for name in trained}
-    adam = Adam(start, plan.rate)
-    ranks = read_ranks(base, trained, open_model, {**wide(fit[0]), **adam.arrays})
+    rows = (wide(fit[index]) for index in np.random.default_rng(plan.seed).permutation(len(fit)))
+    white = whiten(base, wide(start), rows, mask, open_model)
+    base, adam = white.model, Adam(white.into(start), plan.rate)
     gradients = gradient_model(base, values, trained, ranks)
     descend = open_model(gradients.model)
     judge = _Judge(Batches(judging, mask, outputs or values, source), base, open_model)
@@ -155,8 +163,8 @@ def heal(
 
     try:
         for index in _order(len(batches), plan):
-            found = descend({**batches.inputs(index), **adam.arrays})
-            slopes = {name: found[output] for name, output in gradients.outputs.items()}
+            result = descend({**batches.inputs(index), **adam.arrays})
+            slopes = {name: result[output] for name, output in gradients.outputs.items()}
             if not all(np.isfinite(slope).all() for slope in slopes.values()):
                 notes.append(f"healing stopped after step {done}: a gradient holds NaN or Inf")
                 advance(plan.steps - done)
@@ -175,8 +183,9 @@ def heal(
         notes.append(
             "healing did not bring held-out samples closer to the original: the factors stay"
         )
+    found = white.back(kept)
     return Healed(
-        arrays={name: array.astype(start[name].dtype) for name, array in kept.items()},
+        arrays={name: array.astype(start[name].dtype) for name, array in found.items()},
         steps=done,
         best_step=best_step,
         error_before=before,
@@ -210,6 +219,11 @@ class _Judge:
         shares = [apart[v] / energy[v] for v in self._values if energy[v] > 0.0]
         error = math.sqrt(sum(shares) / len(shares)) if shares else 0.0
         return error if math.isfinite(error) else math.inf
+
+
+def _made(original: ir.Model) -> frozenset[str]:
+    """Names of what the original's main graph computes."""
+    return frozenset(value.name or "" for node in original.graph for value in node.outputs)
 
 
 def _outputs(base: ir.Model, original: ir.Model, trained: Sequence[str]) -> tuple[str, ...]:
@@ -248,7 +262,5 @@ def _tapped(original: ir.Model, values: Sequence[str], open_model: Opener) -> Ru
             raise InputError(f"--heal-at {name}: the original model has no such value")
         value = known[name]
         value.shape = None  # a declared shape may be too narrow for what is fed
-        if value.dtype is None:
-            value.dtype = ir.DataType.FLOAT
         copy.graph.outputs.append(value)
     return open_model(copy)

@@ -1,0 +1,185 @@
+"""What healing is made of: values inside that count, and coordinates in which inputs are white."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onnx_lowrank.bottlenecks import bottlenecks
+from onnx_lowrank.gradient import differentiable
+from onnx_lowrank.numerics.moments import Moments
+from onnx_lowrank.numerics.whitening import Whitening
+from onnx_lowrank.whiten import whiten
+from tests.models import parse
+from tests.test_heal import opener
+
+Array = npt.NDArray[Any]
+
+BLOCKS = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    agraph (float[N,T,8] x) => (float[N,8] y) {
+        h = Tanh (x)
+        a1 = MatMul (h, W1)
+        b1 = Relu (a1)
+        c1 = MatMul (b1, V1)
+        s1 = Add (h, c1)
+        n1 = Tanh (s1)
+        a2 = MatMul (n1, W2)
+        b2 = Relu (a2)
+        c2 = MatMul (b2, V2)
+        s2 = Add (n1, c2)
+        n2 = Tanh (s2)
+        p = ReduceMean <axes = [1], keepdims = 0> (n2)
+        y = Tanh (p)
+    }
+"""
+TRAINED = ("W1", "V1", "W2", "V2")
+
+
+def blocks() -> ir.Model:
+    """Two residual blocks; what is trained is their weights."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(8, 8)).astype(np.float32) for name in TRAINED}
+    return ir.from_proto(parse(BLOCKS, arrays))
+
+
+def made(model: ir.Model) -> set[str]:
+    return {value.name or "" for node in model.graph for value in node.outputs}
+
+
+def found(model: ir.Model, *trained: str, most: int = 8) -> tuple[str, ...]:
+    return bottlenecks(differentiable(model, trained), trained, {}, made(model), most)
+
+
+def test_a_bottleneck_is_what_all_later_blocks_read() -> None:
+    # Around b2 goes the stream, p is n2 pooled, and y is an output.  Around b1 goes only what
+    # nothing trained has changed.
+    assert found(blocks(), *TRAINED) == ("b1", "n1", "n2")
+
+
+def test_nothing_before_what_is_trained_is_a_bottleneck() -> None:
+    assert found(blocks(), "W2", "V2") == ("b2", "n2")
+    assert found(blocks(), "V2") == ("n2",)
+
+
+def test_at_most_so_many_bottlenecks() -> None:
+    chain = "".join(f"h{i + 1} = MatMul (h{i}, W{i})\n" for i in range(20))
+    names = [f"W{i}" for i in range(20)]
+    proto = parse(
+        f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[N,4] h0) => (float[N,4] h20) {{ {chain} }}
+        """,
+        {name: np.eye(4, dtype=np.float32) for name in names},
+    )
+    model = ir.from_proto(proto)
+    assert found(model, *names, most=4) == ("h1", "h7", "h13", "h19")
+    assert found(model, *names, most=40) == tuple(f"h{i}" for i in range(1, 20))
+
+
+def test_a_value_of_the_compressed_model_alone_is_none() -> None:
+    base = differentiable(blocks(), TRAINED)
+    assert bottlenecks(base, TRAINED, {}, {"n2"}, 8) == ("n2",)
+
+
+def moments(rows: Array) -> Moments:
+    exact = rows.astype(np.float64)
+    return Moments(exact.T @ exact / len(rows), exact.mean(axis=0), len(rows))
+
+
+def test_white_inputs_are_white() -> None:
+    rng = np.random.default_rng(1)
+    mix = rng.normal(size=(12, 12)) @ np.diag(np.geomspace(1.0, 30.0, 12))
+    rows = rng.normal(size=(4000, 12)) @ mix
+    whitening = Whitening.of(moments(rows))
+    assert whitening is not None
+    np.testing.assert_allclose(whitening.root @ whitening.inverse, np.eye(12), atol=1e-3)
+    raw = np.linalg.eigvalsh(moments(rows).second)
+    white = np.linalg.eigvalsh(moments(rows @ whitening.inverse).second)
+    assert raw[-1] / raw[0] > 1000
+    # The floor leaves what hardly varies short of 1, and nothing is above it.
+    assert 0.95 < white[-1] <= 1.0 + 1e-4
+    assert white[-1] / white[0] < 0.05 * raw[-1] / raw[0]
+
+
+def test_zeros_are_not_whitened() -> None:
+    assert Whitening.of(moments(np.zeros((5, 3)))) is None
+
+
+def gemms() -> onnx.ModelProto:
+    """A product, a transposed Gemm, and one that both outputs read."""
+    rng = np.random.default_rng(2)
+    return parse(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[N,6] x) => (float[N,5] y, float[N,5] z) {
+            h = MatMul (x, A)
+            g = Gemm <transB = 1> (h, B, b)
+            r = Tanh (g)
+            y = MatMul (r, S)
+            z = MatMul (g, S)
+        }
+        """,
+        {
+            "A": rng.normal(size=(6, 3)).astype(np.float32),
+            "B": rng.normal(size=(4, 3)).astype(np.float32),
+            "b": rng.normal(size=4).astype(np.float32),
+            "S": rng.normal(size=(4, 5)).astype(np.float32),
+        },
+    )
+
+
+def test_white_coordinates_are_the_same_model() -> None:
+    model = ir.from_proto(gemms())
+    trained = ("A", "B", "b", "S")
+    arrays: Mapping[str, Array] = {
+        name: np.array(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    base = differentiable(model, trained)
+    rng = np.random.default_rng(3)
+    scales = np.geomspace(0.1, 10.0, 6)
+    feeds = [{"x": (rng.normal(size=(50, 6)) * scales).astype(np.float32)} for _ in range(4)]
+    white = whiten(base, arrays, feeds, None, opener)
+    assert set(white.by) == {"A", "B"}  # a bias has no input, and S two
+    inside = white.into(arrays)
+    assert not np.allclose(inside["A"], arrays["A"])
+    for name, array in white.back(inside).items():
+        np.testing.assert_allclose(array, arrays[name], rtol=1e-4, atol=1e-4)
+    plain, same = opener(model)(feeds[0]), opener(white.model)({**feeds[0], **inside})
+    for name, array in plain.items():
+        np.testing.assert_allclose(same[name], array, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_masked_rows_are_not_whitened_with(masked: bool) -> None:
+    model = blocks()
+    base = differentiable(model, TRAINED)
+    rng = np.random.default_rng(4)
+    mask = np.array([[1, 1, 0], [1, 0, 0]], np.int64)
+    clean = rng.normal(size=(2, 3, 8)).astype(np.float32)
+    wild = np.where(mask[..., None] == 0, rng.normal(size=(2, 3, 8)) * 9, clean)
+    arrays = {
+        name: np.array(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    one, other = (
+        whiten(
+            base,
+            arrays,
+            [{"x": x.astype(np.float32), "attention_mask": mask}],
+            "attention_mask" if masked else None,
+            opener,
+        )
+        for x in (clean, wild)
+    )
+    same = np.allclose(one.by["W1"][0].root, other.by["W1"][0].root)
+    assert same == masked
