@@ -2,10 +2,10 @@
 
     python tools/budget_table.py [--shares 0.9 0.8 0.6] [--refit [--heal STEPS]]
 
-The texts are those of ``tools/fit_table.py``: first paragraphs of docstrings of the standard
-library, modules a-g calibrate (a part of them searches), 256 of h-z judge.  Printed is the cosine
-between the embeddings of the model and of its compressed versions at the same total of linear
-parameters, for
+The texts are those of ``tools/fit_table.py``: paragraphs of docstrings of the standard library,
+modules and packages a-g calibrate (a part of them searches), 256 of modules h-z judge.  Printed is
+the cosine between the embeddings of the model and of its compressed versions at the same total of
+linear parameters, for
 
 * ``uniform``: the same share of every layer, factors by output PCA;
 * ``SVD-LLM``: the same share of every layer, factors by truncating the whitened weight (Wang et
@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import scipy.linalg
-from fit_table import JUDGED, ROOT, Feed, batches, embeddings, paragraphs
+from fit_table import JUDGED, ROOT, Feed, batches, calibrating, embeddings, paragraphs
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
@@ -73,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=cache / "minilm-l6.onnx")
     parser.add_argument("--tokenizer", type=Path, default=cache / "minilm-l6.tokenizer.json")
     parser.add_argument("--shares", type=float, nargs="+", default=list(BARS))
-    parser.add_argument("--samples", type=int, default=768, help="paragraphs to calibrate with")
+    parser.add_argument("--samples", type=int, default=2048, help="paragraphs to calibrate with")
     parser.add_argument("--refit", action="store_true", help="a column with refit")
     parser.add_argument("--heal", type=int, default=0, help="with --refit: steps of healing")
     options = parser.parse_args(arguments)
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
-    fit_to = batches(tokenizer, sorted(paragraphs("a", "g", options.samples), key=len))
+    fit_to = calibrating(tokenizer, options.samples)
     judge = batches(tokenizer, paragraphs("h", "z", JUDGED))
     with tempfile.TemporaryDirectory() as name:
         held = Path(name, "held")

@@ -1,12 +1,12 @@
 """Print how far factors that are fitted to data go, on a sentence encoder.
 
-    python tools/fit_table.py [--model models/cache/minilm-l6.onnx] [--samples 768] [--heal STEPS]
+    python tools/fit_table.py [--shares 0.8 0.6] [--samples 2048] [--heal STEPS]
 
-The texts are first paragraphs of the standard library's docstrings: those of modules a-g
-calibrate, 256 of modules h-z judge.  Printed are the cosine between the embeddings of the model and
-of its compressed versions, every layer keeping the same share of its parameters, the time of
-gathering the moments against that of only running the same samples (in turns, same session
-options), and the time of the spectra and factors of all layers on one core.
+The texts are paragraphs of the standard library's docstrings: those of modules and packages a-g
+calibrate, 256 first paragraphs of modules h-z judge.  Printed are the cosine between the embeddings
+of the model and of its compressed versions, every layer keeping the same share of its parameters,
+the time of gathering the moments against that of only running the same samples (in turns, same
+session options), and the time of the spectra and factors of all layers on one core.
 
 Needs ``models/cache/minilm-l6.onnx`` and its tokenizer (see ``models/get.py``) and the package
 ``tokenizers`` of the extra ``exporters``.
@@ -43,9 +43,10 @@ from onnx_lowrank.runtime import default_threads, open_session, run
 __all__ = ["main"]
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARES = (0.8, 0.6)
 JUDGED, LENGTH, BATCH = 256, 128, 16
 TIMED = 12  # batches
+# Folders of the standard library that hold no docstrings of its own, or none that describe it.
+OTHERS = frozenset({"dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests"})
 # The columns: how the factors are made.
 COLUMNS: dict[str, dict[str, Any]] = {
     "plain SVD": {"calibrate": False},
@@ -67,33 +68,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = ROOT / "models" / "cache"
     parser.add_argument("--model", type=Path, default=cache / "minilm-l6.onnx")
     parser.add_argument("--tokenizer", type=Path, default=cache / "minilm-l6.tokenizer.json")
-    parser.add_argument("--samples", type=int, default=768, help="paragraphs to calibrate with")
+    parser.add_argument("--shares", type=float, nargs="+", choices=list(BARS), default=list(BARS))
+    parser.add_argument("--samples", type=int, default=2048, help="paragraphs to calibrate with")
     parser.add_argument("--repeats", type=int, default=5, help="of the timed gathering")
     parser.add_argument("--heal", type=int, default=0, help="steps of a column with healing")
     options = parser.parse_args(arguments)
     if options.heal:
         COLUMNS["+ refit, heal"] = {"refit": True, "heal": options.heal}
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
-    # By length: texts that are batched together need little padding.
-    fit = batches(tokenizer, sorted(paragraphs("a", "g", options.samples), key=len))
+    fit = calibrating(tokenizer, options.samples)
     judge = batches(tokenizer, paragraphs("h", "z", JUDGED))
-    met = accuracy(options.model, fit, judge)
+    met = accuracy(options.model, fit, judge, options.shares)
     met &= gathering(options.model, fit[:TIMED], options.repeats)
     met &= factoring(options.model, fit[:TIMED])
     return 0 if met else 1
 
 
-def paragraphs(first: str, last: str, count: int) -> list[str]:
-    """First paragraphs of docstrings of modules from letter to letter, in a fixed order."""
+def calibrating(tokenizer: Tokenizer, count: int) -> list[Feed]:
+    """Batches of texts to calibrate with."""
+    # By length: texts that are batched together need little padding.
+    return batches(tokenizer, sorted(paragraphs("a", "g", count, every=True), key=len))
+
+
+def paragraphs(first: str, last: str, count: int, *, every: bool = False) -> list[str]:
+    """Paragraphs of docstrings from letter to letter, in a fixed order.
+
+    Args:
+        first: letter that names of modules begin with.
+        last: the last such letter.
+        count: how many at most.
+        every: all paragraphs, those of packages as well; else the first ones of modules.
+    """
+    library = Path(os.__file__).parent
     found: set[str] = set()
-    for file in sorted(Path(os.__file__).parent.glob("*.py")):
-        if not first <= file.name[0].lower() <= last:
+    for file in sorted(library.rglob("*.py") if every else library.glob("*.py")):
+        parts = file.relative_to(library).parts
+        if not first <= parts[0][0].lower() <= last or OTHERS.intersection(parts):
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
-                text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-                if len(text) >= 40:
-                    found.add(text)
+                texts = (ast.get_docstring(node) or "").split("\n\n")
+                for paragraph in texts if every else texts[:1]:
+                    text = " ".join(paragraph.split())
+                    if len(text) >= 40:
+                        found.add(text)
     order = np.random.default_rng(0).permutation(len(found))[:count]
     known = sorted(found)
     return [known[index] for index in order]
@@ -112,7 +130,9 @@ def batches(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Feed]:
     return feeds
 
 
-def accuracy(path: Path, fit: Sequence[Feed], judge: Sequence[Feed]) -> bool:
+def accuracy(
+    path: Path, fit: Sequence[Feed], judge: Sequence[Feed], shares: Sequence[float]
+) -> bool:
     """Print the table of cosines."""
     dense = embeddings(path, judge)
     count = sum(len(feed["input_ids"]) for feed in fit)
@@ -121,7 +141,7 @@ def accuracy(path: Path, fit: Sequence[Feed], judge: Sequence[Feed]) -> bool:
     met = True
     with tempfile.TemporaryDirectory() as name:
         np.savez(Path(name, "0.npz"), **judge[0])  # so that all others calibrate
-        for share in SHARES:
+        for share in shares:
             met &= row(path, Path(name), fit, judge, dense, share)
     return met
 
@@ -215,7 +235,7 @@ def factoring(path: Path, feeds: Sequence[Feed]) -> bool:
             _, m, n = group.shape
             stack = group.matrix.numpy()
             squares(stack, moments[group])
-            fitted_pair(stack, moments[group], largest_rank(m, n, SHARES[0]), stack.dtype)
+            fitted_pair(stack, moments[group], largest_rank(m, n, max(BARS)), stack.dtype)
         seconds = time.process_time() - start
     print(f"spectra and factors of {len(groups)} layers on one core: {seconds:.2f} s (≤ 5)")
     return seconds <= 5.0
