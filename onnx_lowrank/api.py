@@ -112,7 +112,8 @@ def compress(
         allow_slower: keep pairs that make the model slower than the original.
         heal: steps of gradient descent on the factors against the original's outputs, on the
             samples to fit to; a held-out part of them says which step is kept.
-        heal_at: further values inside, known to both models, that the descent compares.
+        heal_at: values inside, known to both models, that the descent compares beside the
+            outputs; by default some that it finds itself.
         seed: of random input, and of the choice among more samples.
         max_error: gate on the mean relative L2 error of every output.
         simplify: run onnxsim first.

@@ -85,9 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def calibrating(tokenizer: Tokenizer, count: int) -> list[Feed]:
-    """Batches of texts to calibrate with."""
+    """Batches of texts to calibrate with, none of which judges."""
+    judging = set(paragraphs("h", "z", JUDGED))
+    texts = [text for text in paragraphs("a", "g", count, every=True) if text not in judging]
     # By length: texts that are batched together need little padding.
-    return batches(tokenizer, sorted(paragraphs("a", "g", count, every=True), key=len))
+    return batches(tokenizer, sorted(texts, key=len))
 
 
 def paragraphs(first: str, last: str, count: int, *, every: bool = False) -> list[str]:

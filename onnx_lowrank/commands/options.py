@@ -241,8 +241,8 @@ samples = _all(
             "--heal-at",
             multiple=True,
             metavar="NAME",
-            help="A value inside that --heal compares too, with the same name in both models; "
-            "repeatable.",
+            help="A value inside that --heal compares beside the outputs, with the same name in "
+            "both models; repeatable.  [default: some that everything factored passes through]",
         ),
         click.option(
             "--no-calibrate", is_flag=True, help="Fit to the weights alone, in spite of --data."
