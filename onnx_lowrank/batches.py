@@ -20,7 +20,7 @@ __all__ = ["Batches", "join", "wide"]
 Array = npt.NDArray[Any]
 
 # Bytes of the original's values that are kept; those of further batches are computed each time.
-_MEMORY = 1 << 30
+_MEMORY = 2 << 30
 
 
 def join(model: ir.Model, feeds: Sequence[Feed], size: int) -> list[Feed]:

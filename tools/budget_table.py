@@ -62,6 +62,7 @@ Array = npt.NDArray[Any]
 # Cosines to reach: share -> (budget, with refit and healing); achieved within so much of predicted.
 BARS = {0.9: (0.984, None), 0.8: (0.957, 0.975), 0.6: (0.887, 0.935)}
 WITHIN = 1.5
+WIDTH = 14  # of a column
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +119,9 @@ def _table(
     further = "+ refit, heal" if options.heal else "+ refit"
     columns = ["uniform", "SVD-LLM", "pooled", "budget", *([further] if options.refit else [])]
     print(f"cosine to the dense embeddings of {len(dense)} paragraphs", flush=True)
-    print("kept   " + "".join(f"{name:<10}" for name in columns) + "predicted  achieved  ratio")
+    print(
+        "kept   " + "".join(f"{name:<{WIDTH}}" for name in columns) + "predicted  achieved  ratio"
+    )
     met = True
     for share in options.shares:
         plan = Keep(searching, Budget("keep", share)).first()
@@ -130,15 +133,17 @@ def _table(
         }
         found = {name: _cosine(judging, pairs, dense) for name, pairs in ways.items()}
         achieved = judging.damage(ways["budget"])
-        if options.refit:
+        bar, healed = BARS.get(share, (None, None))
+        if options.refit and not (options.heal and healed is None):
             made = Candidates(context, prepared).make(plan, None, None, heal=True)
             model = ir.to_proto(made.assembled.model).SerializeToString()
             found[further] = float((embeddings(model, judge) * dense).sum(axis=1).mean())
         ratio = achieved / (plan.damage or np.nan)
-        bar, healed = BARS.get(share, (None, None))
         met &= (bar is None or found["budget"] >= bar) and 1 / WITHIN <= ratio <= WITHIN
         met &= healed is None or not options.heal or found[further] >= healed
-        cells = "".join(f"{found[name]:<10.4f}" for name in columns)
+        cells = "".join(
+            f"{f'{found[name]:.4f}' if name in found else '–':<{WIDTH}}" for name in columns
+        )
         print(f"{share:<5g}  {cells}{plan.damage:<11.4f}{achieved:<10.4f}{ratio:.2f}", flush=True)
     print("bars of budget: " + ", ".join(f"{s:g} ≥ {b}" for s, (b, _) in BARS.items()))
     if options.heal:
