@@ -140,8 +140,8 @@ def heal(
         except InputError as error:
             notes.append(f"healing takes one sample at a time, not batches of them: {error}")
             fit, judging = list(feeds), list(held)
-    rows = (wide(fit[index]) for index in np.random.default_rng(plan.seed).permutation(len(fit)))
-    white = whiten(base, wide(start), rows, mask, open_model)
+    mixed = [fit[index] for index in np.random.default_rng(plan.seed).permutation(len(fit))]
+    white = whiten(base, wide(start), mixed, mask, open_model)
     base, adam = white.model, Adam(white.into(start), plan.rate)
     gradients = gradient_model(base, values, trained, ranks)
     descend = open_model(gradients.model)

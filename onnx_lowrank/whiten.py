@@ -1,12 +1,13 @@
 """Whiten: train factors in coordinates in which their inputs are white.
 
-In place of a factor ``A[m, k]`` that is read as ``x·A`` the graph gets ``D^-½·Ã`` with Ã trained
-(`onnx_lowrank.numerics.whitening`): the gradient by Ã then comes out of the graph like any other.
+In place of a factor ``A[m, k]`` that is read as ``x·A`` the graph gets
+``D^-½·Ã = Ã + S·(Qᵀ·Ã)`` with Ã trained (`onnx_lowrank.numerics.whitening`): its gradient comes out
+of the graph like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_lowrank.batches import wide
 from onnx_lowrank.calibrate import Feed, Runner, kept_rows, spread_mask
 from onnx_lowrank.derivatives.base import attribute
 from onnx_lowrank.numerics.moments import Accumulator, Moments
@@ -25,8 +27,9 @@ Array = npt.NDArray[Any]
 
 # Rows for each element of an input, after which its moments are known well enough.
 _ENOUGH = 10
-# Above this many elements of D the products with it would cost more than the descent saves.
-_LARGEST = 4096**2
+# Bytes of moments that are added up in one pass over the samples; of a value that alone needs more
+# nothing is known.
+_MEMORY = 1 << 30
 _GIVEN = "/given"
 
 
@@ -46,20 +49,21 @@ class Whitened:
     def into(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Trained arrays in these coordinates, in float32: ``Ã = D^½·A``."""
         return {
-            name: self._product(name, array.astype(np.float32), back=False)
+            name: self._product(name, array.astype(np.float32), 0.5)
             for name, array in arrays.items()
         }
 
     def back(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Trained arrays as the model stores them: ``A = D^-½·Ã``."""
-        return {name: self._product(name, array, back=True) for name, array in arrays.items()}
+        return {name: self._product(name, array, -0.5) for name, array in arrays.items()}
 
-    def _product(self, name: str, array: Array, *, back: bool) -> Array:
+    def _product(self, name: str, array: Array, power: float) -> Array:
         if name not in self.by:
             return array
         whitening, transposed = self.by[name]
-        square = whitening.inverse if back else whitening.root
-        return array @ square if transposed else square @ array
+        if transposed:
+            return whitening.applied(array.T, power).T
+        return whitening.applied(array, power)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +87,7 @@ class _Use:
 def whiten(
     model: ir.Model,
     arrays: Mapping[str, Array],
-    feeds: Iterable[Feed],
+    feeds: Sequence[Feed],
     mask: str | None,
     open_model: Callable[[ir.Model], Runner],
 ) -> Whitened:
@@ -94,24 +98,39 @@ def whiten(
     Args:
         model: its inputs include what is trained; it is not changed.
         arrays: what is trained, name -> start, in float32.
-        feeds: samples of the other inputs, in float32; no more are read than moments ask for.
+        feeds: samples of the other inputs; no more are read than moments ask for.
         mask: input whose zeros mark rows that do not count, where its shape fits.
         open_model: makes a runner of a model that gives its outputs by name.
     """
     copy = model.clone()
     uses = _uses(copy, arrays)
-    moments = _moments(model, arrays, uses, feeds, mask, open_model)
-    found: dict[str, tuple[Whitening, bool]] = {}
     known: dict[str, Whitening | None] = {}
+    for sizes in _passes({use.rows.name or "": use.size for use in uses}):
+        moments = _moments(model, arrays, sizes, feeds, mask, open_model)
+        known |= {name: Whitening.of(found) for name, found in moments.items()}
+    by: dict[str, tuple[Whitening, bool]] = {}
     for use in uses:
-        name, rows = use.matrix.name or "", use.rows.name or ""
-        if rows not in known:
-            known[rows] = Whitening.of(moments[rows]) if rows in moments else None
-        whitening = known[rows]
+        whitening = known.get(use.rows.name or "")
         if whitening is not None:
             _put(copy, use, whitening)
-            found[name] = (whitening, use.transposed)
-    return Whitened(copy, found)
+            by[use.matrix.name or ""] = (whitening, use.transposed)
+    return Whitened(copy, by)
+
+
+def _passes(sizes: Mapping[str, int]) -> list[dict[str, int]]:
+    """Values, by the number of their elements, in groups whose moments fit in memory."""
+    groups: list[dict[str, int]] = []
+    room = 0
+    for name, size in sizes.items():
+        need = 8 * size * size
+        if need > _MEMORY:
+            continue
+        if need > room:
+            groups.append({})
+            room = _MEMORY
+        groups[-1][name] = size
+        room -= need
+    return groups
 
 
 def _uses(model: ir.Model, arrays: Mapping[str, Array]) -> list[_Use]:
@@ -127,24 +146,19 @@ def _uses(model: ir.Model, arrays: Mapping[str, Array]) -> list[_Use]:
         rows = node.inputs[0]
         if rows is None or (gemm and attribute(node, "transA", 0)):
             continue
-        use = _Use(rows, value, gemm and bool(attribute(node, "transB", 0)))
-        if use.size**2 <= _LARGEST:
-            uses.append(use)
+        uses.append(_Use(rows, value, gemm and bool(attribute(node, "transB", 0))))
     return uses
 
 
 def _moments(
     model: ir.Model,
     arrays: Mapping[str, Array],
-    uses: Sequence[_Use],
-    feeds: Iterable[Feed],
+    sizes: Mapping[str, int],
+    feeds: Sequence[Feed],
     mask: str | None,
     open_model: Callable[[ir.Model], Runner],
 ) -> dict[str, Moments]:
-    """Moments of the rows that are multiplied, by the name of their value."""
-    sizes = {use.rows.name or "": use.size for use in uses}
-    if not sizes:
-        return {}
+    """Moments of the rows of values, by their name."""
     run = open_model(_giving(model, sizes))
     adding = {name: Accumulator(size) for name, size in sizes.items()}
     count = dict.fromkeys(sizes, 0)
@@ -152,7 +166,7 @@ def _moments(
         if all(count[name] >= _ENOUGH * size for name, size in sizes.items()):
             break
         keep = kept_rows(feed, mask)
-        for given, array in run({**feed, **arrays}).items():
+        for given, array in run({**wide(feed), **arrays}).items():
             name = given.removesuffix(_GIVEN)
             rows = array.reshape(-1, sizes[name])
             spread = None if keep is None else spread_mask(keep, array.shape[:-1])
@@ -182,21 +196,35 @@ def _giving(model: ir.Model, names: Mapping[str, int]) -> ir.Model:
 
 def _put(model: ir.Model, use: _Use, whitening: Whitening) -> None:
     """Let the graph make the matrix of its white coordinates, which take its name."""
-    name = f"{use.matrix.name}/inverse"
-    inverse = ir.Value(
-        name=name,
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape(whitening.inverse.shape),
-        const_value=ir.Tensor(whitening.inverse, name=name),
-    )
-    model.graph.initializers[name] = inverse
-    operands = [use.matrix, inverse] if use.transposed else [inverse, use.matrix]
-    node = ir.Node("", "MatMul", operands, name=f"{use.matrix.name}/plain")
-    output = node.outputs[0]
-    output.name, output.dtype, output.shape = node.name, ir.DataType.FLOAT, use.matrix.shape
-    reader = next(iter(use.matrix.uses()))
-    for other in use.matrix.uses():
-        if other.node is not node:
-            reader = other
-    reader.node.replace_input_with(reader.idx, output)
-    model.graph.insert_before(next(iter(model.graph)), node)
+    matrix, reader = use.matrix, next(iter(use.matrix.uses()))
+    basis = _constant(model, f"{matrix.name}/basis", whitening.basis, use.transposed)
+    step = _constant(model, f"{matrix.name}/step", whitening.step(-0.5), not use.transposed)
+    if use.transposed:  # Aᵀ = Ãᵀ + (Ãᵀ·Q)·Sᵀ
+        inner = _node("MatMul", matrix, basis)
+        outer = _node("MatMul", inner.outputs[0], step)
+    else:  # A = Ã + S·(Qᵀ·Ã)
+        inner = _node("MatMul", basis, matrix)
+        outer = _node("MatMul", step, inner.outputs[0])
+    plain = _node("Add", matrix, outer.outputs[0])
+    rank = whitening.basis.shape[1]
+    assert matrix.shape is not None
+    one, other = matrix.shape
+    inner.outputs[0].shape = ir.Shape([one, rank] if use.transposed else [rank, other])
+    outer.outputs[0].shape = plain.outputs[0].shape = ir.Shape([one, other])
+    reader.node.replace_input_with(reader.idx, plain.outputs[0])
+    model.graph.insert_before(next(iter(model.graph)), [inner, outer, plain])
+
+
+def _node(op_type: str, *inputs: ir.Value) -> ir.Node:
+    node = ir.Node("", op_type, inputs)
+    node.outputs[0].dtype = ir.DataType.FLOAT
+    return node
+
+
+def _constant(model: ir.Model, name: str, array: Array, straight: bool) -> ir.Value:
+    """An initializer with an array, or with its transpose."""
+    tensor = ir.Tensor(np.ascontiguousarray(array if straight else array.T), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+    value.const_value = tensor
+    model.graph.register_initializer(value)
+    return value

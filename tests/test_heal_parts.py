@@ -95,17 +95,20 @@ def moments(rows: Array) -> Moments:
 
 def test_white_inputs_are_white() -> None:
     rng = np.random.default_rng(1)
-    mix = rng.normal(size=(12, 12)) @ np.diag(np.geomspace(1.0, 30.0, 12))
-    rows = rng.normal(size=(4000, 12)) @ mix
+    mix, _ = np.linalg.qr(rng.normal(size=(64, 64)))
+    scales = np.where(np.arange(64) < 6, 30.0, 1.0)  # a few directions that outgrow the others
+    rows = (rng.normal(size=(4000, 64)) * scales) @ mix
     whitening = Whitening.of(moments(rows))
     assert whitening is not None
-    np.testing.assert_allclose(whitening.root @ whitening.inverse, np.eye(12), atol=1e-3)
+    assert whitening.basis.shape == (64, 8)
     raw = np.linalg.eigvalsh(moments(rows).second)
-    white = np.linalg.eigvalsh(moments(rows @ whitening.inverse).second)
-    assert raw[-1] / raw[0] > 1000
-    # The floor leaves what hardly varies short of 1, and nothing is above it.
-    assert 0.95 < white[-1] <= 1.0 + 1e-4
-    assert white[-1] / white[0] < 0.05 * raw[-1] / raw[0]
+    white = np.linalg.eigvalsh(moments(whitening.applied(rows.T, -0.5).T).second)
+    assert raw[-1] / raw[0] > 500
+    assert white[-1] / white[0] < 20
+    there_and_back = whitening.applied(whitening.applied(rows.T, -0.5), 0.5).T
+    np.testing.assert_allclose(there_and_back, rows, rtol=1e-3, atol=1e-3)
+    square = whitening.applied(whitening.applied(np.eye(64), 0.5), 0.5)
+    np.testing.assert_allclose(whitening.applied(np.eye(64), 1.0), square, rtol=1e-3, atol=1e-3)
 
 
 def test_zeros_are_not_whitened() -> None:
@@ -181,5 +184,31 @@ def test_masked_rows_are_not_whitened_with(masked: bool) -> None:
         )
         for x in (clean, wild)
     )
-    same = np.allclose(one.by["W1"][0].root, other.by["W1"][0].root)
+    same = np.allclose(one.by["W1"][0].variances, other.by["W1"][0].variances)
     assert same == masked
+
+
+def test_moments_are_gathered_within_a_fixed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = blocks()
+    base = differentiable(model, TRAINED)
+    arrays = {
+        name: np.array(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    feeds = [{"x": np.random.default_rng(5).normal(size=(2, 40, 8)).astype(np.float32)}]
+    at_once = whiten(base, arrays, feeds, None, opener).by
+    assert set(at_once) == set(TRAINED)
+    opened: list[int] = []
+
+    def counted(copy: ir.Model) -> Any:
+        opened.append(len(copy.graph.outputs))
+        return opener(copy)
+
+    monkeypatch.setattr("onnx_lowrank.whiten._MEMORY", 2 * 8 * 8 * 8)
+    in_turns = whiten(base, arrays, feeds, None, counted).by
+    assert opened == [2, 2]
+    for name, (whitening, _) in at_once.items():
+        np.testing.assert_array_equal(whitening.variances, in_turns[name][0].variances)
+    monkeypatch.setattr("onnx_lowrank.whiten._MEMORY", 8)
+    assert not whiten(base, arrays, feeds, None, counted).by
