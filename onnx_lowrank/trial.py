@@ -42,6 +42,8 @@ __all__ = ["Trial"]
 
 # A search judges with one calibration sample of so many, and with at most so many.
 _SEARCHED, _MOST_SEARCHED = 5, 32
+# Samples that are whole batches: with so many batches at most, or with so many of their rows.
+_BATCHES_SEARCHED, _ROWS_SEARCHED = 8, 128
 # Share of the calibration samples that judges the healing.
 _HEALED = 0.1
 
@@ -154,9 +156,12 @@ class Trial:
     def searched(self) -> tuple[int, ...]:
         """Which samples of `fitted_to` a search of ranks judges with; none of few."""
         count = 0 if self.fitted_to is None else len(self.fitted_to.feeds)
-        if count < _SEARCHED:
+        if self.fitted_to is None or count < _SEARCHED:
             return ()
-        spread = np.linspace(0, count - 1, min(_MOST_SEARCHED, count // _SEARCHED))
+        leading = {array.shape[:1] for array in self.fitted_to.feeds[0].values()}
+        (rows,) = leading.pop() if len(leading) == 1 and () not in leading else (1,)
+        most = min(_MOST_SEARCHED, max(_BATCHES_SEARCHED, _ROWS_SEARCHED // max(rows, 1)))
+        spread = np.linspace(0, count - 1, min(most, count // _SEARCHED))
         return tuple(sorted({int(place) for place in spread}))
 
     @cached_property

@@ -21,10 +21,14 @@ from onnx_lowrank.costs import CostTable
 from onnx_lowrank.damage import Curve
 from onnx_lowrank.goals import Budget, milliseconds_of, size_of
 from onnx_lowrank.guard import put_back, slower
+from onnx_lowrank.load import load
 from onnx_lowrank.numerics.knapsack import Solution
 from onnx_lowrank.report import Latency, Milliseconds, Speedup
+from onnx_lowrank.runtime import OrtLog
 from onnx_lowrank.searching import furthest
+from onnx_lowrank.settings import Settings
 from onnx_lowrank.strategy import Plan
+from onnx_lowrank.trial import Trial
 from tests.models import parse, run_ort
 
 Array = npt.NDArray[Any]
@@ -444,3 +448,16 @@ def test_a_sweep_in_memory(model: onnx.ModelProto) -> None:
         sweep(model, shares=[1.5])
     with pytest.raises(UsageError, match="--budgets"):
         sweep(model, shares=[])
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "searched"),
+    [(1, 4, 0), (1, 100, 16), (1, 1000, 32), (16, 100, 8), (8, 1000, 16), (500, 20, 3)],
+)
+def test_a_search_reads_some_dozen_samples(
+    model: onnx.ModelProto, tmp_path: Path, rows: int, count: int, searched: int
+) -> None:
+    data = [{"x": np.zeros((rows, 32), "f4")} for _ in range(count)]
+    settings = Settings(keep=0.5, calibration=data, calibration_samples=count, bench=False)
+    trial = Trial(load(model), settings, tmp_path, OrtLog())
+    assert len(trial.searched) == searched
