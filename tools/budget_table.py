@@ -122,7 +122,7 @@ def _table(
     print(
         "kept   " + "".join(f"{name:<{WIDTH}}" for name in columns) + "predicted  achieved  ratio"
     )
-    met = True
+    met, candidates = True, Candidates(context, prepared)
     for share in options.shares:
         plan = Keep(searching, Budget("keep", share)).first()
         ways: dict[str, Mapping[Group, Factors]] = {
@@ -135,7 +135,7 @@ def _table(
         achieved = judging.damage(ways["budget"])
         bar, healed = BARS.get(share, (None, None))
         if options.refit and not (options.heal and healed is None):
-            made = Candidates(context, prepared).make(plan, None, None, heal=True)
+            made = candidates.make(plan, None, None, heal=True)
             model = ir.to_proto(made.assembled.model).SerializeToString()
             found[further] = float((embeddings(model, judge) * dense).sum(axis=1).mean())
         ratio = achieved / (plan.damage or np.nan)
