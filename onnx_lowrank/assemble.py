@@ -117,6 +117,10 @@ def assemble(
                 del context.notes[note]  # of an earlier assembly
             for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
                 context.say(note)
+    if not _declared(context.source.model):
+        # onnxsim declares every value; what came without that is not to come out larger for it.
+        for value in _declared(model):
+            value.type = value.shape = None
     destination = destination or Destination(Path("model.onnx"))
     with context.stages("write"):
         files = destination.write(model, folder)
@@ -128,6 +132,16 @@ def assemble(
         errors={group: errors[other] for group, other in own.items() if other in errors},
         healing=healing,
     )
+
+
+def _declared(model: ir.Model) -> list[ir.Value]:
+    """Values between the nodes of the main graph that have a type or a shape."""
+    return [
+        value
+        for node in model.graph
+        for value in node.outputs
+        if not value.is_graph_output() and (value.type is not None or value.shape is not None)
+    ]
 
 
 def _refitted(

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx.helper
 import onnx.numpy_helper
+import onnx.shape_inference
 import pytest
 
 from onnx_lowrank import compress, simplify
@@ -229,3 +230,18 @@ def test_custom_domains_and_functions_survive(tmp_path: Path) -> None:
     assert {"local", "com.microsoft"} <= set(result.model.opset_imports)
     assert "Gelu" in op_types(result.model)
     json.loads(result.report.to_json())
+
+
+def test_values_are_declared_only_where_they_were(tmp_path: Path) -> None:
+    plain = model_with_identity()
+    assert not plain.graph.value_info
+    declared = onnx.shape_inference.infer_shapes(plain)
+    assert declared.graph.value_info
+    found = []
+    for name, model in (("plain", plain), ("declared", declared)):
+        # At this gain nothing is factored: what is written is what onnxsim made.
+        options = {"rank": 4, "min_gain": 0.99, "bench": False, "samples": 1}
+        compress(model, **options).save(tmp_path / f"{name}.onnx")
+        found.append({v.name for v in onnx.load(tmp_path / f"{name}.onnx").graph.value_info})
+    assert found[0] == set()
+    assert "h" in found[1]

@@ -62,7 +62,7 @@ Array = npt.NDArray[Any]
 # Cosines to reach: share -> (budget, with refit and healing); achieved within so much of predicted.
 BARS = {0.9: (0.984, None), 0.8: (0.957, 0.975), 0.6: (0.887, 0.935)}
 WITHIN = 1.5
-WIDTH = 14  # of a column
+WIDTH = 15  # of a column
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
