@@ -254,8 +254,6 @@ def cost_of(prepared: Prepared, objective: str, table: CostTable | None) -> Cost
     assert table is not None
 
     def time(group: Group, rank: int | None, leads: bool = True) -> float | None:
-        if not leads:
-            return None  # a first factor that is shared was not timed
-        return table.dense(group) if rank is None else table.pair(group, rank)
+        return table.dense(group) if rank is None else table.pair(group, rank, leads)
 
     return time

@@ -183,9 +183,15 @@ class CostTable:
         """Nanoseconds of a group's nodes as they are; None where one of them is not known."""
         return self._sum(group, lambda times: times.dense_ns)
 
-    def pair(self, group: Group, rank: int) -> float | None:
-        """Nanoseconds of a group's nodes as pairs of a rank; None where one is not known."""
-        return self._sum(group, lambda times: times.at(rank))
+    def pair(self, group: Group, rank: int, leads: bool = True) -> float | None:
+        """Nanoseconds of a group's nodes as pairs of a rank; None where one is not known.
+
+        Without ``leads`` the first product is another group's.  Pairs were timed as a whole; the
+        second product is taken to have the share of the time that it has of the work, n/(m+n).
+        """
+        _, m, n = group.shape
+        time = self._sum(group, lambda times: times.at(rank))
+        return time if time is None or leads else time * n / (m + n)
 
     def multiple(self, group: Group) -> int | None:
         """The multiple on which a group's rank should be; None where that is not known."""

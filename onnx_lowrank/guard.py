@@ -36,7 +36,7 @@ def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[s
         last: put all of them back.
     """
     ranked = [group for group, choice in plan.choices.items() if choice.rank is not None]
-    gains = {group: _gain(table, group, plan.choices[group].rank or 0) for group in ranked}
+    gains = {group: _gain(table, group, plan.choices[group]) for group in ranked}
     losers = ranked if last else [group for group in ranked if gains[group] <= 0.0]
     if not losers:  # each alone pays, all together do not: the half that pays least
         losers = sorted(ranked, key=lambda group: gains[group])[: (len(ranked) + 1) // 2]
@@ -55,15 +55,15 @@ def _together(choice: Choice, group: Group) -> tuple[Group, ...]:
     return (group,) if choice.joint is None else choice.joint.groups
 
 
-def _gain(table: CostTable, group: Group, rank: int) -> float:
+def _gain(table: CostTable, group: Group, choice: Choice) -> float:
     """Nanoseconds that a pair saves; 0 where that is not known."""
-    dense, pair = table.dense(group), table.pair(group, rank)
+    dense, pair = table.dense(group), table.pair(group, choice.rank or 0, choice.leads)
     return 0.0 if dense is None or pair is None else dense - pair
 
 
 def _dense(table: CostTable, group: Group, choice: Choice) -> Choice:
     rank = choice.rank or 0
-    dense, pair = table.dense(group), table.pair(group, rank)
+    dense, pair = table.dense(group), table.pair(group, rank, choice.leads)
     why = f"put back: the model was slower with a pair of rank {rank} here"
     if dense is not None and pair is not None:
         why += f" (alone {dense / 1e3:.3g} µs dense, {pair / 1e3:.3g} µs as a pair)"

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import GateError, InputError, Result, UsageError, compress, sweep
+from onnx_lowrank.budgets import cost_of
 from onnx_lowrank.choose import Choice
 from onnx_lowrank.cli import _exit_code
 from onnx_lowrank.costs import CostTable
@@ -382,8 +383,8 @@ class Table(CostTable):
     def dense(self, group: Any) -> float | None:
         return 100.0
 
-    def pair(self, group: Any, rank: int) -> float | None:
-        return 10.0 * rank
+    def pair(self, group: Any, rank: int, leads: bool = True) -> float | None:
+        return (10.0 if leads else 4.0) * rank
 
 
 def test_layers_that_do_not_pay_are_put_back(model: onnx.ModelProto) -> None:
@@ -404,6 +405,14 @@ def test_layers_that_do_not_pay_are_put_back(model: onnx.ModelProto) -> None:
     assert [half.choices[g].rank for g in groups] == [5, None, None, None]
     none, _ = put_back(plan, Table(), last=True)
     assert not none.factored
+
+
+def test_a_shared_first_factor_is_timed_once(model: onnx.ModelProto) -> None:
+    cost = cost_of(None, "latency", Table())  # type: ignore[arg-type]
+    group: Any = None
+    assert cost(group, None) == 100.0
+    assert cost(group, 5) == 50.0
+    assert cost(group, 5, False) == 20.0
 
 
 def test_a_sweep(model: onnx.ModelProto, tmp_path: Path) -> None:

@@ -290,6 +290,7 @@ def test_times_of_dense_and_pairs() -> None:
     assert table.dense(group) == 96 * 64
     for rank in (1, 8, 13, 24, 34, 60):  # below, between and above what was measured
         assert table.pair(group, rank) == pytest.approx(rank * (96 + 64))
+        assert table.pair(group, rank, leads=False) == pytest.approx(rank * 64)
     assert table.place == HERE
     assert table.notes() == ()
 
