@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     models = options.models or sorted(set(CACHE.glob("*.onnx")) - made_before)
     if not models:
         parser.error(f"no models in {CACHE}; python models/get.py --all makes them")
-    print(f"onnx-lowrank IN OUT {' '.join(goal)}, {options.threads} threads")
+    print(f"onnx-lowrank IN OUT {' '.join(goal)} --threads {options.threads}")
     print(f"{'model':<18}{'bytes':>34}  {'pairs':>7}  speed-up (95 % interval)")
     wrong = []
     for model in models:
