@@ -111,7 +111,7 @@ def assemble(
                 pairs = fit(choices, prepared.statistics, advance)
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
-        healing = _healed(context, model, known, spool) if healed else None
+        healing = _healed(context, prepared, model, known, spool) if healed else None
         if context.settings.shape_for is not None:
             for note in [text for text in context.notes if text.startswith(SHAPED)]:
                 del context.notes[note]  # of an earlier assembly
@@ -178,12 +178,15 @@ def _refitted(
 
 
 def _healed(
-    context: Context, model: ir.Model, known: frozenset[str], spool: Spool
+    context: Context, prepared: Prepared, model: ir.Model, known: frozenset[str], spool: Spool
 ) -> Healing | None:
     """Gradient descent on the factors, in place; None where it is not wanted or none is reached.
 
     Args:
         context: the run.
+        prepared: what the model was made from.  What it gives is aimed at, not what the input
+            gives: onnxsim may keep a name for another value, as it does where it folds a
+            normalization into a convolution.
         model: rewritten.
         known: names of its constants before.
         spool: where trained constants wait until they are saved.
@@ -209,7 +212,7 @@ def _healed(
     with context.stages("heal", settings.heal) as advance:
         found = heal(
             model,
-            context.source.model,
+            prepared.model,
             trained,
             samples.feeds,
             every.part(trial.healed_by).feeds,

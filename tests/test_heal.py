@@ -371,6 +371,47 @@ def test_compress_heals(tmp_path: Path) -> None:
     assert better.report.output.parameters == plain.report.output.parameters
 
 
+def test_names_are_those_of_the_simplified_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`c` is another value once onnxsim has folded the normalization behind it."""
+    rng = np.random.default_rng(0)
+    proto = parse(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[N,8,4,4] x) => (float[N,6] y) {
+            c = Conv (x, K)
+            b = BatchNormalization (c, s, o, mean, var)
+            f = Flatten (b)
+            y = MatMul (f, W)
+        }
+        """,
+        {
+            "K": rng.normal(size=(16, 8, 1, 1)).astype(np.float32),
+            "s": np.full(16, 5.0, np.float32),
+            "o": np.full(16, 3.0, np.float32),
+            "mean": rng.normal(size=16).astype(np.float32),
+            "var": np.full(16, 0.1, np.float32),
+            "W": rng.normal(size=(256, 6)).astype(np.float32) / 9,
+        },
+    )
+    originals: list[ir.Model] = []
+
+    def caught(model: ir.Model, original: ir.Model, *rest: Any) -> Healed:
+        originals.append(original)
+        return heal(model, original, *rest)
+
+    monkeypatch.setattr("onnx_lowrank.assemble.heal", caught)
+    feeds = [{"x": rng.normal(size=(8, 8, 4, 4)).astype(np.float32)} for _ in range(12)]
+    result = compress(
+        proto, rank=3, ops=["conv", "matmul"], min_gain=0.0, calibration=feeds, heal=2, bench=False
+    )
+    (original,) = originals
+    assert [node.op_type for node in original.graph] == ["Conv", "Flatten", "MatMul"]
+    healing = result.report.healing
+    assert healing is not None
+    want, got = opener(original)(feeds[0])["y"], opener(ir.from_proto(proto))(feeds[0])["y"]
+    np.testing.assert_allclose(want, got, rtol=1e-3, atol=1e-3)
+
+
 def test_the_command_heals_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(perceptron(), tmp_path / "in.onnx")
     arguments = [
