@@ -35,6 +35,7 @@ __all__ = [
     "gather",
     "kept_rows",
     "statistics_of",
+    "tapped",
 ]
 
 Array = npt.NDArray[Any]
@@ -207,7 +208,8 @@ def gather(
         for chosen in passes:
             for stream in chosen.values():
                 stream.open()
-            run = _runner(model, chosen.values(), open_model)
+            names = [name for stream in chosen.values() for name in stream.sites]
+            run = tapped(model, names, open_model)
             for samples, kind in ((fit, "fit"), (held, "held-out")):
                 for number, feed in enumerate(samples):
                     keep = kept_rows(feed, mask)
@@ -278,22 +280,22 @@ def _passes(streams: Sequence[tuple[Key, _Stream]]) -> Iterator[dict[Key, _Strea
         yield chosen
 
 
-def _runner(
-    model: ir.Model,
-    streams: Iterable[_Stream],
-    open_model: Callable[[ir.Model], Runner],
+def tapped(
+    model: ir.Model, names: Iterable[str], open_model: Callable[[ir.Model], Runner]
 ) -> Runner:
-    """From a feed to the activations of the streams by name, the fed ones among them."""
-    wanted = {name: site for stream in streams for name, site in stream.sites.items()}
-    inputs = {value.name for value in model.graph.inputs}
-    if inputs.issuperset(wanted):
+    """From a feed to values of the main graph by name, what is fed among them.
+
+    Args:
+        model: the model; it is not changed.
+        names: inputs, or outputs of nodes; others are left out.
+        open_model: makes a runner of a model that gives its outputs by name.
+    """
+    wanted = set(names)
+    if wanted.issubset(value.name for value in model.graph.inputs):
         return lambda feed: feed
     copy = model.clone()
     del copy.graph.outputs[:]
     for value in [v for node in copy.graph for v in node.outputs if v.name in wanted]:
-        site = wanted[value.name or ""]
-        if value.dtype is None and not site.form.indices:
-            value.dtype = site.operand.dtype
         value.shape = None  # a declared shape may be too narrow for what is fed
         copy.graph.outputs.append(value)
     run = open_model(copy)

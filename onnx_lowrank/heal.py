@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.batches import Batches, join, wide
 from onnx_lowrank.bottlenecks import bottlenecks
-from onnx_lowrank.calibrate import Feed, Runner
+from onnx_lowrank.calibrate import Feed, Runner, tapped
 from onnx_lowrank.errors import InputError, Terminated
 from onnx_lowrank.gradient import (
     Loss,
@@ -131,9 +131,13 @@ def heal(
     fit, judging = (join(model, list(part), plan.batch) for part in (feeds, held))
     start = {name: elements_of(model, name) for name in trained}
     ranks = read_ranks(base, trained, open_model, {**wide(fit[0]), **wide(start)})
-    inside = plan.at or bottlenecks(base, trained, ranks, _made(original), _INSIDE)
+    made = {value.name or "" for node in original.graph for value in node.outputs}
+    inside = plan.at or bottlenecks(base, trained, ranks, made, _INSIDE)
     values = tuple(dict.fromkeys((*outputs, *inside)))
-    source = _tapped(original, values, open_model)
+    for name in values:
+        if name not in made:
+            raise InputError(f"--heal-at {name}: the original model has no such value")
+    source = tapped(original, values, open_model)
     if len(fit) + len(judging) < len(feeds) + len(held):
         try:
             source(fit[0])
@@ -221,11 +225,6 @@ class _Judge:
         return error if math.isfinite(error) else math.inf
 
 
-def _made(original: ir.Model) -> frozenset[str]:
-    """Names of what the original's main graph computes."""
-    return frozenset(value.name or "" for node in original.graph for value in node.outputs)
-
-
 def _outputs(base: ir.Model, original: ir.Model, trained: Sequence[str]) -> tuple[str, ...]:
     """Float outputs of both models that depend on what is trained."""
     theirs = {value.name for value in original.graph.outputs}
@@ -250,17 +249,3 @@ def _order(count: int, plan: HealPlan) -> Iterator[int]:
 def _looks(done: int, steps: int) -> bool:
     every = max(1, steps // _LOOKS)
     return done % every == 0 or done == steps
-
-
-def _tapped(original: ir.Model, values: Sequence[str], open_model: Opener) -> Runner:
-    """The original with values as its only outputs."""
-    copy = original.clone()
-    known = {output.name: output for node in copy.graph for output in node.outputs}
-    del copy.graph.outputs[:]
-    for name in values:
-        if name not in known:
-            raise InputError(f"--heal-at {name}: the original model has no such value")
-        value = known[name]
-        value.shape = None  # a declared shape may be too narrow for what is fed
-        copy.graph.outputs.append(value)
-    return open_model(copy)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.batches import wide
-from onnx_lowrank.calibrate import Feed, Runner, kept_rows, spread_mask
+from onnx_lowrank.calibrate import Feed, Runner, kept_rows, spread_mask, tapped
 from onnx_lowrank.derivatives.base import attribute
 from onnx_lowrank.numerics.moments import Accumulator, Moments
 from onnx_lowrank.numerics.whitening import Whitening
@@ -30,7 +30,6 @@ _ENOUGH = 10
 # Bytes of moments that are added up in one pass over the samples; of a value that alone needs more
 # nothing is known.
 _MEMORY = 1 << 30
-_GIVEN = "/given"
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,39 +158,25 @@ def _moments(
     open_model: Callable[[ir.Model], Runner],
 ) -> dict[str, Moments]:
     """Moments of the rows of values, by their name."""
-    run = open_model(_giving(model, sizes))
+    run = tapped(model, sizes, open_model)
     adding = {name: Accumulator(size) for name, size in sizes.items()}
     count = dict.fromkeys(sizes, 0)
     for feed in feeds:
         if all(count[name] >= _ENOUGH * size for name, size in sizes.items()):
             break
         keep = kept_rows(feed, mask)
-        for given, array in run({**wide(feed), **arrays}).items():
-            name = given.removesuffix(_GIVEN)
-            rows = array.reshape(-1, sizes[name])
+        found = run({**wide(feed), **arrays})
+        for name, size in sizes.items():
+            array = found[name]
+            rows = array.reshape(-1, size)
             spread = None if keep is None else spread_mask(keep, array.shape[:-1])
             if spread is not None:
                 rows = rows[spread.reshape(-1)]
             if np.isfinite(rows).all():
                 adding[name].add(rows)
                 count[name] += len(rows)
-    found = {name: accumulator.moments() for name, accumulator in adding.items()}
-    return {name: moments for name, moments in found.items() if moments is not None}
-
-
-def _giving(model: ir.Model, names: Mapping[str, int]) -> ir.Model:
-    """The model with values, which may be its inputs, as its only outputs, by other names."""
-    copy = model.clone()
-    known = {value.name: value for value in copy.graph.inputs}
-    known |= {output.name: output for node in copy.graph for output in node.outputs}
-    del copy.graph.outputs[:]
-    for name in names:
-        node = ir.Node("", "Identity", [known[name]])
-        output = node.outputs[0]
-        output.name, output.dtype = f"{name}{_GIVEN}", ir.DataType.FLOAT
-        copy.graph.append(node)
-        copy.graph.outputs.append(output)
-    return copy
+    known = {name: accumulator.moments() for name, accumulator in adding.items()}
+    return {name: moments for name, moments in known.items() if moments is not None}
 
 
 def _put(model: ir.Model, use: _Use, whitening: Whitening) -> None:
