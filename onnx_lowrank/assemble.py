@@ -118,9 +118,12 @@ def assemble(
             for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
                 context.say(note)
     if not _declared(context.source.model):
-        # onnxsim declares every value; what came without that is not to come out larger for it.
+        # Simplification declares every value; what came without that is not to come out larger for
+        # it.  The values that are new say what they are.
+        inferred = {value.name for value in _declared(prepared.model)}
         for value in _declared(model):
-            value.type = value.shape = None
+            if value.name in inferred:
+                value.type = value.shape = None
     destination = destination or Destination(Path("model.onnx"))
     with context.stages("write"):
         files = destination.write(model, folder)
