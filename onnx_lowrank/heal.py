@@ -39,7 +39,7 @@ Array = npt.NDArray[Any]
 Opener = Callable[[ir.Model], Runner]
 
 BATCH = 16
-DEFAULT_RATE = 2e-3
+DEFAULT_RATE = 4e-3
 # How often the held-out samples are asked.
 _LOOKS = 12
 # Values inside that are compared, unless they are named.

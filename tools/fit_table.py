@@ -1,6 +1,6 @@
 """Print how far factors that are fitted to data go, on a sentence encoder.
 
-    python tools/fit_table.py [--shares 0.8 0.6] [--samples 2048] [--heal STEPS]
+    python tools/fit_table.py [--shares 0.8 0.6] [--samples 4096] [--heal STEPS]
 
 The texts are paragraphs of the standard library's docstrings: those of modules and packages a-g
 calibrate, 256 first paragraphs of modules h-z judge.  Printed are the cosine between the embeddings
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=cache / "minilm-l6.onnx")
     parser.add_argument("--tokenizer", type=Path, default=cache / "minilm-l6.tokenizer.json")
     parser.add_argument("--shares", type=float, nargs="+", choices=list(BARS), default=list(BARS))
-    parser.add_argument("--samples", type=int, default=2048, help="paragraphs to calibrate with")
+    parser.add_argument("--samples", type=int, default=4096, help="paragraphs to calibrate with")
     parser.add_argument("--repeats", type=int, default=5, help="of the timed gathering")
     parser.add_argument("--heal", type=int, default=0, help="steps of a column with healing")
     options = parser.parse_args(arguments)
