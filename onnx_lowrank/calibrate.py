@@ -10,7 +10,7 @@ in one place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -312,8 +312,13 @@ def _check_mask(mask: str, samples: Sequence[Feed]) -> None:
 def statistics_of(
     model: ir.Model, groups: Sequence[Group], gathered: Mapping[Key, Gathered]
 ) -> Statistics:
-    """The moments that belong to each group, and why some have none."""
+    """The moments that belong to each group, and why some have none.
+
+    Where all groups that read an activation have a bias of their own, its mean is the centre.
+    """
     _, members = _streams(model, groups)
+    # Groups with one activation may share their first factor, and so want the same moments.
+    fixed = {key for group, keys in members.items() if group.bias is None for key in keys}
     fitted: dict[Group, tuple[Moments, ...]] = {}
     held: dict[Group, tuple[Moments, ...]] = {}
     missing: dict[Group, str] = {}
@@ -335,10 +340,18 @@ def statistics_of(
             continue
         if min(moments.rows for moments in fit) < _FEW * group.shape[1] and not fit[0].diagonal:
             few.append(node_name(group.members[0].site.node))
+        if not fixed.intersection(keys):
+            fit = tuple(replace(moments, centre=moments.mean) for moments in fit)
         fitted[group] = fit
         if all(moments is not None for moments in judged):
             held[group] = tuple(moments for moments in judged if moments is not None)
     notes = []
+    folded = sum(own[0].centre is not None for own in fitted.values())
+    if folded:
+        notes.append(
+            f"calibration: in {folded} of {len(fitted)} layers, where they are factored, the bias "
+            "takes over what the pair loses of the mean of its inputs"
+        )
     if few:
         shown = ", ".join(few[:2]) + (f" and {len(few) - 2} more" if len(few) > 2 else "")
         notes.append(

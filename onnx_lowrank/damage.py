@@ -22,9 +22,8 @@ from onnx_lowrank.choose import Choice, Goal, Joint, Measurement
 from onnx_lowrank.find import Group
 from onnx_lowrank.fit import fit
 from onnx_lowrank.measure import group_memory, largest_first
-from onnx_lowrank.numerics.fit import unseen_squares
+from onnx_lowrank.numerics.fit import squares, unseen_squares
 from onnx_lowrank.numerics.joint import side_by_side
-from onnx_lowrank.numerics.output_pca import component_energies, output_squares
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ranks import break_even, largest_rank
 from onnx_lowrank.probe import Probe
@@ -160,14 +159,13 @@ def joint_curves(
     for joint in joints:
         matrices = [group.matrix.numpy()[0] for group in joint.groups]
         joined = side_by_side(matrices, joint.scales)
-        own = statistics.fit[joint.groups[0]][0].shrunk()
-        unseen = statistics.held.get(joint.groups[0])
-        squares = (
-            output_squares(joined, own)
+        own, unseen = statistics.fit[joint.groups[0]], statistics.held.get(joint.groups[0])
+        found = (
+            squares(joined[None], own)
             if unseen is None
-            else component_energies(joined, own, unseen[0])
+            else unseen_squares(joined[None], own, unseen)
         )
-        tails = _summed(squares)
+        tails = _summed(found)
         points = []
         for rank in _below(joined.shape[0], joined.shape[1], tails, goal.min_gain):
             choices = {
@@ -231,16 +229,16 @@ def _tails(
 
     found = dict(map_layers(work, largest_first(unseen), group_memory))
     for group in groups:
-        squares = found[group] if group in found else measured[group].squares
-        assert squares is not None
-        found[group] = _summed(squares)
+        energies = found[group] if group in found else measured[group].squares
+        assert energies is not None
+        found[group] = _summed(energies)
     return found
 
 
-def _summed(squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _summed(energies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Energy outside of the first r components, r = 0…s."""
     # What is lost only by rounding is not lost.
-    kept = np.where(squares > 1e-14 * squares.sum(), squares, 0.0)
+    kept = np.where(energies > 1e-14 * energies.sum(), energies, 0.0)
     return np.concatenate([np.cumsum(kept[::-1])[::-1], [0.0]])
 
 

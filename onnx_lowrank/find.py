@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_lowrank.constants import Constant, Constants
+from onnx_lowrank.constants import FLOATS, Constant, Constants
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.forms import Form, Refusal, Site
 from onnx_lowrank.forms.base import node_name
@@ -68,11 +68,14 @@ class Group:
         members: the sites.
         matrix: the constant as the first of them reads it, ``W[e, m, n]``.
         others: names of whatever else reads the constant and so keeps it in the model.
+        bias: the constant of n elements that is added to the products of its one site, and to
+            nothing else; None if there is none.
     """
 
     members: tuple[Member, ...]
     matrix: Constant
     others: tuple[str, ...]
+    bias: Constant | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -160,7 +163,25 @@ def _groups(sites: Sequence[Site], constants: Constants) -> Iterator[Group]:
             for node, index in constants.readers(root)
             if node is None or (id(node), index) not in own
         )
-        yield Group(tuple(members), members[0].site.matrix, tuple(others))
+        yield Group(
+            tuple(members), members[0].site.matrix, tuple(others), _bias(members, constants)
+        )
+
+
+def _bias(members: Sequence[Member], constants: Constants) -> Constant | None:
+    site = members[0].site
+    if len(members) > 1 or members[0].transposed or site.slices > 1:
+        return None
+    found = site.form.bias(site, constants)
+    if found is None or found.dtype not in FLOATS or found.tensor.dtype not in FLOATS:
+        return None
+    root = found.root
+    readers = [node for node, _ in constants.readers(root)]
+    producer = root.producer()
+    owner = root.graph if producer is None else producer.graph
+    alone = len(readers) == 1 and readers[0] is not None and len(list(root.uses())) == 1
+    # In a function or a body of a loop it may be added more than once.
+    return found if alone and owner is site.node.graph is constants.model.graph else None
 
 
 @dataclass(frozen=True)

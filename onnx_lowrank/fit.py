@@ -11,14 +11,15 @@ import numpy.typing as npt
 
 from onnx_lowrank.calibrate import Statistics
 from onnx_lowrank.choose import Choice
+from onnx_lowrank.constants import Constant
 from onnx_lowrank.find import Group
 from onnx_lowrank.measure import group_memory, largest_first
 from onnx_lowrank.numerics.factors import relative_error
-from onnx_lowrank.numerics.fit import achieved_error, fitted_pair
+from onnx_lowrank.numerics.fit import achieved_error, fitted_pair, shift_of
 from onnx_lowrank.numerics.joint import joint_pair
 from onnx_lowrank.numerics.parallel import map_layers
 
-__all__ = ["Errors", "Factors", "fit", "judged"]
+__all__ = ["Errors", "Factors", "fit", "judged", "shifted"]
 
 Array = npt.NDArray[Any]
 
@@ -29,7 +30,8 @@ class Errors:
 
     Attributes:
         weight: ``‖W − A·B‖ / ‖W‖`` (Frobenius).
-        output: ``√(E‖x(W − A·B)‖² / E‖x W‖²)`` over held-out samples; None without them.
+        output: ``√(E‖x(W − A·B) − s‖² / E‖x W‖²)`` over held-out samples, s what a bias adds for
+            the pair; None without them.
         refit: squared relative error of what a refit layer should give, before and after, on
             samples that the refit was not made with; None where there was none.
     """
@@ -48,12 +50,15 @@ class Factors:
         second: their own.
         errors: how far the pair is off.
         shared: whether other groups share the first factor.
+        shift: s[n], what comes on top of the group's bias: what W makes of the mean of its inputs
+            and the pair does not; None leaves the bias.
     """
 
     first: Array
     second: Array
     errors: Errors
     shared: bool = False
+    shift: npt.NDArray[np.float64] | None = None
 
     @property
     def rank(self) -> int:
@@ -65,6 +70,27 @@ class Factors:
         wide = np.result_type(np.float32, self.first.dtype)
         product = np.matmul(self.first.astype(wide), self.second.astype(wide))
         return np.asarray(product, self.first.dtype)
+
+    def constants(self, group: Group) -> dict[str, Array]:
+        """What stands in place of a group's weight and bias where pairs cannot: name -> elements.
+
+        Args:
+            group: whose pair this is.
+        """
+        matrix = group.matrix
+        array = np.ascontiguousarray(matrix.layout.inverse().apply(self.product()))
+        found = {matrix.name: array}
+        if self.shift is not None:
+            assert group.bias is not None
+            found[group.bias.name] = shifted(group.bias, self.shift)
+        return found
+
+
+def shifted(bias: Constant, shift: npt.NDArray[np.float64]) -> Array:
+    """The elements of a bias with s[n] on top, in its own type and shape."""
+    own = bias.tensor.numpy()
+    wide = own.astype(np.float64).reshape(-1) + shift
+    return np.asarray(wide.reshape(own.shape).astype(own.dtype))
 
 
 def fit(
@@ -92,10 +118,10 @@ def fit(
         rank, joint = choices[task[0]].rank, choices[task[0]].joint
         assert rank is not None
         stacks = [group.matrix.numpy() for group in task]
+        moments = statistics.fit.get(task[0])
         if joint is None:
-            pairs = [fitted_pair(stacks[0], statistics.fit.get(task[0]), rank, stacks[0].dtype)]
+            pairs = [fitted_pair(stacks[0], moments, rank, stacks[0].dtype)]
         else:
-            moments = statistics.fit.get(task[0])
             matrices = [stack[0] for stack in stacks]
             first, seconds = joint_pair(
                 matrices,
@@ -106,10 +132,12 @@ def fit(
             )
             shared = first[None]  # one array for all: that is how it is stored once
             pairs = [(shared, second[None]) for second in seconds]
-        return [
-            Factors(first, second, judged(group, first, second, statistics), joint is not None)
-            for group, (first, second) in zip(task, pairs, strict=True)
-        ]
+        found = []
+        for group, stack, (first, second) in zip(task, stacks, pairs, strict=True):
+            shift = shift_of(stack, first, second, moments)
+            errors = judged(group, first, second, shift, statistics)
+            found.append(Factors(first, second, errors, joint is not None, shift))
+        return found
 
     def memory(task: tuple[Group, ...]) -> int:
         return sum(group_memory(group) for group in task) * len(task)
@@ -120,11 +148,17 @@ def fit(
             advance(group.matrix.size)
 
 
-def judged(group: Group, first: Array, second: Array, statistics: Statistics) -> Errors:
-    """How far a pair is from its group's matrix."""
+def judged(
+    group: Group,
+    first: Array,
+    second: Array,
+    shift: npt.NDArray[np.float64] | None,
+    statistics: Statistics,
+) -> Errors:
+    """How far a pair, with what its bias adds, is from its group's matrix."""
     stack = group.matrix.numpy()
     held = statistics.held.get(group) if group in statistics.fit else None
     return Errors(
         weight=relative_error(stack, first, second),
-        output=None if held is None else achieved_error(stack, first, second, held),
+        output=None if held is None else achieved_error(stack, first, second, held, shift),
     )

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 
 class Probe:
-    """Runs a model on samples with pairs in place of weights.
+    """Runs a model on samples with pairs in place of weights and biases.
 
     Attributes:
         groups: whose weights can be exchanged: those of the main graph.
@@ -52,7 +52,12 @@ class Probe:
         """
         copy = model.clone()
         self.groups = tuple(g for g in groups if _is_open(model, g))
-        self._dense = {_root(group): group.matrix.tensor for group in self.groups}
+        self._dense = {
+            constant.name: constant.tensor
+            for group in self.groups
+            for constant in (group.matrix, group.bias)
+            if constant is not None
+        }
         for name in self._dense:
             _open_weight(copy, name)
         self._run: Runner = open_model(copy)
@@ -67,8 +72,7 @@ class Probe:
         """
         weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
         for group, pair in pairs.items():
-            array = group.matrix.layout.inverse().apply(pair.product())
-            weights[_root(group)] = np.ascontiguousarray(array)
+            weights |= pair.constants(group)
         for feed in self.feeds:
             yield self._run({**weights, **feed})
 
@@ -79,10 +83,6 @@ class Probe:
             for before, after in zip(self.reference, self.outputs(pairs), strict=True)
         ]
         return float(np.mean(found))
-
-
-def _root(group: Group) -> str:
-    return group.matrix.root.name or ""
 
 
 def _is_open(model: ir.Model, group: Group) -> bool:

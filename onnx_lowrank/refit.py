@@ -5,10 +5,11 @@ have already changed; it is fitted by ridge regression to the outputs Y that the
 
     W* = (X̂ᵀX̂ + λI)⁻¹ (X̂ᵀY + λW),
 
-and then cut to its rank by output PCA on X̂.  Where its output is added to a residual stream, Y is
-the original *sum* less the compressed model's other operand, so that the layer also repairs what
-came before it.  A fifth of the samples is kept aside and chooses λ; a refit that is not better
-there than the pair it would replace is dropped.
+and then cut to its rank by output PCA on X̂; of a layer with a bias of its own the means of X̂ and
+Y are taken off first, and the bias makes up for them.  Where its output is added to a residual
+stream, Y is the original *sum* less the compressed model's other operand, so that the layer also
+repairs what came before it.  A fifth of the samples is kept aside and chooses λ; a refit that is
+not better there than the pair it would replace is dropped.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ def refit(
         _make_room(original, compressed)
         for layer in stage:
             _, m, n = layer.group.shape
-            layer.fit, layer.aside = Regression(m, n), Regression(m, n)
+            biased = layer.group.bias is not None
+            layer.fit, layer.aside = (Regression(m, n, biased=biased) for _ in range(2))
             every = enumerate(zip(original.live, compressed.live, strict=True))
             for index, (before, after) in every:
                 aside = len(original.live) > 1 and index % _ASIDE == _ASIDE - 1
@@ -231,24 +233,24 @@ def _compared(stages: Sequence[tuple[int, list[_Layer]]]) -> list[str]:
 
 def _put(walk: Walk, group: Group, pair: Factors) -> None:
     """Let a walk use the product of a pair in place of its weight."""
-    array = group.matrix.layout.inverse().apply(pair.product())
-    walk.replace(group.matrix.root.name or "", np.ascontiguousarray(array))
+    for name, array in pair.constants(group).items():
+        walk.replace(name, array)
 
 
 def _solve(layer: _Layer, pair: Factors) -> Factors | None:
     """The best refit if it beats the pair on the samples kept aside."""
     fit, aside = layer.fit, layer.aside
-    start = least = aside.error(pair.first[0], pair.second[0])
-    if fit.error(pair.first[0], pair.second[0]) == 0.0 or not fit.rows or not aside.rows:
+    own = pair.first[0], pair.second[0], pair.shift
+    start = least = aside.error(*own)
+    if fit.error(*own) == 0.0 or not fit.rows or not aside.rows:
         return None
-    best: tuple[Array, Array] | None = None
-    moments = fit.moments().shrunk()
+    best: Factors | None = None
+    moments = fit.moments().fitting()
     for solution in fit.solutions(layer.group.matrix.numpy()[0], _RIDGES):
         first, second = output_pair(solution, moments, pair.rank, pair.first.dtype)
-        error = aside.error(first, second)
+        shift = fit.shift(first, second)
+        error = aside.error(first, second, shift)
         if error < least:
-            least, best = error, (first, second)
-    if best is None:
-        return None
-    errors = dataclasses.replace(pair.errors, refit=(start, least))
-    return Factors(best[0][None], best[1][None], errors)
+            errors = dataclasses.replace(pair.errors, refit=(start, error))
+            least, best = error, Factors(first[None], second[None], errors, shift=shift)
+    return best

@@ -13,9 +13,10 @@ import onnx_ir as ir
 from onnx_lowrank.constants import in_chain
 from onnx_lowrank.emit import Emitter, Pair, Storage, StoredFactor
 from onnx_lowrank.find import Group
-from onnx_lowrank.fit import Errors, Factors
+from onnx_lowrank.fit import Errors, Factors, shifted
 from onnx_lowrank.names import Names
 from onnx_lowrank.spool import Spool
+from onnx_lowrank.trained import put_elements
 
 __all__ = ["put_pair", "remove_unread", "rewrite"]
 
@@ -46,6 +47,9 @@ def rewrite(
             first, _, nodes = shared.setdefault(id(pair.first), (first, pair.first, []))
             nodes.append(group.members[0].site.node)
         put_pair(model, group, first, pair.second, storage)
+        if pair.shift is not None:
+            assert group.bias is not None
+            put_elements(group.bias.root, shifted(group.bias, pair.shift), spool)
         # A view may still be alive elsewhere, as in a model that the caller holds.
         with contextlib.suppress(BufferError):
             group.matrix.release()

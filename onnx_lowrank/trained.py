@@ -13,7 +13,7 @@ from onnx_lowrank.constants import FLOATS, Constants
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.spool import Spool
 
-__all__ = ["constant_names", "elements_of", "install", "trainable"]
+__all__ = ["constant_names", "elements_of", "install", "put_elements", "trainable"]
 
 Array = npt.NDArray[Any]
 
@@ -107,10 +107,14 @@ def install(model: ir.Model, arrays: Mapping[str, Array], spool: Spool) -> None:
     """
     constants = _constants(model)
     for name, array in arrays.items():
-        value = constants[name]
-        tensor = spool.store(array, name)
-        producer = value.producer()
-        if producer is None:
-            value.const_value = tensor
-        else:
-            producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        put_elements(constants[name], array, spool)
+
+
+def put_elements(value: ir.Value, array: Array, spool: Spool) -> None:
+    """Give an initializer, or the output of a Constant node, new elements, in place."""
+    tensor = spool.store(array, value.name or "")
+    producer = value.producer()
+    if producer is None:
+        value.const_value = tensor
+    else:
+        producer.attributes["value"] = ir.AttrTensor("value", tensor)

@@ -174,6 +174,18 @@ class Form(abc.ABC):
         """
         return None
 
+    def bias(self, _site: Site, _constants: Constants, /) -> Constant | None:
+        """The constant of n elements that is added to every row of ``x·W``, by the node or behind.
+
+        Args:
+            _site: the site.
+            _constants: resolver of the model's constants.
+
+        Returns:
+            None where there is none, or where what is added is something else.
+        """
+        return None
+
     def cost(self, site: Site, dims: Callable[[ir.Value], Dims | None]) -> Cost | None:
         """What the map costs, from concrete shapes; None if they are not known."""
         rows = self.rows(site, dims)

@@ -116,6 +116,11 @@ class ConvChannels(Form):
 
         return read
 
+    def bias(self, site: Site, constants: Constants) -> Constant | None:
+        """The node's own."""
+        found = constants.resolve(site.node.inputs[2]) if len(site.node.inputs) > 2 else None
+        return found if isinstance(found, Constant) and found.shape == (site.n,) else None
+
     def reading(self, site: Site) -> Hashable:
         """Kernel, strides, dilations and pads."""
         return _geometry(site.node, site.operand.shape[2:])

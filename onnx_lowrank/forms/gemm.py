@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.constants import Constant, Constants
 from onnx_lowrank.forms.base import Array, Form, Refusal, Site, attribute
-from onnx_lowrank.forms.product import constant_operand, hidden_shape
+from onnx_lowrank.forms.product import constant_operand, hidden_shape, row_constant
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair
@@ -51,10 +51,7 @@ class GemmRight(Form):
     def mapped(self, site: Site, constants: Constants) -> Callable[[Array], Array] | None:
         """``(Y − β·C) / α`` where C is constant."""
         node = site.node
-        alpha, beta = (
-            node.attributes[name].as_float() if name in node.attributes else 1.0
-            for name in ("alpha", "beta")
-        )
+        alpha, beta = _scales(node)
         added = node.inputs[2] if len(node.inputs) > 2 else None
         if added is None or beta == 0.0:
             return None if alpha == 0.0 else lambda output: output / alpha
@@ -63,6 +60,13 @@ class GemmRight(Form):
             return None
         constant = beta * bias.numpy().astype(np.float32)
         return lambda output: (output - constant) / alpha
+
+    def bias(self, site: Site, constants: Constants) -> Constant | None:
+        """C where it is one row, and neither it nor the product is scaled."""
+        node = site.node
+        if len(node.inputs) < 3 or _scales(node) != (1.0, 1.0):
+            return None
+        return row_constant(node.inputs[2], site.n, constants)
 
     def reading(self, site: Site) -> Hashable:
         """Whether they are the rows or the columns of X."""
@@ -83,6 +87,15 @@ class GemmRight(Form):
         emit.replace(0, hidden)
         emit.replace(1, emit.factor(second.reshape(*second.shape[1:])))
         emit.reset("transA")
+
+
+def _scales(node: ir.Node) -> tuple[float, float]:
+    """α and β."""
+    alpha, beta = (
+        node.attributes[name].as_float() if name in node.attributes else 1.0
+        for name in ("alpha", "beta")
+    )
+    return alpha, beta
 
 
 class GemmLeft(Form):

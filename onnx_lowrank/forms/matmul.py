@@ -15,7 +15,13 @@ import onnx_ir as ir
 
 from onnx_lowrank.constants import Constant, Constants
 from onnx_lowrank.forms.base import Array, Form, Refusal, Site
-from onnx_lowrank.forms.product import by_slice, constant_operand, hidden_shape, stack
+from onnx_lowrank.forms.product import (
+    by_slice,
+    constant_operand,
+    hidden_shape,
+    row_constant,
+    stack,
+)
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair
@@ -49,6 +55,17 @@ class MatMulRight(Form):
     def mapped(self, site: Site, _: Constants) -> Callable[[Array], Array] | None:
         """The rows of Y, of a single matrix."""
         return None if site.slices > 1 else lambda output: output.reshape(-1, site.n)
+
+    def bias(self, site: Site, constants: Constants) -> Constant | None:
+        """What an Add right behind a single matrix adds."""
+        output = site.node.outputs[0]
+        uses = list(output.uses())
+        if site.slices > 1 or len(uses) != 1 or output.is_graph_output():
+            return None
+        node, index = uses[0].node, uses[0].idx
+        if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+            return None
+        return row_constant(node.inputs[1 - index], site.n, constants)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``(X @ A) @ B``."""

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_lowrank.constants import Constant, Constants, Unusable
 from onnx_lowrank.forms.base import Array, Refusal
 
-__all__ = ["by_slice", "constant_operand", "hidden_shape", "stack"]
+__all__ = ["by_slice", "constant_operand", "hidden_shape", "row_constant", "stack"]
 
 
 def constant_operand(node: ir.Node, index: int, constants: Constants) -> Constant | Refusal | None:
@@ -40,6 +40,14 @@ def constant_operand(node: ir.Node, index: int, constants: Constants) -> Constan
     if reason is None:
         return constant
     return Refusal(constant.name, constant.size, constant.shape, reason)
+
+
+def row_constant(value: ir.Value | None, size: int, constants: Constants) -> Constant | None:
+    """A constant of shape [size], with any axes of one before; None if the value is none such."""
+    found = constants.resolve(value)
+    if isinstance(found, Constant) and found.shape[-1:] == (size,) and found.size == size:
+        return found
+    return None
 
 
 def stack(operand: Constant, *, transposed: bool) -> Constant:

@@ -1,7 +1,9 @@
 """Spectra and pairs of a stack of matrices, by its weights alone or by what it is applied to.
 
-Moments come as they were gathered; what is fitted to them shrinks them first, one slice at a time
-(see `Moments.shrunk`), what judges does not.
+Moments come as they were gathered; what is fitted to them takes their centre off and shrinks them
+first, one slice at a time (see `Moments.fitting`), what judges does not.  Where moments have a
+centre c, a bias brings ``c (W − A·B)`` along: what the map makes of c is never lost, and counts as
+energy of the first component.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from onnx_lowrank.numerics.output_pca import (
 )
 from onnx_lowrank.numerics.spectrum import squared_singular_values
 
-__all__ = ["achieved_error", "fitted_pair", "squares", "unseen_squares"]
+__all__ = ["achieved_error", "fitted_pair", "shift_of", "squares", "unseen_squares"]
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +40,8 @@ def squares(stack: Array, moments: Sequence[Moments] | None) -> npt.NDArray[np.f
         return squared_singular_values(stack)
     total = np.zeros(min(stack.shape[1:]), np.float64)
     for matrix, own in zip(stack, moments, strict=True):
-        total += output_squares(matrix, own.shrunk())
+        total += output_squares(matrix, own.fitting())
+        total[:1] += _energy_of(matrix, own.centre)
     return total
 
 
@@ -48,8 +51,17 @@ def unseen_squares(
     """As `squares`, of the components fitted to some inputs, on others: shape [min(m, n)]."""
     total = np.zeros(min(stack.shape[1:]), np.float64)
     for matrix, own, unseen in zip(stack, fitted, other, strict=True):
-        total += component_energies(matrix, own.shrunk(), unseen)
+        total += component_energies(matrix, own.fitting(), unseen.about(own.centre))
+        total[:1] += _energy_of(matrix, own.centre)
     return total
+
+
+def _energy_of(matrix: Array, row: npt.NDArray[np.float64] | None) -> float:
+    """``‖x W‖²`` of one row; 0 without."""
+    if row is None:
+        return 0.0
+    made = row @ matrix.astype(np.float64)
+    return float(made @ made)
 
 
 def fitted_pair(
@@ -59,20 +71,47 @@ def fitted_pair(
     if moments is None:
         return balanced_pair(stack, rank, dtype)
     pairs = [
-        output_pair(matrix, own.shrunk(), rank, dtype)
+        output_pair(matrix, own.fitting(), rank, dtype)
         for matrix, own in zip(stack, moments, strict=True)
     ]
     return np.stack([first for first, _ in pairs]), np.stack([second for _, second in pairs])
 
 
-def achieved_error(stack: Array, first: Array, second: Array, moments: Sequence[Moments]) -> float:
-    """Relative error of the outputs ``√(E‖x(W − A·B)‖² / E‖x W‖²)``, all slices together.
+def shift_of(
+    stack: Array, first: Array, second: Array, moments: Sequence[Moments] | None
+) -> npt.NDArray[np.float64] | None:
+    """What a bias adds for the centre of a single matrix, ``c (W − A·B)``, shape [n].
+
+    None where the moments have no centre.
+    """
+    centre = None if moments is None else moments[0].centre
+    if centre is None:
+        return None
+    made = (centre @ first[0].astype(np.float64)) @ second[0].astype(np.float64)
+    return np.asarray(centre @ stack[0].astype(np.float64) - made)
+
+
+def achieved_error(
+    stack: Array,
+    first: Array,
+    second: Array,
+    moments: Sequence[Moments],
+    shift: npt.NDArray[np.float64] | None = None,
+) -> float:
+    """Relative error of the outputs ``√(E‖x(W − A·B) − s‖² / E‖x W‖²)``, all slices together.
 
     Where the outputs are zero: 0 if they stay so, else infinity.
+
+    Args:
+        stack: ``W[e, m, n]``.
+        first: ``A[e, m, k]``.
+        second: ``B[e, k, n]``.
+        moments: of x, by slice.
+        shift: s[n], which a bias adds; None adds nothing.
     """
     error = total = 0.0
     for matrix, a, b, own in zip(stack, first, second, moments, strict=True):
-        off, whole = output_energies(matrix, a, b, own)
+        off, whole = output_energies(matrix, a, b, own, shift)
         error, total = error + off, total + whole
     if total <= 0.0:
         return 0.0 if error <= 0.0 else math.inf

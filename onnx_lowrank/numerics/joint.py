@@ -47,7 +47,7 @@ def joint_pair(
     if moments is None:
         first, second = (part[0] for part in balanced_pair(joined[None], rank, np.float64))
     else:
-        first, second = output_pair(joined, moments.shrunk(), rank, np.float64)
+        first, second = output_pair(joined, moments.fitting(), rank, np.float64)
     ends = np.cumsum([w.shape[1] for w in matrices])[:-1]
     parts = np.split(second, ends, axis=1)
     seconds = [(part / scale).astype(dtype) for part, scale in zip(parts, scales, strict=True)]

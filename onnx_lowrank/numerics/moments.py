@@ -1,7 +1,8 @@
 """Second moments of activations, gathered in passes over samples.
 
 For rows x the output error of a map is ``E‖x W − x Ŵ‖² = tr((W−Ŵ)ᵀ C (W−Ŵ))`` with
-``C = E[xᵀ x]``, so C[m, m] is all that has to be known of the data.
+``C = E[xᵀ x]``, so C[m, m] is all that has to be known of the data.  Where a bias can bring along
+what the map makes of the mean, ``E[x] (W−Ŵ)``, only the covariance is left to fit to.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ class Moments:
             nature (the one-hot rows of an embedding).
         mean: ``E[x]``, shape [m].
         rows: how many rows they are the means of.
+        centre: what is taken off the rows before a map is fitted to them, shape [m]: a bias
+            brings along what the map makes of it; None where there is no bias to do so.
     """
 
     second: Float64
     mean: Float64
     rows: int
+    centre: Float64 | None = None
 
     @property
     def diagonal(self) -> bool:
@@ -83,11 +87,20 @@ class Moments:
             return self.second[:, None] * exact
         return np.asarray(self.second @ exact)
 
-    def centred(self) -> Moments:
-        """The covariance: ``C − E[x]ᵀ E[x]``, with the same mean."""
+    def about(self, centre: Float64 | None) -> Moments:
+        """The moments of the rows less a centre; None takes nothing off."""
+        if centre is None:
+            return self
         if self.diagonal:
-            return self.full().centred()
-        return Moments(self.second - np.outer(self.mean, self.mean), self.mean, self.rows)
+            return self.full().about(centre)
+        mean = self.mean - centre
+        # E[(x−c)ᵀ(x−c)] = C − E[x]ᵀE[x] + (E[x]−c)ᵀ(E[x]−c)
+        second = self.second - np.outer(self.mean, self.mean) + np.outer(mean, mean)
+        return Moments(second, mean, self.rows)
+
+    def fitting(self) -> Moments:
+        """What a map is fitted to: the rows less their centre, shrunk."""
+        return self.about(self.centre).shrunk()
 
     def shrunk(self) -> Moments:
         """C drawn towards ``tr(C)/m · I`` as far as so few rows ask for.

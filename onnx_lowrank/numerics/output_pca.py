@@ -89,13 +89,23 @@ def _basis(matrix: Array, moments: Moments, rank: int) -> Float64:
 
 
 def output_energies(
-    matrix: Array, first: Array, second: Array, moments: Moments
+    matrix: Array, first: Array, second: Array, moments: Moments, shift: Float64 | None = None
 ) -> tuple[float, float]:
-    """``E‖x(W − A·B)‖²`` and ``E‖x W‖²``, from the factors as they are stored."""
+    """``E‖x(W − A·B) − s‖²`` and ``E‖x W‖²``, from the factors as they are stored.
+
+    Args:
+        matrix: ``W[m, n]``.
+        first: ``A[m, k]``.
+        second: ``B[k, n]``.
+        moments: of x.
+        shift: s[n], which a bias adds; None adds nothing.
+    """
     exact = np.asarray(matrix, np.float64)
     total = float(np.vdot(exact, moments.applied(exact)))
     difference = exact - np.asarray(first, np.float64) @ np.asarray(second, np.float64)
     error = float(np.vdot(difference, moments.applied(difference)))
+    if shift is not None:
+        error += float(shift @ (shift - 2.0 * (moments.mean @ difference)))
     return max(error, 0.0), max(total, 0.0)
 
 

@@ -4,7 +4,8 @@ For rows x and what they should be mapped to, y, and a prior weight W the ridge 
 
     W* = (E[xᵀx] + λI)⁻¹ (E[xᵀy] + λW),
 
-which is W where the data say nothing.  Several λ share one eigendecomposition.
+which is W where the data say nothing.  Several λ share one eigendecomposition.  With an intercept
+s all rows are taken less their means, and s is what the solution leaves of the means.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ class Regression:
         rows: how many rows came.
     """
 
-    def __init__(self, m: int, n: int) -> None:
+    def __init__(self, m: int, n: int, *, biased: bool = False) -> None:
+        """A regression without rows; biased: with an intercept."""
+        self._biased = biased
         self._xx = np.zeros((m, m), np.float64)
         self._xy = np.zeros((m, n), np.float64)
         self._x = np.zeros(m, np.float64)
+        self._y = np.zeros(n, np.float64)
         self._yy = 0.0
         self.rows = 0
         self._waiting: list[tuple[Array, Array]] = []
@@ -59,16 +63,26 @@ class Regression:
         self._xx += x.T @ x
         self._xy += x.T @ y
         self._x += x.sum(axis=0, dtype=np.float64)
+        self._y += y.sum(axis=0, dtype=np.float64)
         self._yy += float(np.vdot(y, y))
         self.rows += len(x)
 
     def moments(self) -> Moments:
-        """Moments of x; there has to be a row."""
+        """Moments of x, with an intercept about their mean; there has to be a row."""
         self._flush()
-        return Moments(self._xx / self.rows, self._x / self.rows, self.rows)
+        mean = self._x / self.rows
+        return Moments(self._xx / self.rows, mean, self.rows, mean if self._biased else None)
 
-    def error(self, first: Array, second: Array) -> float:
-        """``Σ‖y − x A B‖² / Σ‖y‖²`` of a pair ``A[m, k]``, ``B[k, n]``."""
+    def shift(self, first: Array, second: Array) -> Float64 | None:
+        """The intercept of a pair: ``E[y] − E[x] A B``, shape [n]; None without one."""
+        self._flush()
+        if not self._biased:
+            return None
+        made = (self._x @ first.astype(np.float64)) @ second.astype(np.float64)
+        return np.asarray((self._y - made) / max(self.rows, 1))
+
+    def error(self, first: Array, second: Array, shift: Float64 | None = None) -> float:
+        """``Σ‖y − x A B − s‖² / Σ‖y‖²`` of a pair ``A[m, k]``, ``B[k, n]`` and an intercept."""
         self._flush()
         if self._yy <= 0.0:
             return 0.0
@@ -76,10 +90,15 @@ class Regression:
         inner = a.T @ self._xx @ a  # [k, k]
         fitted = float(np.vdot(inner @ b, b))
         crossed = float(np.vdot(a.T @ self._xy, b))
-        return max(fitted - 2.0 * crossed + self._yy, 0.0) / self._yy
+        error = fitted - 2.0 * crossed + self._yy
+        if shift is not None:
+            error += float(shift @ (self.rows * shift - 2.0 * (self._y - (self._x @ a) @ b)))
+        return max(error, 0.0) / self._yy
 
     def solutions(self, prior: Array, shares: Sequence[float]) -> list[Float64]:
         """Ridge solutions ``W*[m, n]`` for λ = share × the mean eigenvalue of E[xᵀx].
+
+        With an intercept both are taken less their means.
 
         Args:
             prior: ``W[m, n]``.
@@ -89,12 +108,19 @@ class Regression:
             one for each share; none where all rows are zero.
         """
         self._flush()
-        values, vectors = scipy.linalg.eigh(self._xx / max(self.rows, 1), check_finite=False)
+        rows = max(self.rows, 1)
+        xx, xy = self._xx / rows, self._xy / rows
+        if self._biased:
+            xx, xy = (
+                xx - np.outer(self._x, self._x) / rows**2,
+                xy - np.outer(self._x, self._y) / rows**2,
+            )
+        values, vectors = scipy.linalg.eigh(xx, check_finite=False)
         values = np.maximum(values, 0.0)
         mean = float(values.mean())
         if mean <= 0.0:
             return []
-        cross = vectors.T @ (self._xy / self.rows)
+        cross = vectors.T @ xy
         turned = vectors.T @ prior.astype(np.float64)
         return [
             vectors @ ((cross + share * mean * turned) / (values + share * mean)[:, None])
