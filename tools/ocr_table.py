@@ -1,6 +1,6 @@
 """Print how far factors that are fitted to data go, on two models that read text.
 
-    python tools/ocr_table.py [captcha] [ppocrv5-rec] [--judged 320] [--samples 256] [--ops default]
+    python tools/ocr_table.py [captcha] [ppocrv5-rec] [--judged 320] [--samples 256] [--heal STEPS]
 
 For the captcha CRNN and the PP-OCRv5 recogniser: the share of freshly drawn images that the model
 and its compressed versions read without a mistake, every layer keeping the same share of its
@@ -35,13 +35,13 @@ __all__ = ["main"]
 
 SHARES = {"captcha": (0.5, 0.2), "ppocrv5-rec": (0.8, 0.6)}
 # What each column passes to compress; all but the plain one have the calibration images.
-COLUMNS: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ("plain SVD", {"calibrate": False}),
-    ("output PCA", {}),
-    ("+ refit", {"refit": True}),
+COLUMNS: dict[str, Mapping[str, Any]] = {
+    "plain SVD": {"calibrate": False},
+    "output PCA": {},
+    "+ refit": {"refit": True},
     # The same total, spread by measured damage.
-    ("budget", {"uniform": False, "check": True}),
-)
+    "budget": {"uniform": False, "check": True},
+}
 FIT_SEED, HELD_SEED, JUDGE_SEED = 1, 2, 3
 HELD = 2 * BATCH
 
@@ -55,11 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--judged", type=int, default=320, help="images to judge with")
     parser.add_argument("--samples", type=int, default=256, help="images to calibrate with")
     parser.add_argument("--keep", type=float, nargs="+", help="shares to keep instead of ours")
+    parser.add_argument("--heal", type=int, default=0, help="steps of a column with healing")
     parser.add_argument("--ops", default="default", help="as that of the command")
     options = parser.parse_args(arguments)
     unknown = set(options.models) - set(TASKS)
     if unknown:
         parser.error(f"expected models of {', '.join(TASKS)}, got {', '.join(sorted(unknown))}")
+    if options.heal:
+        COLUMNS["+ refit, heal"] = {"refit": True, "heal": options.heal}
     ops = tuple(options.ops.split(","))
     for name in options.models or TASKS:
         table(TASKS[name], options.judged, options.samples, options.keep or SHARES[name], ops)
@@ -77,13 +80,13 @@ def table(
         f"{task.name}: share of {judged} images read without a mistake, dense {dense:.3f}; "
         f"{samples} calibrate"
     )
-    print("  ".join(["kept ", *(name for name, _ in COLUMNS)]), flush=True)
+    print("  ".join(["kept ", *COLUMNS]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for index, feed in enumerate(feeds(task, task.draw(HELD, HELD_SEED))):
             np.savez(Path(folder, f"{index}.npz"), **feed)  # type: ignore[arg-type]
         for share in shares:
             print(f"{share:<5g}", end="", flush=True)
-            for name, extra in COLUMNS:
+            for name, extra in COLUMNS.items():
                 fitted = extra.get("calibrate", True)
                 options: dict[str, Any] = {
                     "uniform": True,
