@@ -263,3 +263,33 @@ def test_damage_counts_the_bias_in(tmp_path: Path, rng: np.random.Generator) -> 
     goal = result.report.goal
     assert goal is not None
     assert 0.3 < goal.achieved_damage / goal.predicted_damage < 3.0
+
+
+def test_maps_that_share_a_factor_have_biases_of_their_own(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    body = "p = MatMul(x, q) hq = Add(p, a) hk = Gemm(x, k, b) hv = Gemm(x, v, c) "
+    body += "g = Mul(hq, hk) y = Add(g, hv)"
+    plane = rng.normal(size=(M, 6))
+    weights = {
+        name: 0.2 * (plane @ rng.normal(size=(6, N)) + 0.02 * rng.normal(size=(M, N)))
+        for name in "qk"
+    }
+    weights["v"] = 0.2 * rng.normal(size=(M, N))
+    weights |= {name: rng.normal(size=N) for name in "abc"}
+    model = model_of(body, "K,24", {name: array.astype("f4") for name, array in weights.items()})
+    rows = rng.normal(size=(800, M)) + 3.0 * rng.normal(size=M)
+    data = samples_in(tmp_path / "data", rows)
+    result = compress(model, data=data, keep=0.45, bench=False, rank_multiple=1, simplify=False)
+    layers = {layer.weight: layer for layer in result.report.layers}
+    assert "whose first factor it shares" in layers["q"].reason
+    # Their ranks are those that the spread asks for: the mean, which is most of x, is exact.
+    mean = {"x": rows.mean(axis=0, keepdims=True).astype("f4")}
+    before, after = (next(iter(run_ort(m, mean).values())) for m in (model, result.model))
+    assert np.linalg.norm(before - after) < 2e-2 * np.linalg.norm(before)
+    check = result.report.check
+    assert check is not None
+    assert check.providers[0].outputs[0].relative_l2 < 0.2
+    goal = result.report.goal
+    assert goal is not None
+    assert 0.3 < goal.achieved_damage / goal.predicted_damage < 3.0
