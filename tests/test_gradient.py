@@ -162,6 +162,45 @@ CASES = [
          {"W": (3, 4), "s": (3,), "b": (3,)}),
 ]  # fmt: skip
 
+
+def recurrent(
+    op: str, way: str, *, more: str = "", states: bool = False, outputs: str = ""
+) -> Case:
+    """A cell of 3 elements on 5 steps of 2 samples with 4 elements."""
+    gates, d = {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 2 if way == "bidirectional" else 1
+    shapes: dict[str, tuple[int, ...]] = {
+        "V": (4,),
+        "W": (d, gates * 3, 4),
+        "R": (d, gates * 3, 3),
+        "B": (d, 2 * gates * 3),
+    }
+    inputs = "h, W, R, B"
+    if states:
+        shapes |= {"H": (d, 2, 3)} | ({"C": (d, 2, 3)} if op == "LSTM" else {})
+        inputs += ", , H" + (", C" if op == "LSTM" else "")
+    body = f'h = Mul(x, V) {outputs or "y"} = {op}<hidden_size = 3, direction = "{way}"{more}>'
+    body += f"({inputs})"
+    if outputs:
+        names = [name for name in outputs.replace(" ", "").split(",") if name]
+        body += "".join(
+            f" s{n} = ReduceSumSquare<axes = [0, 1], keepdims = 0>({name})"
+            for n, name in enumerate(names)
+        )
+        body += " y = Sum(" + ", ".join(f"s{n}" for n in range(len(names))) + ")"
+    name = " ".join(filter(None, (op, way, more, outputs)))
+    return Case(name, body, shapes, (5, 2, 4), low=-0.9, high=0.9, symbolic="a,b,4")
+
+
+WAYS = ("forward", "reverse", "bidirectional")
+RECURRENT = [
+    *(recurrent(op, way) for op in ("LSTM", "GRU", "RNN") for way in WAYS),
+    *(recurrent("GRU", way, more=", linear_before_reset = 1") for way in WAYS),
+    *(recurrent("LSTM", way, states=True, outputs="a, b, c") for way in WAYS),
+    *(recurrent(op, way, states=True, outputs="a, b") for op in ("GRU", "RNN") for way in WAYS),
+    recurrent("LSTM", "forward", outputs=", , c"),
+    recurrent("GRU", "reverse", outputs=", b"),
+]  # fmt: skip
+
 IMAGE = (2, 3, 7, 6)
 KERNEL = {"V": (1, 6), "W": (4, 3, 3, 2), "b": (4,)}
 CONVOLUTIONS = [
@@ -196,7 +235,7 @@ def runner(model: ir.Model) -> Callable[[Mapping[str, Array]], dict[str, Array]]
     return lambda feed: run(session, {k: v for k, v in feed.items() if k in known}, "a model")
 
 
-@pytest.mark.parametrize("case", [*CASES, *CONVOLUTIONS], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *CONVOLUTIONS, *RECURRENT], ids=lambda case: case.name)
 def test_derivative_is_the_slope(case: Case) -> None:
     rng = np.random.default_rng(7)
     model = ir.from_proto(case.model())
@@ -236,7 +275,7 @@ def test_derivative_is_the_slope(case: Case) -> None:
 def test_every_derivative_is_tested() -> None:
     tested = {
         ("com.microsoft" if node.domain == "com.microsoft" else "", node.op_type)
-        for case in (*CASES, *CONVOLUTIONS)
+        for case in (*CASES, *CONVOLUTIONS, *RECURRENT)
         for node in case.model().graph.node
     }
     untested = set(_TABLE) - tested
@@ -257,6 +296,39 @@ def test_an_operator_without_a_derivative_is_named() -> None:
     base = differentiable(ir.from_proto(model), ["W"])
     with pytest.raises(InputError, match="operator CumSum at node 'odd' has no derivative"):
         gradient_model(base, ["y"], ["W"], {})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs", "why"),
+    [
+        (", clip = 1.0", "h, W, R", "clip"),
+        (", input_forget = 1", "h, W, R", "input_forget"),
+        (', activations = ["Relu", "Tanh", "Tanh"]', "h, W, R", "other activations"),
+        (", layout = 1", "h, W, R", "batch first"),
+        ("", "h, W, R, , l", "several lengths"),
+        ("", "h, W, R, , , , , P", "peepholes"),
+    ],
+)
+def test_what_a_cell_may_be_told_is_named(attributes: str, inputs: str, why: str) -> None:
+    model = parse(
+        f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        graph (float[5, 2, 4] x) => (float y) {{
+            h = MatMul (x, V)
+            [cell] y = LSTM <hidden_size = 3{attributes}> ({inputs})
+        }}
+        """,
+        {
+            "V": np.ones((4, 4), np.float32),
+            "W": np.ones((1, 12, 4), np.float32),
+            "R": np.ones((1, 12, 3), np.float32),
+            "l": np.array([5, 4], np.int32),
+            "P": np.ones((1, 9), np.float32),
+        },
+    )
+    base = differentiable(ir.from_proto(model), ["V"])
+    with pytest.raises(InputError, match=f"LSTM at node 'cell' with .*{why}"):
+        gradient_model(base, ["y"], ["V"], {"h": 3})
 
 
 def test_a_subgraph_between_is_named() -> None:

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from onnx_lowrank import compress
 from onnx_lowrank.bottlenecks import bottlenecks
 from onnx_lowrank.gradient import differentiable
 from onnx_lowrank.numerics.moments import Moments
@@ -212,3 +213,39 @@ def test_moments_are_gathered_within_a_fixed_memory(monkeypatch: pytest.MonkeyPa
         np.testing.assert_array_equal(whitening.variances, in_turns[name][0].variances)
     monkeypatch.setattr("onnx_lowrank.whiten._MEMORY", 8)
     assert not whiten(base, arrays, feeds, None, counted).by
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_what_a_recurrent_cell_reads_is_healed(op: str) -> None:
+    rng = np.random.default_rng(3)
+    gates = {"LSTM": 4, "GRU": 3}[op]
+    proto = parse(
+        f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[T,N,16] x) => (float[T,N,6] y) {{
+            h = MatMul (x, W1)
+            a = Relu (h)
+            s = {op} <hidden_size = 12, direction = "bidirectional"> (a, W, R, B)
+            t = Transpose <perm = [0, 2, 1, 3]> (s)
+            u = Reshape (t, flat)
+            y = MatMul (u, W2)
+        }}
+        """,
+        {
+            "W1": (rng.normal(size=(16, 24)) / 4).astype("f4"),
+            "W": (rng.normal(size=(2, gates * 12, 24)) / 5).astype("f4"),
+            "R": (rng.normal(size=(2, gates * 12, 12)) / 4).astype("f4"),
+            "B": (rng.normal(size=(2, 2 * gates * 12)) / 4).astype("f4"),
+            "flat": np.array([0, 0, 24], np.int64),
+            "W2": (rng.normal(size=(24, 6)) / 4).astype("f4"),
+        },
+    )
+    feeds = [{"x": rng.normal(size=(7, 8, 16)).astype("f4")} for _ in range(60)]
+    result = compress(
+        proto, rank=4, ops=("all",), heal=60, calibration=feeds, bench=False, min_gain=0.0
+    )
+    assert sum(layer.rank is not None for layer in result.report.layers) == 3
+    healing = result.report.healing
+    assert healing is not None
+    assert healing.best_step > 30
+    assert healing.error_after < 0.9 * healing.error_before

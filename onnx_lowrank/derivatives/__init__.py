@@ -3,7 +3,16 @@
 An operator that is not in the table is named in an error, never guessed.
 """
 
-from onnx_lowrank.derivatives import elementwise, linear, movement, reduction, spatial
+from onnx_lowrank.derivatives import elementwise, linear, movement, recurrent, reduction, spatial
 from onnx_lowrank.derivatives.base import Tape, find_derivative
 
-__all__ = ["Tape", "elementwise", "find_derivative", "linear", "movement", "reduction", "spatial"]
+__all__ = [
+    "Tape",
+    "elementwise",
+    "find_derivative",
+    "linear",
+    "movement",
+    "recurrent",
+    "reduction",
+    "spatial",
+]

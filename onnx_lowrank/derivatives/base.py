@@ -17,7 +17,7 @@ from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.names import Names
 from onnx_lowrank.walk import static_shape
 
-__all__ = ["Derivative", "Tape", "attribute", "derivative", "find_derivative", "operator"]
+__all__ = ["Body", "Derivative", "Tape", "attribute", "derivative", "find_derivative", "operator"]
 
 Value = ir.Value
 Derivative = Callable[["Tape", ir.Node, Sequence[Value | None]], Sequence[Value | None]]
@@ -72,6 +72,39 @@ def number(node: ir.Node, name: str, default: float) -> float:
     """A float attribute."""
     found = node.attributes.get(name)
     return default if found is None else found.as_float()
+
+
+class Body:
+    """Writes the nodes of one step of a Scan."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._tape = tape
+        self.nodes: list[ir.Node] = []
+
+    def op(self, op_type: str, *inputs: Value, **attributes: Attribute) -> Value:
+        """The output of a new node."""
+        node = ir.Node(
+            "",
+            op_type,
+            list(inputs),
+            [_attribute(name, given) for name, given in attributes.items()],
+            name=self._tape.new_name(f"gradient/{op_type}"),
+        )
+        node.outputs[0].name = self._tape.new_name(f"{node.name}:0")
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def value(self) -> Value:
+        """An input of the step, a matrix."""
+        return ir.Value(
+            name=self._tape.new_name("gradient/item"),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape([None, None]),
+        )
+
+
+Step = Callable[[Body, Sequence[Value], Sequence[Value]], Sequence[Value]]
+"""From the states and the items of one step to the new states and what the step gives."""
 
 
 class Tape:
@@ -150,6 +183,57 @@ class Tape:
             if not output.name:
                 output.name = self._names.new(f"{node_name(node)}:further")
         return node.outputs
+
+    def scan(
+        self,
+        states: Sequence[Value],
+        items: Sequence[Value],
+        step: Step,
+        *,
+        backwards: bool,
+    ) -> tuple[Value, ...]:
+        """One step for each element of axis 0 of the items.
+
+        Args:
+            states: before the first step, matrices.
+            items: what the steps read, one matrix each.
+            step: writes a step; it may read values from outside.
+            backwards: whether the last element comes first.
+
+        Returns:
+            the states behind the last step, then what the steps gave, in the order of the items.
+        """
+        body = Body(self)
+        own, parts = [body.value() for _ in states], [body.value() for _ in items]
+        made = list(step(body, own, parts))
+        for value in made:
+            # ONNX Runtime asks for the number of axes.
+            value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, None])
+        graph = ir.Graph(
+            [*own, *parts], made, nodes=body.nodes, name=self.new_name("gradient/step")
+        )
+        order = [int(backwards)]
+        node = ir.Node(
+            "",
+            "Scan",
+            [*states, *items],
+            [
+                ir.AttrGraph("body", graph),
+                ir.AttrInt64("num_scan_inputs", len(items)),
+                ir.AttrInt64s("scan_input_directions", order * len(items)),
+                ir.AttrInt64s("scan_output_directions", order * (len(made) - len(states))),
+            ],
+            num_outputs=len(made),
+            name=self.new_name("gradient/Scan"),
+        )
+        for output in node.outputs:
+            output.name = self.new_name(f"{node.name}:0")
+        self.graph.append(node)
+        return tuple(node.outputs)
+
+    def new_name(self, wanted: str) -> str:
+        """A name that nothing has yet."""
+        return self._names.new(wanted)
 
     def integers(self, *values: int) -> Value:
         """A constant vector of int64."""
