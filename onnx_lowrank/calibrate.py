@@ -9,7 +9,7 @@ in one place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,19 +119,35 @@ class _Stream:
         site = self.site
         return 16 * site.slices * (site.m if site.form.indices else site.m * site.m)
 
-    def add(self, array: Array, mask: Array | None, accumulators: Sequence[Accumulator]) -> bool:
-        """Add an activation's vectors; whether the mask fits it."""
+    def add(
+        self,
+        array: Array,
+        mask: Array | None,
+        accumulators: Sequence[Accumulator],
+        counted: dict[Hashable, Array | None],
+    ) -> bool:
+        """Add an activation's vectors; whether the mask fits it.
+
+        Args:
+            array: the activation.
+            mask: False where rows do not count.
+            accumulators: one for each slice.
+            counted: of this mask, which vectors count of activations that are read alike.
+        """
         form, site = self.site.form, self.site
         rows = form.vectors(site, array)
-        spread = None if mask is None else spread_mask(mask, array.shape)
-        for index, accumulator in enumerate(accumulators):
-            if spread is None:
-                accumulator.add(rows[index])
-                continue
+        key = (type(form), form.reading(site), array.shape)
+        if key not in counted:
+            spread = None if mask is None else spread_mask(mask, array.shape)
+            counts = None if spread is None else form.vectors(site, spread)
             # Read as the activation is; a vector counts if any of its elements does.
-            counts = form.vectors(site, spread)[index]
-            accumulator.add(rows[index][counts if form.indices else counts.any(axis=-1)])
-        return spread is not None
+            counted[key] = (
+                counts if counts is None or form.indices else np.asarray(counts.any(axis=-1))
+            )
+        counts = counted[key]
+        for index, accumulator in enumerate(accumulators):
+            accumulator.add(rows[index] if counts is None else rows[index][counts[index]])
+        return counts is not None
 
 
 def spread_mask(mask: Array, shape: tuple[int, ...]) -> Array | None:
@@ -213,12 +229,12 @@ def gather(
             for samples, kind in ((fit, "fit"), (held, "held-out")):
                 for number, feed in enumerate(samples):
                     keep = kept_rows(feed, mask)
-                    outputs = run(feed)
+                    outputs, counted = run(feed), dict[Hashable, Array | None]()
                     for stream in chosen.values():
                         into = stream.fit if kind == "fit" else stream.held
                         for name, site in stream.sites.items():
                             try:
-                                masked |= stream.add(outputs[name], keep, into)
+                                masked |= stream.add(outputs[name], keep, into, counted)
                             except FloatingPointError as error:
                                 which = "" if kind == "fit" else "held-out "
                                 raise InputError(
