@@ -34,6 +34,7 @@ from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ridge import Regression
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.segments import Open, Walk
+from onnx_lowrank.walk import only_sum
 
 __all__ = ["Refitted", "refit"]
 
@@ -199,14 +200,11 @@ def _layers(
 def _residual(output: ir.Value, constants: Constants) -> str | None:
     """The other operand where an output, perhaps with a bias, is added to a stream."""
     for _ in range(2):
-        uses = list(output.uses())
-        if len(uses) != 1 or uses[0].node is None or output.is_graph_output():
+        behind = only_sum(output)
+        if behind is None:
             return None
-        node, index = uses[0].node, uses[0].idx
-        if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
-            return None
-        other = node.inputs[1 - index]
-        if other is None or other.name is None or other.graph is not node.graph:
+        node, other = behind
+        if other.name is None or other.graph is not node.graph:
             return None
         if not isinstance(constants.resolve(other), Constant):
             return other.name

@@ -25,7 +25,7 @@ from onnx_lowrank.constants import Constant, Constants
 from onnx_lowrank.fixed import fix_shapes
 from onnx_lowrank.forms.base import attribute, node_name
 from onnx_lowrank.names import Names
-from onnx_lowrank.walk import static_shape
+from onnx_lowrank.walk import only_sum, static_shape
 
 __all__ = ["SHAPED", "WISHES", "Wishes", "shape_for"]
 
@@ -225,14 +225,11 @@ class _Shaper:
     def _bias(self, node: ir.Node) -> ir.Node | None:
         """The Add of a constant vector that alone reads a product's output."""
         output = node.outputs[0]
-        uses = list(output.uses())
-        if len(uses) != 1 or output.is_graph_output():
+        behind = only_sum(output)
+        if behind is None or behind[0].graph is not self.graph or output.shape is None:
             return None
-        add = uses[0].node
-        if add.op_type != "Add" or add.graph is not self.graph or output.shape is None:
-            return None
-        other = next((v for v in add.inputs if v is not output), None)
-        if other is None or not self._initializer(other) or other.shape is None:
+        add, other = behind
+        if not self._initializer(other) or other.shape is None:
             return None
         n = _dim(output.shape[-1])
         return add if static_shape(other.shape) == (n,) else None

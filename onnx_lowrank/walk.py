@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-__all__ = ["all_graphs", "all_nodes", "elements", "static_shape", "stored_bytes", "tensors"]
+__all__ = [
+    "all_graphs",
+    "all_nodes",
+    "elements",
+    "only_sum",
+    "static_shape",
+    "stored_bytes",
+    "tensors",
+]
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -54,3 +62,15 @@ def static_shape(shape: Iterable[object] | None) -> tuple[int, ...] | None:
         return None
     dims = tuple(shape)
     return None if not all(isinstance(d, int) for d in dims) else dims  # type: ignore[return-value]
+
+
+def only_sum(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone reads a value, and what it adds; None where there is none such."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node = uses[0].node
+    if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+        return None
+    other = node.inputs[1 - uses[0].idx]
+    return None if other is None or other is value else (node, other)

@@ -16,25 +16,10 @@ from onnxruntime.quantization import CalibrationDataReader
 
 from onnx_lowrank import InputError, Result, UsageError, compress
 from onnx_lowrank.calibrate import gather
-from tests.calibrated import Feed, attention, narrow, single, texts
+from tests.calibrated import Feed, narrow, texts
 from tests.models import distance, factored, run_ort, uniform
 
 MINILM = Path(__file__).parent.parent / "models" / "cache" / "minilm-l6.onnx"
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(5)
-
-
-@pytest.fixture
-def shared(rng: np.random.Generator) -> onnx.ModelProto:
-    return attention(rng)
-
-
-@pytest.fixture
-def linear(rng: np.random.Generator) -> onnx.ModelProto:
-    return single(rng)
 
 
 def judged(result: Result, before: onnx.ModelProto, feeds: Sequence[Feed]) -> float:

@@ -14,23 +14,8 @@ import pytest
 
 from onnx_lowrank import InputError, Result, UsageError
 from onnx_lowrank.statistics_file import fingerprint
-from tests.calibrated import HEAD, Array, attention, narrow, single, texts
+from tests.calibrated import HEAD, Array, narrow, texts
 from tests.models import factored, parse, uniform
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(5)
-
-
-@pytest.fixture
-def shared(rng: np.random.Generator) -> onnx.ModelProto:
-    return attention(rng)
-
-
-@pytest.fixture
-def linear(rng: np.random.Generator) -> onnx.ModelProto:
-    return single(rng)
 
 
 def initializers(result: Result) -> Iterator[tuple[str, Array]]:

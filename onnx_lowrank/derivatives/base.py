@@ -83,21 +83,14 @@ class Body:
 
     def op(self, op_type: str, *inputs: Value, **attributes: Attribute) -> Value:
         """The output of a new node."""
-        node = ir.Node(
-            "",
-            op_type,
-            list(inputs),
-            [_attribute(name, given) for name, given in attributes.items()],
-            name=self._tape.new_name(f"gradient/{op_type}"),
-        )
-        node.outputs[0].name = self._tape.new_name(f"{node.name}:0")
+        node = self._tape.node("", op_type, inputs, _attributes(attributes), 1)
         self.nodes.append(node)
         return node.outputs[0]
 
     def value(self) -> Value:
         """An input of the step, a matrix."""
         return ir.Value(
-            name=self._tape.new_name("gradient/item"),
+            name=self._tape.new_name("item"),
             type=ir.TensorType(ir.DataType.FLOAT),
             shape=ir.Shape([None, None]),
         )
@@ -161,16 +154,7 @@ class Tape:
             tuple((name, _hashable(given)) for name, given in sorted(attributes.items())),
         )
         if key not in self._written:
-            node = ir.Node(
-                domain,
-                op_type,
-                list(inputs),
-                [_attribute(name, given) for name, given in attributes.items()],
-                num_outputs=outputs,
-                name=self._names.new(f"gradient/{op_type}"),
-            )
-            for output in node.outputs:
-                output.name = self._names.new(f"{node.name}:0")
+            node = self.node(domain, op_type, inputs, _attributes(attributes), outputs)
             self.graph.append(node)
             self._written[key] = tuple(node.outputs)
         return self._written[key]
@@ -209,31 +193,36 @@ class Tape:
         for value in made:
             # ONNX Runtime asks for the number of axes.
             value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, None])
-        graph = ir.Graph(
-            [*own, *parts], made, nodes=body.nodes, name=self.new_name("gradient/step")
-        )
+        graph = ir.Graph([*own, *parts], made, nodes=body.nodes, name=self.new_name("step"))
         order = [int(backwards)]
-        node = ir.Node(
-            "",
-            "Scan",
-            [*states, *items],
-            [
-                ir.AttrGraph("body", graph),
-                ir.AttrInt64("num_scan_inputs", len(items)),
-                ir.AttrInt64s("scan_input_directions", order * len(items)),
-                ir.AttrInt64s("scan_output_directions", order * (len(made) - len(states))),
-            ],
-            num_outputs=len(made),
-            name=self.new_name("gradient/Scan"),
-        )
-        for output in node.outputs:
-            output.name = self.new_name(f"{node.name}:0")
+        attributes = [
+            ir.AttrGraph("body", graph),
+            ir.AttrInt64("num_scan_inputs", len(items)),
+            ir.AttrInt64s("scan_input_directions", order * len(items)),
+            ir.AttrInt64s("scan_output_directions", order * (len(made) - len(states))),
+        ]
+        node = self.node("", "Scan", [*states, *items], attributes, len(made))
         self.graph.append(node)
         return tuple(node.outputs)
 
+    def node(
+        self,
+        domain: str,
+        op_type: str,
+        inputs: Sequence[Value | None],
+        attributes: Sequence[ir.Attr],
+        outputs: int,
+    ) -> ir.Node:
+        """A node of the gradient, which is in no graph yet, and names for its outputs."""
+        name = self.new_name(op_type)
+        node = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs, name=name)
+        for output in node.outputs:
+            output.name = self._names.new(f"{name}:0")
+        return node
+
     def new_name(self, wanted: str) -> str:
-        """A name that nothing has yet."""
-        return self._names.new(wanted)
+        """A name of the gradient that nothing has yet."""
+        return self._names.new(f"gradient/{wanted}")
 
     def integers(self, *values: int) -> Value:
         """A constant vector of int64."""
@@ -249,21 +238,15 @@ class Tape:
 
     def again(self, node: ir.Node, first: Value) -> Value:
         """The output of the same operator with another first input."""
-        copy = ir.Node(
-            node.domain,
-            node.op_type,
-            [first, *node.inputs[1:]],
-            list(node.attributes.values()),
-            name=self._names.new(f"gradient/{node.op_type}"),
-        )
-        copy.outputs[0].name = self._names.new(f"{copy.name}:0")
+        inputs, attributes = [first, *node.inputs[1:]], list(node.attributes.values())
+        copy = self.node(node.domain, node.op_type, inputs, attributes, 1)
         self.graph.append(copy)
         return copy.outputs[0]
 
     def _constant(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Value:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            tensor = ir.Tensor(array, name=self._names.new("gradient/constant"))
+            tensor = ir.Tensor(array, name=self.new_name("constant"))
             value = ir.Value(
                 name=tensor.name,
                 const_value=tensor,
@@ -345,6 +328,10 @@ def _same(first: object, second: object) -> bool:
 
 def _hashable(given: Attribute) -> object:
     return given if isinstance(given, int | float | str) else tuple(given)
+
+
+def _attributes(given: Mapping[str, Attribute]) -> list[ir.Attr]:
+    return [_attribute(name, value) for name, value in given.items()]
 
 
 def _attribute(name: str, given: Attribute) -> ir.Attr:

@@ -26,6 +26,7 @@ __all__: list[str] = []
 
 Gradients = Sequence[Value | None]
 
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # Without the attribute activations: one for each direction, in the order of the cell's equations.
 _USUAL = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 
@@ -253,12 +254,6 @@ def _check(node: ir.Node, directions: int) -> None:
         raise unsupported(node, "with peepholes has no derivative here")
 
 
-def _states(t: Tape, states: Value, index: int) -> tuple[Value, Value]:
-    """The states behind each step of one direction, ``[T, B, H]``, and zeros like one of them."""
-    after = _one(t, states, index, 1)
-    return after, t.zeros(_one(t, after, 0, 0))
-
-
 @derivative("LSTM", "GRU", "RNN")
 def _cell(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     way = node.attributes["direction"].as_string() if "direction" in node.attributes else "forward"
@@ -275,34 +270,31 @@ def _cell(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     by_x: list[Value] = []
     for index in range(directions):
         backwards = way == "reverse" or index == 1
-        after, zeros = _states(t, states, index)
-
-        def own(
-            value: Value | None, axis: int, other: Value | None, index: int = index
-        ) -> Value | None:
-            return other if value is None else _one(t, value, index, axis)
-
-        first, last = own(initial, 0, zeros), own(dlast, 0, zeros)
-        own_w, own_r, own_bias = own(w, 0, None), own(r, 0, None), own(bias, 0, None)
-        slopes = own(dy, 1, None) if dy is not None else t.zeros(after)
-        assert first is not None
-        assert last is not None
-        assert own_w is not None
-        assert own_r is not None
-        assert slopes is not None
+        after, own_w = _one(t, states, index, 1), _one(t, w, index, 0)
+        zeros = t.zeros(_one(t, after, 0, 0))
+        # Initial states and gradients of last ones are zeros where they are not there.
+        first, last, start, end = (
+            zeros if value is None else _one(t, value, index, 0)
+            for value in (initial, dlast, cell, dcell)
+        )
         from_x, r_bias = t.op("MatMul", x, t.op("Transpose", own_w, perm=[1, 0])), None
-        if own_bias is not None:
-            half = {"LSTM": 4, "GRU": 3, "RNN": 1}[node.op_type] * size
-            w_bias, r_bias = t.ops("Split", own_bias, t.integers(half, half), outputs=2, axis=0)
+        if bias is not None:
+            both, half = _one(t, bias, index, 0), _GATES[node.op_type] * size
+            w_bias, r_bias = t.ops("Split", both, t.integers(half, half), outputs=2, axis=0)
             from_x = t.op("Add", from_x, w_bias)
-        before = _shifted(t, after, first, backwards=backwards)
         direction = _Direction(
-            backwards, size, own_w, own_r, from_x, r_bias, before, after, slopes, last
+            backwards=backwards,
+            size=size,
+            w=own_w,
+            r=_one(t, r, index, 0),
+            from_x=from_x,
+            r_bias=r_bias,
+            before=_shifted(t, after, first, backwards=backwards),
+            after=after,
+            slopes=t.zeros(after) if dy is None else _one(t, dy, index, 1),
+            last=last,
         )
         if node.op_type == "LSTM":
-            start, end = own(cell, 0, zeros), own(dcell, 0, zeros)
-            assert start is not None
-            assert end is not None
             made = _lstm(t, direction, start, end)
         elif node.op_type == "GRU":
             late = bool(attribute(node, "linear_before_reset", 0))

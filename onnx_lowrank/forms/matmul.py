@@ -22,6 +22,7 @@ from onnx_lowrank.forms.product import (
     row_constant,
     stack,
 )
+from onnx_lowrank.walk import only_sum
 
 if TYPE_CHECKING:
     from onnx_lowrank.emit import Emitter, Pair
@@ -58,14 +59,10 @@ class MatMulRight(Form):
 
     def bias(self, site: Site, constants: Constants) -> Constant | None:
         """What an Add right behind a single matrix adds."""
-        output = site.node.outputs[0]
-        uses = list(output.uses())
-        if site.slices > 1 or len(uses) != 1 or output.is_graph_output():
+        behind = only_sum(site.node.outputs[0])
+        if site.slices > 1 or behind is None:
             return None
-        node, index = uses[0].node, uses[0].idx
-        if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
-            return None
-        return row_constant(node.inputs[1 - index], site.n, constants)
+        return row_constant(behind[1], site.n, constants)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
         """``(X @ A) @ B``."""
