@@ -10,12 +10,16 @@ Y are taken off first, and the bias makes up for them.  Where its output is adde
 stream, Y is the original *sum* less the compressed model's other operand, so that the layer also
 repairs what came before it.  A fifth of the samples is kept aside and chooses λ; a refit that is
 not better there than the pair it would replace is dropped.
+
+A weight that several nodes read (the steps of an unrolled loop, layers that share theirs) is fitted
+to the rows of all of them.  What the later ones read depends on the weight itself: such a refit has
+to be better as well on what they read with it in place.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +31,7 @@ from onnx_lowrank.calibrate import Feed, kept_rows, spread_mask
 from onnx_lowrank.constants import Constant, Constants
 from onnx_lowrank.find import Group
 from onnx_lowrank.fit import Factors
+from onnx_lowrank.forms import Site
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.measure import group_memory
 from onnx_lowrank.numerics.output_pca import output_pair
@@ -63,48 +68,72 @@ class Refitted:
     samples: int
 
 
-@dataclass(eq=False)
-class _Layer:
-    """A group that can be refitted: one product of the main graph."""
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """A node of the main graph that multiplies with a weight to refit."""
 
-    group: Group
-    value: ir.Value
+    site: Site
+    value: str
     residual: str | None
     read: Callable[[Array], Array]
-    fit: Regression
-    aside: Regression
-
-    @property
-    def node(self) -> ir.Node:
-        return self.group.members[0].site.node
 
     @property
     def output(self) -> str:
-        return self.node.outputs[0].name or ""
+        return self.site.node.outputs[0].name or ""
 
-    def add(
-        self,
-        before: Feed,
-        after: Feed,
-        mask: npt.NDArray[np.bool_] | None,
-        *,
-        aside: bool,
-    ) -> None:
-        """Add one sample's rows of both models."""
-        site = self.group.members[0].site
-        wanted = before[self.output]
-        stream = self.residual
+    def rows(
+        self, before: Feed, after: Feed, mask: npt.NDArray[np.bool_] | None
+    ) -> tuple[Array, Array]:
+        """One sample's rows: what the compressed model multiplies, and what it should get."""
+        wanted, stream = before[self.output], self.residual
         if stream is not None and stream in after and before[stream].shape == wanted.shape:
             # The sum is to come out as it did: the layer makes up for the stream's drift.
             wanted = wanted + (before[stream] - after[stream])
-        activation = after[self.value.name or ""]
-        rows = site.form.vectors(site, activation)[0]
+        activation = after[self.value]
+        rows = self.site.form.vectors(self.site, activation)[0]
         target = self.read(wanted)
         spread = None if mask is None else spread_mask(mask, activation.shape)
         if spread is not None:
-            chosen = site.form.vectors(site, spread)[0].any(axis=-1)
+            chosen = self.site.form.vectors(self.site, spread)[0].any(axis=-1)
             rows, target = rows[chosen], target[chosen]
-        (self.aside if aside else self.fit).add(rows, target)
+        return rows, target
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A group that can be refitted, and what reads its weight, in the order of the nodes."""
+
+    group: Group
+    readers: tuple[_Reader, ...]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Layers with the same inputs are refitted together."""
+        return tuple(reader.value for reader in self.readers)
+
+    def regression(self) -> Regression:
+        """Without rows yet."""
+        _, m, n = self.group.shape
+        return Regression(m, n, biased=self.group.bias is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """Layers that read the same inputs.
+
+    Attributes:
+        layers: the layers, with equally many readers each.
+        places: for each reader, where the first layer's stands in the graph, and where the last
+            one's ends.
+    """
+
+    layers: tuple[_Layer, ...]
+    places: tuple[tuple[int, int], ...]
+
+    def compared(self, start: int = 0) -> list[str]:
+        """Values of the original that readers from one on compare with."""
+        readers = [reader for layer in self.layers for reader in layer.readers[start:]]
+        return [r.output for r in readers] + [r.residual for r in readers if r.residual]
 
 
 def refit(
@@ -138,33 +167,83 @@ def refit(
         _put(compressed, group, pair)
     stages = _stages(layers, positions)
     masks = [kept_rows(feed, mask) for feed in feeds]
-    for number, (place, stage) in enumerate(stages):
-        end = max(positions[layer.node] + 1 for layer in stage)
-        compressed.advance(place)
-        original.advance(end, _compared(stages[number:]))
+    for number, stage in enumerate(stages):
+        start, end = stage.places[0]
+        compressed.advance(start)
+        original.advance(end, [name for later in stages[number:] for name in later.compared()])
         _make_room(original, compressed)
-        for layer in stage:
-            _, m, n = layer.group.shape
-            biased = layer.group.bias is not None
-            layer.fit, layer.aside = (Regression(m, n, biased=biased) for _ in range(2))
-            every = enumerate(zip(original.live, compressed.live, strict=True))
-            for index, (before, after) in every:
-                aside = len(original.live) > 1 and index % _ASIDE == _ASIDE - 1
-                layer.add(before, after, masks[index], aside=aside)
-        by_group = {layer.group: layer for layer in stage}
-
-        def solved(group: Group, stage_of: Mapping[Group, _Layer] = by_group) -> Factors | None:
-            return _solve(stage_of[group], current[group])
-
-        for group, better in map_layers(solved, list(by_group), group_memory):
+        for layer, better in _refitted(stage, original, compressed, masks, current):
             if better is not None:
-                current[group] = better
-                _put(compressed, group, better)
+                current[layer.group] = better
+                _put(compressed, layer.group, better)
             else:
-                left[node_name(by_group[group].node)] = "no better on samples kept aside"
-            by_group[group].fit = by_group[group].aside = Regression(0, 0)
-            advance(group.matrix.size)
+                left[node_name(layer.readers[0].site.node)] = "no better on samples kept aside"
+            advance(layer.group.matrix.size)
     return Refitted(current, left, len(original.live))
+
+
+def _refitted(
+    stage: _Stage,
+    original: Walk,
+    compressed: Walk,
+    masks: Sequence[npt.NDArray[np.bool_] | None],
+    current: Mapping[Group, Factors],
+) -> Iterator[tuple[_Layer, Factors | None]]:
+    """The layers of a stage with the best of their new pairs; None where the old one is as good."""
+    samples = range(len(original.live))
+    aside = [index for index in samples if len(samples) > 1 and index % _ASIDE == _ASIDE - 1]
+    fit = [index for index in samples if index not in set(aside)]
+    sums, judging = _sums(stage, original, compressed, masks, (fit, aside))
+
+    def solved(group: Group) -> list[Factors]:
+        return _solutions(group, current[group], sums[group], judging[group])
+
+    found = dict(map_layers(solved, list(sums), group_memory))
+    if len(stage.places) > 1:
+        before, after = original.fork(aside), compressed.fork(aside)
+        kept = [masks[index] for index in aside]
+        for index in range(max(len(pairs) for pairs in found.values())):
+            tried = {group: pairs[index] for group, pairs in found.items() if pairs}
+            for group, pair in tried.items():
+                _put(after, group, pair)
+            (there,) = _sums(stage, before, after, kept, (range(len(aside)),))
+            for group, pair in tried.items():
+                found[group][index] = _moved(pair, judging[group], there[group])
+    for layer in stage.layers:
+        better = [pair for pair in found[layer.group] if _gain(pair) > 0.0]
+        yield layer, max(better, key=_gain, default=None)
+
+
+def _sums(
+    stage: _Stage,
+    original: Walk,
+    compressed: Walk,
+    masks: Sequence[npt.NDArray[np.bool_] | None],
+    parts: Sequence[Sequence[int]],
+) -> list[dict[Group, Regression]]:
+    """Regressions over the rows of all readers, one for each part of the samples.
+
+    Args:
+        stage: the layers; both walks are at its first readers.
+        original: where the targets come from.
+        compressed: where the inputs come from.
+        masks: for each sample the rows that count.
+        parts: indices of samples.
+    """
+    found = [{layer.group: layer.regression() for layer in stage.layers} for _ in parts]
+    for index, (start, end) in enumerate(stage.places):
+        if index:
+            # Later layers have yet to be refitted: the walks themselves stay where they are.
+            if index == 1:
+                original, compressed = original.fork(), compressed.fork()
+            original.advance(end, stage.compared(index))
+            compressed.advance(start)
+        for part, sums in zip(parts, found, strict=True):
+            for sample in part:
+                before, after = original.live[sample], compressed.live[sample]
+                for layer in stage.layers:
+                    sums[layer.group].add(*layer.readers[index].rows(before, after, masks[sample]))
+    return found
 
 
 def _make_room(*walks: Walk) -> None:
@@ -177,24 +256,31 @@ def _make_room(*walks: Walk) -> None:
 def _layers(
     model: ir.Model, constants: Constants, factors: Mapping[Group, Factors]
 ) -> tuple[list[_Layer], dict[str, str]]:
+    """What can be refitted, and by the name of its first node why something else cannot."""
     layers, left = [], {}
     for group in factors:
-        site = group.members[0].site
-        value, output = site.form.activation(site), site.node.outputs[0]
-        name = node_name(site.node)
+        sites = [member.site for member in group.members]
+        graphs = {*(site.node.graph for site in sites), group.matrix.root.graph}
+        name = node_name(sites[0].node)
         if factors[group].shared:
             left[name] = "it shares its first factor"
-        elif len(group.members) > 1:
-            left[name] = f"{len(group.members)} layers share its weight"
-        elif site.node.graph is not model.graph or group.matrix.root.graph is not model.graph:
+        elif any(member.transposed for member in group.members):
+            left[name] = "its weight is also read transposed"
+        elif graphs != {model.graph}:
             left[name] = "it is inside a subgraph or function"
-        elif value is None or (read := site.form.mapped(site, constants)) is None:
-            left[name] = f"form {site.form.name} does not tell what its node adds to x·W"
+        elif None in (readers := [_reader(site, constants) for site in sites]):
+            form = sites[readers.index(None)].form.name
+            left[name] = f"form {form} does not tell what its node adds to x·W"
         else:
-            empty = Regression(0, 0)
-            residual = _residual(output, constants)
-            layers.append(_Layer(group, value, residual, read, empty, empty))
+            layers.append(_Layer(group, tuple(reader for reader in readers if reader is not None)))
     return layers, left
+
+
+def _reader(site: Site, constants: Constants) -> _Reader | None:
+    value, read = site.form.activation(site), site.form.mapped(site, constants)
+    if value is None or value.name is None or read is None:
+        return None
+    return _Reader(site, value.name, _residual(site.node.outputs[0], constants), read)
 
 
 def _residual(output: ir.Value, constants: Constants) -> str | None:
@@ -212,21 +298,17 @@ def _residual(output: ir.Value, constants: Constants) -> str | None:
     return None
 
 
-def _stages(
-    layers: Sequence[_Layer], positions: Mapping[ir.Node, int]
-) -> list[tuple[int, list[_Layer]]]:
-    """Layers by the activation that they read, at the place of the first of them."""
-    by_value: dict[ir.Value, list[_Layer]] = {}
+def _stages(layers: Sequence[_Layer], positions: Mapping[ir.Node, int]) -> list[_Stage]:
+    """Layers by the activations that they read, in the order of the first of these."""
+    together: dict[tuple[str, ...], list[_Layer]] = {}
     for layer in layers:
-        by_value.setdefault(layer.value, []).append(layer)
-    stages = [(min(positions[layer.node] for layer in stage), stage) for stage in by_value.values()]
-    return sorted(stages, key=lambda stage: stage[0])
-
-
-def _compared(stages: Sequence[tuple[int, list[_Layer]]]) -> list[str]:
-    """Values of the original that these stages compare with; it may have passed them already."""
-    layers = [layer for _, stage in stages for layer in stage]
-    return [layer.output for layer in layers] + [n for layer in layers if (n := layer.residual)]
+        together.setdefault(layer.key, []).append(layer)
+    stages = []
+    for stage in together.values():
+        steps = zip(*(layer.readers for layer in stage), strict=True)
+        places = [[positions[reader.site.node] for reader in step] for step in steps]
+        stages.append(_Stage(tuple(stage), tuple((min(own), max(own) + 1) for own in places)))
+    return sorted(stages, key=lambda stage: stage.places[0][0])
 
 
 def _put(walk: Walk, group: Group, pair: Factors) -> None:
@@ -235,20 +317,41 @@ def _put(walk: Walk, group: Group, pair: Factors) -> None:
         walk.replace(name, array)
 
 
-def _solve(layer: _Layer, pair: Factors) -> Factors | None:
-    """The best refit if it beats the pair on the samples kept aside."""
-    fit, aside = layer.fit, layer.aside
-    own = pair.first[0], pair.second[0], pair.shift
-    start = least = aside.error(*own)
-    if fit.error(*own) == 0.0 or not fit.rows or not aside.rows:
-        return None
-    best: Factors | None = None
-    moments = fit.moments().fitting()
-    for solution in fit.solutions(layer.group.matrix.numpy()[0], _RIDGES):
+def _solutions(group: Group, pair: Factors, fit: Regression, aside: Regression) -> list[Factors]:
+    """Refits, one for each ridge, with their errors on samples kept aside; none without rows."""
+    start = aside.error(pair.first[0], pair.second[0], pair.shift)
+    if not fit.rows or not aside.rows:
+        return []
+    found, moments = [], fit.moments().fitting()
+    for solution in fit.solutions(group.matrix.numpy()[0], _RIDGES):
         first, second = output_pair(solution, moments, pair.rank, pair.first.dtype)
         shift = fit.shift(first, second)
-        error = aside.error(first, second, shift)
-        if error < least:
-            errors = dataclasses.replace(pair.errors, refit=(start, error))
-            least, best = error, Factors(first[None], second[None], errors, shift=shift)
-    return best
+        errors = dataclasses.replace(pair.errors, refit=(start, aside.error(first, second, shift)))
+        found.append(Factors(first[None], second[None], errors, shift=shift))
+    return found
+
+
+def _moved(pair: Factors, aside: Regression, there: Regression) -> Factors:
+    """A refit with its error on what its nodes read with it in place.
+
+    Args:
+        pair: the refit.
+        aside: of the samples kept aside, with the old pair in place.
+        there: of the same with the refit in place.
+    """
+    start, _ = _refit_errors(pair)
+    # What should be added to a residual stream has changed as well; what is off of it compares.
+    off = there.error(pair.first[0], pair.second[0], pair.shift) * there.energy
+    errors = dataclasses.replace(pair.errors, refit=(start, off / aside.energy))
+    return dataclasses.replace(pair, errors=errors)
+
+
+def _gain(pair: Factors) -> float:
+    """By how much a refit is better than the pair that it would replace."""
+    start, after = _refit_errors(pair)
+    return start - after
+
+
+def _refit_errors(pair: Factors) -> tuple[float, float]:
+    assert pair.errors.refit is not None
+    return pair.errors.refit

@@ -6,6 +6,7 @@ stops costs one forward pass; weights may be replaced on the way.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,14 @@ class Walk:
     def replace(self, name: str, array: Array) -> None:
         """From here on a constant has other elements."""
         self._replaced[name] = array
+
+    def fork(self, samples: Sequence[int] | None = None) -> Walk:
+        """Another walk from here on, of all samples or of some; this one stays."""
+        other = copy.copy(self)
+        other._replaced = dict(self._replaced)
+        chosen = range(len(self.live)) if samples is None else samples
+        other.live = [dict(self.live[sample]) for sample in chosen]
+        return other
 
     def advance(self, until: int, keep: Sequence[str] = ()) -> None:
         """Run the nodes up to the given place, exclusive.

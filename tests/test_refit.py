@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,12 +89,97 @@ def test_what_cannot_be_refitted_is_named(rng: np.random.Generator) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
     agraph (float[N, 24] x) => (float[N, 24] y) <float[24, 24] w>
     { h = MatMul(x, w)
-      y = MatMul(h, w) }"""
-    shared = parse(text, {"w": rng.normal(size=(24, 24)).astype("f4")})
+      t = Transpose(w)
+      y = MatMul(h, t) }"""
+    both = parse(text, {"w": rng.normal(size=(24, 24)).astype("f4")})
     result = compress(
-        shared, calibration=feeds_of(rng, 8), refit=True, rank=6, simplify=False, bench=False
+        both, calibration=feeds_of(rng, 8), refit=True, rank=6, simplify=False, bench=False
     )
-    assert any("2 layers share its weight" in note for note in result.report.notes)
+    assert any("its weight is also read transposed" in note for note in result.report.notes)
+
+
+def shared_blocks(rng: np.random.Generator, blocks: int) -> onnx.ModelProto:
+    """Residual blocks with the same two weights."""
+    lines = ["s0 = Identity(x)"]
+    for k in range(blocks):
+        lines += [
+            f"a{k} = MatMul(s{k}, w1)",
+            f"t{k} = Tanh(a{k})",
+            f"o{k} = MatMul(t{k}, w2)",
+            f"s{k + 1} = Add(s{k}, o{k})",
+        ]
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+    agraph (float[N, 24] x) => (float[N, 24] y) <float[24, 48] w1, float[48, 24] w2>
+    {{ {" ".join(lines)} y = Identity(s{blocks}) }}"""
+    shapes = {"w1": (24, 48), "w2": (48, 24)}
+    return parse(text, {k: rng.normal(size=s).astype("f4") * 0.3 for k, s in shapes.items()})
+
+
+def unrolled(rng: np.random.Generator, steps: int) -> onnx.ModelProto:
+    """``h ← tanh(x_t·U + h·R + b)``, a loop written out: each weight has a reader for each step."""
+    lines = ["h0 = Mul(x0, zero)"]
+    for step in range(steps):
+        lines += [
+            f"u{step} = MatMul(x{step}, U)",
+            f"r{step} = Gemm(h{step}, R, b)",
+            f"s{step} = Add(u{step}, r{step})",
+            f"h{step + 1} = Tanh(s{step})",
+        ]
+    inputs = ", ".join(f"float[N, 24] x{step}" for step in range(steps))
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+    agraph ({inputs}) => (float[N, 24] y)
+    <float[24, 24] U, float[24, 24] R, float[24] b, float zero>
+    {{ {" ".join(lines)} y = Identity(h{steps}) }}"""
+    weights = {name: rng.normal(size=(24, 24)).astype("f4") * 0.25 for name in "UR"}
+    bias = rng.normal(size=24).astype("f4") * 0.1
+    return parse(text, {**weights, "b": bias, "zero": np.array(0.0, "f4")})
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("make", "count", "rank", "margin"), [(shared_blocks, 4, 9, 0.98), (unrolled, 5, 6, 1.0)]
+)
+def test_a_weight_with_many_readers_is_refitted_to_all_of_them(
+    make: Callable[[np.random.Generator, int], onnx.ModelProto],
+    count: int,
+    rank: int,
+    margin: float,
+    seed: int,
+) -> None:
+    model = make(np.random.default_rng(seed), count)
+    inputs = [value.name for value in model.graph.input]
+
+    def feeds(number: int, own: int) -> list[dict[str, Array]]:
+        rng = np.random.default_rng(own)
+        parts = [feeds_of(rng, number) for _ in inputs]
+        return [
+            {name: feed["x"] for name, feed in zip(inputs, feeds, strict=True)}
+            for feeds in zip(*parts, strict=True)
+        ]
+
+    fit, judge = feeds(40, 11), feeds(8, 99)
+    options: dict[str, Any] = {"rank": rank, "simplify": False, "check": False, "bench": False}
+    plain = compress(model, calibration=fit, **options)
+    again = compress(model, calibration=fit, refit=True, **options)
+    refitted = {layer.weight: layer.refit for layer in again.report.layers if layer.refit}
+    assert refitted
+    assert all(after < before for before, after in refitted.values())
+    assert error(model, again.model, judge) < margin * error(model, plain.model, judge)
+
+
+def test_a_fork_leaves_the_walk_where_it_is(
+    model: onnx.ModelProto, rng: np.random.Generator
+) -> None:
+    feeds = feeds_of(rng, 3)
+    walk = Walk(ir.from_proto(model), feeds, lambda piece: lambda feed: run_ort(piece, feed))
+    walk.advance(2)
+    fork = walk.fork([2])
+    fork.replace("w2", np.zeros((48, 24), "f4"))
+    fork.advance(5, ["s1"])
+    np.testing.assert_array_equal(fork.live[0]["s1"], feeds[2]["x"])
+    walk.advance(len(model.graph.node), ["y"])
+    for feed, values in zip(feeds, walk.live, strict=True):
+        np.testing.assert_allclose(values["y"], run_ort(model, feed)["y"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"calibration": [], "calibrate": False}])

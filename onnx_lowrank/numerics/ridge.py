@@ -29,11 +29,7 @@ _BLOCK = 4096
 
 
 class Regression:
-    """Sums of a regression of y[n] on x[m].
-
-    Attributes:
-        rows: how many rows came.
-    """
+    """Sums of a regression of y[n] on x[m]."""
 
     def __init__(self, m: int, n: int, *, biased: bool = False) -> None:
         """A regression without rows; biased: with an intercept."""
@@ -43,7 +39,7 @@ class Regression:
         self._x = np.zeros(m, np.float64)
         self._y = np.zeros(n, np.float64)
         self._yy = 0.0
-        self.rows = 0
+        self._rows = 0
         self._waiting: list[tuple[Array, Array]] = []
         self._count = 0
 
@@ -65,7 +61,19 @@ class Regression:
         self._x += x.sum(axis=0, dtype=np.float64)
         self._y += y.sum(axis=0, dtype=np.float64)
         self._yy += float(np.vdot(y, y))
-        self.rows += len(x)
+        self._rows += len(x)
+
+    @property
+    def rows(self) -> int:
+        """How many rows came."""
+        self._flush()
+        return self._rows
+
+    @property
+    def energy(self) -> float:
+        """``Σ‖y‖²``."""
+        self._flush()
+        return self._yy
 
     def moments(self) -> Moments:
         """Moments of x, with an intercept about their mean; there has to be a row."""
