@@ -47,6 +47,7 @@ def compress(
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES,
     calibrate: bool = True,
     mask: str | None = None,
+    fisher: bool = False,
     refit: bool = False,
     save_stats: str | os.PathLike[str] | None = None,
     load_stats: str | os.PathLike[str] | None = None,
@@ -104,6 +105,8 @@ def compress(
         calibration_samples: how many samples to fit to.
         calibrate: False fits to the weights alone, whatever data there are.
         mask: input whose zeros mark rows of padding; one with the usual name is found by itself.
+        fisher: weigh what each layer loses by what the model's outputs feel of it (Fisher
+            information, by derivatives); what has none is fitted to its own outputs, said.
         refit: fit each layer again to what the compressed model gives it.
         save_stats: write the moments of the layers' inputs here, for later runs.
         load_stats: take them from such a file; no samples are run to fit to.
@@ -159,6 +162,7 @@ def compress(
         calibration_samples=calibration_samples,
         calibrate=calibrate,
         mask=mask,
+        fisher=fisher,
         refit=refit,
         save_stats=save_stats,
         load_stats=load_stats,

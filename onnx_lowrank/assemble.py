@@ -17,7 +17,7 @@ from onnx_lowrank.calibrate import find_mask
 from onnx_lowrank.choose import Choice, Decision, decide
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.context import Context
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import DerivativeError, InputError
 from onnx_lowrank.find import Group
 from onnx_lowrank.fit import Errors, Factors, fit
 from onnx_lowrank.heal import HealPlan, heal
@@ -165,6 +165,7 @@ def _refitted(
                 prepared.model,
                 constants,
                 fitted,
+                prepared.statistics,
                 samples.feeds,
                 mask,
                 context.trial.runner,
@@ -213,18 +214,21 @@ def _healed(
         raise InputError("--heal: expected two samples or more, one of them to judge with")
     start = time.perf_counter()
     with context.stages("heal", settings.heal) as advance:
-        found = heal(
-            model,
-            prepared.model,
-            trained,
-            samples.feeds,
-            every.part(trial.healed_by).feeds,
-            settings.mask or find_mask(samples.feeds[0]),
-            trial.runner,
-            HealPlan(settings.heal, settings.heal_at, seed=settings.seed),
-            advance,
-            lambda _, error: context.stages.detail(f"held-out error {error:.4g}"),
-        )
+        try:
+            found = heal(
+                model,
+                prepared.model,
+                trained,
+                samples.feeds,
+                every.part(trial.healed_by).feeds,
+                settings.mask or find_mask(samples.feeds[0]),
+                trial.runner,
+                HealPlan(settings.heal, settings.heal_at, seed=settings.seed),
+                advance,
+                lambda _, error: context.stages.detail(f"held-out error {error:.4g}"),
+            )
+        except DerivativeError as error:
+            raise InputError(f"--heal: {error}") from error
         install(model, found.arrays, spool)
     for note in found.notes:
         context.say(note)

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.calibrate import Feed, Runner, kept_rows, spread_mask
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import DerivativeError, InputError
 from onnx_lowrank.feeds import is_floating
 from onnx_lowrank.gradient import Loss
 
-__all__ = ["Batches", "join", "wide"]
+__all__ = ["Batches", "joined", "wide"]
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +23,28 @@ Array = npt.NDArray[Any]
 _MEMORY = 2 << 30
 
 
-def join(model: ir.Model, feeds: Sequence[Feed], size: int) -> list[Feed]:
+def joined(
+    model: ir.Model, parts: Sequence[Sequence[Feed]], size: int, run: Runner
+) -> tuple[list[list[Feed]], tuple[str, ...]]:
+    """Samples in batches where the model takes them; and notes for the user.
+
+    Args:
+        model: tells by its inputs whether axis 0 may have any size.
+        parts: samples, at least one in the first part.
+        size: samples of a batch, at most.
+        run: runs the model, to see whether it takes a batch.
+    """
+    together = [_join(model, part, size) for part in parts]
+    if sum(map(len, together)) < sum(map(len, parts)):
+        try:
+            run(together[0][0])
+        except InputError as error:
+            why = f"derivatives take one sample at a time, not batches of them: {error}"
+            return [list(part) for part in parts], (why,)
+    return together, ()
+
+
+def _join(model: ir.Model, feeds: Sequence[Feed], size: int) -> list[Feed]:
     """Feeds of one sample and equal shapes put together along axis 0, where that is a free axis.
 
     Both models are run on the joined feed, so that it does not matter where their outputs have
@@ -134,7 +155,7 @@ class Batches:
             names = Loss.of(value)
             target = outputs[value].astype(np.float32)
             if not np.isfinite(target).all():
-                raise InputError(f"--heal: {value!r} of the original holds NaN or Inf")
+                raise DerivativeError(f"{value!r} of the original holds NaN or Inf")
             weight = np.ones((1,) * target.ndim, np.float32)
             spread = None if keep is None else _leading(keep, target.shape)
             if spread is not None:

@@ -22,6 +22,7 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.find import Group
 from onnx_lowrank.forms import Site
 from onnx_lowrank.forms.base import node_name
+from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Accumulator, Moments
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.spool import Spool
@@ -78,12 +79,18 @@ class Statistics:
         held: of held-out samples; empty where there were none.
         missing: why a group has none: it is factored by its weight alone.
         notes: what else the user should know.
+        fisher: what the model's outputs feel of the groups' outputs, where that is known.
     """
 
     fit: Mapping[Group, tuple[Moments, ...]] = field(default_factory=dict)
     held: Mapping[Group, tuple[Moments, ...]] = field(default_factory=dict)
     missing: Mapping[Group, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    fisher: Mapping[Group, Fisher] = field(default_factory=dict)
+
+    def coordinates(self, group: Group) -> Fisher:
+        """In what coordinates of its outputs a group's errors count alike."""
+        return self.fisher.get(group, PLAIN) if group in self.fit else PLAIN
 
 
 class _Stream:

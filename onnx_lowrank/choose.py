@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-EnergyOf = Literal["weight", "output"]
+EnergyOf = Literal["weight", "output", "fisher"]
 
 
 @dataclass(frozen=True)

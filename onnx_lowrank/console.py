@@ -134,8 +134,9 @@ def _print_layers(layers: Sequence[Layer], console: Console) -> None:
             _error(layer),
             *([] if layer.status == "factored" else [Text(layer.reason)]),
         )
-    fitted = any(layer.energy_of == "output" for layer in layers)
-    what = ", energy and error of the outputs" if fitted else ""
+    kinds = {layer.energy_of for layer in layers}
+    what = ", energy and error of the outputs" if kinds != {"weight"} else ""
+    what += " as the model's outputs feel them" if "fisher" in kinds else ""
     console.print(f"{len(layers)} linear map{plural}, {factored} factored{what}", style="bold")
     if layers:
         console.print(table)
@@ -156,7 +157,7 @@ def _one_a_weight(layers: Sequence[Layer]) -> Iterator[tuple[Layer, int]]:
 
 def _error(layer: Layer) -> str:
     """Of the outputs on held-out samples where they were fitted to, else of the weight."""
-    fitted = layer.energy_of == "output"
+    fitted = layer.energy_of != "weight"
     error = layer.output_error if fitted else layer.weight_error
     if error is None and fitted:
         error = layer.predicted_error

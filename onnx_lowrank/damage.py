@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +111,7 @@ def damage_curves(
     tails = _tails(groups, measured, statistics)
     ranks = {group: _references(group, tails[group], goal) for group in groups}
     points: dict[Group, list[tuple[int, float]]] = {group: [] for group in groups}
-    fitted = Statistics(statistics.fit)
+    fitted = replace(statistics, held={})
     within = set(probe.groups)
     for number in range(len(_SHARES)):
         choices = {
@@ -157,7 +157,9 @@ def joint_curves(
     """
     curves = {}
     for joint in joints:
-        matrices = [group.matrix.numpy()[0] for group in joint.groups]
+        matrices = [
+            statistics.coordinates(group).into(group.matrix.numpy()[0]) for group in joint.groups
+        ]
         joined = side_by_side(matrices, joint.scales)
         own, unseen = statistics.fit[joint.groups[0]], statistics.held.get(joint.groups[0])
         found = (
@@ -172,7 +174,7 @@ def joint_curves(
                 group: Choice(rank, "reference", joint=joint, leads=index == 0)
                 for index, group in enumerate(joint.groups)
             }
-            pairs = dict(fit(choices, Statistics(statistics.fit), lambda _: None))
+            pairs = dict(fit(choices, replace(statistics, held={}), lambda _: None))
             points.append((rank, probe.damage(pairs)))
         curves[joint] = Curve(tuple(points), tails)
         advance(1)
@@ -224,7 +226,7 @@ def _tails(
     unseen = [g for g in groups if g in statistics.fit and g in statistics.held]
 
     def work(group: Group) -> npt.NDArray[np.float64]:
-        stack = group.matrix.numpy()
+        stack = statistics.coordinates(group).into(group.matrix.numpy())
         return unseen_squares(stack, statistics.fit[group], statistics.held[group])
 
     found = dict(map_layers(work, largest_first(unseen), group_memory))

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from onnx_lowrank.report import Report
 
-__all__ = ["GateError", "InputError", "LimitError", "LowRankError", "Terminated", "UsageError"]
+__all__ = [
+    "DerivativeError",
+    "GateError",
+    "InputError",
+    "LimitError",
+    "LowRankError",
+    "Terminated",
+    "UsageError",
+]
 
 
 class LowRankError(Exception):
@@ -22,6 +30,10 @@ class LowRankError(Exception):
 
 class InputError(LowRankError):
     """A file, a model, data or the machine is not what was asked for (exit code 1)."""
+
+
+class DerivativeError(InputError):
+    """There is no gradient of this model; who asked for one says what follows."""
 
 
 class UsageError(LowRankError, ValueError):

@@ -31,7 +31,7 @@ class Errors:
     Attributes:
         weight: ``‖W − A·B‖ / ‖W‖`` (Frobenius).
         output: ``√(E‖x(W − A·B) − s‖² / E‖x W‖²)`` over held-out samples, s what a bias adds for
-            the pair; None without them.
+            the pair, in the coordinates that it was fitted in; None without them.
         refit: squared relative error of what a refit layer should give, before and after, on
             samples that the refit was not made with; None where there was none.
     """
@@ -119,21 +119,22 @@ def fit(
         assert rank is not None
         stacks = [group.matrix.numpy() for group in task]
         moments = statistics.fit.get(task[0])
+        fishers = [statistics.coordinates(group) for group in task]
+        felt = [fisher.into(stack) for fisher, stack in zip(fishers, stacks, strict=True)]
         if joint is None:
-            pairs = [fitted_pair(stacks[0], moments, rank, stacks[0].dtype)]
+            pairs = [fitted_pair(felt[0], moments, rank, felt[0].dtype)]
         else:
-            matrices = [stack[0] for stack in stacks]
+            matrices = [stack[0] for stack in felt]
             first, seconds = joint_pair(
-                matrices,
-                joint.scales,
-                None if moments is None else moments[0],
-                rank,
-                stacks[0].dtype,
+                matrices, joint.scales, None if moments is None else moments[0], rank, felt[0].dtype
             )
             shared = first[None]  # one array for all: that is how it is stored once
             pairs = [(shared, second[None]) for second in seconds]
-        found = []
-        for group, stack, (first, second) in zip(task, stacks, pairs, strict=True):
+        del felt
+        found, dtype = [], stacks[0].dtype
+        first = pairs[0][0].astype(dtype, copy=False)
+        for group, stack, fisher, (_, own) in zip(task, stacks, fishers, pairs, strict=True):
+            second = fisher.back(own).astype(dtype, copy=False)
             shift = shift_of(stack, first, second, moments)
             errors = judged(group, first, second, shift, statistics)
             found.append(Factors(first, second, errors, joint is not None, shift))
@@ -156,9 +157,10 @@ def judged(
     statistics: Statistics,
 ) -> Errors:
     """How far a pair, with what its bias adds, is from its group's matrix."""
-    stack = group.matrix.numpy()
+    stack, fisher = group.matrix.numpy(), statistics.coordinates(group)
     held = statistics.held.get(group) if group in statistics.fit else None
-    return Errors(
-        weight=relative_error(stack, first, second),
-        output=None if held is None else achieved_error(stack, first, second, held, shift),
-    )
+    output = None
+    if held is not None:
+        own = None if shift is None else fisher.into(shift)
+        output = achieved_error(fisher.into(stack), first, fisher.into(second), held, own)
+    return Errors(weight=relative_error(stack, first, second), output=output)

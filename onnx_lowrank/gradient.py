@@ -20,7 +20,7 @@ from onnx_lowrank.calibrate import Feed, Runner
 from onnx_lowrank.constants import FLOATS
 from onnx_lowrank.derivatives import Tape, find_derivative
 from onnx_lowrank.derivatives.base import unsupported
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import DerivativeError, InputError
 from onnx_lowrank.walk import static_shape
 
 __all__ = [
@@ -69,8 +69,8 @@ class Gradients:
     Attributes:
         model: its inputs are the model's own, what is trained, and targets and weights; its outputs
             the losses and the gradients.
-        outputs: for what is trained, the output with its gradient; what no loss depends on is
-            not among them.
+        outputs: for what it is differentiated by, the output with its gradient; what no loss
+            depends on is not among them.
     """
 
     model: ir.Model
@@ -88,7 +88,8 @@ def differentiable(model: ir.Model, trained: Sequence[str]) -> ir.Model:
         trained: names of initializers, or of outputs of Constant nodes.
 
     Raises:
-        InputError: the operators cannot be brought up to date, or a name is not a constant.
+        DerivativeError: the operators cannot be brought up to date.
+        InputError: a name is not a constant.
     """
     copy = model.clone()
     InlinePass()(copy)
@@ -111,8 +112,8 @@ def _updated(model: ir.Model) -> ir.Model:
     try:
         proto = onnx.version_converter.convert_version(ir.to_proto(model), _CONVERTED)
     except Exception as error:  # the converter's errors have no common base but this
-        raise InputError(
-            f"--heal: the model has operator set {version}, expected {_OLDEST} or newer, and "
+        raise DerivativeError(
+            f"the model has operator set {version}, expected {_OLDEST} or newer, and "
             f"cannot be converted: {' '.join(str(error).split())[:200]}"
         ) from error
     return ir.from_proto(proto)
@@ -181,19 +182,19 @@ def _sizes(tensor: ir.TensorProtocol | None) -> tuple[int, ...]:
 
 def read_ranks(
     model: ir.Model,
-    trained: Sequence[str],
+    by: Sequence[str],
     open_model: Callable[[ir.Model], Runner],
     feed: Feed,
 ) -> dict[str, int]:
-    """The number of axes of values around what is trained, read off a run where it is not known.
+    """The number of axes of values that derivatives read, off a run where it is not known.
 
     Args:
         model: from `differentiable`; it is not changed.
-        trained: inputs of the model that are trained.
+        by: inputs of the model, or outputs of its nodes, to differentiate by.
         open_model: makes a runner of a model that gives its outputs by name.
         feed: of all the model's inputs.
     """
-    reached = depends(model, trained)
+    reached = depends(model, by)
     around = {
         value.name
         for node in model.graph
@@ -234,23 +235,23 @@ def loss_model(model: ir.Model, values: Sequence[str]) -> ir.Model:
 
 
 def gradient_model(
-    model: ir.Model, values: Sequence[str], trained: Sequence[str], ranks: Mapping[str, int]
+    model: ir.Model, values: Sequence[str], by: Sequence[str], ranks: Mapping[str, int]
 ) -> Gradients:
-    """A copy whose outputs are the losses of values and their gradients by what is trained.
+    """A copy whose outputs are the losses of values and their gradients by inputs or other values.
 
     Args:
         model: from `differentiable`; it is not changed.
         values: what the losses are of.
-        trained: inputs of the model to differentiate by.
+        by: inputs of the model, or outputs of its nodes, to differentiate by.
         ranks: number of axes of the values that `read_ranks` read.
 
     Raises:
-        InputError: the graph has no such value, or a node between a loss and what is trained has
-            no derivative; it is named.
+        InputError: the graph has no such value.
+        DerivativeError: a node between a loss and what is asked for has no derivative; it is named.
     """
     copy = model.clone()
     graph, nodes = copy.graph, list(copy.graph)
-    reached = depends(copy, trained)
+    reached = depends(copy, by)
     tape = Tape(copy, ranks, reached)
     grads: dict[ir.Value, list[ir.Value]] = {}
     for y, scaled in _losses(copy, tape, values):
@@ -261,7 +262,7 @@ def gradient_model(
             tape.add(grads[output]) if output in grads and output in reached else None
             for output in node.outputs
         ]
-        if all(gradient is None for gradient in own):
+        if all(gradient is None for gradient in own) or reached.isdisjoint(read_by(node)):
             continue
         if any(given.type in _GRAPHS for given in node.attributes.values()):
             raise unsupported(node, "has subgraphs: no derivative here")
@@ -270,19 +271,24 @@ def gradient_model(
             if value is not None and gradient is not None and value in reached:
                 grads.setdefault(value, []).append(gradient)
     outputs = {}
-    for value in graph.inputs:
-        if value.name is not None and value.name in trained and value in grads:
+    for value in (*graph.inputs, *(output for node in nodes for output in node.outputs)):
+        if value.name is not None and value.name in by and value in grads:
             outputs[value.name] = f"{value.name}/gradient"
             _output(graph, tape.add(grads[value]), outputs[value.name])
     return Gradients(copy, outputs)
 
 
-def depends(model: ir.Model, trained: Sequence[str]) -> set[ir.Value]:
-    """The floats that depend on what is trained."""
-    reached = {value for value in model.graph.inputs if value.name in set(trained)}
+def depends(model: ir.Model, names: Sequence[str]) -> set[ir.Value]:
+    """The floats that depend on inputs or other values, these included."""
+    wanted = set(names)
+    reached = {value for value in model.graph.inputs if value.name in wanted}
     for node in model.graph:
-        if any(value in reached for value in read_by(node)):
-            reached.update(v for v in node.outputs if v.dtype is None or v.dtype in FLOATS)
+        moved = any(value in reached for value in read_by(node))
+        reached.update(
+            value
+            for value in node.outputs
+            if (moved or value.name in wanted) and (value.dtype is None or value.dtype in FLOATS)
+        )
     return reached
 
 

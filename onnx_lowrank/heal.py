@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_lowrank.batches import Batches, join, wide
+from onnx_lowrank.batches import Batches, joined, wide
 from onnx_lowrank.bottlenecks import bottlenecks
 from onnx_lowrank.calibrate import Feed, Runner, tapped
 from onnx_lowrank.errors import InputError, Terminated
@@ -123,14 +123,12 @@ def heal(
         InputError: an operator between factors and outputs has no derivative (it is named),
             or a value of the plan is not in both models.
     """
-    notes: list[str] = []
     base = differentiable(model, trained)
     outputs = _outputs(base, original, trained)
     if not outputs and not plan.at:
         raise InputError("--heal: no output of the model is a float that depends on a factor")
-    fit, judging = (join(model, list(part), plan.batch) for part in (feeds, held))
     start = {name: elements_of(model, name) for name in trained}
-    ranks = read_ranks(base, trained, open_model, {**wide(fit[0]), **wide(start)})
+    ranks = read_ranks(base, trained, open_model, {**wide(feeds[0]), **wide(start)})
     made = {value.name or "" for node in original.graph for value in node.outputs}
     inside = plan.at or bottlenecks(base, trained, ranks, made, _INSIDE)
     values = tuple(dict.fromkeys((*outputs, *inside)))
@@ -138,12 +136,8 @@ def heal(
         if name not in made:
             raise InputError(f"--heal-at {name}: the original model has no such value")
     source = tapped(original, values, open_model)
-    if len(fit) + len(judging) < len(feeds) + len(held):
-        try:
-            source(fit[0])
-        except InputError as error:
-            notes.append(f"healing takes one sample at a time, not batches of them: {error}")
-            fit, judging = list(feeds), list(held)
+    (fit, judging), said = joined(model, (feeds, held), plan.batch, source)
+    notes = list(said)
     mixed = [fit[index] for index in np.random.default_rng(plan.seed).permutation(len(fit))]
     white = whiten(base, wide(start), mixed, mask, open_model)
     base, adam = white.model, Adam(white.into(start), plan.rate)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnx_lowrank.calibrate import Statistics
 from onnx_lowrank.choose import Measurement
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.find import Finding, Group, Refused, find
@@ -82,7 +83,7 @@ def inspect_model(
         finding = find(model, constants, all_forms())
     wanted = [group for group in finding.groups if 0 not in group.shape]
     with stages("measure", sum(group.matrix.size for group in wanted)) as advance:
-        measured = measure(wanted, {}, advance)
+        measured = measure(wanted, Statistics(), advance)
     total = elements(model)
     return Inspection(
         os.fspath(path),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_lowrank.choose import Measurement
+from onnx_lowrank.calibrate import Statistics
+from onnx_lowrank.choose import EnergyOf, Measurement
 from onnx_lowrank.find import Group
 from onnx_lowrank.numerics.fit import squares
-from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.parallel import map_layers, working_set
 from onnx_lowrank.numerics.spectrum import row_blocks
 
@@ -29,7 +29,7 @@ def group_memory(group: Group) -> int:
 
 def measure(
     groups: Sequence[Group],
-    moments: Mapping[Group, Sequence[Moments]],
+    statistics: Statistics,
     advance: Callable[[int], None],
     *,
     spectra: bool = True,
@@ -38,14 +38,14 @@ def measure(
 
     Args:
         groups: what to measure.
-        moments: of their inputs; a group without is measured by its weight alone.
+        statistics: moments of their inputs; a group without is measured by its weight alone.
         advance: called with the number of elements of every group that is done.
         spectra: False only looks whether the weights are finite.
     """
     measured = {}
 
     def work(group: Group) -> Measurement:
-        return _measure_one(group, moments.get(group), spectra)
+        return _measure_one(group, statistics, spectra)
 
     for group, result in map_layers(work, largest_first(groups), group_memory):
         measured[group] = result
@@ -53,7 +53,8 @@ def measure(
     return measured
 
 
-def _measure_one(group: Group, moments: Sequence[Moments] | None, spectra: bool) -> Measurement:
+def _measure_one(group: Group, statistics: Statistics, spectra: bool) -> Measurement:
+    moments, fisher = statistics.fit.get(group), statistics.coordinates(group)
     stack = group.matrix.numpy()
     try:
         finite = all(
@@ -61,8 +62,9 @@ def _measure_one(group: Group, moments: Sequence[Moments] | None, spectra: bool)
             for matrix in stack
             for block in row_blocks(*matrix.shape)
         )
-        values = squares(stack, moments) if finite and spectra else None
+        values = squares(fisher.into(stack), moments) if finite and spectra else None
     finally:
         del stack
     group.matrix.release()
-    return Measurement(values, finite, "weight" if moments is None else "output")
+    weighed: EnergyOf = "fisher" if fisher.known else "output"
+    return Measurement(values, finite, "weight" if moments is None else weighed)

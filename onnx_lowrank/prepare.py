@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,12 +17,14 @@ from onnx_lowrank.calibrate import Feed, Gathered, Key, Statistics, find_mask, g
 from onnx_lowrank.choose import Choice, Measurement, worth_measuring
 from onnx_lowrank.constants import Constants
 from onnx_lowrank.context import Context
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import DerivativeError, InputError
 from onnx_lowrank.find import Finding, Group, find
+from onnx_lowrank.fisher import felt
 from onnx_lowrank.forms import all_forms, chosen_forms
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.macs import Macs, count_macs
 from onnx_lowrank.measure import measure
+from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.report import Calibration
 from onnx_lowrank.simplify import SIZE_LIMIT
 from onnx_lowrank.simplify import simplify as simplify_model
@@ -80,7 +82,7 @@ def prepare(context: Context) -> Prepared:
     undecided = [group for group, choice in early.items() if choice is None]
     statistics, search, calibration = _calibrated(context, model, undecided)
     with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
-        measured = measure(undecided, search.fit, advance, spectra=goal.needs_spectrum)
+        measured = measure(undecided, search, advance, spectra=goal.needs_spectrum)
     return Prepared(
         model=model,
         finding=finding,
@@ -124,10 +126,11 @@ def _calibrated(
     if context.settings.save_stats is not None:
         statistics_file.save(Path(context.settings.save_stats), saved)
     found = statistics_of(model, groups, saved.gathered)
-    search = Statistics(found.fit)
+    found = replace(found, fisher=_felt(context, model, list(found.fit)))
+    search = replace(found, held={})
     if searched is not None:
         own, aside = (statistics_of(model, groups, part) for part in searched)
-        search = Statistics(own.fit, aside.fit)
+        search = replace(own, held=aside.fit, fisher=found.fisher)
     for note in found.notes:
         context.say(note)
     names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
@@ -210,6 +213,33 @@ def _gathered(
         gathered=whole,
     )
     return saved, None if second is None else (first, second)
+
+
+def _felt(context: Context, model: ir.Model, groups: Sequence[Group]) -> Mapping[Group, Fisher]:
+    """What the model's outputs feel of each layer's, where wanted and where there are derivatives.
+
+    Samples that a search judges with have no part in it.
+    """
+    settings, samples = context.settings, context.trial.fitted_to
+    if not settings.fisher or samples is None:
+        return {}
+    aside = set(context.trial.searched if settings.budget is not None else ())
+    feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
+    mask = settings.mask or find_mask(feeds[0])
+    constants = Constants(model, settings.constant_inputs)
+    with context.stages("fisher", len(feeds)) as advance:
+        try:
+            found = felt(
+                model, constants, groups, feeds, mask, context.trial.runner, advance, settings.seed
+            )
+        except DerivativeError as error:
+            context.say(f"errors are not weighed by Fisher information: {error}")
+            return {}
+    for note in found.notes:
+        context.say(note)
+    for name, why in found.left.items():
+        context.say(f"{name} is not weighed by Fisher information: {why}")
+    return found.found
 
 
 def _macs(context: Context, model: ir.Model, finding: Finding) -> Macs | None:

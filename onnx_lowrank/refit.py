@@ -27,13 +27,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_lowrank.calibrate import Feed, kept_rows, spread_mask
+from onnx_lowrank.calibrate import Feed, Statistics, kept_rows, spread_mask
 from onnx_lowrank.constants import Constant, Constants
 from onnx_lowrank.find import Group
 from onnx_lowrank.fit import Factors
 from onnx_lowrank.forms import Site
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.measure import group_memory
+from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.output_pca import output_pair
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ridge import Regression
@@ -105,6 +106,7 @@ class _Layer:
 
     group: Group
     readers: tuple[_Reader, ...]
+    fisher: Fisher
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -114,7 +116,7 @@ class _Layer:
     def regression(self) -> Regression:
         """Without rows yet."""
         _, m, n = self.group.shape
-        return Regression(m, n, biased=self.group.bias is not None)
+        return Regression(m, n, biased=self.group.bias is not None, fisher=self.fisher)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,7 @@ def refit(
     model: ir.Model,
     constants: Constants,
     factors: Mapping[Group, Factors],
+    statistics: Statistics,
     feeds: Sequence[Feed],
     mask: str | None,
     open_model: Open,
@@ -151,6 +154,7 @@ def refit(
         model: the model; it is not changed.
         constants: resolver of its constants.
         factors: the pairs of every group that has a rank.
+        statistics: say in what coordinates the outputs of a group count alike.
         feeds: samples.
         mask: input whose zeros mark rows to leave out.
         open_model: makes a runner of a model.
@@ -158,7 +162,7 @@ def refit(
     """
     current = dict(factors)
     positions = {node: index for index, node in enumerate(model.graph)}
-    layers, left = _layers(model, constants, factors)
+    layers, left = _layers(model, constants, factors, statistics)
     advance(sum(group.matrix.size for group in factors if group not in {x.group for x in layers}))
     if not layers:
         return Refitted(current, left, 0)
@@ -254,7 +258,10 @@ def _make_room(*walks: Walk) -> None:
 
 
 def _layers(
-    model: ir.Model, constants: Constants, factors: Mapping[Group, Factors]
+    model: ir.Model,
+    constants: Constants,
+    factors: Mapping[Group, Factors],
+    statistics: Statistics,
 ) -> tuple[list[_Layer], dict[str, str]]:
     """What can be refitted, and by the name of its first node why something else cannot."""
     layers, left = [], {}
@@ -272,7 +279,8 @@ def _layers(
             form = sites[readers.index(None)].form.name
             left[name] = f"form {form} does not tell what its node adds to x·W"
         else:
-            layers.append(_Layer(group, tuple(reader for reader in readers if reader is not None)))
+            own = tuple(reader for reader in readers if reader is not None)
+            layers.append(_Layer(group, own, statistics.coordinates(group)))
     return layers, left
 
 
@@ -322,9 +330,10 @@ def _solutions(group: Group, pair: Factors, fit: Regression, aside: Regression) 
     start = aside.error(pair.first[0], pair.second[0], pair.shift)
     if not fit.rows or not aside.rows:
         return []
-    found, moments = [], fit.moments().fitting()
+    found, moments, dtype = [], fit.moments().fitting(), pair.first.dtype
     for solution in fit.solutions(group.matrix.numpy()[0], _RIDGES):
-        first, second = output_pair(solution, moments, pair.rank, pair.first.dtype)
+        a, b = output_pair(solution, moments, pair.rank, np.float64)
+        first, second = a.astype(dtype), fit.fisher.back(b).astype(dtype)
         shift = fit.shift(first, second)
         errors = dataclasses.replace(pair.errors, refit=(start, aside.error(first, second, shift)))
         found.append(Factors(first[None], second[None], errors, shift=shift))

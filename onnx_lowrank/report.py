@@ -98,9 +98,10 @@ class Layer:
         parameters_after: elements of A and B together, or of W where dense.
         energy: share of the energy that the rank holds; None where dense.
         energy_of: of what: "weight", the squared singular values of W, or "output", the second
-            moments of ``x W`` over calibration samples.
+            moments of ``x W`` over calibration samples, or "fisher", these as the model's outputs
+            feel them.
         predicted_error: relative error of the layer's output, ``√(1 − energy)``, where the energy
-            is the output's; else None.
+            is the output's, in the same coordinates; else None.
         output_error: the same as achieved on held-out samples; None without them.
         weight_error: ``‖W − A·B‖ / ‖W‖`` (Frobenius), from the factors as stored; None where dense.
         macs_before: multiply-accumulates of one inference with the checked input shapes, or None.
@@ -124,7 +125,7 @@ class Layer:
     parameters_before: int
     parameters_after: int
     energy: float | None = None
-    energy_of: Literal["weight", "output"] = "weight"
+    energy_of: Literal["weight", "output", "fisher"] = "weight"
     predicted_error: float | None = None
     output_error: float | None = None
     weight_error: float | None = None

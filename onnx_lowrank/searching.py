@@ -6,10 +6,10 @@ session, tells what several layers together do.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from onnx_lowrank.allocate import Ladders, Priced
-from onnx_lowrank.calibrate import Statistics
 from onnx_lowrank.choose import Choice, choose, decide, settle
 from onnx_lowrank.context import Context
 from onnx_lowrank.damage import damage_curves, find_joints, joint_curves
@@ -123,7 +123,7 @@ class Searching:
             if g in ranked and p.rank == ranked[g].rank and not (p.shared or ranked[g].joint)
         }
         missing = {group: choice for group, choice in ranked.items() if group not in kept}
-        statistics = Statistics(self.prepared.search.fit)
+        statistics = dataclasses.replace(self.prepared.search, held={})
         self._pairs = kept | dict(fit(missing, statistics, lambda _: None))
         return self._pairs
 

@@ -61,6 +61,7 @@ class Settings:
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES
     calibrate: bool = True
     mask: str | None = None
+    fisher: bool = False
     refit: bool = False
     save_stats: str | os.PathLike[str] | None = None
     load_stats: str | os.PathLike[str] | None = None
@@ -104,11 +105,11 @@ class Settings:
                 raise UsageError(f"--{option}: expected a whole number from {least}, got {value!r}")
         if self.calibration is not None and not self.calibrate:
             raise UsageError("--calibrate and --no-calibrate exclude each other")
-        if self.refit:
-            if self.calibration is None and self.data is None:
-                raise UsageError("--refit needs samples: --calibrate or --data")
-            if not self.calibrate:
-                raise UsageError("--refit and --no-calibrate exclude each other")
+        for name, given in (("fisher", self.fisher), ("refit", self.refit)):
+            if given and self.calibration is None and self.data is None:
+                raise UsageError(f"--{name} needs samples: --calibrate or --data")
+            if given and not self.calibrate:
+                raise UsageError(f"--{name} and --no-calibrate exclude each other")
         self._check_statistics()
         self._check_healing()
         if self.max_error is not None:
@@ -152,6 +153,7 @@ class Settings:
             for name, given in (
                 ("save-stats", self.save_stats is not None),
                 ("calibrate", self.calibration is not None),
+                ("fisher", self.fisher),
                 ("mask", self.mask is not None),
                 ("no-calibrate", not self.calibrate),
             ):

@@ -75,7 +75,7 @@ def _energy(decision: Decision, error: Errors | None) -> float | None:
 
 def _predicted_error(decision: Decision) -> float | None:
     choice = decision.choice
-    if choice.of != "output" or choice.energy is None:
+    if choice.of == "weight" or choice.energy is None:
         return None
     return math.sqrt(max(0.0, 1.0 - choice.energy))
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_lowrank.batches import wide
 from onnx_lowrank.calibrate import Feed, Runner, kept_rows, spread_mask, tapped
 from onnx_lowrank.derivatives.base import attribute
-from onnx_lowrank.numerics.moments import Accumulator, Moments
+from onnx_lowrank.numerics.moments import Accumulator, Moments, passes
 from onnx_lowrank.numerics.whitening import Whitening
 
 __all__ = ["Whitened", "whiten"]
@@ -27,9 +27,6 @@ Array = npt.NDArray[Any]
 
 # Rows for each element of an input, after which its moments are known well enough.
 _ENOUGH = 10
-# Bytes of moments that are added up in one pass over the samples; of a value that alone needs more
-# nothing is known.
-_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +101,7 @@ def whiten(
     copy = model.clone()
     uses = _uses(copy, arrays)
     known: dict[str, Whitening | None] = {}
-    for sizes in _passes({use.rows.name or "": use.size for use in uses}):
+    for sizes in passes({use.rows.name or "": use.size for use in uses}):
         moments = _moments(model, arrays, sizes, feeds, mask, open_model)
         known |= {name: Whitening.of(found) for name, found in moments.items()}
     by: dict[str, tuple[Whitening, bool]] = {}
@@ -114,22 +111,6 @@ def whiten(
             _put(copy, use, whitening)
             by[use.matrix.name or ""] = (whitening, use.transposed)
     return Whitened(copy, by)
-
-
-def _passes(sizes: Mapping[str, int]) -> list[dict[str, int]]:
-    """Values, by the number of their elements, in groups whose moments fit in memory."""
-    groups: list[dict[str, int]] = []
-    room = 0
-    for name, size in sizes.items():
-        need = 8 * size * size
-        if need > _MEMORY:
-            continue
-        if need > room:
-            groups.append({})
-            room = _MEMORY
-        groups[-1][name] = size
-        room -= need
-    return groups
 
 
 def _uses(model: ir.Model, arrays: Mapping[str, Array]) -> list[_Use]:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import compress
-from onnx_lowrank.batches import join
+from onnx_lowrank.batches import joined
 from onnx_lowrank.cli import _exit_code
 from onnx_lowrank.errors import InputError, Terminated, UsageError
 from onnx_lowrank.heal import Healed, HealPlan, heal
@@ -273,15 +273,19 @@ def test_masked_rows_do_not_count() -> None:
 def test_single_samples_of_equal_shape_are_joined() -> None:
     model = ir.from_proto(perceptron())
     single = samples(5, rows=1)
-    batches = join(model, single, 2)
-    assert [feed["x"].shape[0] for feed in batches] == [2, 2, 1]
-    np.testing.assert_array_equal(
-        np.concatenate([feed["x"] for feed in batches]),
-        np.concatenate([feed["x"] for feed in single]),
-    )
-    assert [feed["x"].shape[0] for feed in join(model, samples(3, rows=4), 2)] == [4, 4, 4]
-    fixed = ir.from_proto(perceptron(batch="1"))
-    assert [feed["x"].shape[0] for feed in join(fixed, single, 2)] == [1] * 5
+
+    def sizes(taken: ir.Model, feeds: list[dict[str, Array]]) -> list[int]:
+        (found,), notes = joined(taken, [feeds], 2, lambda feed: feed)
+        assert not notes
+        rows = [feed["x"] for feed in feeds]
+        np.testing.assert_array_equal(
+            np.concatenate([feed["x"] for feed in found]), np.concatenate(rows)
+        )
+        return [feed["x"].shape[0] for feed in found]
+
+    assert sizes(model, single) == [2, 2, 1]
+    assert sizes(model, samples(3, rows=4)) == [4, 4, 4]
+    assert sizes(ir.from_proto(perceptron(batch="1")), single) == [1] * 5
 
 
 def test_a_model_for_single_samples_descends_on_single_samples() -> None:

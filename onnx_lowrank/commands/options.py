@@ -214,6 +214,12 @@ samples = _all(
             "[default: attention_mask]",
         ),
         click.option(
+            "--fisher",
+            is_flag=True,
+            help="Weigh what each layer loses by what the model's outputs feel of it, by "
+            "derivatives.",
+        ),
+        click.option(
             "--refit",
             is_flag=True,
             help="Fit each layer again, to the inputs that the compressed model gives it and the "

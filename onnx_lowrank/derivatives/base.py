@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import DerivativeError
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.names import Names
 from onnx_lowrank.walk import static_shape
@@ -47,7 +47,7 @@ def find_derivative(node: ir.Node) -> Derivative:
     """The derivative of a node's operator.
 
     Raises:
-        InputError: there is none.
+        DerivativeError: there is none.
     """
     found = _TABLE.get(operator(node))
     if found is None:
@@ -55,11 +55,11 @@ def find_derivative(node: ir.Node) -> Derivative:
     return found
 
 
-def unsupported(node: ir.Node, why: str) -> InputError:
+def unsupported(node: ir.Node, why: str) -> DerivativeError:
     """The error for a node that cannot be differentiated."""
     domain, op_type = operator(node)
     name = f"{domain}.{op_type}" if domain else op_type
-    return InputError(f"--heal: operator {name} at node {node_name(node)!r} {why}")
+    return DerivativeError(f"operator {name} at node {node_name(node)!r} {why}")
 
 
 def attribute(node: ir.Node, name: str, default: int) -> int:

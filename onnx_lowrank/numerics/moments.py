@@ -7,17 +7,18 @@ what the map makes of the mean, ``E[x] (W−Ŵ)``, only the covariance is left t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Accumulator", "Moments"]
+__all__ = ["Accumulator", "Moments", "passes"]
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
+K = TypeVar("K", bound=Hashable)
 
 # Rows multiplied at a time.  Products of float32 rows are summed in float32 within a block, where
 # the error of a sum of 4096 terms is below 1e-5 of it at worst, and in float64 across blocks:
@@ -25,6 +26,8 @@ Float64 = npt.NDArray[np.float64]
 _BLOCK = 4096
 # Sums of squares below this, as infinite ones, are taken again in float64.
 _TINY = 1e-24
+# Bytes of moments that are added up in one pass over samples.
+_MEMORY = 1 << 30
 # With so many rows for each element moments are not shrunk.
 _ENOUGH = 10
 
@@ -122,6 +125,26 @@ class Moments:
         second = (1.0 - share) * self.second
         second[np.diag_indices(size)] += share * trace / size
         return Moments(second, self.mean, self.rows)
+
+
+def passes(sizes: Mapping[K, int]) -> list[dict[K, int]]:
+    """Streams of rows in groups whose moments fit in memory; what alone does not is left out.
+
+    Args:
+        sizes: stream -> elements of its rows.
+    """
+    groups: list[dict[K, int]] = []
+    room = 0
+    for name, size in sizes.items():
+        need = 8 * size * size
+        if need > _MEMORY:
+            continue
+        if need > room:
+            groups.append({})
+            room = _MEMORY
+        groups[-1][name] = size
+        room -= need
+    return groups
 
 
 def _finite(rows: Array) -> bool:

@@ -5,7 +5,9 @@ For rows x and what they should be mapped to, y, and a prior weight W the ridge 
     W* = (E[xᵀx] + λI)⁻¹ (E[xᵀy] + λW),
 
 which is W where the data say nothing.  Several λ share one eigendecomposition.  With an intercept
-s all rows are taken less their means, and s is what the solution leaves of the means.
+s all rows are taken less their means, and s is what the solution leaves of the means.  Errors are
+in the coordinates ``y L`` of a Fisher information (`onnx_lowrank.numerics.fisher`), where the
+solution is ``W* L``.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Moments
 
 __all__ = ["Regression"]
@@ -29,10 +32,15 @@ _BLOCK = 4096
 
 
 class Regression:
-    """Sums of a regression of y[n] on x[m]."""
+    """Sums of a regression of y[n] on x[m].
 
-    def __init__(self, m: int, n: int, *, biased: bool = False) -> None:
+    Attributes:
+        fisher: in what coordinates of y errors count alike.
+    """
+
+    def __init__(self, m: int, n: int, *, biased: bool = False, fisher: Fisher = PLAIN) -> None:
         """A regression without rows; biased: with an intercept."""
+        self.fisher = fisher
         self._biased = biased
         self._xx = np.zeros((m, m), np.float64)
         self._xy = np.zeros((m, n), np.float64)
@@ -55,6 +63,7 @@ class Regression:
             return
         x = np.concatenate([part for part, _ in self._waiting], dtype=np.float32)
         y = np.concatenate([part for _, part in self._waiting], dtype=np.float32)
+        y = self.fisher.into(y, np.float32)
         self._waiting, self._count = [], 0
         self._xx += x.T @ x
         self._xy += x.T @ y
@@ -71,7 +80,7 @@ class Regression:
 
     @property
     def energy(self) -> float:
-        """``Σ‖y‖²``."""
+        """``Σ‖y L‖²``."""
         self._flush()
         return self._yy
 
@@ -87,24 +96,25 @@ class Regression:
         if not self._biased:
             return None
         made = (self._x @ first.astype(np.float64)) @ second.astype(np.float64)
-        return np.asarray((self._y - made) / max(self.rows, 1))
+        return np.asarray((self.fisher.back(self._y) - made) / max(self.rows, 1))
 
     def error(self, first: Array, second: Array, shift: Float64 | None = None) -> float:
-        """``Σ‖y − x A B − s‖² / Σ‖y‖²`` of a pair ``A[m, k]``, ``B[k, n]`` and an intercept."""
+        """``Σ‖(y − x A B − s) L‖² / Σ‖y L‖²`` of a pair ``A[m, k]``, ``B[k, n]`` and s[n]."""
         self._flush()
         if self._yy <= 0.0:
             return 0.0
-        a, b = first.astype(np.float64), second.astype(np.float64)
+        a, b = first.astype(np.float64), self.fisher.into(second.astype(np.float64))
         inner = a.T @ self._xx @ a  # [k, k]
         fitted = float(np.vdot(inner @ b, b))
         crossed = float(np.vdot(a.T @ self._xy, b))
         error = fitted - 2.0 * crossed + self._yy
         if shift is not None:
+            shift = self.fisher.into(shift)
             error += float(shift @ (self.rows * shift - 2.0 * (self._y - (self._x @ a) @ b)))
         return max(error, 0.0) / self._yy
 
     def solutions(self, prior: Array, shares: Sequence[float]) -> list[Float64]:
-        """Ridge solutions ``W*[m, n]`` for λ = share × the mean eigenvalue of E[xᵀx].
+        """Ridge solutions ``W* L``, shape [m, n], for λ = share × the mean eigenvalue of E[xᵀx].
 
         With an intercept both are taken less their means.
 
@@ -129,7 +139,7 @@ class Regression:
         if mean <= 0.0:
             return []
         cross = vectors.T @ xy
-        turned = vectors.T @ prior.astype(np.float64)
+        turned = vectors.T @ self.fisher.into(prior.astype(np.float64))
         return [
             vectors @ ((cross + share * mean * turned) / (values + share * mean)[:, None])
             for share in shares

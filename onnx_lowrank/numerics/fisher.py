@@ -1,0 +1,81 @@
+"""The Fisher information of a layer's outputs: which of their errors the model's outputs feel.
+
+A small error e[n] of a layer's output row moves the model's outputs by ``J e``, so that the mean
+square of what they feel is ``e G eᵀ`` with ``G = E[Jᵀ J]``: the Gauss-Newton matrix of their
+squared error, which is the Fisher information of a Gaussian around them (J. Martens, "New insights
+and perspectives on the natural gradient method", JMLR 21, 2020, section 9).  With ``G = L Lᵀ`` and
+inputs that have nothing to do with J, as in K-FAC (J. Martens & R. Grosse, ICML 2015), the error of
+a pair is ``E‖x (W − A·B) L‖²``: whatever fits ``W L`` to the inputs fits this, and ``B L⁻¹`` turns
+the second factor back.  FWSVD (Y.-C. Hsu et al., ICLR 2022) weighs the rows of W in this way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+
+from onnx_lowrank.numerics.moments import Moments
+
+__all__ = ["PLAIN", "Fisher"]
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+# What is added to G, as a share of its mean eigenvalue: what no sample felt others may.
+_DAMPING = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Fisher:
+    """Coordinates of outputs in which every error is felt alike.
+
+    Attributes:
+        root: ``L[n, n]``, lower triangular; None where G is not known and taken as 1.
+    """
+
+    root: Float64 | None = None
+
+    @classmethod
+    def of(cls, second: Float64, draws: int) -> Fisher:
+        """From ``E[gᵀ g]`` of gradients at the outputs, shape [n, n].
+
+        Args:
+            second: of ``g = rᵀ J`` with random r of mean 0 and unit covariance.
+            draws: how many r there were; few draw G towards a multiple of 1.
+        """
+        size = len(second)
+        scale = float(np.trace(second)) / max(size, 1)
+        if not scale > 0.0:
+            return PLAIN
+        shrunk = Moments(second / scale, np.zeros(size), draws).shrunk().second.copy()
+        shrunk[np.diag_indices(size)] += _DAMPING
+        return cls(scipy.linalg.cholesky(shrunk, lower=True, check_finite=False))
+
+    @property
+    def known(self) -> bool:
+        """Whether these are other coordinates at all."""
+        return self.root is not None
+
+    def into(self, array: Array, dtype: npt.DTypeLike = np.float64) -> Array:
+        """Outputs, or what makes them, in these coordinates: ``Y L`` of ``Y[..., n]``."""
+        if self.root is None:
+            return array
+        return np.asarray(array.astype(dtype, copy=False) @ self.root.astype(dtype, copy=False))
+
+    def back(self, array: Array) -> Array:
+        """The way back: ``Y L⁻¹`` of ``Y[..., n]``."""
+        if self.root is None:
+            return array
+        rows = array.reshape(-1, array.shape[-1]).T
+        solved = scipy.linalg.solve_triangular(
+            self.root, rows, trans="T", lower=True, check_finite=False
+        )
+        return np.asarray(solved.T.reshape(array.shape))
+
+
+PLAIN = Fisher()
+"""Where nothing is known: every error counts as it is."""
