@@ -40,8 +40,11 @@ Opener = Callable[[ir.Model], Runner]
 
 BATCH = 16
 DEFAULT_RATE = 4e-3
-# How often the held-out samples are asked.
+# How often the held-out samples are asked, and at what shares of that time before the first.
 _LOOKS = 12
+_EARLY = (0.25, 0.5)
+# A held-out error so far above the best one says that the steps are too long.
+_ASTRAY = 1.1
 # Values inside that are compared, unless they are named.
 _INSIDE = 8
 
@@ -54,7 +57,8 @@ class HealPlan:
         steps: of gradient descent, at most.
         at: values inside, known to both models, whose error counts beside the outputs'; none:
             those that `onnx_lowrank.bottlenecks` finds.
-        rate: of an element in one step, as a share of its factor's root mean square.
+        rate: of an element in one step, as a share of its factor's root mean square; where
+            held-out samples show that it leads astray, the descent goes back and halves it.
         seed: of the order of the batches.
         batch: samples of a batch, where they can be put together.
     """
@@ -147,17 +151,19 @@ def heal(
     batches = Batches(fit, mask, values, source)
 
     before = judge.error(adam.arrays)
-    best, kept, best_step, done = before, dict[str, Array](), 0, 0
+    best, kept, best_step, done = before, adam.copy(), 0, 0
     if show is not None:
         show(0, before)
 
     def look() -> None:
         nonlocal best, kept, best_step
         error = judge.error(adam.arrays)
-        if error < best:
-            best, kept, best_step = error, adam.copy(), done
         if show is not None:
             show(done, error)
+        if error < best:
+            best, kept, best_step = error, adam.copy(), done
+        elif error > _ASTRAY * best:
+            adam.restart(kept, adam.rate / 2.0)
 
     try:
         for index in _order(len(batches), plan):
@@ -181,7 +187,12 @@ def heal(
         notes.append(
             "healing did not bring held-out samples closer to the original: the factors stay"
         )
-    found = white.back(kept)
+    if adam.rate != plan.rate:
+        notes.append(
+            f"healing went back and lowered its rate from {plan.rate:g} to {adam.rate:g}, as the "
+            "held-out error rose"
+        )
+    found = white.back(kept) if best_step else {}
     return Healed(
         arrays={name: array.astype(start[name].dtype) for name, array in found.items()},
         steps=done,
@@ -242,4 +253,5 @@ def _order(count: int, plan: HealPlan) -> Iterator[int]:
 
 def _looks(done: int, steps: int) -> bool:
     every = max(1, steps // _LOOKS)
-    return done % every == 0 or done == steps
+    early = done in {int(share * every) for share in _EARLY}
+    return early or done % every == 0 or done == steps

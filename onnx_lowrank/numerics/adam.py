@@ -35,6 +35,8 @@ class Adam:
 
     Attributes:
         arrays: name -> the array as it is now; views that `step` changes.
+        rate: change of an element in one full step, at most about, as a share of the root mean
+            square of its array at the start.
     """
 
     def __init__(self, arrays: Mapping[str, npt.NDArray[np.generic]], rate: float) -> None:
@@ -51,6 +53,7 @@ class Adam:
         self._first = np.zeros(total, np.float32)
         self._second = np.zeros(total, np.float32)
         self._steps = 0
+        self.rate = rate
         self.arrays: dict[str, Float32] = {}
         self._parts: list[tuple[str, slice, float]] = []
         start = 0
@@ -59,11 +62,19 @@ class Adam:
             part = slice(start, start + sizes[name])
             self._values[part] = array.reshape(-1)
             self.arrays[name] = self._values[part].reshape(array.shape)
-            self._parts.append((name, part, rate * _rms(self._values[part])))
+            self._parts.append((name, part, _rms(self._values[part])))
             largest = max(largest, self._parts[-1][2])
             start = part.stop
         # An array of zeros, such as an unused bias, has no scale of its own.
         self._parts = [(name, part, own or 0.1 * largest) for name, part, own in self._parts]
+
+    def restart(self, arrays: Mapping[str, npt.NDArray[np.generic]], rate: float) -> None:
+        """Go on from other arrays with another rate, as if no step had been taken."""
+        for name, part, _ in self._parts:
+            self._values[part] = arrays[name].reshape(-1)
+        self._first[:] = 0.0
+        self._second[:] = 0.0
+        self._steps, self.rate = 0, rate
 
     def step(self, gradients: Mapping[str, Float32], share: float) -> None:
         """Change the arrays by one step.
@@ -76,7 +87,7 @@ class Adam:
         first = 1.0 - _FIRST**self._steps
         second = 1.0 - _SECOND**self._steps
         buffer = np.empty(_BLOCK, np.float32)
-        for name, part, rate in self._parts:
+        for name, part, scale in self._parts:
             if name not in gradients:
                 continue
             gradient = gradients[name].reshape(-1)
@@ -94,7 +105,7 @@ class Adam:
                 np.sqrt(v, out=work)
                 work += _EPSILON
                 np.divide(m, work, out=work)
-                work *= share * rate * math.sqrt(second) / first
+                work *= share * self.rate * scale * math.sqrt(second) / first
                 self._values[where] -= work
 
     def copy(self) -> dict[str, Float32]:
