@@ -103,11 +103,16 @@ class Batches:
         values: what the losses are of.
 
     Each loss is the relative squared error of one value in one batch, ``Σ(y−t)² / Σt²`` over what
-    the mask lets through, divided by the number of values: together they are at most about 1.
+    the mask lets through, times the value's share: together they are at most about 1.
     """
 
     def __init__(
-        self, feeds: Sequence[Feed], mask: str | None, values: Sequence[str], original: Runner
+        self,
+        feeds: Sequence[Feed],
+        mask: str | None,
+        values: Sequence[str],
+        original: Runner,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         """Batches.
 
@@ -116,7 +121,9 @@ class Batches:
             mask: input whose zeros mark what does not count.
             values: what the losses are of.
             original: from a feed to the original's values by name.
+            shares: what each value's loss counts, 1 together; default: all alike.
         """
+        self._shares = shares or dict.fromkeys(values, 1.0 / max(len(values), 1))
         self._feeds = list(feeds)
         self._mask = mask
         self.values = tuple(values)
@@ -161,7 +168,7 @@ class Batches:
             if spread is not None:
                 weight = spread.astype(np.float32)
             energy = float(np.sum(np.square(target, dtype=np.float64) * weight))
-            share = 1.0 / (energy * len(self.values)) if energy > 0.0 else 0.0
+            share = self._shares[value] / energy if energy > 0.0 else 0.0
             inputs[names.target] = target
             inputs[names.weight] = np.asarray(weight * share, np.float32)
             energies[value] = energy

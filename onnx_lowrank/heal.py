@@ -148,7 +148,7 @@ def heal(
     gradients = gradient_model(base, values, trained, ranks)
     descend = open_model(gradients.model)
     judge = _Judge(Batches(judging, mask, outputs or values, source), base, open_model)
-    batches = Batches(fit, mask, values, source)
+    batches = Batches(fit, mask, values, source, _shares(outputs, values))
 
     before = judge.error(adam.arrays)
     best, kept, best_step, done = before, adam.copy(), 0, 0
@@ -239,6 +239,13 @@ def _outputs(base: ir.Model, original: ir.Model, trained: Sequence[str]) -> tupl
         for value in base.graph.outputs
         if value in reached and value.name in theirs
     )
+
+
+def _shares(outputs: Sequence[str], values: Sequence[str]) -> dict[str, float]:
+    """What each value's loss counts: the outputs together as much as all that is inside."""
+    inside = [value for value in values if value not in outputs]
+    half = 0.5 if outputs and inside else 1.0
+    return {value: half / len(outputs if value in outputs else inside) for value in values}
 
 
 def _order(count: int, plan: HealPlan) -> Iterator[int]:
