@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,17 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import compress
+from onnx_lowrank.batches import Batches
 from onnx_lowrank.bottlenecks import bottlenecks
-from onnx_lowrank.gradient import differentiable
+from onnx_lowrank.calibrate import tapped
+from onnx_lowrank.gradient import Loss, differentiable
+from onnx_lowrank.heal import HealPlan
+from onnx_lowrank.numerics.adam import Adam
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.whitening import Whitening
 from onnx_lowrank.whiten import whiten
 from tests.models import parse
-from tests.test_heal import opener
+from tests.test_heal import healed, opener, perceptron, samples
 
 Array = npt.NDArray[Any]
 
@@ -249,3 +254,43 @@ def test_what_a_recurrent_cell_reads_is_healed(op: str) -> None:
     assert healing is not None
     assert healing.best_step > 30
     assert healing.error_after < 0.9 * healing.error_before
+
+
+def test_a_rate_that_leads_astray_is_halved_until_it_helps() -> None:
+    proto, feeds = perceptron(), samples(60)
+    fine = healed(proto, feeds, HealPlan(steps=240, rate=1e-2))
+    coarse = healed(proto, feeds, HealPlan(steps=240, rate=10.0))
+    assert not fine.notes
+    (note,) = coarse.notes
+    wanted = r"healing went back and lowered its rate from 10 to [\d.]+, as the held-out error rose"
+    assert re.fullmatch(wanted, note)
+    assert coarse.best_step > 0
+    assert coarse.error_after < 0.95 * coarse.error_before
+
+
+def test_adam_restarts_as_if_no_step_had_been_taken() -> None:
+    rng = np.random.default_rng(0)
+    start = {"a": rng.normal(size=(4, 3)).astype("f4"), "b": np.zeros(3, "f4")}
+    slopes = [{k: rng.normal(size=v.shape).astype("f4") for k, v in start.items()} for _ in "123"]
+    gone, fresh = Adam(start, 0.5), Adam(start, 0.01)
+    gone.step(slopes[0], 1.0)
+    gone.restart(start, 0.01)
+    for slope in slopes[1:]:
+        gone.step(slope, 0.7)
+        fresh.step(slope, 0.7)
+    assert gone.rate == fresh.rate
+    for name, array in fresh.arrays.items():
+        np.testing.assert_array_equal(gone.arrays[name], array)
+
+
+def test_outputs_count_as_much_as_all_that_is_inside() -> None:
+    original = blocks()
+    feeds = [{"x": np.random.default_rng(1).normal(size=(3, 5, 8)).astype("f4")}]
+    values = ("y", "n1", "n2")
+    shares = {"y": 0.5, "n1": 0.25, "n2": 0.25}
+    batches = Batches(feeds, None, values, tapped(original, values, opener), shares)
+    given = batches.inputs(0)
+    for value, share in shares.items():
+        target, weight = given[Loss.of(value).target], given[Loss.of(value).weight]
+        # A value of zeros would have the loss of its share.
+        assert float(np.sum(weight * target**2)) == pytest.approx(share, rel=1e-5)
