@@ -24,11 +24,11 @@ from onnx_lowrank.forms import all_forms, chosen_forms
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.macs import Macs, count_macs
 from onnx_lowrank.measure import measure
-from onnx_lowrank.numerics.fisher import Fisher
+from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.report import Calibration
 from onnx_lowrank.simplify import SIZE_LIMIT
 from onnx_lowrank.simplify import simplify as simplify_model
-from onnx_lowrank.statistics_file import SavedStatistics, fingerprint
+from onnx_lowrank.statistics_file import SavedStatistics, Weight, fingerprint
 from onnx_lowrank.walk import stored_bytes
 
 __all__ = ["Prepared", "find_maps", "prepare"]
@@ -123,10 +123,16 @@ def _calibrated(
     saved, searched = (_loaded(context), None) if load else _gathered(context, model, groups)
     if saved is None:
         return Statistics(), Statistics(), None
+    found = statistics_of(model, groups, saved.gathered)
+    if context.settings.fisher and not load:
+        felt_by = _felt(context, model, list(found.fit))
+        roots = None if felt_by is None else {_weight(g): root for g, root in felt_by.items()}
+        saved = replace(saved, fisher=roots)
     if context.settings.save_stats is not None:
         statistics_file.save(Path(context.settings.save_stats), saved)
-    found = statistics_of(model, groups, saved.gathered)
-    found = replace(found, fisher=_felt(context, model, list(found.fit)))
+    if context.settings.fisher and saved.fisher is not None:
+        known = {group: saved.fisher.get(_weight(group), PLAIN) for group in found.fit}
+        found = replace(found, fisher=known)
     search = replace(found, held={})
     if searched is not None:
         own, aside = (statistics_of(model, groups, part) for part in searched)
@@ -155,6 +161,11 @@ def _loaded(context: Context) -> SavedStatistics:
     path = Path(os.fspath(context.settings.load_stats or ""))
     with context.stages("calibrate"):
         saved = statistics_file.load(path, context.source.model, context.source.name)
+    if context.settings.fisher and saved.fisher is None:
+        raise InputError(
+            f"--load-stats {path}: holds no Fisher information; expected what --save-stats writes "
+            "with --fisher"
+        )
     context.say(f"{path}: moments of {saved.samples} samples of {saved.data} are used")
     return saved
 
@@ -215,14 +226,20 @@ def _gathered(
     return saved, None if second is None else (first, second)
 
 
-def _felt(context: Context, model: ir.Model, groups: Sequence[Group]) -> Mapping[Group, Fisher]:
-    """What the model's outputs feel of each layer's, where wanted and where there are derivatives.
+def _weight(group: Group) -> Weight:
+    _, m, n = group.shape
+    return group.matrix.name, m, n
+
+
+def _felt(
+    context: Context, model: ir.Model, groups: Sequence[Group]
+) -> Mapping[Group, Fisher] | None:
+    """What the model's outputs feel of each layer's; None where there are no derivatives.
 
     Samples that a search judges with have no part in it.
     """
     settings, samples = context.settings, context.trial.fitted_to
-    if not settings.fisher or samples is None:
-        return {}
+    assert samples is not None  # moments were gathered of them
     aside = set(context.trial.searched if settings.budget is not None else ())
     feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
     mask = settings.mask or find_mask(feeds[0])
@@ -234,7 +251,7 @@ def _felt(context: Context, model: ir.Model, groups: Sequence[Group]) -> Mapping
             )
         except DerivativeError as error:
             context.say(f"errors are not weighed by Fisher information: {error}")
-            return {}
+            return None
     for note in found.notes:
         context.say(note)
     for name, why in found.left.items():

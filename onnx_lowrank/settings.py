@@ -106,7 +106,8 @@ class Settings:
         if self.calibration is not None and not self.calibrate:
             raise UsageError("--calibrate and --no-calibrate exclude each other")
         for name, given in (("fisher", self.fisher), ("refit", self.refit)):
-            if given and self.calibration is None and self.data is None:
+            known = name == "fisher" and self.load_stats is not None
+            if given and not known and self.calibration is None and self.data is None:
                 raise UsageError(f"--{name} needs samples: --calibrate or --data")
             if given and not self.calibrate:
                 raise UsageError(f"--{name} and --no-calibrate exclude each other")
@@ -153,7 +154,6 @@ class Settings:
             for name, given in (
                 ("save-stats", self.save_stats is not None),
                 ("calibrate", self.calibration is not None),
-                ("fisher", self.fisher),
                 ("mask", self.mask is not None),
                 ("no-calibrate", not self.calibrate),
             ):

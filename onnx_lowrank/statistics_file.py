@@ -2,8 +2,9 @@
 
 An ``.npz`` without pickles: ``header``, JSON as bytes, and for every stream of vectors, slice and
 part ("fit", "held") the arrays ``second`` (of a full matrix its upper triangle, row by row) and
-``mean``.  A stream is known by the name of its activation and how it is read; the file as a whole
-by a fingerprint of the model.
+``mean``; with ``--fisher`` also the roots of the Fisher information, lower triangles.  A stream is
+known by the name of its activation and how it is read, a root by the name and size of its weight;
+the file as a whole by a fingerprint of the model.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import onnx_ir as ir
 
 from onnx_lowrank.calibrate import Gathered, Key
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.walk import all_graphs
 
-__all__ = ["SavedStatistics", "check_statistics_target", "fingerprint", "load", "save"]
+__all__ = ["SavedStatistics", "Weight", "check_statistics_target", "fingerprint", "load", "save"]
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +37,9 @@ _VERSION = 1
 # Elements of a constant that enter the fingerprint: enough to tell two trainings apart.
 _PROBED = 64
 _PARTS = ("fit", "held")
+
+Weight = tuple[str, int, int]
+"""A layer's weight: its name, m and n."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,8 @@ class SavedStatistics:
         held_out: how many the others are of.
         mask: the input whose zeros marked padding, or None.
         gathered: the moments.
+        fisher: what the model's outputs feel of each layer's, by the layer's weight; None if that
+            was not asked for.
     """
 
     model: str
@@ -58,6 +65,7 @@ class SavedStatistics:
     held_out: int
     mask: str | None
     gathered: Mapping[Key, Gathered]
+    fisher: Mapping[Weight, Fisher] | None = None
 
 
 def fingerprint(model: ir.Model) -> str:
@@ -119,6 +127,7 @@ def save(path: Path, saved: SavedStatistics) -> None:
             }
             for (activation, reading, slices), moments in saved.gathered.items()
         ],
+        "fisher": None if saved.fisher is None else [list(weight) for weight in saved.fisher],
     }
     beside: Path | None = None
     try:
@@ -135,6 +144,10 @@ def save(path: Path, saved: SavedStatistics) -> None:
                                 stem = f"{index}.{part}.{slot}"
                                 _put(archive, f"{stem}.second", _packed(one))
                                 _put(archive, f"{stem}.mean", one.mean)
+                for index, fisher in enumerate((saved.fisher or {}).values()):
+                    if fisher.root is not None:
+                        lower = np.tril_indices(len(fisher.root))
+                        _put(archive, f"{index}.fisher", fisher.root[lower])
         umask = os.umask(0)
         os.umask(umask)
         beside.chmod(0o666 & ~umask)
@@ -182,6 +195,7 @@ def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
                 gathered=dict(
                     _stream(archive, index, item) for index, item in enumerate(header["streams"])
                 ),
+                fisher=_fisher(archive, header.get("fisher")),
             )
     except InputError:
         raise
@@ -216,6 +230,18 @@ def _stream(archive: Any, index: int, item: Mapping[str, Any]) -> tuple[Key, Gat
         for part in _PARTS
     ]
     return (item["activation"], item["reading"], item["slices"]), Gathered(*parts)
+
+
+def _fisher(archive: Any, weights: list[list[Any]] | None) -> dict[Weight, Fisher] | None:
+    if weights is None:
+        return None
+    found = {}
+    for index, (name, m, n) in enumerate(weights):
+        if f"{index}.fisher" in archive:
+            root = np.zeros((n, n))
+            root[np.tril_indices(n)] = archive[f"{index}.fisher"]
+            found[name, m, n] = Fisher(root)
+    return found
 
 
 def _read(archive: Any, stem: str, described: Mapping[str, Any]) -> Moments:

@@ -294,7 +294,6 @@ def test_what_no_output_feels(rng: np.random.Generator) -> None:
     [
         ({}, "--fisher needs samples"),
         ({"data": "x.npz", "calibrate": False}, "--fisher and --no-calibrate exclude each other"),
-        ({"data": "x.npz", "load_stats": "s.npz"}, "--load-stats and --fisher exclude each other"),
     ],
 )
 def test_it_needs_samples(two: onnx.ModelProto, options: Mapping[str, Any], message: str) -> None:

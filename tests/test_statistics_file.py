@@ -158,3 +158,35 @@ def test_the_fingerprint_knows_names_shapes_and_elements(linear: onnx.ModelProto
         of(lambda name, array: (name, array + 1)),
     ]
     assert len({same, *others}) == 5
+
+
+def test_fisher_information_is_saved_too(
+    shared: onnx.ModelProto,
+    rng: np.random.Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, feeds = tmp_path / "moments.npz", texts(rng, 12)
+    first = factored(shared, rank=2, calibration=feeds, fisher=True, save_stats=path)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("samples were run")
+
+    monkeypatch.setattr("onnx_lowrank.prepare.felt", refuse)
+    second = factored(shared, rank=2, fisher=True, load_stats=path)
+    pairs = itertools.zip_longest(initializers(first), initializers(second))
+    for (name, one), (other, two) in pairs:
+        assert name == other
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    assert {layer.energy_of for layer in second.report.layers} >= {"fisher"}
+    third = factored(shared, rank=2, load_stats=path)
+    assert {layer.energy_of for layer in third.report.layers} == {"output"}
+
+
+def test_statistics_without_fisher_information(
+    shared: onnx.ModelProto, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    path = tmp_path / "moments.npz"
+    factored(shared, rank=2, calibration=texts(rng, 12), save_stats=path)
+    with pytest.raises(InputError, match="holds no Fisher information; expected what --save-stats"):
+        factored(shared, rank=2, fisher=True, load_stats=path)
