@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from hypothesis import settings
 
 from tests.calibrated import attention, single
+from tests.commands import M, N, weight
+from tests.models import linear_model, parse, uniform
 
 # A loaded machine must not fail a test, and no folder is left in the checkout.
 settings.register_profile("onnx-lowrank", deadline=None, database=None, max_examples=60)
@@ -29,3 +33,30 @@ def shared(rng: np.random.Generator) -> onnx.ModelProto:
 def linear(rng: np.random.Generator) -> onnx.ModelProto:
     """One map of 32 elements."""
     return single(rng)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """One linear layer whose weight has rank 8."""
+    path = tmp_path / "in.onnx"
+    onnx.save(linear_model(weight(), bias=uniform([N], np.random.default_rng(1))), path)
+    return path
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """Two layers, "encoder/fc" with the scopes of torch, and "head"."""
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        two (float[batch, {M}] x) => (float[batch, {M}] y) {{
+            h = MatMul(x, W)
+            y = MatMul(h, V)
+        }}""",
+        {"W": weight(), "V": weight(1, N, M)},
+    )
+    model.graph.node[0].name, model.graph.node[1].name = "encoder/fc", "head"
+    entry = model.graph.node[0].metadata_props.add()
+    entry.key, entry.value = "pkg.torch.onnx.name_scopes", "['', 'encoder', 'encoder.fc']"
+    path = tmp_path / "two.onnx"
+    onnx.save(model, path)
+    return path

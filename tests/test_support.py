@@ -11,13 +11,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnx_lowrank.cli import _exit_code
 from onnx_lowrank.fixed import fix_shapes, infer_shapes
 from onnx_lowrank.support import Graph, all_rules
 from onnx_lowrank.support.partitions import partitions
 from onnx_lowrank.supported import support_of
 from onnx_lowrank.targets import open_target
 from onnx_lowrank.targets.base import Job
+from tests.commands import call
 from tests.models import Array, parse, run_ort, uniform
 from tests.targets import require, save, two_layers
 
@@ -258,10 +258,6 @@ def test_fix_shapes_folds_what_depends_on_sizes() -> None:
 
 
 # The verb
-
-
-def call(*args: object) -> int:
-    return _exit_code([str(arg) for arg in args])
 
 
 def test_support_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

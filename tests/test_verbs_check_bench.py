@@ -15,15 +15,11 @@ import pytest
 from onnx_lowrank import comparison
 from onnx_lowrank.bench import interleave
 from onnx_lowrank.benchmark import Noise
-from onnx_lowrank.cli import _exit_code
 from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.targets.base import Feed, Job, Outcome, Target
+from tests.commands import call
 from tests.models import parse
 from tests.targets import PLUGIN_PARAMS, pair, require, save, two_layers
-
-
-def call(*args: object) -> int:
-    return _exit_code([str(arg) for arg in args])
 
 
 def report_of(*args: object, folder: Path, code: int = 0) -> dict[str, Any]:
