@@ -1,8 +1,10 @@
+"""The latency of each kind of layer, measured alone, and the file that keeps it."""
+
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import cost_file
-from onnx_lowrank.constants import Constants
 from onnx_lowrank.costs import (
-    CostPlan,
     CostTable,
     Key,
     Place,
@@ -26,90 +26,23 @@ from onnx_lowrank.costs import (
     plan_costs,
 )
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.find import Group, find
-from onnx_lowrank.forms import all_forms, chosen_forms
 from onnx_lowrank.microbench import (
     Limits,
     Rounds,
-    Specimen,
-    alignment,
     clock_for,
-    compare,
     serialized,
     session_timer,
 )
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.runtime import open_session
 from tests.models import TEXT_TYPES, op_types, parse, run_ort, uniform
+from tests.timed import F32, HEAD, HERE, QUICK, groups_of, measured, planned, product, sized
 
 Array = npt.NDArray[Any]
-HEAD = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>'
-HERE = Place("CPUExecutionProvider", 1, "a CPU", "1.0")
-QUICK = Limits(fewest=2, enough=2, most=2)
-
-
-def groups_of(model: ir.Model) -> tuple[Group, ...]:
-    return find(model, Constants(model), all_forms(), chosen_forms(("all",))).groups
-
-
-def planned(
-    proto: onnx.ModelProto, feed: Mapping[str, Array]
-) -> tuple[CostPlan, tuple[Group, ...]]:
-    """The plan of a model, whose values ONNX Runtime looked at on this feed."""
-    model = ir.from_proto(proto)
-    groups = groups_of(model)
-
-    def run(copy: ir.Model) -> dict[str, Array]:
-        made = ir.to_proto(copy)
-        names = {value.name for value in made.graph.input}
-        return run_ort(made, {k: v for k, v in feed.items() if k in names})
-
-    return plan_costs(groups, model, run), groups
-
-
-def sized(*, noise: float = 0.0, fail: Callable[[bytes], bool] = lambda _: False) -> Any:
-    """A timer on which a model takes as many ns as its constants have elements, and noise."""
-    generator = np.random.default_rng(0)
-
-    def timer(models: Sequence[bytes], feed: Mapping[str, Array]) -> Rounds:
-        if any(fail(data) for data in models):
-            raise InputError("the map alone: no")
-        for data in models:
-            run_ort(onnx.load_from_string(data), feed)
-        base = [
-            float(sum(np.prod(t.dims) for t in onnx.load_from_string(data).graph.initializer))
-            for data in models
-        ]
-        return lambda count: (
-            np.array(base) * (1 + noise * generator.standard_normal((count, len(base))))
-        )
-
-    return timer
-
-
-def measured(
-    proto: onnx.ModelProto, feed: Mapping[str, Array], **options: Any
-) -> tuple[CostTable, tuple[Group, ...]]:
-    plan, groups = planned(proto, feed)
-    options = {"timer": sized(), "limits": QUICK, **options}
-    timer = options.pop("timer")
-    return measure_costs(plan, timer, HERE, lambda _: None, **options), groups
-
-
-def product(m: int, n: int, *, layers: int = 1) -> onnx.ModelProto:
-    """``x @ W0 @ W1…`` of square layers, or of one m×n."""
-    rng = np.random.default_rng(0)
-    lines = [f"h{i + 1} = MatMul({'x' if i == 0 else f'h{i}'}, W{i})" for i in range(layers)]
-    body = "\n".join([*lines, f"y = Relu(h{layers})"])
-    return parse(
-        f"{HEAD} g (float[N, {m}] x) => (float[N, {n}] y) {{ {body} }}",
-        {f"W{i}": uniform((m, n), rng) for i in range(layers)},
-    )
 
 
 # --- the little models
 
-F32 = np.float32
 NODES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     # the node, its inputs (shapes, or values), its constants, and its operator
     "right": ("y = MatMul(x, W)", {"x": (2, 3, 24)}, {"W": (24, 20)}, "MatMul"),
@@ -409,121 +342,6 @@ def test_the_timer_reads_its_clock_around_every_run() -> None:
     rounds = timer([serialized(specimen.dense()), serialized(specimen.pair(4))], specimen.feed())
     assert rounds(3).tolist() == [[7, 7]] * 3
     assert next(ticks) == 7 * 2 * 6
-
-
-# --- noise
-
-
-def rounds_of(ratios: Sequence[float], noise: float) -> tuple[Rounds, list[int]]:
-    generator = np.random.default_rng(0)
-    asked: list[int] = []
-
-    def rounds(count: int) -> npt.NDArray[np.float64]:
-        asked.append(count)
-        drift = generator.uniform(1, 3, (count, 1))  # a busy machine slows all models of a round
-        own = 1 + noise * generator.standard_normal((count, len(ratios) + 1))
-        return 1e5 * drift * np.array([1.0, *ratios]) * own
-
-    return rounds, asked
-
-
-def test_ratios_do_not_suffer_from_what_slows_a_whole_round() -> None:
-    rounds, asked = rounds_of([0.5, 2.0], 0.0)
-    timing = compare(rounds, Limits(fewest=5, enough=15, most=100, seconds=1e9))
-    assert timing.ratios == pytest.approx((0.5, 2.0))
-    assert timing.noise == pytest.approx(0)
-    assert timing.rounds == sum(asked) == 15
-
-
-def test_noise_asks_for_more_rounds_up_to_a_limit() -> None:
-    limits = Limits(fewest=5, enough=15, most=95, seconds=1e9, width=0.03)
-    rounds, asked = rounds_of([0.5], 0.05)
-    timing = compare(rounds, limits)
-    assert 15 < timing.rounds < 95
-    assert timing.noise <= 0.03
-    assert timing.ratios[0] == pytest.approx(0.5, rel=0.05)
-    rounds, asked = rounds_of([0.5], 0.3)
-    timing = compare(rounds, limits)
-    assert timing.rounds == sum(asked) == 95
-    assert timing.noise > 0.03
-
-
-def test_no_further_rounds_after_the_time() -> None:
-    rounds, _ = rounds_of([0.5], 0.5)
-    assert compare(rounds, Limits(fewest=5, seconds=0.0)).rounds == 5
-
-
-def test_the_interval_holds_the_truth() -> None:
-    inside = 0
-    for seed in range(200):
-        generator = np.random.default_rng(seed)
-        noise = generator.lognormal(0, 0.1, (25, 2))
-        timing = compare(lambda _, n=noise: n, Limits(fewest=25, enough=1, most=1))  # type: ignore[misc]
-        inside += abs(timing.ratios[0] - 1) <= 1.5 * timing.widths[0] * timing.ratios[0]
-    assert inside >= 180
-
-
-def test_uncertain_times_are_said() -> None:
-    options = {"timer": sized(noise=0.4), "limits": Limits(most=25, seconds=1e9)}
-    table, _ = measured(product(96, 64), {"x": np.ones((5, 96), F32)}, **options)
-    (note,) = table.notes()
-    assert "latency of 1 of 1 kinds of layers is uncertain, by up to" in note
-
-
-# --- alignment
-
-
-def staircase(step: int, noise: float = 0.0) -> Any:
-    """A timer on which a rank costs what the next multiple costs, and a dense map 100."""
-    generator = np.random.default_rng(0)
-
-    def cost(data: bytes) -> float:
-        factors = [t for t in onnx.load_from_string(data).graph.initializer if "_A" in t.name]
-        return 10.0 + -(-factors[0].dims[1] // step) * step if factors else 100.0
-
-    def timer(models: Sequence[bytes], feed: Mapping[str, Array]) -> Rounds:
-        base = np.array([cost(data) for data in models])
-        return lambda count: base * (1 + noise * generator.standard_normal((count, len(base))))
-
-    return timer
-
-
-def square(size: int) -> Specimen:
-    plan, _ = planned(product(size, size), {"x": np.ones((1, size), F32)})
-    return next(iter(plan.specimens.values()))
-
-
-@pytest.mark.parametrize(
-    ("size", "step", "multiple"),
-    [
-        (128, 1, 1),
-        (128, 4, 4),
-        (128, 8, 8),
-        (128, 16, 16),
-        (128, 32, 32),
-        (48, 16, 16),  # too small to tell 32 from 16
-        (48, 8, 8),
-        (20, 8, 8),
-        (20, 4, 4),
-    ],
-)
-def test_the_multiple_that_a_kernel_likes(size: int, step: int, multiple: int) -> None:
-    found = alignment(square(size), staircase(step), Limits(most=15))
-    assert found is not None
-    assert found.multiple == multiple
-
-
-def test_what_cannot_be_told_is_not_told() -> None:
-    assert alignment(square(128), staircase(8, noise=0.5), Limits(most=15)) is None
-    assert alignment(square(12), staircase(8), QUICK) is None
-
-
-def test_multiples_in_the_table() -> None:
-    feed = {"x": np.ones((1, 128), F32)}
-    table, (group,) = measured(product(128, 128), feed, timer=staircase(16), multiples=True)
-    assert table.multiple(group) == 16
-    table, (group,) = measured(product(128, 128), feed)
-    assert table.multiple(group) is None
 
 
 # --- the file
