@@ -197,54 +197,83 @@ def _refitted(
     samples = range(len(original.live))
     aside = [index for index in samples if len(samples) > 1 and index % _ASIDE == _ASIDE - 1]
     fit = [index for index in samples if index not in set(aside)]
-    sums, judging = _sums(stage, original, compressed, masks, (fit, aside))
+    sums, judging = _sums(stage, original, [(compressed, fit), (compressed, aside)], masks)
 
     def solved(group: Group) -> list[Factors]:
         return _solutions(group, current[group], sums[group], judging[group])
 
     found = dict(map_layers(solved, list(sums), group_memory))
     if len(stage.places) > 1:
-        before, after = original.fork(aside), compressed.fork(aside)
-        kept = [masks[index] for index in aside]
-        for index in range(max(len(pairs) for pairs in found.values())):
-            tried = {group: pairs[index] for group, pairs in found.items() if pairs}
-            for group, pair in tried.items():
-                _put(after, group, pair)
-            (there,) = _sums(stage, before, after, kept, (range(len(aside)),))
-            for group, pair in tried.items():
-                found[group][index] = _moved(pair, judging[group], there[group])
+        walks = original.fork(aside), compressed.fork(aside)
+        found = _in_place(stage, found, judging, *walks, [masks[index] for index in aside])
     for layer in stage.layers:
         better = [pair for pair in found[layer.group] if _gain(pair) > 0.0]
         yield layer, max(better, key=_gain, default=None)
 
 
-def _sums(
+def _in_place(
     stage: _Stage,
+    found: Mapping[Group, Sequence[Factors]],
+    judging: Mapping[Group, Regression],
     original: Walk,
     compressed: Walk,
     masks: Sequence[npt.NDArray[np.bool_] | None],
-    parts: Sequence[Sequence[int]],
-) -> list[dict[Group, Regression]]:
-    """Regressions over the rows of all readers, one for each part of the samples.
+) -> dict[Group, list[Factors]]:
+    """Refits with their errors on what their nodes read with them in place.
 
     Args:
-        stage: the layers; both walks are at its first readers.
+        stage: the layers; both walks are at its first readers, with the samples kept aside.
+        found: for each layer a refit for each ridge, or none; those of a ridge go together.
+        judging: of the same samples, with the old pairs in place.
         original: where the targets come from.
-        compressed: where the inputs come from.
+        compressed: with the old pairs.
         masks: for each sample the rows that count.
-        parts: indices of samples.
+    """
+    tried = [
+        {group: pairs[index] for group, pairs in found.items() if pairs}
+        for index in range(max(len(pairs) for pairs in found.values()))
+    ]
+    walks = [compressed.fork() for _ in tried]
+    for walk, pairs in zip(walks, tried, strict=True):
+        for group, pair in pairs.items():
+            _put(walk, group, pair)
+    there = _sums(stage, original, [(walk, range(len(masks))) for walk in walks], masks)
+    return {
+        group: [
+            _moved(own[group], judging[group], moved[group])
+            for own, moved in zip(tried, there, strict=True)
+            if group in own
+        ]
+        for group in found
+    }
+
+
+def _sums(
+    stage: _Stage,
+    original: Walk,
+    parts: Sequence[tuple[Walk, Sequence[int]]],
+    masks: Sequence[npt.NDArray[np.bool_] | None],
+) -> list[dict[Group, Regression]]:
+    """Regressions over the rows of all readers.
+
+    Args:
+        stage: the layers; all walks are at its first readers, and stay there.
+        original: where the targets come from.
+        parts: for each regression where the inputs come from, and the samples that it has.
+        masks: for each sample the rows that count.
     """
     found = [{layer.group: layer.regression() for layer in stage.layers} for _ in parts]
+    walks = {id(walk): walk for walk, _ in parts}
     for index, (start, end) in enumerate(stage.places):
+        if index == 1:
+            original, walks = original.fork(), {key: walk.fork() for key, walk in walks.items()}
         if index:
-            # Later layers have yet to be refitted: the walks themselves stay where they are.
-            if index == 1:
-                original, compressed = original.fork(), compressed.fork()
             original.advance(end, stage.compared(index))
-            compressed.advance(start)
-        for part, sums in zip(parts, found, strict=True):
-            for sample in part:
-                before, after = original.live[sample], compressed.live[sample]
+            for walk in walks.values():
+                walk.advance(start)
+        for (walk, samples), sums in zip(parts, found, strict=True):
+            for sample in samples:
+                before, after = original.live[sample], walks[id(walk)].live[sample]
                 for layer in stage.layers:
                     sums[layer.group].add(*layer.readers[index].rows(before, after, masks[sample]))
     return found
