@@ -39,8 +39,6 @@ COLUMNS: dict[str, Mapping[str, Any]] = {
     "plain SVD": {"calibrate": False},
     "output PCA": {},
     "+ refit": {"refit": True},
-    "Fisher": {"fisher": True},
-    "+ refit ": {"fisher": True, "refit": True},
     # The same total, spread by measured damage.
     "budget": {"uniform": False, "check": True},
 }
@@ -64,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"expected models of {', '.join(TASKS)}, got {', '.join(sorted(unknown))}")
     if options.heal:
-        COLUMNS["+ refit, heal"] = {"fisher": True, "refit": True, "heal": options.heal}
+        COLUMNS["+ refit, heal"] = {"refit": True, "heal": options.heal}
     ops = tuple(options.ops.split(","))
     for name in options.models or TASKS:
         table(TASKS[name], options.judged, options.samples, options.keep or SHARES[name], ops)
