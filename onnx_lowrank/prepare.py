@@ -24,7 +24,7 @@ from onnx_lowrank.forms import all_forms, chosen_forms
 from onnx_lowrank.forms.base import node_name
 from onnx_lowrank.macs import Macs, count_macs
 from onnx_lowrank.measure import measure
-from onnx_lowrank.numerics.fisher import PLAIN, Fisher
+from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.report import Calibration
 from onnx_lowrank.simplify import SIZE_LIMIT
 from onnx_lowrank.simplify import simplify as simplify_model
@@ -122,16 +122,19 @@ def _calibrated(
     load = context.settings.load_stats is not None
     saved, searched = (_loaded(context), None) if load else _gathered(context, model, groups)
     if saved is None:
+        if context.settings.fisher:
+            context.say("errors are not weighed by Fisher information: there are no samples")
         return Statistics(), Statistics(), None
     found = statistics_of(model, groups, saved.gathered)
     if context.settings.fisher and not load:
         felt_by = _felt(context, model, list(found.fit))
-        roots = None if felt_by is None else {_weight(g): root for g, root in felt_by.items()}
-        saved = replace(saved, fisher=roots)
+        by_weight = None if felt_by is None else {_weight(g): own for g, own in felt_by.items()}
+        saved = replace(saved, fisher=by_weight)
     if context.settings.save_stats is not None:
         statistics_file.save(Path(context.settings.save_stats), saved)
     if context.settings.fisher and saved.fisher is not None:
-        known = {group: saved.fisher.get(_weight(group), PLAIN) for group in found.fit}
+        roots, fitted = saved.fisher, found.fit
+        known = {group: roots[_weight(group)] for group in fitted if _weight(group) in roots}
         found = replace(found, fisher=known)
     search = replace(found, held={})
     if searched is not None:

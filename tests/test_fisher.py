@@ -71,8 +71,18 @@ def felt_by(model: onnx.ModelProto, feeds: Sequence[Feed], mask: str | None = No
     steps: list[int] = []
     found = felt(loaded, constants, groups, feeds, mask, opened, steps.append)
     assert sum(steps) == len(feeds)
-    assert tapped(loaded, ["x"], opened)(feeds[0])["x"] is feeds[0]["x"]
     return found
+
+
+def test_inputs_alone_are_tapped_without_a_run(
+    two: onnx.ModelProto, rng: np.random.Generator
+) -> None:
+    (feed,) = rows(rng, 1)
+
+    def refuse(_: ir.Model) -> Any:
+        raise AssertionError("the model was opened")
+
+    assert tapped(ir.from_proto(two), ["x"], refuse)(feed)["x"] is feed["x"]
 
 
 @given(st.integers(1, 12), st.integers(0, 10_000))
@@ -277,6 +287,12 @@ def test_an_operator_without_a_derivative_leaves_all_as_it_is(rng: np.random.Gen
     assert error(plain.model, weighed.model, fit) == 0.0
     with pytest.raises(DerivativeError, match="operator CumSum at node 'odd' has no derivative"):
         felt_by(model, fit)
+
+
+def test_one_sample_is_not_weighed_and_says_so(two: onnx.ModelProto, tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", x=np.ones((1, 20), np.float32))
+    result = compress(two, data=tmp_path / "one.npz", fisher=True, rank=6, **OPTIONS)
+    assert any("Fisher information: there are no samples" in note for note in result.report.notes)
 
 
 def test_what_no_output_feels(rng: np.random.Generator) -> None:

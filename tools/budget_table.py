@@ -3,9 +3,9 @@
     python tools/budget_table.py [--shares 0.9 0.8 0.6] [--refit [--heal STEPS]]
 
 The texts are those of ``tools/fit_table.py``: paragraphs of docstrings of the standard library,
-modules and packages a-g calibrate (a part of them searches), 256 of modules h-z judge.  Printed is
-the cosine between the embeddings of the model and of its compressed versions at the same total of
-linear parameters, for
+those of modules a-g and of all packages calibrate (a part of them searches), 256 of modules h-z
+judge.  Printed is the cosine between the embeddings of the model and of its compressed versions at
+the same total of linear parameters, for
 
 * ``uniform``: the same share of every layer, factors by output PCA;
 * ``SVD-LLM``: the same share of every layer, factors by truncating the whitened weight (Wang et

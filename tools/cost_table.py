@@ -69,7 +69,7 @@ def _show(options: argparse.Namespace) -> None:
         trial = Trial(source, settings, folder, log)
         model, _ = simplify(source, folder, trial.differs)
         groups = find(model, Constants(model), all_forms(), chosen_forms(ops)).groups
-        place = Place.here(trial.provider, trial.threads)
+        place = Place.here(trial.provider.full, trial.threads)
         start = time.perf_counter()
         plan = plan_costs(groups, model, trial.outputs)
         table = measure_costs(plan, timer, place, lambda _: None, multiples=options.multiples)

@@ -53,7 +53,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "output PCA": {},
     "+ refit": {"refit": True},
     "Fisher": {"fisher": True},
-    "+ refit ": {"fisher": True, "refit": True},
+    "Fisher, refit": {"fisher": True, "refit": True},
 }
 # What they have to reach: share -> a bar for each column; 0 stands for the column before it.
 BARS = {0.8: (None, 0.90, 0.0, None, 0.0, 0.96), 0.6: (None, 0.82, 0.0, None, 0.0, 0.92)}
@@ -80,11 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--samples", type=int, default=8192, help="paragraphs to calibrate with")
     parser.add_argument("--repeats", type=int, default=5, help="of the timed gathering")
-    parser.add_argument("--heal", type=int, default=0, help="steps of a column with healing")
+    parser.add_argument("--heal", type=int, default=0, help="steps of the last column's healing")
     parser.add_argument("--last", action="store_true", help="only the last column")
     options = parser.parse_args(arguments)
     if options.heal:
-        COLUMNS["+ refit, heal"] = {"fisher": True, "refit": True, "heal": options.heal}
+        COLUMNS["+ heal"] = {"fisher": True, "refit": True, "heal": options.heal}
     columns = list(COLUMNS)[-1 if options.last else 0 :]
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
     fit = calibrating(tokenizer, options.samples)
