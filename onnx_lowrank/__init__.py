@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onnx_lowrank.errors import GateError, InputError, LowRankError, UsageError
+from onnx_lowrank.errors import (
+    GateError,
+    InputError,
+    LowRankError,
+    UsageError,
+)
 from onnx_lowrank.report import Report
 
 if TYPE_CHECKING:
-    from onnx_lowrank.api import compress
-    from onnx_lowrank.result import Result
-    from onnx_lowrank.tradeoff import sweep
+    from onnx_lowrank.compression.api import compress
+    from onnx_lowrank.compression.result import Result
+    from onnx_lowrank.compression.sweep import sweep
 
 __all__ = [
     "GateError",
@@ -33,15 +38,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what needs ONNX Runtime only when it is asked for: ``--help`` must answer at once."""
     if name == "compress":
-        from onnx_lowrank.api import compress
+        from onnx_lowrank.compression.api import compress
 
         return compress
     if name == "sweep":
-        from onnx_lowrank.tradeoff import sweep
+        from onnx_lowrank.compression.sweep import sweep
 
         return sweep
     if name == "Result":
-        from onnx_lowrank.result import Result
+        from onnx_lowrank.compression.result import Result
 
         return Result
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

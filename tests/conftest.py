@@ -9,9 +9,9 @@ import onnx
 import pytest
 from hypothesis import settings
 
-from tests.calibrated import attention, single
-from tests.commands import M, N, weight
-from tests.models import linear_model, parse, uniform
+from tests.helpers.calibrated import attention, single
+from tests.helpers.commands import M, N, weight
+from tests.helpers.models import linear_model, parse, uniform
 
 # A loaded machine must not fail a test, and no folder is left in the checkout.
 settings.register_profile("onnx-lowrank", deadline=None, database=None, max_examples=60)

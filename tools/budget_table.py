@@ -24,40 +24,40 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import scipy.linalg
 from fit_table import JUDGED, ROOT, Feed, batches, calibrating, embeddings, paragraphs
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
-from onnx_lowrank.allocate import Ladders, parameters_of
-from onnx_lowrank.budgets import Keep
-from onnx_lowrank.candidates import Candidates
-from onnx_lowrank.choose import Choice
-from onnx_lowrank.context import Context
-from onnx_lowrank.damage import Curve
-from onnx_lowrank.find import Group
-from onnx_lowrank.fit import Errors, Factors, fit
-from onnx_lowrank.goals import Budget
-from onnx_lowrank.load import load
+from onnx_lowrank.compression.candidates import Candidates
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.prepare import prepare
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.graph.load import load
+from onnx_lowrank.maps.choice import Choice
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.pair import Errors, Factors
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.knapsack import solve
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.ranks import largest_rank
-from onnx_lowrank.prepare import Prepared, prepare
-from onnx_lowrank.probe import Probe
 from onnx_lowrank.progress import Silent, Stages
-from onnx_lowrank.runtime import OrtLog
-from onnx_lowrank.searching import Searching
-from onnx_lowrank.settings import Settings
-from onnx_lowrank.strategy import Plan
+from onnx_lowrank.ranks.allocation import Ladders, parameters_of
+from onnx_lowrank.ranks.budgets import Keep
+from onnx_lowrank.ranks.damage import Curve
+from onnx_lowrank.ranks.goals import Budget
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.probe import Probe
+from onnx_lowrank.ranks.search import Searching
+from onnx_lowrank.ranks.strategy import Plan
+from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["main"]
 
-Array = npt.NDArray[Any]
 
 # Cosines to reach: share -> (budget, with refit and healing); achieved within so much of predicted.
 BARS = {0.9: (0.984, None), 0.8: (0.957, 0.975), 0.6: (0.887, 0.935)}

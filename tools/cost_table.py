@@ -16,20 +16,32 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnx_lowrank import compress, cost_file
-from onnx_lowrank.constants import Constants
-from onnx_lowrank.costs import CostTable, Place, measure_costs, plan_costs
+from onnx_lowrank import compress
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.compression.trial import Trial
 from onnx_lowrank.errors import LowRankError
-from onnx_lowrank.find import Group, find
-from onnx_lowrank.forms import all_forms, chosen_forms
-from onnx_lowrank.forms.base import node_name
-from onnx_lowrank.load import load
-from onnx_lowrank.microbench import Limits, clock_for, compare, serialized, session_timer
-from onnx_lowrank.runtime import OrtLog, default_threads, open_session
-from onnx_lowrank.save import workspace
-from onnx_lowrank.settings import Settings
-from onnx_lowrank.simplify import simplify
-from onnx_lowrank.trial import Trial
+from onnx_lowrank.files import workspace
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.load import load
+from onnx_lowrank.graph.simplify import simplify
+from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.maps.find import Group, find
+from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.ranks import cost_file
+from onnx_lowrank.ranks.costs import (
+    CostTable,
+    Place,
+    measure_costs,
+    plan_costs,
+)
+from onnx_lowrank.ranks.microbench import (
+    Limits,
+    clock_for,
+    compare,
+    serialized,
+    session_timer,
+)
+from onnx_lowrank.runtime.session import OrtLog, default_threads, open_session
 
 __all__ = ["main"]
 

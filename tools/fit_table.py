@@ -26,19 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from onnx_lowrank import compress
-from onnx_lowrank.calibrate import gather, statistics_of
-from onnx_lowrank.constants import Constants
-from onnx_lowrank.find import find
-from onnx_lowrank.forms import all_forms, chosen_forms
+from onnx_lowrank.fitting.moments import gather, statistics_of
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.maps.find import find
+from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.fit import fitted_pair, squares
 from onnx_lowrank.numerics.ranks import largest_rank
-from onnx_lowrank.runtime import default_threads, open_session, run
+from onnx_lowrank.runtime.session import default_threads, open_session, run
 
 __all__ = ["main"]
 
@@ -58,7 +58,6 @@ COLUMNS: dict[str, dict[str, Any]] = {
 # What they have to reach: share -> a bar for each column; 0 stands for the column before it.
 BARS = {0.8: (None, 0.90, 0.0, None, 0.0, 0.96), 0.6: (None, 0.82, 0.0, None, 0.0, 0.92)}
 
-Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
 

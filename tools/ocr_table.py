@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank import compress
-from onnx_lowrank.runtime import open_session, run
+from onnx_lowrank.runtime.session import open_session, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 

@@ -25,11 +25,16 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_lowrank import LowRankError, compress
-from onnx_lowrank.ortlog import OrtLog
-from onnx_lowrank.subjects import SampleOptions, Subjects, open_subjects
+from onnx_lowrank.evaluation.subjects import SampleOptions, Subjects, open_subjects
+from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.runtime.assignment import nodes_elsewhere
+from onnx_lowrank.runtime.log import OrtLog
 from onnx_lowrank.targets import all_offers, open_target
-from onnx_lowrank.targets.assignment import nodes_elsewhere
-from onnx_lowrank.targets.base import Feed, Job, Outcome, Target
+from onnx_lowrank.targets.base import (
+    Job,
+    Outcome,
+    Target,
+)
 
 CACHE = Path(__file__).resolve().parent.parent / "models" / "cache"
 UNITS = {"context_bytes": (1e-6, "MB context"), "instructions": (1e-6, "million instructions")}

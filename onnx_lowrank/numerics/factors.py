@@ -9,17 +9,16 @@ which needs no inverse and stays exact however small the singular values are.  T
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.spectrum import gram, row_blocks, unit
 
 __all__ = ["balanced_pair", "leading_eigenvectors", "relative_error"]
 
-Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
 

@@ -12,17 +12,16 @@ the second factor back.  FWSVD (Y.-C. Hsu et al., ICLR 2022) weighs the rows of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.moments import Moments
 
 __all__ = ["PLAIN", "Fisher"]
 
-Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
 # What is added to G, as a share of its mean eigenvalue: what no sample felt others may.

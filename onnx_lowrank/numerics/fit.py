@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.factors import balanced_pair
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.output_pca import (
@@ -26,8 +26,6 @@ from onnx_lowrank.numerics.output_pca import (
 from onnx_lowrank.numerics.spectrum import squared_singular_values
 
 __all__ = ["achieved_error", "fitted_pair", "shift_of", "squares", "unseen_squares"]
-
-Array = npt.NDArray[Any]
 
 
 def squares(stack: Array, moments: Sequence[Moments] | None) -> npt.NDArray[np.float64]:

@@ -7,18 +7,16 @@ from output PCA of ``[s₁W₁ | … | sₚWₚ]``; k·(m + Σ n_i) parameters s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.factors import balanced_pair
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.output_pca import output_pair
 
 __all__ = ["joint_pair", "side_by_side"]
-
-Array = npt.NDArray[Any]
 
 
 def side_by_side(matrices: Sequence[Array], scales: Sequence[float]) -> Array:

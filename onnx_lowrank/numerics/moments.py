@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.numerics.arrays import Array
+
 __all__ = ["Accumulator", "Moments", "passes"]
 
-Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 

@@ -11,18 +11,16 @@ give ``v = Wᵀ Q √Λ u / σ``.  Everything is in float64: the eigenvalues are
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.factors import leading_eigenvectors
 from onnx_lowrank.numerics.moments import Moments
 
 __all__ = ["component_energies", "output_energies", "output_pair", "output_squares"]
 
-Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
 

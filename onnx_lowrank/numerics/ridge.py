@@ -13,18 +13,17 @@ solution is ``W* L``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Moments
 
 __all__ = ["Regression"]
 
-Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
 # Rows multiplied at a time, see `onnx_lowrank.numerics.moments`.

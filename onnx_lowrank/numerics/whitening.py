@@ -13,17 +13,16 @@ vary little; that multiple is scaled to 1, so that products with D cost a fracti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.moments import Moments
 
 __all__ = ["Whitening"]
 
-Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
 # ε: directions with less than this share of the mean variance are not stretched further.

@@ -28,11 +28,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import perf_test, runner
 from onnx_lowrank.targets.address import parse
-from onnx_lowrank.targets.base import Feed, Job, Offer, Outcome, Target
-from onnx_lowrank.targets.packing import model_files, own_provider, packed, read_result
+from onnx_lowrank.targets.base import (
+    Job,
+    Offer,
+    Outcome,
+    Target,
+)
+from onnx_lowrank.targets.packing import (
+    model_files,
+    own_provider,
+    packed,
+    read_result,
+)
 
 __all__ = ["Adb", "create", "offers"]
 

@@ -11,16 +11,13 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy.typing as npt
-
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
+from onnx_lowrank.runtime.assignment import PROVIDER_SUFFIX, assignment_text
 
-__all__ = ["Feed", "Job", "Offer", "Outcome", "Target"]
-
-Array = npt.NDArray[Any]
-Feed = Mapping[str, Array]
+__all__ = ["Job", "Offer", "Outcome", "Target", "outcome_text"]
 
 
 @dataclass(frozen=True)
@@ -128,3 +125,13 @@ class Target(abc.ABC):
             InputError: the target itself cannot be reached or used.  A model that it does not
                 run is no exception but an `Outcome.error`.
         """
+
+
+def outcome_text(target: Target, outcome: Outcome) -> str:
+    """What an outcome tells of the nodes, in a sentence; "" where it tells nothing."""
+    if outcome.nodes is None:
+        return ""
+    if target.own is not None:
+        return assignment_text(outcome.nodes, target.own, target.own.removesuffix(PROVIDER_SUFFIX))
+    counts = {name.removesuffix(PROVIDER_SUFFIX): len(n) for name, n in outcome.nodes.items()}
+    return "; ".join(f"{n} node{'' if n == 1 else 's'} on {name}" for name, n in counts.items())

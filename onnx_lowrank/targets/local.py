@@ -15,23 +15,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.targets.assignment import assignment, assignment_text, nodes_elsewhere
-from onnx_lowrank.targets.base import Feed, Job, Offer, Outcome, Target
-from onnx_lowrank.targets.finite import all_finite, not_finite
-from onnx_lowrank.targets.plugins import (
+from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.runtime.assignment import assignment, assignment_text, nodes_elsewhere
+from onnx_lowrank.runtime.finite import all_finite, not_finite
+from onnx_lowrank.runtime.plugins import (
     PLUGINS,
     Plugin,
     install_command,
     plugin_version,
     software_gpu,
 )
+from onnx_lowrank.targets.base import (
+    Job,
+    Offer,
+    Outcome,
+    Target,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
     from onnx_lowrank.progress import Advance
-    from onnx_lowrank.runtime import OrtLog
-    from onnx_lowrank.targets.providers import Provider
+    from onnx_lowrank.runtime.providers import Provider
+    from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["EmulatedTarget", "LocalTarget", "create", "offers"]
 
@@ -48,7 +54,7 @@ class LocalTarget(Target):
         self, models: Sequence[Path], feeds: Sequence[Feed], job: Job, advance: Advance
     ) -> tuple[Outcome, ...]:
         """See `Target.run`; peak memory is measured in a process for each model."""
-        from onnx_lowrank.ortlog import OrtLog
+        from onnx_lowrank.runtime.log import OrtLog
 
         if not feeds:
             raise InputError(f"{self.name}: expected at least one sample, came none")
@@ -89,7 +95,7 @@ class _Work:
     def __init__(
         self, target: LocalTarget, job: Job, feeds: Sequence[Feed], advance: Advance, log: OrtLog
     ) -> None:
-        from onnx_lowrank.runtime import default_threads
+        from onnx_lowrank.runtime.session import default_threads
 
         self.target, self.provider, self.job = target, target.provider, job
         self.feeds, self.advance, self.log = feeds, advance, log
@@ -107,9 +113,9 @@ class _Work:
         return entry
 
     def _begin(self, entry: _Entry) -> None:
-        from onnx_lowrank.runtime import run
+        from onnx_lowrank.runtime.providers import CPU
+        from onnx_lowrank.runtime.session import run
         from onnx_lowrank.targets.memory import measure_peak
-        from onnx_lowrank.targets.providers import CPU
 
         model, name = entry.model, entry.model.name
         if self.job.iterations or self.provider is not CPU:
@@ -167,7 +173,7 @@ class _Work:
     def _session(
         self, model: Path, *, strict: bool, entries: Mapping[str, str] | None = None
     ) -> ort.InferenceSession:
-        from onnx_lowrank.runtime import open_session
+        from onnx_lowrank.runtime.session import open_session
 
         return open_session(
             model,
@@ -182,7 +188,7 @@ class _Work:
         """Refuse NaN and Inf where the CPU gives numbers."""
         if all(all_finite(row) for row in outputs):
             return
-        from onnx_lowrank.runtime import open_session, run
+        from onnx_lowrank.runtime.session import open_session, run
 
         cpu = open_session(model, threads=self.threads, log=self.log)
         for feed, found in zip(self.feeds, outputs, strict=False):
@@ -196,7 +202,7 @@ class _Work:
         """Bytes of the compiled context, which are the same on every machine."""
         import onnx
 
-        from onnx_lowrank.save import workspace
+        from onnx_lowrank.files import workspace
 
         with workspace(None) as folder:
             path = folder / "context.onnx"
@@ -223,8 +229,8 @@ class _Work:
         """Time the models in turns, where that is asked for."""
         if not self.job.iterations or not entries:
             return
-        from onnx_lowrank.bench import MOST_FEEDS, interleave
-        from onnx_lowrank.runtime import prepare
+        from onnx_lowrank.runtime.session import prepare
+        from onnx_lowrank.runtime.timing import MOST_FEEDS, interleave
 
         sessions = [entry.session for entry in entries if entry.session is not None]
         used = [self.feeds[index] for index in range(min(len(self.feeds), MOST_FEEDS))]
@@ -256,8 +262,8 @@ def create(name: str) -> Target | None:
     Raises:
         InputError: a plugin that is not installed or offers no device.
     """
-    from onnx_lowrank.ortlog import OrtLog
-    from onnx_lowrank.targets.providers import provider_of
+    from onnx_lowrank.runtime.log import OrtLog
+    from onnx_lowrank.runtime.providers import provider_of
 
     with OrtLog().capture("registering"):
         provider = provider_of(name)
@@ -274,7 +280,7 @@ def offers() -> list[Offer]:
 def _built_in_offers() -> Iterator[Offer]:
     import onnxruntime as ort
 
-    from onnx_lowrank.targets.providers import CPU, built_in
+    from onnx_lowrank.runtime.providers import CPU, built_in
 
     for name in built_in():
         where = "built into the installed onnxruntime"
@@ -303,9 +309,9 @@ def _plugin_offer(plugin: Plugin) -> Offer:
 
 def _refusal(name: str) -> str | None:
     """Why no session can be opened on a provider; None if one can."""
-    from onnx_lowrank.ortlog import OrtLog
-    from onnx_lowrank.runtime import open_session
-    from onnx_lowrank.targets.providers import resolve_provider
+    from onnx_lowrank.runtime.log import OrtLog
+    from onnx_lowrank.runtime.providers import resolve_provider
+    from onnx_lowrank.runtime.session import open_session
 
     log = OrtLog()
     try:

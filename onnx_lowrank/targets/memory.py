@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnx_lowrank.targets.base import Feed
+    from onnx_lowrank.numerics.arrays import Feed
 
 __all__ = ["Peak", "measure_peak"]
 
@@ -94,8 +94,8 @@ def _own_peak() -> int | None:
 
 def _main(arguments: list[str]) -> int:
     from onnx_lowrank.errors import InputError
-    from onnx_lowrank.runtime import open_session, run
-    from onnx_lowrank.targets.providers import resolve_provider
+    from onnx_lowrank.runtime.providers import resolve_provider
+    from onnx_lowrank.runtime.session import open_session, run
 
     model, provider, threads = arguments
     feed: dict[str, Any] = pickle.load(sys.stdin.buffer)

@@ -17,8 +17,12 @@ import ml_dtypes
 import numpy as np
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.targets import runner
-from onnx_lowrank.targets.base import Array, Feed, Job, Outcome
+from onnx_lowrank.targets.base import (
+    Job,
+    Outcome,
+)
 
 __all__ = ["Parcel", "model_files", "own_provider", "packed", "read_json", "read_result"]
 
@@ -114,7 +118,7 @@ def model_files(model: Path) -> list[tuple[str, Path]]:
     """
     import onnx
 
-    from onnx_lowrank.serialize import graph_protos
+    from onnx_lowrank.graph.serialize import graph_protos
 
     if not model.is_file():
         raise InputError(f"{model}: no such file")

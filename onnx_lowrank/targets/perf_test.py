@@ -17,8 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.targets.base import Feed, Job, Outcome
+from onnx_lowrank.targets.base import (
+    Job,
+    Outcome,
+)
 
 __all__ = ["Measurement", "write_sample"]
 

@@ -21,10 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.address import parse
-from onnx_lowrank.targets.base import Feed, Job, Offer, Outcome, Target
+from onnx_lowrank.targets.base import (
+    Job,
+    Offer,
+    Outcome,
+    Target,
+)
 from onnx_lowrank.targets.packing import packed, read_result
 
 __all__ = ["QemuArm64", "create", "guest_command", "offers"]

@@ -36,11 +36,23 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.address import parse
-from onnx_lowrank.targets.base import Feed, Job, Offer, Outcome, Target
-from onnx_lowrank.targets.packing import Parcel, own_provider, packed, read_json, read_result
+from onnx_lowrank.targets.base import (
+    Job,
+    Offer,
+    Outcome,
+    Target,
+)
+from onnx_lowrank.targets.packing import (
+    Parcel,
+    own_provider,
+    packed,
+    read_json,
+    read_result,
+)
 
 __all__ = ["Ssh", "create", "offers"]
 

@@ -31,9 +31,15 @@ from typing import Any
 import numpy as np
 
 from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import runner, web_hosts
-from onnx_lowrank.targets.base import Array, Feed, Job, Offer, Outcome, Target
+from onnx_lowrank.targets.base import (
+    Job,
+    Offer,
+    Outcome,
+    Target,
+)
 from onnx_lowrank.targets.packing import model_files
 
 __all__ = ["Web", "create", "offers"]

@@ -1,0 +1,1 @@
+"""The gradient of an ONNX graph, written as another ONNX graph."""

@@ -1,0 +1,260 @@
+"""What a person sees: the report as tables, and progress on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from onnx_lowrank.progress import Advance
+from onnx_lowrank.report import (
+    Check,
+    GoalReport,
+    Healing,
+    Latency,
+    Layer,
+    Report,
+)
+
+__all__ = ["TerminalProgress", "output_console", "print_report"]
+
+# A pipe has no width; a table that is cut to 80 columns would lose its names and reasons.
+_PIPE_WIDTH = 200
+
+
+def output_console() -> Console:
+    """The console for results: standard output, wide where it is no terminal."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(width=_PIPE_WIDTH, highlight=False, no_color=True)
+
+
+class TerminalProgress:
+    """Shows stages on standard error while they run, and leaves no trace.
+
+    It writes to a copy of the descriptor, because standard error itself is redirected while ONNX
+    Runtime works (see `onnx_lowrank.runtime.log`).
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(file=os.fdopen(os.dup(2), "w"))
+        self._say: Callable[[str], None] = lambda _: None
+
+    @contextmanager
+    def stage(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Show a bar, or a spinner where the amount of work is not known."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            *((BarColumn(), TaskProgressColumn()) if total else ()),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task(name, total=total)
+            self._say = lambda text: bar.update(task, description=f"{name}: {text}")
+            yield lambda done: bar.update(task, advance=done)
+
+    def detail(self, text: str) -> None:
+        """Put the text behind the stage's name."""
+        self._say(text)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The report at a glance."""
+    if report.layers:
+        _print_layers(report.layers, console)
+    _print_totals(report, console)
+    if report.check is not None:
+        _print_check(report.check, console)
+    if report.healing is not None:
+        console.print(_healing_line(report.healing))
+    for latency in report.latency:
+        console.print(_latency_line(latency))
+    if report.goal is not None:
+        console.print(Text(_goal_line(report.goal)))
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    if report.output.path is not None:
+        console.print(f"wrote {report.output.path}")
+
+
+def _healing_line(healing: Healing) -> str:
+    kept = f"step {healing.best_step} of {healing.steps}" if healing.best_step else "the start"
+    return (
+        f"healing: held-out error {healing.error_before:.3g} → {healing.error_after:.3g} "
+        f"(relative L2; kept: {kept}; {healing.trained} constants, {healing.batches} batches, "
+        f"{healing.held_out} held out, {healing.seconds:.0f} s)"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        left = column in ("layer", "form", "output", "why dense", "")
+        table.add_column(
+            column,
+            justify="left" if left else "right",
+            no_wrap=not left,
+            overflow="fold",
+        )
+    return table
+
+
+def _print_layers(layers: Sequence[Layer], console: Console) -> None:
+    factored = sum(layer.status == "factored" for layer in layers)
+    off = Counter((layer.form, layer.reason.partition(":")[0]) for layer in layers if layer.off)
+    layers = [layer for layer in layers if not layer.off]
+    plural = "" if len(layers) == 1 else "s"
+    table = _table(
+        "layer",
+        "form",
+        "m×n",
+        "rank",
+        "kept",
+        "energy",
+        "error",
+        *(["why dense"] if any(layer.status == "dense" for layer in layers) else []),
+    )
+    for layer, more in _one_a_weight(layers):
+        name = f"{layer.name} (+{more} with the same weight)" if more else layer.name
+        table.add_row(
+            Text(name),
+            layer.form,
+            _shape(layer),
+            "–" if layer.rank is None else str(layer.rank),
+            "" if layer.rank is None else f"{_share(layer):.2f}",
+            "" if layer.energy is None else f"{layer.energy:.4f}",
+            _error(layer),
+            *([] if layer.status == "factored" else [Text(layer.reason)]),
+        )
+    kinds = {layer.energy_of for layer in layers}
+    what = ", energy and error of the outputs" if kinds != {"weight"} else ""
+    what += " as the model's outputs feel them" if "fisher" in kinds else ""
+    console.print(f"{len(layers)} linear map{plural}, {factored} factored{what}", style="bold")
+    if layers:
+        console.print(table)
+    for (form, reason), count in off.items():
+        console.print(Text(f"{count} more left dense ({form}): {reason}", style="dim"))
+
+
+def _one_a_weight(layers: Sequence[Layer]) -> Iterator[tuple[Layer, int]]:
+    """The layers, those that share weight and fate as one, with the number of the others."""
+    alike: dict[tuple[object, ...], list[Layer]] = {}
+    for index, layer in enumerate(layers):
+        unique = index if not layer.shared else None
+        key = (layer.weight, layer.form, layer.shape, layer.rank, layer.reason, unique)
+        alike.setdefault(key, []).append(layer)
+    for same in alike.values():
+        yield same[0], len(same) - 1
+
+
+def _error(layer: Layer) -> str:
+    """Of the outputs on held-out samples where they were fitted to, else of the weight."""
+    fitted = layer.energy_of != "weight"
+    error = layer.output_error if fitted else layer.weight_error
+    if error is None and fitted:
+        error = layer.predicted_error
+    return "" if error is None else f"{error:.3g}"
+
+
+def _shape(layer: Layer) -> str:
+    if layer.shape is None:
+        return "?"
+    text = f"{layer.shape[0]}×{layer.shape[1]}"
+    return f"{layer.slices}×({text})" if layer.slices > 1 else text
+
+
+def _share(layer: Layer) -> float:
+    return layer.parameters_after / layer.parameters_before if layer.parameters_before else 1.0
+
+
+def _print_totals(report: Report, console: Console) -> None:
+    totals = report.totals
+    table = _table("", "before", "after", "change")
+    rows: list[tuple[str, int | None, int | None]] = [
+        ("parameters", totals.parameters_before, totals.parameters_after),
+        (
+            "linear parameters",
+            totals.linear_parameters_before,
+            totals.linear_parameters_after,
+        ),
+        ("MACs of one inference", totals.macs_before, totals.macs_after),
+        ("bytes", report.input.bytes, report.output.bytes),
+    ]
+    for name, before, after in rows:
+        if before is None or after is None:
+            table.add_row(name, "?", "?", "")
+            continue
+        table.add_row(name, f"{before:,}", f"{after:,}", _change(before, after))
+    console.print("totals", style="bold")
+    console.print(table)
+
+
+def _change(before: int, after: int) -> str:
+    if not before:
+        return ""
+    change = f"{100 * (after - before) / before:+.1f} %"
+    return f"{change} ({before / after:.2f}×)" if after else change
+
+
+def _print_check(check: Check, console: Console) -> None:
+    samples = f"{check.samples} sample{'' if check.samples == 1 else 's'}"
+    data = "random input, not real data" if check.data == "random" else check.data
+    for provider in check.providers:
+        table = _table(
+            "output",
+            "max |Δ|",
+            "relative L2",
+            "cosine",
+            "top-1 agreement",
+        )
+        for output in provider.outputs:
+            table.add_row(
+                Text(output.name),
+                f"{output.max_abs_error:.3g}",
+                f"{output.relative_l2:.3g}",
+                f"{output.cosine:.5f}",
+                "" if output.top1_agreement is None else f"{100 * output.top1_agreement:.1f} %",
+            )
+        console.print(Text(f"check: {samples} of {data}, {provider.provider}"), style="bold")
+        console.print(table)
+
+
+def _goal_line(goal: GoalReport) -> str:
+    parts = []
+    if goal.loss is not None:
+        parts.append(f"loss {goal.loss:.3g} by {goal.metric} on samples that no search has seen")
+    if goal.predicted_damage is not None:
+        achieved = goal.achieved_damage
+        parts.append(
+            f"damage {goal.predicted_damage:.3g} predicted"
+            + ("" if achieved is None else f", {achieved:.3g} achieved")
+            + " (mean relative square error of the outputs)"
+        )
+    if goal.evaluations:
+        parts.append(f"{goal.evaluations} evaluations on {goal.samples} samples")
+    return f"goal: {goal.option}" + (": " if parts else "") + "; ".join(parts)
+
+
+def _latency_line(latency: Latency) -> str:
+    speedup, threads = latency.speedup, latency.threads
+    return (
+        f"latency: {latency.before_ms.median:.3g} → {latency.after_ms.median:.3g} ms (median of "
+        f"{latency.pairs} pairs in turns, {latency.provider}, {threads} thread"
+        f"{'' if threads == 1 else 's'}); {speedup.median:.2f}× as fast, "
+        f"80 % of the pairs between {speedup.low:.2f}× and {speedup.high:.2f}×"
+    )

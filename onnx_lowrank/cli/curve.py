@@ -1,0 +1,127 @@
+"""A sweep on the screen and in files: JSON, CSV and, where matplotlib is there, a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnx_lowrank.compression.sweep import Curve, Point
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.files import workspace, write_text
+
+__all__ = ["check_folder", "print_curve", "write_curve"]
+
+_FILES = ("sweep.json", "sweep.csv", "sweep.png")
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Make the folder for a sweep.
+
+    Raises:
+        InputError: it cannot be made, or holds a sweep already and must not be overwritten.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: {error.strerror or error}") from error
+    there = [name for name in _FILES if (folder / name).exists()]
+    if there and not force:
+        raise InputError(f"--out {folder}: holds {there[0]} already; --force overwrites it")
+
+
+def write_curve(curve: Curve, folder: Path) -> tuple[Path, ...]:
+    """Write the files; the picture only where matplotlib is installed.
+
+    Returns:
+        what was written.
+    """
+    written = [folder / "sweep.json", folder / "sweep.csv"]
+    write_text(written[0], curve.to_json() + "\n")
+    write_text(written[1], curve.to_csv())
+    if importlib.util.find_spec("matplotlib") is not None:
+        written.append(folder / "sweep.png")
+        with workspace(folder) as place:
+            _draw(curve, place / "sweep.png")
+            (place / "sweep.png").replace(written[2])
+    return tuple(written)
+
+
+def _draw(curve: Curve, path: Path) -> None:
+    from matplotlib.figure import Figure  # no pyplot: no display, no state
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    size, speed = figure.subplots(1, 2, sharey=True)
+    points = curve.points
+    errors = [point.error for point in points]
+    size.plot([point.bytes / 1e6 for point in points], errors, marker="o")
+    size.set_xlabel("MB")
+    size.set_ylabel("mean relative L2 error of the worst output")
+    timed = [point for point in points if point.speedup is not None and point.certain is not None]
+    if timed:
+        ratios = [point.speedup or 0.0 for point in timed]
+        below = [(p.speedup or 0.0) - p.certain[0] for p in timed if p.certain is not None]
+        above = [p.certain[1] - (p.speedup or 0.0) for p in timed if p.certain is not None]
+        speed.errorbar(ratios, [p.error for p in timed], xerr=[below, above], marker="o", capsize=3)
+    speed.set_xlabel(f"times as fast ({curve.provider}, {curve.threads} threads)")
+    for axes, xs in ((size, [p.bytes / 1e6 for p in points]), (speed, [p.speedup for p in timed])):
+        axes.grid(alpha=0.3)
+        for x, point in zip(xs, points, strict=False):
+            if x is not None:
+                axes.annotate(
+                    f"{point.keep:g}",
+                    (x, point.error),
+                    textcoords="offset points",
+                    xytext=(4, 4),
+                    fontsize=8,
+                )
+    figure.savefig(path, dpi=120)
+
+
+def print_curve(curve: Curve, written: tuple[Path, ...], console: Console) -> None:
+    """The points as a table, then what else the user should know."""
+    data = "random input, not real data" if curve.data == "random" else curve.data
+    console.print(Text(f"{curve.samples} samples of {data}, {curve.provider}"), style="bold")
+    console.print(_table(curve))
+    for line in curve.missed:
+        console.print(Text(f"missed: {line}", style="yellow"))
+    for note in curve.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    if not any(path.suffix == ".png" for path in written):
+        console.print(
+            Text("note: no picture: matplotlib is not installed (the extra [report] has it)")
+        )
+    for path in written:
+        console.print(f"wrote {path}")
+
+
+def _table(curve: Curve) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    names = ["keep", "bytes", "linear parameters", "MACs", "speedup", "error", "cosine"]
+    names += ["damage", "predicted", *(["loss"] if curve.metric else [])]
+    for name in names:
+        table.add_column(name, justify="right")
+    for point in curve.points:
+        table.add_row(*_cells(point, curve))
+    return table
+
+
+def _cells(point: Point, curve: Curve) -> list[str]:
+    speed = "" if point.speedup is None else f"{point.speedup:.2f}×"
+    if point.certain is not None:
+        speed += f" ({point.certain[0]:.2f}–{point.certain[1]:.2f})"
+    return [
+        f"{point.keep:g}",
+        f"{point.bytes:,}",
+        f"{point.linear_parameters:,}",
+        "?" if point.macs is None else f"{point.macs:,}",
+        speed,
+        f"{point.error:.3g}",
+        f"{point.cosine:.5f}",
+        "" if point.damage is None else f"{point.damage:.3g}",
+        "" if point.predicted_damage is None else f"{point.predicted_damage:.3g}",
+        *([] if curve.metric is None or point.loss is None else [f"{point.loss:.3g}"]),
+    ]

@@ -1,0 +1,1 @@
+"""One run of the tool, from a model file to a smaller one with its report."""

@@ -1,0 +1,258 @@
+"""Assemble: a model from choices of ranks, by fit → refit → rewrite → heal → write.
+
+The prepared model stays as it is; every assembly works on a copy that shares its weights, so that
+several goals, or a second try at one, need the stages before only once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.prepare import find_maps
+from onnx_lowrank.compression.result import Destination
+from onnx_lowrank.data.mask import find_mask
+from onnx_lowrank.errors import DerivativeError, InputError
+from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.fitting.heal import HealPlan, heal
+from onnx_lowrank.fitting.refit import refit
+from onnx_lowrank.fitting.trainable import constant_names, trainable
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.elements import install
+from onnx_lowrank.graph.save import check_embeddable, written_bytes
+from onnx_lowrank.graph.shape_for import SHAPED, shape_for
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.graph.validity import invalid
+from onnx_lowrank.graph.walk import elements, stored_bytes
+from onnx_lowrank.maps.choice import Choice, Decision, removed_parameters
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.pair import Errors, Factors
+from onnx_lowrank.maps.rewrite import rewrite
+from onnx_lowrank.ranks.choose import decide
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.report import Healing
+
+__all__ = ["Assembled", "assemble", "predicted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """A model with pairs in it, written to the workspace.
+
+    Attributes:
+        model: the model.
+        files: its files, the model itself last.
+        decisions: what became of every linear map of the prepared model.
+        errors: how far the pairs are off.
+        healing: what gradient descent did to them; None without.
+    """
+
+    model: ir.Model
+    files: tuple[Path, ...]
+    decisions: tuple[Decision, ...]
+    errors: Mapping[Group, Errors]
+    healing: Healing | None = None
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self.files[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Size with external data."""
+        return written_bytes(self.files)
+
+
+def predicted(model: ir.Model, decisions: Iterable[Decision]) -> tuple[int, int]:
+    """Parameters and bytes of weights after decisions that are not carried out."""
+    parameters, size = elements(model), stored_bytes(model)
+    for group, decision in {d.group: d for d in decisions if d.group is not None}.items():
+        removed = removed_parameters(decision)
+        parameters -= removed
+        size -= int(removed * group.matrix.tensor.dtype.itemsize)
+    return parameters, size
+
+
+def assemble(
+    context: Context,
+    prepared: Prepared,
+    choices: Mapping[Group, Choice],
+    destination: Destination | None,
+    folder: Path,
+    *,
+    healed: bool = False,
+) -> Assembled:
+    """Put pairs in place of the weights.
+
+    Args:
+        context: the run.
+        prepared: the model; it is not changed.
+        choices: one for each node (see `onnx_lowrank.ranks.choose.settle`).
+        destination: names the file, and says where weights go.
+        folder: where the files are written.
+        healed: whether ``--heal``, if given, takes part.
+
+    Raises:
+        InputError: the result cannot be written, or is not valid.
+    """
+    decisions = decide(prepared.finding, choices)
+    if destination is not None and destination.external_data == "never":
+        check_embeddable(predicted(prepared.model, decisions)[1])  # before the work is done
+    work = sum(g.matrix.size for g, choice in choices.items() if choice.rank is not None)
+    model = prepared.model.clone()
+    own = dict(zip(prepared.finding.groups, find_maps(context, model).groups, strict=True))
+    with Spool(folder) as spool:
+        pairs = _refitted(context, prepared, choices, work) if context.settings.refit else None
+        with context.stages("rewrite", work) as advance:
+            if pairs is None:
+                pairs = fit(choices, prepared.statistics, advance)
+            known = constant_names(model)
+            errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
+        healing = _healed(context, prepared, model, known, spool) if healed else None
+        if context.settings.shape_for is not None:
+            for note in [text for text in context.notes if text.startswith(SHAPED)]:
+                del context.notes[note]  # of an earlier assembly
+            for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
+                context.say(note)
+    if not _declared(context.source.model):
+        # Simplification declares every value; what came without that is not to come out larger for
+        # it.  The values that are new say what they are.
+        inferred = {value.name for value in _declared(prepared.model)}
+        for value in _declared(model):
+            if value.name in inferred:
+                value.type = value.shape = None
+    destination = destination or Destination(Path("model.onnx"))
+    with context.stages("write"):
+        files = destination.write(model, folder)
+        _check_validity(context, model)
+    return Assembled(
+        model=model,
+        files=files,
+        decisions=decisions,
+        errors={group: errors[other] for group, other in own.items() if other in errors},
+        healing=healing,
+    )
+
+
+def _declared(model: ir.Model) -> list[ir.Value]:
+    """Values between the nodes of the main graph that have a type or a shape."""
+    return [
+        value
+        for node in model.graph
+        for value in node.outputs
+        if not value.is_graph_output() and (value.type is not None or value.shape is not None)
+    ]
+
+
+def _refitted(
+    context: Context, prepared: Prepared, choices: Mapping[Group, Choice], work: int
+) -> Iterable[tuple[Group, Factors]] | None:
+    """The pairs, fitted again to what the compressed model gives each layer."""
+    samples, settings = context.trial.fitted_to, context.settings
+    if samples is None:
+        context.say("nothing was refitted: there are no samples to fit to")
+        return None
+    with context.stages("fit", work) as advance:
+        fitted = dict(fit(choices, prepared.statistics, advance))
+    constants = Constants(prepared.model, settings.constant_inputs)
+    mask = settings.mask or find_mask(samples.feeds[0])
+    with context.stages("refit", work) as advance:
+        try:
+            found = refit(
+                prepared.model,
+                constants,
+                fitted,
+                prepared.statistics,
+                samples.feeds,
+                mask,
+                context.trial.runner,
+                advance,
+            )
+        except InputError as error:
+            context.say(f"nothing was refitted: {error}")
+            return fitted.items()
+    if found.samples < len(samples.feeds):
+        context.say(f"refit used {found.samples} of {len(samples.feeds)} samples: memory")
+    for name, why in found.left.items():
+        context.say(f"{name} was not refitted: {why}")
+    return found.factors.items()
+
+
+def _healed(
+    context: Context, prepared: Prepared, model: ir.Model, known: frozenset[str], spool: Spool
+) -> Healing | None:
+    """Gradient descent on the factors, in place; None where it is not wanted or none is reached.
+
+    Args:
+        context: the run.
+        prepared: what the model was made from.  What it gives is aimed at, not what the input
+            gives: onnxsim may keep a name for another value, as it does where it folds a
+            normalization into a convolution.
+        model: rewritten.
+        known: names of its constants before.
+        spool: where trained constants wait until they are saved.
+
+    Raises:
+        InputError: there are no samples, or an operator has no derivative.
+    """
+    settings, trial = context.settings, context.trial
+    if not settings.heal:
+        return None
+    trained = trainable(model, known)
+    if not trained:
+        context.say("nothing to heal: no layer of the main graph was factored")
+        return None
+    with context.stages("prepare"):
+        unavailable = trial.unavailable
+    if unavailable is not None:
+        raise InputError(f"--heal: {unavailable}")
+    samples, every = trial.fitted_to, trial.calibration
+    if samples is None or every is None or not trial.healed_by:
+        raise InputError("--heal: expected two samples or more, one of them to judge with")
+    start = time.perf_counter()
+    with context.stages("heal", settings.heal) as advance:
+        try:
+            found = heal(
+                model,
+                prepared.model,
+                trained,
+                samples.feeds,
+                every.part(trial.healed_by).feeds,
+                settings.mask or find_mask(samples.feeds[0]),
+                trial.runner,
+                HealPlan(settings.heal, settings.heal_at, seed=settings.seed),
+                advance,
+                lambda _, error: context.stages.detail(f"held-out error {error:.4g}"),
+            )
+        except DerivativeError as error:
+            raise InputError(f"--heal: {error}") from error
+        install(model, found.arrays, spool)
+    for note in found.notes:
+        context.say(note)
+    if found.arrays:
+        context.say("the errors of single layers are those before healing")
+    return Healing(
+        steps=found.steps,
+        best_step=found.best_step,
+        error_before=found.error_before,
+        error_after=found.error_after,
+        batches=found.samples,
+        held_out=found.held_out,
+        values=found.values,
+        trained=len(found.arrays),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _check_validity(context: Context, model: ir.Model) -> None:
+    wrong = invalid(model)
+    if wrong is not None:
+        if invalid(context.source.model) is None:
+            raise InputError(f"{context.source.name}: the result is not valid ONNX: {wrong}")
+        context.say(f"the input does not pass onnx.checker, nor does the result: {wrong}")

@@ -1,0 +1,85 @@
+"""Candidates: plans assembled and measured, one after the other."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from onnx_lowrank.compression.assemble import Assembled, assemble
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.result import Destination
+from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.strategy import Measured, Plan
+from onnx_lowrank.report import Check
+
+__all__ = ["TIMED_PAIRS", "Candidate", "Candidates"]
+
+TIMED_PAIRS = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An assembled plan and what was measured of it."""
+
+    plan: Plan
+    assembled: Assembled
+    measured: Measured
+
+
+class Candidates:
+    """Assembles plans in a workspace; only the newest one's files and session are kept.
+
+    Attributes:
+        made: how many there were.
+    """
+
+    def __init__(self, context: Context, prepared: Prepared) -> None:
+        self._context, self._prepared = context, prepared
+        self._folder: Path | None = None
+        self._session: ort.InferenceSession | None = None
+        self.made = 0
+
+    def make(
+        self,
+        plan: Plan,
+        metric: Metric | None,
+        destination: Destination | None,
+        *,
+        heal: bool = False,
+    ) -> Candidate:
+        """A plan, assembled for a destination, healed where wanted, judged by a metric and timed.
+
+        Raises:
+            InputError: the result cannot be written, is not valid or does not run.
+        """
+        context, settings = self._context, self._context.settings
+        if self._folder is not None:
+            self._session = None
+            shutil.rmtree(self._folder)
+        self.made += 1
+        self._folder = context.folder / f"candidate-{self.made}"
+        self._folder.mkdir()
+        assembled = assemble(
+            context, self._prepared, plan.choices, destination, self._folder, healed=heal
+        )
+        loss = latency = None
+        if context.runs():
+            self._session = session = context.trial.open(assembled.path)
+            if metric is not None:
+                with context.stages("judge"):
+                    loss = context.trial.judge(session, metric).loss
+            if settings.bench:
+                with context.stages("bench", TIMED_PAIRS) as advance:
+                    latency = context.trial.time(session, TIMED_PAIRS, advance)
+        return Candidate(plan, assembled, Measured(assembled.bytes, loss, latency))
+
+    def check(self) -> Check:
+        """Outputs of the newest candidate, of a model that runs, against the original's."""
+        trial, session = self._context.trial, self._session
+        assert session is not None
+        with self._context.stages("check", len(trial.samples.feeds)) as advance:
+            return trial.check(session, advance)

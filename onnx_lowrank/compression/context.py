@@ -1,0 +1,55 @@
+"""What all stages of one run share: the input, the options, the trial runs, the notes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.compression.trial import Trial
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.graph.load import Source
+from onnx_lowrank.progress import Stages
+from onnx_lowrank.runtime.session import OrtLog
+
+__all__ = ["Context"]
+
+
+class Context:
+    """One run.
+
+    Attributes:
+        source: the model that came.
+        settings: the options.
+        folder: a workspace that is removed at the end.
+        stages: times and shows what is being done.
+        log: collects ONNX Runtime's messages.
+        trial: runs the original and others against it.
+        notes: what the user should know.
+    """
+
+    def __init__(
+        self, source: Source, settings: Settings, folder: Path, stages: Stages, log: OrtLog
+    ) -> None:
+        self.source, self.settings, self.folder = source, settings, folder
+        self.stages, self.log = stages, log
+        self.trial = Trial(source, settings, folder, log)
+        self.notes: dict[str, None] = {}
+
+    def say(self, note: str | None) -> None:
+        """A note, each once."""
+        if note is not None:
+            self.notes[note] = None
+
+    def runs(self) -> bool:
+        """Whether the model can and may be run in ONNX Runtime; says why not."""
+        settings = self.settings
+        if not (settings.check or settings.bench):
+            return False
+        with self.stages("prepare"):
+            unavailable = self.trial.unavailable
+        if unavailable is None:
+            return True
+        if settings.max_error is not None:
+            raise InputError(f"--max-error cannot be judged: {unavailable}")
+        self.say(f"neither checked nor timed: {unavailable}")
+        return False

@@ -1,0 +1,149 @@
+"""Which strategy meets which goal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.graph.walk import stored_bytes
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.ranks import cost_file
+from onnx_lowrank.ranks.budgets import (
+    Keep,
+    MaxSize,
+    Speed,
+    Tolerance,
+    cost_of,
+)
+from onnx_lowrank.ranks.choose import Goal
+from onnx_lowrank.ranks.costs import CostTable, Place, measure_costs, plan_costs
+from onnx_lowrank.ranks.microbench import clock_for, session_timer
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.search import Searching
+from onnx_lowrank.ranks.strategy import PerLayer, Strategy
+
+__all__ = ["Chosen", "cost_table", "searching_for", "strategy_for"]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A strategy, and what it works with.
+
+    Attributes:
+        strategy: the strategy.
+        metric: what its result is judged by on unseen samples; None if by none.
+        table: latencies by layer, where the goal needs them.
+        searching: its searches; None where layers are chosen one by one.
+    """
+
+    strategy: Strategy
+    metric: Metric | None = None
+    table: CostTable | None = None
+    searching: Searching | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """How often several layers were tried together."""
+        return 0 if self.searching is None else self.searching.evaluations
+
+    @property
+    def samples(self) -> int:
+        """Samples of the search."""
+        return 0 if self.searching is None else len(self.searching.probe.feeds)
+
+
+def strategy_for(context: Context, prepared: Prepared) -> Chosen:
+    """The strategy of a run's goal.
+
+    Raises:
+        InputError: the goal needs a model that runs, and this one does not.
+    """
+    settings = context.settings
+    budget = settings.budget
+    if budget is None:
+        return Chosen(PerLayer(settings.goal, prepared))
+    if not context.runs():
+        if budget.kind != "keep":
+            why = context.trial.unavailable or "neither check nor timing may run it"
+            raise InputError(f"{budget.option} needs a model that runs: {why}")
+        context.say(
+            f"{budget.option} is the same share of every layer: the model is not run, so the "
+            "layers' damage is not known"
+        )
+        goal = Goal(
+            keep=budget.value, min_gain=settings.min_gain, rank_multiple=settings.goal.rank_multiple
+        )
+        return Chosen(PerLayer(goal, prepared))
+    table, multiple = None, None
+    auto = settings.rank_multiple == "auto"
+    if budget.timed or auto:
+        groups = [group for group, found in prepared.measured.items() if found.finite]
+        table = cost_table(context, prepared, groups, multiples=auto)
+        multiple = table.multiple if auto else None
+    searching = searching_for(context, prepared, multiple)
+    match budget.kind:
+        case "keep":
+            return Chosen(Keep(searching, budget), None, table, searching)
+        case "max-size":
+            frame = max(context.source.bytes - stored_bytes(context.source.model), 0)
+            return Chosen(MaxSize(searching, budget, frame), None, table, searching)
+        case "tolerance":
+            cost = cost_of(prepared, budget.objective, table)
+            strategy = Tolerance(searching, budget, cost, context.trial.classifiers)
+            return Chosen(strategy, budget.metric, table, searching)
+    assert table is not None
+    return Chosen(Speed(searching, budget, table), None, table, searching)
+
+
+def searching_for(
+    context: Context, prepared: Prepared, multiple: Callable[[Group], int | None] | None = None
+) -> Searching:
+    """What budgets search with, after the damage of every layer was measured.
+
+    Args:
+        context: the run.
+        prepared: the model.
+        multiple: on which multiple a group's rank should be, where that is not the goal's.
+
+    Raises:
+        InputError: the model does not run with its weights as inputs.
+    """
+    settings, trial = context.settings, context.trial
+    samples = trial.search
+    if settings.data is None and settings.calibration is None:
+        context.say("damage measured on random input, not real data: --data would tell more")
+    return Searching(
+        prepared, samples, trial.runner, settings.goal, context.stages, context.say, multiple
+    )
+
+
+def cost_table(
+    context: Context, prepared: Prepared, groups: Sequence[Group], *, multiples: bool = False
+) -> CostTable:
+    """How long each group takes on the provider and threads of the run, by rank.
+
+    With ``multiples`` also which multiple the ranks should be on.  What a loaded table
+    (``--load-costs``) holds is not measured again.
+
+    Raises:
+        InputError: a table cannot be read or written.
+    """
+    settings, trial = context.settings, context.trial
+    if trial.provider.emulated:
+        raise InputError(
+            f"--ep {trial.provider.name}: {trial.provider.title} is emulated here, its times mean "
+            "nothing; a goal that is a latency cannot be met"
+        )
+    place = Place.here(trial.provider.full, trial.threads)
+    known = None if settings.load_costs is None else cost_file.load(Path(settings.load_costs))
+    plan = plan_costs(groups, prepared.model, trial.outputs)
+    with context.stages("time layers", len(plan.missing(known, place))) as advance:
+        timer = session_timer(trial.open, clock_for(place.provider, place.threads))
+        table = measure_costs(plan, timer, place, advance, known, multiples=multiples)
+    if settings.save_costs is not None:
+        cost_file.save(Path(settings.save_costs), table)
+    return table

@@ -1,0 +1,262 @@
+"""Prepare: everything that is known before a rank is chosen, and is the same for every goal.
+
+simplify → find → calibrate → measure
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.data.mask import find_mask
+from onnx_lowrank.errors import DerivativeError, InputError
+from onnx_lowrank.fitting import statistics_file
+from onnx_lowrank.fitting.fisher import felt
+from onnx_lowrank.fitting.moments import (
+    Gathered,
+    Key,
+    Statistics,
+    gather,
+    statistics_of,
+)
+from onnx_lowrank.fitting.spectra import measure
+from onnx_lowrank.fitting.statistics_file import SavedStatistics, Weight, fingerprint
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.simplify import SIZE_LIMIT
+from onnx_lowrank.graph.simplify import simplify as simplify_model
+from onnx_lowrank.graph.walk import node_name, stored_bytes
+from onnx_lowrank.maps.find import Finding, Group, find
+from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.numerics.fisher import Fisher
+from onnx_lowrank.ranks.choose import worth_measuring
+from onnx_lowrank.ranks.macs import Macs, count_macs
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.report import Calibration
+
+__all__ = ["find_maps", "prepare"]
+
+
+def find_maps(context: Context, model: ir.Model) -> Finding:
+    """The linear maps of a model; of a copy of it the same ones in the same order."""
+    settings = context.settings
+    constants = Constants(model, settings.constant_inputs)
+    return find(model, constants, all_forms(), chosen_forms(settings.ops))
+
+
+def prepare(context: Context) -> Prepared:
+    """Go through the stages.
+
+    Raises:
+        InputError: the model or the data are not what they should be.
+    """
+    goal, selection = context.settings.goal, context.settings.selection
+    model = _simplified(context)
+    with context.stages("find"):
+        finding = find_maps(context, model)
+        selection.check(entry.node for entry in finding.entries)
+        early = {group: worth_measuring(group, goal, selection) for group in finding.groups}
+    undecided = [group for group, choice in early.items() if choice is None]
+    statistics, search, calibration = _calibrated(context, model, undecided)
+    with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
+        measured = measure(undecided, search, advance, spectra=goal.needs_spectrum)
+    return Prepared(
+        model=model,
+        finding=finding,
+        early={group: choice for group, choice in early.items() if choice is not None},
+        measured=measured,
+        statistics=statistics,
+        search=search,
+        calibration=calibration,
+        macs=_macs(context, model, finding),
+    )
+
+
+def _simplified(context: Context) -> ir.Model:
+    """A model to work on: simplified, or a copy of the original and a note that says why."""
+    source = context.source
+    if not context.settings.simplify:
+        return source.model.clone()
+
+    def compared(path: Path) -> str | None:
+        if context.settings.check:
+            return context.trial.differs(path)
+        context.say("simplified, but not compared with the original (--no-check)")
+        return None
+
+    with context.stages("simplify"):
+        model, why = simplify_model(source, context.folder, compared)
+    context.say(why)
+    return source.model.clone() if model is source.model else model
+
+
+def _calibrated(
+    context: Context, model: ir.Model, groups: Sequence[Group]
+) -> tuple[Statistics, Statistics, Calibration | None]:
+    """Moments of what the groups' weights are multiplied with, where there are samples."""
+    if not groups:
+        return Statistics(), Statistics(), None
+    load = context.settings.load_stats is not None
+    saved, searched = (_loaded(context), None) if load else _gathered(context, model, groups)
+    if saved is None:
+        if context.settings.fisher:
+            context.say("errors are not weighed by Fisher information: there are no samples")
+        return Statistics(), Statistics(), None
+    found = statistics_of(model, groups, saved.gathered)
+    if context.settings.fisher and not load:
+        felt_by = _felt(context, model, list(found.fit))
+        by_weight = None if felt_by is None else {_weight(g): own for g, own in felt_by.items()}
+        saved = replace(saved, fisher=by_weight)
+    if context.settings.save_stats is not None:
+        statistics_file.save(Path(context.settings.save_stats), saved)
+    if context.settings.fisher and saved.fisher is not None:
+        roots, fitted = saved.fisher, found.fit
+        known = {group: roots[_weight(group)] for group in fitted if _weight(group) in roots}
+        found = replace(found, fisher=known)
+    search = replace(found, held={})
+    if searched is not None:
+        own, aside = (statistics_of(model, groups, part) for part in searched)
+        search = replace(own, held=aside.fit, fisher=found.fisher)
+    for note in found.notes:
+        context.say(note)
+    names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
+    for name, why in names.items():
+        context.say(f"{name} is fitted to its weight alone: {why}")
+    return (
+        found,
+        search,
+        Calibration(
+            data=saved.data,
+            samples=saved.samples,
+            held_out=saved.held_out,
+            mask=saved.mask,
+            layers=len(found.fit),
+            missing=names,
+        ),
+    )
+
+
+def _loaded(context: Context) -> SavedStatistics:
+    """Moments of an earlier run."""
+    path = Path(os.fspath(context.settings.load_stats or ""))
+    with context.stages("calibrate"):
+        saved = statistics_file.load(path, context.source.model, context.source.name)
+    if context.settings.fisher and saved.fisher is None:
+        raise InputError(
+            f"--load-stats {path}: holds no Fisher information; expected what --save-stats writes "
+            "with --fisher"
+        )
+    context.say(f"{path}: moments of {saved.samples} samples of {saved.data} are used")
+    return saved
+
+
+def _gathered(
+    context: Context, model: ir.Model, groups: Sequence[Group]
+) -> tuple[SavedStatistics | None, tuple[Mapping[Key, Gathered], ...] | None]:
+    """Moments of all samples; those without the ones a search judges with, and those of these."""
+    settings, trial = context.settings, context.trial
+    source = settings.calibration if settings.calibration is not None else settings.data
+    if source is None or not settings.calibrate:
+        return None, None
+    with context.stages("prepare"):
+        unavailable = trial.unavailable
+    if unavailable is not None:
+        if settings.calibration is not None:
+            raise InputError(f"--calibrate: {unavailable}")
+        return None, None
+    samples = trial.fitted_to
+    if samples is None:
+        return None, None
+    mask = settings.mask or find_mask(samples.feeds[0])
+    held = trial.samples.feeds
+    aside = trial.searched if settings.budget is not None else ()
+    fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
+    rest = [samples.feeds[number] for number in aside]
+    with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
+
+        def gathered(own: Sequence[Feed], judge: Sequence[Feed]) -> dict[Key, Gathered]:
+            return gather(
+                model,
+                groups,
+                trial.runner,
+                own,
+                judge,
+                mask,
+                advance,
+                context.folder,
+                must_fit=settings.mask is not None,
+            )
+
+        first = gathered(fit, held)
+        second = gathered(rest, ()) if rest else None
+    whole = first
+    if second is not None:
+        whole = {key: part.joined(second[key]) for key, part in first.items()}
+    if mask is not None:
+        context.say(f"rows where input {mask!r} is 0 are left out of the calibration")
+    saved = SavedStatistics(
+        model=fingerprint(context.source.model),
+        name=context.source.name,
+        data=samples.source,
+        samples=len(samples.feeds),
+        held_out=len(held),
+        mask=mask,
+        gathered=whole,
+    )
+    return saved, None if second is None else (first, second)
+
+
+def _weight(group: Group) -> Weight:
+    _, m, n = group.shape
+    return group.matrix.name, m, n
+
+
+def _felt(
+    context: Context, model: ir.Model, groups: Sequence[Group]
+) -> Mapping[Group, Fisher] | None:
+    """What the model's outputs feel of each layer's; None where there are no derivatives.
+
+    Samples that a search judges with have no part in it.
+    """
+    settings, samples = context.settings, context.trial.fitted_to
+    assert samples is not None  # moments were gathered of them
+    aside = set(context.trial.searched if settings.budget is not None else ())
+    feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
+    mask = settings.mask or find_mask(feeds[0])
+    constants = Constants(model, settings.constant_inputs)
+    with context.stages("fisher", len(feeds)) as advance:
+        try:
+            found = felt(
+                model, constants, groups, feeds, mask, context.trial.runner, advance, settings.seed
+            )
+        except DerivativeError as error:
+            context.say(f"errors are not weighed by Fisher information: {error}")
+            return None
+    for note in found.notes:
+        context.say(note)
+    for name, why in found.left.items():
+        context.say(f"{name} is not weighed by Fisher information: {why}")
+    return found.found
+
+
+def _macs(context: Context, model: ir.Model, finding: Finding) -> Macs | None:
+    """Multiply-accumulates, where the model is run at all."""
+    if not context.runs():
+        return None
+    if stored_bytes(model) > SIZE_LIMIT:
+        context.say(f"MACs not counted: the model is above {SIZE_LIMIT / 1e9:.0f} GB")
+        return None
+    with context.stages("count"):
+        try:
+            macs = count_macs(model, finding, context.trial.outputs)
+        except InputError as error:
+            context.say(f"MACs not counted: {error}")
+            return None
+    if macs.total is None:
+        context.say("MACs not counted: part of the work is inside a subgraph or a function")
+    return macs

@@ -1,0 +1,260 @@
+"""The run: load → simplify → find → measure → choose → rewrite → check → report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnx_lowrank.compression.assemble import predicted
+from onnx_lowrank.compression.candidates import Candidate, Candidates
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.plan import Chosen, cost_table, strategy_for
+from onnx_lowrank.compression.prepare import prepare
+from onnx_lowrank.compression.result import Destination, Result
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.compression.summary import layers, nothing_gained, totals
+from onnx_lowrank.errors import GateError, InputError
+from onnx_lowrank.evaluation.outputs import worst_error
+from onnx_lowrank.files import check_statistics_target, workspace
+from onnx_lowrank.graph.load import load
+from onnx_lowrank.graph.save import commit
+from onnx_lowrank.graph.walk import elements
+from onnx_lowrank.maps.choice import Decision
+from onnx_lowrank.progress import Progress, Stages
+from onnx_lowrank.ranks.choose import decide
+from onnx_lowrank.ranks.costs import CostTable
+from onnx_lowrank.ranks.guard import ROUNDS, put_back, slower
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.strategy import Plan, Unreachable
+from onnx_lowrank.report import (
+    REPORT_VERSION,
+    Check,
+    File,
+    GoalReport,
+    Report,
+)
+from onnx_lowrank.runtime.session import OrtLog
+
+__all__ = ["execute"]
+
+LOAD_LIMIT = 500_000_000
+
+
+def execute(
+    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    settings: Settings,
+    target: Destination | None,
+    progress: Progress,
+    log: OrtLog,
+) -> Result:
+    """Run all stages; with a target, write the result there at the end.
+
+    Args:
+        model: the model.
+        settings: the options.
+        target: where the result goes; None keeps it in memory.
+        progress: shows the stages.
+        log: collects ONNX Runtime's messages.
+
+    Raises:
+        As `compress` does.
+    """
+    stages = Stages(progress)
+    with stages("load"):
+        source = load(model)
+    if target is not None:
+        place = dataclasses.replace(target, force=True) if settings.dry_run else target
+        place.check(source.files)
+    saved = {"--save-stats": settings.save_stats, "--save-costs": settings.save_costs}
+    for option, path in saved.items():
+        if path is not None:
+            own = () if target is None else (target.path,)
+            check_statistics_target(Path(path), (*source.files, *own), option)
+    with contextlib.ExitStack() as stack:
+        home = workspace(None) if target is None or settings.dry_run else target.workspace()
+        folder = stack.enter_context(home)
+        context = Context(source, settings, folder, stages, log)
+        try:
+            return _Run(context, target).result()
+        except OSError as error:
+            name = source.name if target is None else str(target.path)
+            raise InputError(f"{name}: {error.strerror or error}; nothing written") from error
+
+
+class _Run:
+    """One run; what is the same for every goal is in `Prepared`."""
+
+    def __init__(self, context: Context, target: Destination | None) -> None:
+        self._context, self._target = context, target
+        self._before = File(
+            _text(context.source.path), context.source.bytes, elements(context.source.model)
+        )
+        self._put_back: tuple[str, ...] = ()
+        self._table: CostTable | None = None
+
+    def result(self) -> Result:
+        """Go through the stages; nothing is written before the last line but one."""
+        context, source = self._context, self._context.source
+        prepared = prepare(context)
+        self._candidates = Candidates(context, prepared)
+        try:
+            chosen = strategy_for(context, prepared)
+            self._table = chosen.table
+            with context.stages("choose"):
+                plan = chosen.strategy.first()
+            if context.settings.dry_run:
+                report = self._planned(prepared, chosen, plan)
+                return Result(prepared.model, report, source.files)
+            found = self._accepted(prepared, chosen, plan)
+        except Unreachable as missed:
+            report = self._planned(prepared, None, missed.plan)
+            raise GateError(f"{missed}; nothing written", report) from missed
+        assembled = found.assembled
+        context.say(nothing_gained(assembled.decisions))
+        check = self._checked(found)
+        after = File(None, assembled.bytes, elements(assembled.model))
+        report = self._report(
+            prepared, chosen, found.plan, after, assembled.decisions, found, check
+        )
+        self._gate(report)
+        if self._target is None:
+            return Result(assembled.model, report, source.files)
+        commit(assembled.files, self._target.path)
+        after = dataclasses.replace(after, path=str(self._target.path))
+        return Result(assembled.model, dataclasses.replace(report, output=after), source.files)
+
+    def _planned(self, prepared: Prepared, chosen: Chosen | None, plan: Plan) -> Report:
+        """The report of a plan that is not carried out."""
+        decisions = decide(prepared.finding, plan.choices)
+        self._context.say(nothing_gained(decisions))
+        parameters, size = predicted(prepared.model, decisions)
+        after = File(None, size, parameters)
+        return self._report(prepared, chosen, plan, after, decisions)
+
+    def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> Candidate:
+        """Assemble plans until one meets the goal, and is not slower than what came."""
+        once = chosen.strategy.once  # else only what is accepted is healed
+        found = self._candidates.make(plan, chosen.metric, self._target, heal=once)
+        while (following := chosen.strategy.revise(found.plan, found.measured)) is not None:
+            found = self._candidates.make(following, chosen.metric, self._target)
+        if not once and self._context.settings.heal and found.plan.factored:
+            found = self._candidates.make(found.plan, chosen.metric, self._target, heal=True)
+        latency = found.measured.latency
+        if latency is None or not slower(latency) or not found.plan.factored:
+            return found
+        settings = self._context.settings
+        if settings.allow_slower or settings.min_gain < 0 or not chosen.strategy.may_put_back:
+            self._context.say(
+                f"slower than the original: {latency.speedup.median:.2f}×; the goal is another one"
+            )
+            return found
+        for number in range(ROUNDS):
+            plan, names = put_back(
+                found.plan, self._times(prepared, found.plan), last=number == ROUNDS - 1
+            )
+            self._put_back += names
+            found = self._candidates.make(plan, chosen.metric, self._target, heal=True)
+            latency = found.measured.latency
+            if latency is None or not slower(latency) or not plan.factored:
+                break
+        self._context.say(
+            f"{len(self._put_back)} layers are dense again: the model was slower with their pairs"
+        )
+        return found
+
+    def _times(self, prepared: Prepared, plan: Plan) -> CostTable:
+        """How long the factored layers take, dense and as pairs."""
+        if self._table is None:
+            groups = [group for group, choice in plan.choices.items() if choice.rank is not None]
+            self._table = cost_table(self._context, prepared, groups)
+        return self._table
+
+    def _checked(self, found: Candidate) -> Check | None:
+        """Check of the written result, which at least has to load."""
+        context, path = self._context, found.assembled.path
+        settings, trial = context.settings, context.trial
+        if context.runs():
+            return self._candidates.check() if settings.check else None
+        wanted = settings.check or settings.bench
+        if not wanted and context.source.bytes > LOAD_LIMIT:
+            # ONNX Runtime would hold all of it, which is more than the rest of the run takes.
+            context.say(f"not loaded in ONNX Runtime: above {LOAD_LIMIT // 10**6} MB, --no-check")
+            return None
+        with context.stages("check"):
+            note = trial.loads(path)
+        if not wanted:  # else it is said already
+            context.say(note)
+        return None
+
+    def _report(
+        self,
+        prepared: Prepared,
+        chosen: Chosen | None,
+        plan: Plan,
+        after: File,
+        decisions: Sequence[Decision],
+        found: Candidate | None = None,
+        check: Check | None = None,
+    ) -> Report:
+        """The report; without a candidate, of what is not carried out."""
+        context, macs = self._context, prepared.macs
+        rows = layers(decisions, {} if found is None else found.assembled.errors, macs)
+        latency = None if found is None else found.measured.latency
+        notes = [*context.notes, *context.trial.notes]
+        if self._table is not None:
+            notes += self._table.notes()
+        summary = context.log.summary()
+        budget = context.settings.budget
+        goal = None
+        if budget is not None and chosen is not None:
+            goal = GoalReport(
+                option=budget.option,
+                predicted_damage=plan.damage,
+                summed_damage=plan.summed,
+                achieved_damage=None if check is None else check.damage,
+                metric=None if chosen.metric is None else chosen.metric.text,
+                loss=None if found is None else found.measured.loss,
+                evaluations=chosen.evaluations,
+                assembled=self._candidates.made,
+                samples=chosen.samples,
+                put_back=self._put_back,
+            )
+        return Report(
+            version=REPORT_VERSION,
+            tool=f"onnx-lowrank {version('onnx-lowrank')}",
+            input=self._before,
+            output=after,
+            layers=rows,
+            totals=totals(decisions, rows, macs, self._before.parameters, after.parameters),
+            calibration=prepared.calibration,
+            healing=None if found is None else found.assembled.healing,
+            goal=goal,
+            check=check,
+            latency=() if latency is None else (latency,),
+            settings=context.settings.to_dict(),
+            seconds=dict(context.stages.seconds),
+            notes=tuple(notes if summary is None else [*notes, summary]),
+        )
+
+    def _gate(self, report: Report) -> None:
+        limit = self._context.settings.max_error
+        if limit is None or report.check is None:
+            return
+        name, error = worst_error(report.check.providers)
+        if not error <= limit:
+            raise GateError(
+                f"--max-error {limit:g}: output {name!r} is off by {error:.3g} (mean relative L2); "
+                "nothing written",
+                report,
+            )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

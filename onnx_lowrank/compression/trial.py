@@ -1,0 +1,409 @@
+"""Trial: the original in ONNX Runtime, and other models run against it on the same samples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
+from onnx_lowrank.data.shapes import concrete_shapes, input_specs
+from onnx_lowrank.data.sources import Source as DataSource
+from onnx_lowrank.data.sources import load_source, same_source
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.evaluation.halves import computes_half, half_note
+from onnx_lowrank.evaluation.metrics import Judged, Metric
+from onnx_lowrank.evaluation.outputs import classifier_outputs, compare_outputs, run_check
+from onnx_lowrank.graph.load import Source
+from onnx_lowrank.graph.save import runnable_file, write
+from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.progress import Advance
+from onnx_lowrank.report import Check, Latency
+from onnx_lowrank.runtime.assignment import assignment, assignment_text
+from onnx_lowrank.runtime.finite import all_finite, not_finite
+from onnx_lowrank.runtime.providers import CPU, Provider, resolve_provider
+from onnx_lowrank.runtime.session import (
+    OrtLog,
+    default_threads,
+    open_session,
+    run,
+)
+from onnx_lowrank.runtime.taps import (
+    Runner,
+)
+from onnx_lowrank.runtime.timing import time_pair
+
+__all__ = ["Trial"]
+
+# A search judges with one calibration sample of so many, and with at most so many.
+_SEARCHED, _MOST_SEARCHED = 5, 32
+# Samples that are whole batches: with so many batches at most, or with so many of their rows.
+_BATCHES_SEARCHED, _ROWS_SEARCHED = 8, 128
+# Share of the calibration samples that judges the healing.
+_HEALED = 0.1
+
+# A simplified graph computes the same in another order: this is rounding, not another result.
+_ROUNDING = {
+    ir.DataType.FLOAT16: 1e-2,
+    ir.DataType.BFLOAT16: 5e-2,
+}
+_ROUNDING_FLOAT = 1e-4
+# What comes out of a sigmoid or a softmax near 0 is exact to this, however small it is.
+_ROUNDING_ABSOLUTE = 1e-6
+
+
+class Trial:
+    """Runs of one original and of models made from it.
+
+    Sessions and samples are made when they are first needed.
+
+    Attributes:
+        notes: assumptions and findings, for the report.
+        provider: the execution provider of check and timing; all else runs on the CPU.
+        threads: intra-op threads.
+    """
+
+    def __init__(self, source: Source, settings: Settings, folder: Path, log: OrtLog) -> None:
+        self._source = source
+        self._settings = settings
+        self._folder = folder
+        self._log = log
+        self.notes: dict[str, None] = {}
+        with log.capture("registering"):
+            self.provider = resolve_provider(settings.ep)
+        self._assigned: dict[str, str] = {}
+        self.threads = settings.threads or default_threads()
+
+    @cached_property
+    def original(self) -> ort.InferenceSession:
+        """The original's session.  Raises InputError where ONNX Runtime does not load it."""
+        session = self._open(self._original_file, provider=self.provider)
+        self._note_nodes(session, "the original")
+        return session
+
+    @cached_property
+    def _reference(self) -> ort.InferenceSession:
+        """The original on the CPU."""
+        return self.original if self.provider is CPU else self._open(self._original_file)
+
+    @cached_property
+    def _original_file(self) -> Path:
+        return runnable_file(self._source, self._folder / "original")
+
+    @cached_property
+    def unavailable(self) -> str | None:
+        """Why ONNX Runtime cannot run the original; None if it can."""
+        settings = self._settings
+        try:
+            session = self.original
+        except InputError as error:
+            return str(error)
+        try:
+            feed = self.samples.feeds[0]
+        except InputError as error:
+            # What the user said of the input does not fit the model: that must not pass.
+            if (
+                settings.data is not None
+                or settings.calibration is not None
+                or settings.input_shapes
+                or settings.dims
+            ):
+                raise
+            return str(error)
+        try:
+            outputs = self._run(session, feed, self._source.name)
+            if self.provider is not CPU and not all_finite(outputs):
+                why = not_finite(outputs, self._run(self._reference, feed, "the original"))
+                if why is not None:
+                    return f"{self._source.name}: {self.provider.full} runs it and {why}"
+        except InputError as error:
+            if settings.data is not None or settings.calibration is not None:
+                raise
+            return f"{error} (on random input; --data and --input-shape give it real input)"
+        return None
+
+    @property
+    def samples(self) -> Samples:
+        """The samples to check and time with; raises as `calibration`."""
+        return self._parts[0]
+
+    @property
+    def calibration(self) -> Samples | None:
+        """The samples to fit to, none of which are in `samples`; None if there are none.
+
+        Raises:
+            InputError: the data do not fit the model.
+        """
+        return self._parts[1]
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Input -> sizes: those of the samples, or without them what was given or is assumed."""
+        settings = self._settings
+        if (settings.check or settings.bench) and self.unavailable is None:
+            return self.samples.shapes
+        specs = input_specs(self._source.model)
+        shapes = concrete_shapes(specs, settings.input_shapes, settings.dims)
+        self.notes.update(dict.fromkeys(shapes.notes))
+        return shapes.shapes
+
+    @cached_property
+    def searched(self) -> tuple[int, ...]:
+        """Which samples of `fitted_to` a search of ranks judges with; none of few."""
+        count = 0 if self.fitted_to is None else len(self.fitted_to.feeds)
+        if self.fitted_to is None or count < _SEARCHED:
+            return ()
+        leading = {array.shape[:1] for array in self.fitted_to.feeds[0].values()}
+        (rows,) = leading.pop() if len(leading) == 1 and () not in leading else (1,)
+        most = min(_MOST_SEARCHED, max(_BATCHES_SEARCHED, _ROWS_SEARCHED // max(rows, 1)))
+        spread = np.linspace(0, count - 1, min(most, count // _SEARCHED))
+        return tuple(sorted({int(place) for place in spread}))
+
+    @cached_property
+    def healed_by(self) -> tuple[int, ...]:
+        """Which samples of `calibration` judge the healing; nothing else is fitted to them.
+
+        A start that was fitted to them would look better there than it is.
+        """
+        count = 0 if self.calibration is None else len(self.calibration.feeds)
+        if not self._settings.heal or count < 2:
+            return ()
+        spread = np.linspace(0, count - 1, max(1, round(_HEALED * count)) + 2)[1:-1]
+        return tuple(sorted({int(place) for place in spread}))
+
+    @cached_property
+    def fitted_to(self) -> Samples | None:
+        """The samples of `calibration` that factors are fitted to: all but those of the healing."""
+        samples = self.calibration
+        if samples is None or not self.healed_by:
+            return samples
+        aside = set(self.healed_by)
+        return samples.part([n for n in range(len(samples.feeds)) if n not in aside])
+
+    @property
+    def search(self) -> Samples:
+        """The samples that a search of ranks judges with.
+
+        They are not in `samples` unless nothing else is there.
+        """
+        if self.fitted_to is None:
+            return self.samples
+        return self.fitted_to.part(self.searched) if self.searched else self.fitted_to
+
+    @cached_property
+    def _parts(self) -> tuple[Samples, Samples | None]:
+        """What judges, and what the factors are fitted to."""
+        model, settings = self._source.model, self._settings
+        specs = input_specs(model)
+        shapes = runnable_shapes(
+            self._reference, model, specs, settings.input_shapes, settings.dims
+        )
+        judge, fit = settings.data, settings.calibration
+
+        def loaded(source: DataSource, limit: int) -> Samples:
+            option = "--data" if source is judge else "--calibrate"
+            return load_source(
+                source,
+                model,
+                specs,
+                shapes,
+                limit=limit,
+                seed=settings.seed,
+                option=option,
+                labels=None if settings.labels is None else Path(settings.labels),
+            )
+
+        if judge is None and fit is None:
+            self.notes.update(dict.fromkeys(shapes.notes))
+            parts: tuple[Samples, Samples | None] = (
+                random_samples(model, specs, shapes, count=settings.samples, seed=settings.seed),
+                None,
+            )
+        elif judge is not None and not settings.calibrate:
+            parts = loaded(judge, settings.samples), None
+        elif judge is not None and fit is not None and not same_source(judge, fit):
+            parts = loaded(judge, settings.samples), loaded(fit, settings.calibration_samples)
+        else:
+            source = judge if judge is not None else fit
+            assert source is not None
+            both = loaded(source, settings.samples + settings.calibration_samples)
+            parts = self._split(both)
+        for part in parts:
+            if part is not None:
+                self.notes.update(dict.fromkeys(part.notes))
+        return parts
+
+    def _split(self, both: Samples) -> tuple[Samples, Samples | None]:
+        """A held-out quarter, at most as many as are to be checked, and the rest to fit to."""
+        settings, count = self._settings, len(both.feeds)
+        if count == 1:
+            note = f"{both.source}: one sample cannot both calibrate and judge: "
+            if settings.calibration is None:
+                self.notes[note + "it judges, the factors are fitted to the weights alone"] = None
+                return both, None
+            self.notes[note + "it does, so the check is too good"] = None
+            return both, both
+        order = np.random.default_rng(settings.seed).permutation(count)
+        held = min(settings.samples, max(1, count // 4))
+        judge = sorted(int(index) for index in order[:held])
+        fit = sorted(int(index) for index in order[held:][: settings.calibration_samples])
+        self.notes[f"{both.source}: {len(fit)} samples calibrate, {len(judge)} others judge"] = None
+        return both.part(judge), both.part(fit)
+
+    def open(self, model: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
+        """A session of another model on the same provider."""
+        session = self._open(model, optimize=optimize, provider=self.provider)
+        if isinstance(model, Path):
+            self._note_nodes(session, "the result")
+        return session
+
+    def loads(self, path: Path) -> str | None:
+        """Load another model, without running it; what to say if the original does not load.
+
+        Raises:
+            InputError: the original loads and this one does not.
+        """
+        try:
+            self._open(path, optimize=False)
+        except InputError as error:
+            try:
+                _ = self.original
+            except InputError:
+                return f"ONNX Runtime loads neither the input nor the result: {error}"
+            raise
+        return None
+
+    def differs(self, path: Path) -> str | None:
+        """What is wrong with a model that should compute the same as the original; or None."""
+        if self.unavailable is not None:
+            return "the simplified model cannot be compared with the original"
+        try:
+            session = self._open(path)
+            feed = self.samples.feeds[0]
+            checks = compare_outputs(
+                self._run(self._reference, feed, "the original"),
+                self._run(session, feed, "the simplified model"),
+            )
+        except InputError as error:
+            return str(error)
+        types = {value.dtype for value in self._source.model.graph.outputs}
+        types |= {value.dtype for value in self._source.model.graph.initializers.values()}
+        limit = max(
+            (_ROUNDING[t] for t in types if t in _ROUNDING),
+            default=_ROUNDING_FLOAT,
+        )
+        for check in checks:
+            if not (check.relative_l2 <= limit or check.max_abs_error <= _ROUNDING_ABSOLUTE):
+                return (
+                    f"onnxsim changed output {check.name!r} by {check.relative_l2:.1e} "
+                    f"(relative; limit {limit:g})"
+                )
+        return None
+
+    def runner(self, model: ir.Model | onnx.ModelProto) -> Runner:
+        """A function from feeds to the outputs of a model made from the original."""
+        if isinstance(model, onnx.ModelProto):
+            session = self._open(model.SerializeToString())
+        else:
+            # A folder for each: sessions that are open may still read their file.
+            with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as own:
+                session = self._open(write(model, Path(own), "tapped.onnx", "auto")[-1])
+        wanted = {item.name for item in session.get_inputs()}
+
+        def call(feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+            given = {name: array for name, array in feed.items() if name in wanted}
+            return self._run(session, given, "the model with its activations as outputs")
+
+        return call
+
+    def outputs(self, model: ir.Model) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Outputs of a model with the original's inputs on the first sample."""
+        path = write(model, self._folder, "probe.onnx", "auto")[-1]
+        session = self._open(path, optimize=False)
+        wanted = {item.name for item in session.get_inputs()}
+        feed = {name: array for name, array in self.samples.feeds[0].items() if name in wanted}
+        return self._run(session, feed, "the probe")
+
+    def check(self, candidate: ort.InferenceSession, advance: Advance) -> Check:
+        """Outputs of a model against the original's on every sample."""
+        with self._log.capture("running"):
+            figures, damage, notes = run_check(
+                self.original,
+                candidate,
+                self.samples,
+                provider=self.provider.full,
+                classifiers=self.classifiers,
+                progress=lambda _: advance(1),
+            )
+        self.notes.update(dict.fromkeys(notes))
+        if computes_half(self._source.model) and not self.provider.half:
+            self.notes[half_note([self.provider.title])] = None
+        return Check(self.samples.source, len(self.samples.feeds), (figures,), damage)
+
+    @cached_property
+    def classifiers(self) -> frozenset[str]:
+        """Outputs that look like a classifier's."""
+        return frozenset(classifier_outputs(self._source.model))
+
+    def judge(self, candidate: ort.InferenceSession, metric: Metric) -> Judged:
+        """A model by a metric, on the samples of the check."""
+        meter = metric.meter(self.classifiers)
+        labels = self.samples.labels
+        for number, feed in enumerate(self.samples.feeds):
+            before = self._run(self.original, feed, "the original")
+            after = self._run(candidate, feed, "the result")
+            meter.add(after, before, None if labels is None else labels[number])
+        self.notes.update(meter.notes)
+        return meter.result()
+
+    def time(self, candidate: ort.InferenceSession, pairs: int, advance: Advance) -> Latency | None:
+        """Latency of a model against the original's, run in turns; none of an emulator."""
+        if self.provider.emulated:
+            self.notes[f"not timed: {self.provider.title} is emulated, its times mean nothing"] = (
+                None
+            )
+            return None
+        with self._log.capture("running"):
+            return time_pair(
+                self.original,
+                candidate,
+                self.samples.feeds,
+                provider=self.provider.full,
+                threads=self.threads,
+                pairs=pairs,
+                progress=lambda _: advance(1),
+            )
+
+    def _note_nodes(self, session: ort.InferenceSession, what: str) -> None:
+        """Note which nodes the provider took, of the last session of a kind."""
+        nodes = None if self.provider is CPU else assignment(session)
+        if nodes is not None:
+            self.notes.pop(self._assigned.pop(what, ""), None)
+            text = assignment_text(nodes, self.provider.full, self.provider.title)
+            self._assigned[what] = f"{what}: {text}"
+            self.notes[self._assigned[what]] = None
+
+    def _open(
+        self, model: Path | bytes, *, optimize: bool = True, provider: Provider = CPU
+    ) -> ort.InferenceSession:
+        return open_session(
+            model,
+            provider=provider,
+            threads=self.threads,
+            optimize=optimize,
+            log=self._log,
+        )
+
+    def _run(
+        self, session: ort.InferenceSession, feed: Mapping[str, npt.NDArray[np.generic]], what: str
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        with self._log.capture("running"):
+            return run(session, feed, what)

@@ -1,0 +1,1 @@
+"""Samples: read them from files or a callable, draw random ones, shapes, labels and masks."""

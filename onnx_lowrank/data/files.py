@@ -1,0 +1,117 @@
+"""Arrays from sample files: ``.npz``, ``.npy`` and the ONNX test data's ``.pb``.
+
+The files come from anywhere, so pickles are never loaded and whatever is wrong with a file is
+one `InputError` that names it.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
+
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.numerics.arrays import Array
+
+__all__ = ["numbered", "read_npy", "read_npz", "read_tensor"]
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a broken file raises into one line."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError,
+            SyntaxError, zipfile.BadZipFile, zlib.error, DecodeError) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        reason = " ".join(str(error).split())
+        if "allow_pickle" in reason or "Object arrays" in reason:
+            reason = "it holds Python objects (a pickle), which are never loaded"
+        raise InputError(f"{path}: expected {what}: {reason or type(error).__name__}") from error
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """All arrays of an archive.
+
+    Raises:
+        InputError: not an archive of arrays, damaged, empty, or with Python objects.
+    """
+    with _reading(path, "an .npz archive of arrays"):
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise InputError(f"{path}: expected an .npz archive of arrays: not a zip file")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays: dict[str, Array] = {}
+            for name in archive.files:
+                array: Any = archive[name]
+                if not isinstance(array, np.ndarray):
+                    raise InputError(f"{path}: expected arrays only, {name!r} is none")
+                arrays[name] = array
+    if not arrays:
+        raise InputError(f"{path}: the archive holds no array")
+    return arrays
+
+
+def read_npy(path: Path) -> Array:
+    """One array, mapped from its file.
+
+    Raises:
+        InputError: not an array file, cut short, or with Python objects.
+    """
+    with _reading(path, "an .npy array"):
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)  # np.load would take anything else for a pickle
+        if path.stat().st_size < 1 << 20:
+            array: Any = np.load(path, allow_pickle=False)
+        else:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.asarray(array)
+
+
+def read_tensor(path: Path) -> tuple[str, Array]:
+    """Name and values of a serialized TensorProto.
+
+    Raises:
+        InputError: not a tensor, or one whose values are in another file.
+    """
+    with _reading(path, "a serialized ONNX tensor (TensorProto)"):
+        tensor = onnx.TensorProto()
+        tensor.ParseFromString(path.read_bytes())
+        if tensor.data_type == onnx.TensorProto.UNDEFINED:
+            raise InputError(f"{path}: expected a serialized ONNX tensor (TensorProto): no type")
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise InputError(f"{path}: its values are in another file, which is not supported")
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype.kind in "OS":  # strings come as bytes or str
+            array = np.array(
+                [item.decode() if isinstance(item, bytes) else item for item in array.reshape(-1)],
+                dtype=object,
+            ).reshape(array.shape)
+        return str(tensor.name), array
+
+
+def numbered(folder: Path, stem: str) -> Mapping[int, Path]:
+    """Number -> file of ``stem_0.pb``, ``stem_1.pb``, … in numeric order.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    pattern = re.compile(rf"{stem}_(\d+)\.pb")
+    try:
+        found = {
+            int(match[1]): file
+            for file in folder.iterdir()
+            if (match := pattern.fullmatch(file.name))
+        }
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+    return dict(sorted(found.items()))

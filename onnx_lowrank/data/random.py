@@ -1,0 +1,104 @@
+"""Seeded random input that a model can run on.
+
+Floats are standard normal; masks are all ones; unsigned bytes, which are images, use their whole
+range; other integers stay below the smallest table that they index, or are 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnx_lowrank.data.fitter import is_floating
+from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.numerics.arrays import Array
+
+__all__ = ["check_random", "random_feed", "random_note"]
+
+
+def check_random(specs: Sequence[InputSpec], shapes: ConcreteShapes) -> None:
+    """Refuse inputs for which no random data can be made.
+
+    Raises:
+        InputError: an input of unknown rank without a given shape, or one of strings.
+    """
+    for spec in specs:
+        if spec.kind != "tensor":
+            continue
+        if spec.name not in shapes.shapes:
+            raise InputError(
+                f"input {spec.name!r}: the model does not give its rank; "
+                f"give its shape with --input-shape {spec.name}:… or samples with --data"
+            )
+        if spec.dtype.kind == "O":
+            raise InputError(
+                f"input {spec.name!r}: expected numbers, the model wants strings, which cannot "
+                "be made at random; give samples with --data"
+            )
+
+
+def random_feed(
+    specs: Sequence[InputSpec],
+    shapes: ConcreteShapes,
+    bounds: Mapping[str, int],
+    seed: tuple[int, int],
+) -> dict[str, Array]:
+    """One feed; the same seed gives the same values.
+
+    Args:
+        specs: the inputs.
+        shapes: their sizes.
+        bounds: input -> number that its values must stay below.
+        seed: the seed of the run and the number of the sample.
+    """
+    rng = np.random.default_rng(seed)
+    return {
+        spec.name: _values(spec, shapes.shapes[spec.name], bounds.get(spec.name), rng)
+        for spec in specs
+        if spec.kind == "tensor"
+    }
+
+
+def _values(
+    spec: InputSpec, shape: tuple[int, ...], bound: int | None, rng: np.random.Generator
+) -> Array:
+    dtype = spec.dtype
+    if "mask" in spec.name.lower():
+        return np.ones(shape, dtype)
+    if dtype.kind == "b":
+        return np.asarray(rng.random(shape) < 0.5)
+    if dtype.kind == "c":
+        values = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+        return np.asarray(values).astype(dtype)
+    if is_floating(dtype):
+        return np.asarray(rng.standard_normal(shape)).astype(dtype)
+    if bound is None:
+        bound = 256 if dtype == np.uint8 else 2
+    elif dtype.itemsize < 4:
+        bound = min(bound, np.iinfo(dtype).max + 1)
+    return np.asarray(rng.integers(0, bound, shape)).astype(dtype)
+
+
+def random_note(specs: Sequence[InputSpec], bounds: Mapping[str, int], seed: int) -> str:
+    """One sentence that says what the random input is."""
+    groups: dict[str, list[str]] = {}
+    for spec in specs:
+        if spec.kind != "tensor":
+            continue
+        if "mask" in spec.name.lower():
+            text = "all ones"
+        elif spec.dtype.kind == "b":
+            text = "random truth values"
+        elif is_floating(spec.dtype) or spec.dtype.kind == "c":
+            text = "standard normal"
+        else:
+            top = bounds.get(spec.name, 256 if spec.dtype == np.uint8 else 2)
+            text = f"integers from 0 to {top - 1}"
+        groups.setdefault(text, []).append(spec.name)
+    parts = [
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''} {text}"
+        for text, names in groups.items()
+    ]
+    return f"random input (seed {seed}), not real data: {'; '.join(parts)}"

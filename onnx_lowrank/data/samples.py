@@ -1,0 +1,381 @@
+"""Samples for the check and the timing: from files, or seeded random ones.
+
+``.npz``                     one array an input; axis 0 holds the samples, cut to the batch
+folder of ``.npz``           each file is one complete feed
+``.npy``                     for a model with one input; as an ``.npz`` with that one array
+folder ``test_data_set_*``   ``input_N.pb``, and ``output_N.pb`` where present
+
+Labels come from a file of their own, or from an array of an ``.npz`` (see
+`onnx_lowrank.data.labels`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar, overload
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnx_lowrank.data.files import (
+    numbered,
+    read_npy,
+    read_npz,
+    read_tensor,
+)
+from onnx_lowrank.data.fitter import Fitter, require_tensors
+from onnx_lowrank.data.index_bounds import index_bound
+from onnx_lowrank.data.labels import all_or_none, cut, read_labels
+from onnx_lowrank.data.random import check_random, random_feed, random_note
+from onnx_lowrank.data.shapes import (
+    IMAGE_SIZES,
+    ConcreteShapes,
+    InputSpec,
+    concrete_shapes,
+)
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime.session import OrtLog, run
+
+__all__ = ["Samples", "load_samples", "random_samples", "runnable_shapes"]
+
+Expected = Mapping[str, Array] | None
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs to run, read when they are asked for.
+
+    Attributes:
+        source: "random", or the path that they come from.
+        feeds: one mapping input -> array for each sample.
+        expected: stored outputs of each sample, output -> array, or None.
+        notes: what was assumed, converted or left out.
+        total: how many samples the source holds; `feeds` may be a choice of them.
+        labels: those of each sample, shape [rows, …], or None.
+    """
+
+    source: str
+    feeds: Sequence[Feed]
+    expected: Sequence[Expected]
+    notes: tuple[str, ...]
+    total: int
+    labels: Sequence[Array] | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Input -> sizes in the first sample."""
+        return {name: tuple(array.shape) for name, array in self.feeds[0].items()}
+
+    def part(self, indices: Sequence[int]) -> Samples:
+        """Some of the samples, in the given order."""
+        labels = self.labels
+        return Samples(
+            self.source,
+            _Lazy(len(indices), lambda index: self.feeds[indices[index]]),
+            _Lazy(len(indices), lambda index: self.expected[indices[index]]),
+            self.notes,
+            self.total,
+            None if labels is None else tuple(labels[index] for index in indices),
+        )
+
+
+class _Lazy(Sequence[_T]):
+    """A sequence whose items are made each time they are asked for."""
+
+    def __init__(self, length: int, make: Callable[[int], _T]) -> None:
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> _T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[_T]: ...
+    def __getitem__(self, index: int | slice) -> _T | Sequence[_T]:
+        chosen = range(self._length)[index]
+        if isinstance(chosen, range):
+            return [self._make(item) for item in chosen]
+        return self._make(chosen)
+
+    def __iter__(self) -> Iterator[_T]:
+        return (self._make(index) for index in range(self._length))
+
+
+def random_samples(
+    model: ir.Model,
+    specs: Sequence[InputSpec],
+    shapes: ConcreteShapes,
+    *,
+    count: int,
+    seed: int,
+) -> Samples:
+    """Seeded random input; the n-th sample depends on the seed and on n alone.
+
+    Raises:
+        InputError: an input is not a tensor, has no known rank, or holds strings.
+    """
+    require_tensors(specs)
+    check_random(specs, shapes)
+    bounds = _index_bounds(model, specs)
+    return Samples(
+        source="random",
+        feeds=_Lazy(count, lambda index: random_feed(specs, shapes, bounds, (seed, index))),
+        expected=(None,) * count,
+        notes=(random_note(specs, bounds, seed),),
+        total=count,
+    )
+
+
+def _index_bounds(model: ir.Model, specs: Sequence[InputSpec]) -> dict[str, int]:
+    integers = {spec.name for spec in specs if spec.dtype.kind in "iu"}
+    found = {
+        value.name: index_bound(value) for value in model.graph.inputs if value.name in integers
+    }
+    return {name: max(1, bound) for name, bound in found.items() if name and bound is not None}
+
+
+def runnable_shapes(
+    session: ort.InferenceSession,
+    model: ir.Model,
+    specs: Sequence[InputSpec],
+    input_shapes: Mapping[str, tuple[int, ...]],
+    dims: Mapping[str, int],
+) -> ConcreteShapes:
+    """As `concrete_shapes`, but with an assumed image size that the model runs with.
+
+    Only where the size of an image has to be guessed is anything run: a recognizer of text
+    lines, for example, fails on the first guess, a square.  Where no guess runs the first one is
+    returned, and the run that follows says why it fails.
+    """
+    first = concrete_shapes(specs, input_shapes, dims)
+    guesses = [concrete_shapes(specs, input_shapes, dims, image=size) for size in IMAGE_SIZES]
+    if all(guess.shapes == first.shapes for guess in guesses):
+        return first
+    for size, guess in zip(IMAGE_SIZES, guesses, strict=True):
+        feed = random_samples(model, specs, guess, count=1, seed=0).feeds[0]
+        try:
+            with OrtLog().capture("trying image sizes"):  # a failure here is no news to the user
+                run(session, feed, "the model")
+        except InputError:
+            continue
+        if guess is guesses[0]:
+            return guess
+        note = "the model does not run on images of {}×{}, but on {}×{}".format(
+            *IMAGE_SIZES[0], *size
+        )
+        return replace(guess, notes=(*guess.notes, note))
+    return first
+
+
+def load_samples(
+    path: Path,
+    specs: Sequence[InputSpec],
+    shapes: ConcreteShapes,
+    *,
+    limit: int,
+    seed: int,
+    output_names: Sequence[str],
+    option: str = "--data",
+    labels: Path | None = None,
+) -> Samples:
+    """Samples from a file or a folder, see the module's text for the forms.
+
+    Every chosen sample is read and checked here, and read again when it is asked for.
+
+    Args:
+        path: the file or folder.
+        specs: the inputs of the model, in its order.
+        shapes: sizes; axis 0 is the batch, and guesses give way to the data's own sizes.
+        limit: more samples than this are cut to a seeded choice in their order.
+        seed: of that choice.
+        output_names: the outputs of the model, in its order.
+        option: which option named the path, for messages.
+        labels: file of the labels of all samples; default: those among the data.
+
+    Raises:
+        InputError: whatever is wrong with the data, naming file, input, expected and found.
+    """
+    fitter = Fitter(specs, shapes, output_names, own_labels=labels is None)
+    if not path.exists():
+        raise InputError(f"{option} {path}: no such file or folder")
+    if path.is_dir():
+        return _from_folder(path, fitter, specs, limit, seed, output_names, option, labels)
+    if path.suffix == ".npz":
+        return _from_stack(path, read_npz(path), fitter, shapes, limit, seed, labels)
+    if path.suffix == ".npy":
+        if len(fitter.specs) != 1:
+            raise InputError(
+                f"{path}: an .npy serves a model with one input, this one has {len(fitter.specs)} "
+                f"({', '.join(fitter.specs)}); use an .npz with one array for each"
+            )
+        name = next(iter(fitter.specs))
+        return _from_stack(path, {name: read_npy(path)}, fitter, shapes, limit, seed, labels)
+    raise InputError(
+        f"{option} {path}: expected .npz, .npy or a folder of .npz files or test_data_set_*, "
+        f"came a file {path.suffix or 'without suffix'!r}"
+    )
+
+
+def _choose(total: int, limit: int, seed: int, fitter: Fitter) -> list[int]:
+    if total <= limit:
+        return list(range(total))
+    fitter.note(f"{limit} of {total} samples are used, chosen with seed {seed}")
+    chosen = np.random.default_rng(seed).choice(total, limit, replace=False)
+    return sorted(int(index) for index in chosen)
+
+
+def _from_stack(
+    path: Path,
+    arrays: Mapping[str, Array],
+    fitter: Fitter,
+    shapes: ConcreteShapes,
+    limit: int,
+    seed: int,
+    labels: Path | None,
+) -> Samples:
+    """Samples that lie along axis 0 of one array an input."""
+    fitted = fitter.fit(arrays, str(path), stacked=True)
+    steps: dict[str, int | None] = {}  # rows that one sample takes; None: an element, unstacked
+    counts: dict[str, int] = {}
+    for name, array in fitted.items():
+        known = shapes.shapes.get(name)
+        if array.ndim == 0:
+            continue
+        steps[name] = None if known == () else max(1, known[0]) if known else 1
+        batch = steps[name] or 1
+        counts[name], left = divmod(len(array), batch)
+        if not counts[name]:
+            raise InputError(
+                f"{path}: input {name!r}: expected at least one batch of {batch} along axis 0, "
+                f"came {len(array)}"
+            )
+        if left:
+            fitter.note(
+                f"{path}: input {name!r}: {left} of {len(array)} rows do not fill a batch of "
+                f"{batch} and were left out"
+            )
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(f"{path}: expected as many samples for every input, came {found}")
+    total = min(counts.values(), default=1)
+    named = fitter.labels(arrays) if labels is None else read_labels(labels)
+    of_sample = None
+    if named is not None:
+        rows = {len(fitted[name]): step or 1 for name, step in steps.items()}
+        where = f"{path}: labels" if labels is None else f"--labels {labels}"
+        of_sample = cut(named, where, total, rows)
+    chosen = _choose(total, limit, seed, fitter)
+
+    def feed(index: int) -> Feed:
+        row = chosen[index]
+        result: dict[str, Array] = {}
+        for name, array in fitted.items():
+            if name not in steps:
+                result[name] = array
+            elif (step := steps[name]) is None:
+                result[name] = np.asarray(array[row])
+            else:
+                result[name] = np.asarray(array[row * step : (row + 1) * step])
+        return result
+
+    feeds = _Lazy(len(chosen), feed)
+    for item in feeds:
+        fitter.inspect(item, str(path))
+    return Samples(
+        str(path),
+        feeds,
+        (None,) * len(chosen),
+        fitter.notes,
+        total,
+        None if of_sample is None else tuple(of_sample(row) for row in chosen),
+    )
+
+
+def _from_folder(
+    path: Path,
+    fitter: Fitter,
+    specs: Sequence[InputSpec],
+    limit: int,
+    seed: int,
+    output_names: Sequence[str],
+    option: str,
+    labels: Path | None,
+) -> Samples:
+    """Samples that are a file or a folder each."""
+    sets = [item for item in path.glob("test_data_set_*") if item.is_dir()]
+    sets.sort(key=lambda item: [int(part) for part in re.findall(r"\d+", item.name)])
+    archives = sorted(item for item in path.glob("*.npz") if item.is_file())
+    if numbered(path, "input"):
+        sets = [path]
+    if sets and archives:
+        fitter.note(f"{path}: {len(archives)} .npz files beside the .pb test data were left out")
+    items = sets or archives
+    if not items:
+        raise InputError(
+            f"{option} {path}: expected .npz files, test_data_set_* folders or input_0.pb, found "
+            "none"
+        )
+    numbers = _choose(len(items), limit, seed, fitter)
+    chosen = [items[index] for index in numbers]
+    tensors = [spec.name for spec in specs]
+
+    def arrays(index: int) -> Mapping[str, Array]:
+        item = chosen[index]
+        return _read_set(item, "input", tensors) if sets else read_npz(item)
+
+    def feed(index: int) -> Feed:
+        return fitter.fit(arrays(index), str(chosen[index]), stacked=False)
+
+    def outputs(index: int) -> Expected:
+        return _read_set(chosen[index], "output", output_names) or None
+
+    own: list[Array | None] = []
+    for index, item in enumerate(chosen):
+        read = arrays(index)
+        fitter.inspect(fitter.fit(read, str(item), stacked=False), str(item))
+        own.append(fitter.labels(read))
+    if labels is None:
+        named = all_or_none(own, lambda index: str(chosen[index]))
+    else:
+        every = read_labels(labels)
+        each, left = divmod(len(every), len(items))
+        steps = {} if left or not each else {len(every): each}
+        of_sample = cut(every, f"--labels {labels}", len(items), steps)
+        named = [of_sample(number) for number in numbers]
+    expected = _Lazy(len(chosen), outputs) if sets else (None,) * len(chosen)
+    for _ in expected:  # a broken file shows now, not in the middle of the check
+        pass
+    feeds = _Lazy(len(chosen), feed)
+    return Samples(
+        str(path),
+        feeds,
+        expected,
+        fitter.notes,
+        len(items),
+        None if named is None else tuple(named),
+    )
+
+
+def _read_set(folder: Path, stem: str, names: Sequence[str]) -> dict[str, Array]:
+    """Name -> array of ``stem_N.pb``: by the tensor's own name, else by its number."""
+    arrays: dict[str, Array] = {}
+    for number, file in numbered(folder, stem).items():
+        own, array = read_tensor(file)
+        if own not in names and number >= len(names):
+            raise InputError(
+                f"{file}: the model has {len(names)} {stem}s ({', '.join(names)}), "
+                f"expected no {stem}_{number}.pb"
+            )
+        name = own if own in names else names[number]
+        if name in arrays:
+            raise InputError(f"{file}: expected one file for each {stem}, {name!r} came twice")
+        arrays[name] = array
+    return arrays

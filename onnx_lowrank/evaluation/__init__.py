@@ -1,0 +1,1 @@
+"""Two models compared: their outputs, metrics of the difference, and their latencies."""

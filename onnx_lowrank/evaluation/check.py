@@ -1,0 +1,218 @@
+"""``check``: outputs of one model against another's on several targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from onnx_lowrank.errors import UsageError
+from onnx_lowrank.evaluation.halves import computes_half, half_note
+from onnx_lowrank.evaluation.outputs import Comparison, classifier_outputs, worst_error
+from onnx_lowrank.evaluation.subjects import Subject, Subjects
+from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.progress import Progress, Stages
+from onnx_lowrank.report import OutputCheck, ProviderCheck, TargetsReport
+from onnx_lowrank.targets import open_target
+from onnx_lowrank.targets.base import (
+    Job,
+    Outcome,
+    Target,
+    outcome_text,
+)
+
+__all__ = ["CheckReport", "ModelOnTarget", "TargetCheck", "check_models", "open_targets"]
+
+_CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class ModelOnTarget:
+    """One model on one target.
+
+    Attributes:
+        model: its file.
+        error: why it did not run; None if it did.
+        nodes: provider -> names of the nodes that it ran; None where the target does not tell.
+        assignment: the same in a sentence; "" where it is not known.
+        costs: deterministic costs by name.
+        against_cpu: its outputs against its own on the CPU; empty where the target is the CPU.
+    """
+
+    model: str
+    error: str | None
+    nodes: Mapping[str, tuple[str, ...]] | None
+    assignment: str
+    costs: Mapping[str, float]
+    against_cpu: tuple[OutputCheck, ...]
+
+
+@dataclass(frozen=True)
+class TargetCheck:
+    """Two models on one target.
+
+    Attributes:
+        target: as the user wrote it.
+        emulated: whether its times mean nothing.
+        outputs: the second model against the first, both on this target; empty where one of them
+            did not run.
+        models: both models.
+    """
+
+    target: str
+    emulated: bool
+    outputs: tuple[OutputCheck, ...]
+    models: tuple[ModelOnTarget, ...]
+
+
+@dataclass(frozen=True)
+class CheckReport(TargetsReport):
+    """What `check_models` found; the schema is that of ``onnx-lowrank check --report``.
+
+    Attributes:
+        tool: name and version of the program.
+        models: the files, the reference first.
+        data: "random", or the path of the samples.
+        samples: how many were run.
+        targets: one entry for each target.
+        max_error: the limit that was set, or None.
+        missed: what is beyond the limit, or None.
+        notes: what else the user should know.
+    """
+
+    tool: str
+    models: tuple[str, ...]
+    data: str
+    samples: int
+    targets: tuple[TargetCheck, ...]
+    max_error: float | None = None
+    missed: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def open_targets(names: Sequence[str]) -> tuple[Target, ...]:
+    """The targets of these names, before any work is done.
+
+    Raises:
+        InputError: one is not there or cannot be used.
+        UsageError: one is named twice.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--target {name}: expected each target once, it is given twice")
+    return tuple(open_target(name) for name in names)
+
+
+def check_models(
+    subjects: Subjects,
+    targets: Sequence[Target],
+    *,
+    strict: bool,
+    threads: int | None,
+    max_error: float | None,
+    progress: Progress,
+) -> CheckReport:
+    """Run two models on every target and compare: with each other, and each with the CPU.
+
+    Args:
+        subjects: the reference, the other model, and the samples.
+        targets: where.
+        strict: whether a node that a target leaves to the CPU is an error there.
+        threads: intra-op threads; None for each target's default.
+        max_error: limit of the mean relative L2 error of every output, on every target.
+        progress: shows the stages.
+
+    Raises:
+        InputError: a target cannot be reached, or the models have different outputs.
+    """
+    files = [subject.file for subject in subjects.models]
+    feeds = subjects.samples.feeds
+    job = Job(outputs=True, strict=strict, threads=threads)
+    stages = Stages(progress)
+
+    def run(target: Target) -> tuple[Outcome, ...]:
+        with stages(target.name, len(files) * len(feeds)) as advance:
+            return target.run(files, feeds, job, advance)
+
+    cpu = next((target for target in targets if target.name == _CPU), None)
+    reference = run(cpu if cpu is not None else open_target(_CPU))
+    notes: dict[str, None] = dict.fromkeys(subjects.notes)
+    entries, halves = [], False
+    for target in targets:
+        outcomes = reference if target is cpu else run(target)
+        for outcome in outcomes:
+            halves = halves or (outcome.half is True and outcome.error is None)
+            notes.update(dict.fromkeys(f"{target.name}: {note}" for note in outcome.notes))
+        entries.append(_entry(target, subjects.models, outcomes, reference, notes))
+    if not halves and any(computes_half(subject.source.model) for subject in subjects.models):
+        notes[half_note([target.name for target in targets])] = None
+    return CheckReport(
+        tool=f"onnx-lowrank {version('onnx-lowrank')}",
+        models=tuple(subject.name for subject in subjects.models),
+        data=subjects.samples.source,
+        samples=len(feeds),
+        targets=tuple(entries),
+        max_error=max_error,
+        missed=_missed(entries, max_error),
+        notes=tuple(notes),
+    )
+
+
+def _entry(
+    target: Target,
+    models: Sequence[Subject],
+    outcomes: Sequence[Outcome],
+    reference: Sequence[Outcome],
+    notes: dict[str, None],
+) -> TargetCheck:
+    before, after = models
+    classifiers = classifier_outputs(before.source.model)
+
+    def compared(a: Outcome, b: Outcome, what: str) -> tuple[OutputCheck, ...]:
+        if a.error is not None or b.error is not None:
+            return ()
+        return _compared(a.outputs, b.outputs, what, classifiers, notes)
+
+    rows = tuple(
+        ModelOnTarget(
+            model=subject.name,
+            error=outcome.error,
+            nodes=outcome.nodes,
+            assignment=outcome_text(target, outcome),
+            costs=dict(outcome.costs),
+            against_cpu=()
+            if outcome is own
+            else compared(own, outcome, f"{subject.name} on {target.name}"),
+        )
+        for subject, outcome, own in zip(models, outcomes, reference, strict=True)
+    )
+    outputs = compared(outcomes[0], outcomes[1], after.name)
+    return TargetCheck(target.name, target.emulated, outputs, rows)
+
+
+def _compared(
+    before: Sequence[Feed],
+    after: Sequence[Feed],
+    what: str,
+    classifiers: Any,
+    notes: dict[str, None],
+) -> tuple[OutputCheck, ...]:
+    comparison = Comparison(classifiers, what)
+    for expected, found in zip(before, after, strict=True):
+        comparison.add(expected, found)
+    notes.update(dict.fromkeys(f"{what}: {note}" for note in comparison.notes))
+    return comparison.results()
+
+
+def _missed(entries: Sequence[TargetCheck], limit: float | None) -> str | None:
+    if limit is None:
+        return None
+    for entry in entries:
+        name, error = worst_error([ProviderCheck(entry.target, entry.outputs)])
+        if not error <= limit:
+            return (
+                f"{entry.target}: output {name!r} differs by {error:.3g} (mean relative L2), "
+                f"more than --max-error {limit:g}"
+            )
+    return None

@@ -1,0 +1,24 @@
+"""float16 models: where their error was judged in float16, and where it was not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from onnx_lowrank.graph.walk import tensors
+
+__all__ = ["computes_half", "half_note"]
+
+
+def computes_half(model: ir.Model) -> bool:
+    """Whether a model has weights in float16."""
+    return any(tensor.dtype == ir.DataType.FLOAT16 for tensor in tensors(model))
+
+
+def half_note(judges: Sequence[str]) -> str:
+    """What to say of a float16 model that was judged only where float16 is not computed."""
+    return (
+        f"float16 weights judged on {', '.join(judges)} only, which computes them in float32: the "
+        "larger error of ARM's float16 arithmetic was not judged"
+    )

@@ -1,0 +1,163 @@
+"""The models that a verb compares or times, and the samples that all of them run on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
+from onnx_lowrank.data.shapes import InputSpec, input_specs
+from onnx_lowrank.data.sources import load_source
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.graph.fixed import fix_shapes
+from onnx_lowrank.graph.load import Source, load
+from onnx_lowrank.graph.save import runnable_file, write
+from onnx_lowrank.runtime.log import OrtLog
+from onnx_lowrank.runtime.session import open_session
+
+__all__ = ["SampleOptions", "Subject", "Subjects", "open_subjects"]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What the models are run on.
+
+    Attributes:
+        data: where the samples come from, as ``--data``; None for random input.
+        samples: how many.
+        seed: of random input, and of the choice among more.
+        input_shapes: input -> concrete sizes.
+        dims: symbolic dimension -> size.
+        fix: whether copies are run whose inputs have the sizes of the samples.
+    """
+
+    data: str | os.PathLike[str] | None = None
+    samples: int = 16
+    seed: int = 0
+    input_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    dims: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    fix: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model and the file that is run: its own, or a copy."""
+
+    source: Source
+    file: Path
+
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        return self.source.name
+
+
+@dataclass(frozen=True, eq=False)
+class Subjects:
+    """Models and their samples."""
+
+    models: tuple[Subject, ...]
+    samples: Samples
+    notes: tuple[str, ...]
+
+
+def open_subjects(
+    paths: Sequence[Path], options: SampleOptions, folder: Path, log: OrtLog
+) -> Subjects:
+    """Load models that have the same inputs, and the samples for them.
+
+    Args:
+        paths: the models; the first one is what the others are measured against.
+        options: the samples.
+        folder: for copies of models.
+        log: collects ONNX Runtime's messages.
+
+    Raises:
+        InputError: a model cannot be read, two models have different inputs, or the samples do
+            not fit them.
+    """
+    sources = [load(path) for path in paths]
+    specs = _common_specs(sources)
+    files = []
+    for number, source in enumerate(sources):
+        place = folder / str(number)
+        place.mkdir()
+        files.append(runnable_file(source, place))
+    model = sources[0].model
+    # A dimension that another model fixes needs no size any more.
+    left = {axis for spec in specs for axis in spec.shape or ()}
+    fixed = {a for s in sources for spec in input_specs(s.model) for a in spec.shape or ()} - left
+    dims = {name: size for name, size in options.dims.items() if name not in fixed}
+    session = open_session(files[0], threads=1, log=log)
+    shapes = runnable_shapes(session, model, specs, options.input_shapes, dims)
+    del session
+    if options.data is None:
+        notes = shapes.notes
+        samples = random_samples(model, specs, shapes, count=options.samples, seed=options.seed)
+    else:
+        notes = ()
+        samples = load_source(
+            options.data, model, specs, shapes, limit=options.samples, seed=options.seed
+        )
+    if options.fix:
+        files = [_fixed(source, samples, folder / str(n)) for n, source in enumerate(sources)]
+        sizes = ", ".join(f"{name} {list(shape)}" for name, shape in samples.shapes.items())
+        notes = (*notes, f"copies with fixed inputs are run: {sizes}")
+    subjects = (Subject(source, file) for source, file in zip(sources, files, strict=True))
+    return Subjects(tuple(subjects), samples, (*notes, *samples.notes))
+
+
+def _fixed(source: Source, samples: Samples, folder: Path) -> Path:
+    model = source.model.clone()
+    fix_shapes(model, samples.shapes)
+    return write(model, folder, "fixed.onnx", "auto")[-1]
+
+
+def _common_specs(sources: Sequence[Source]) -> tuple[InputSpec, ...]:
+    """The inputs that all models have, with every size that one of them fixes."""
+    first = sources[0]
+    common = {spec.name: spec for spec in input_specs(first.model)}
+    for source in sources[1:]:
+        own = {spec.name: spec for spec in input_specs(source.model)}
+        if set(own) != set(common):
+            raise InputError(
+                f"{first.name} and {source.name} have different inputs: "
+                f"{_texts(common.values())} and {_texts(own.values())}"
+            )
+        for name, spec in own.items():
+            merged = _merged(common[name], spec)
+            if merged is None:
+                raise InputError(
+                    f"{first.name} and {source.name} have different inputs: "
+                    f"{_texts([common[name]])} and {_texts([spec])}"
+                )
+            common[name] = merged
+    return tuple(common.values())
+
+
+def _merged(one: InputSpec, other: InputSpec) -> InputSpec | None:
+    """What both declare of an input; None where they contradict each other."""
+    if (one.dtype, one.kind) != (other.dtype, other.kind):
+        return None
+    if one.shape is None or other.shape is None:
+        return one if other.shape is None else other
+    if len(one.shape) != len(other.shape):
+        return None
+    axes = []
+    for a, b in zip(one.shape, other.shape, strict=True):
+        if isinstance(a, int) and isinstance(b, int) and a != b:
+            return None
+        axes.append(b if isinstance(b, int) else a)
+    return dataclasses.replace(one, shape=tuple(axes))
+
+
+def _texts(specs: object) -> str:
+    assert not isinstance(specs, str)
+    parts = []
+    for spec in specs:  # type: ignore[attr-defined]
+        axes = "?" if spec.shape is None else ", ".join(str(d or "?") for d in spec.shape)
+        parts.append(f"{spec.name} {spec.dtype}[{axes}]")
+    return "; ".join(parts) or "none"

@@ -1,0 +1,1 @@
+"""Factors fitted to data: moments, spectra, fit, refit, Fisher information and healing."""

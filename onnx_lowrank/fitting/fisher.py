@@ -1,0 +1,203 @@
+"""Fisher: what the model's outputs feel of each layer's errors, by derivatives.
+
+Of every sample a random direction of the outputs is taken back through the model; the second
+moments of what arrives at a layer's output say which of its errors matter
+(`onnx_lowrank.numerics.fisher`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lowrank.autodiff.gradient import (
+    Loss,
+    depends,
+    differentiable,
+    gradient_model,
+    read_ranks,
+)
+from onnx_lowrank.errors import DerivativeError
+from onnx_lowrank.fitting.batches import Batches, joined, wide
+from onnx_lowrank.graph.constants import FLOATS, Constants
+from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.fisher import Fisher
+from onnx_lowrank.numerics.moments import Accumulator, passes
+from onnx_lowrank.progress import Advance
+from onnx_lowrank.runtime.taps import (
+    Runner,
+    tapped,
+)
+
+__all__ = ["Felt", "felt"]
+
+
+# Directions to draw, about, and how often at most from the same samples.
+_DRAWS, _ROUNDS = 2048, 8
+# Samples of a batch, where they can be put together.
+_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Felt:
+    """What came of it.
+
+    Attributes:
+        found: the coordinates of each group's outputs.
+        left: name of a node -> why there are none for its group.
+        draws: how many random directions were taken back.
+        notes: what else the user should know.
+    """
+
+    found: Mapping[Group, Fisher]
+    left: Mapping[str, str]
+    draws: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tap:
+    """Where a group's outputs are."""
+
+    group: Group
+    value: str
+    read: Callable[[Array], Array]
+
+    def rows(self, gradient: Array) -> Array:
+        """The gradients at the rows ``x·W``, but for a scale, from that at the node's output."""
+        # What the node adds to x·W is taken off outputs, and has no part in their gradient.
+        return self.read(gradient) - self.read(np.zeros_like(gradient))
+
+
+def felt(
+    model: ir.Model,
+    constants: Constants,
+    groups: Sequence[Group],
+    feeds: Sequence[Feed],
+    mask: str | None,
+    open_model: Callable[[ir.Model], Runner],
+    advance: Advance,
+    seed: int = 0,
+) -> Felt:
+    """The Fisher information of the outputs of layers.
+
+    Args:
+        model: the model; it is not changed.
+        constants: resolver of its constants.
+        groups: the layers.
+        feeds: samples, each of which counts alike.
+        mask: input whose zeros mark what of the outputs does not count, where its shape fits.
+        open_model: makes a runner of a model that gives its outputs by name.
+        advance: called so that the numbers add up to one for each sample.
+        seed: of the random directions.
+
+    Raises:
+        DerivativeError: an operator behind a layer has no derivative (it is named), or the layers
+            do not change an output that is a float.
+    """
+    taps, left = _taps(model, constants, groups)
+    sizes = {tap.group: tap.group.shape[2] for tap in taps}
+    parts = passes(sizes)
+    fitting = {group for part in parts for group in part}
+    left |= {_name(group): "it has too many outputs" for group in sizes if group not in fitting}
+    taps = [tap for tap in taps if tap.group in fitting]
+    if not taps:
+        advance(len(feeds))
+        return Felt({}, left, 0, ())
+    base = differentiable(model, ())
+    names = list(dict.fromkeys(tap.value for tap in taps))
+    reached = depends(base, names)
+    outputs = [v.name or "" for v in base.graph.outputs if v in reached and v.dtype in FLOATS]
+    if not outputs:
+        raise DerivativeError("no output of the model is a float that depends on a layer")
+    source = tapped(base, outputs, open_model)
+    (batches,), notes = joined(base, [feeds], _BATCH, source)
+    ranks = read_ranks(base, names, open_model, wide(batches[0]))
+    targets = Batches(batches, mask, outputs, source)
+    drawn = sum(_samples(feed) for feed in batches)
+    rounds = min(_ROUNDS, max(1, round(_DRAWS / drawn)))
+    order = list(range(len(batches)))[:: max(1, round(drawn / _DRAWS))] * rounds
+    draws = sum(_samples(batches[index]) for index in order)
+    rng, total, done = np.random.default_rng(seed), len(parts) * len(order), 0
+    found: dict[Group, Fisher] = {}
+    for part in parts:
+        own = [tap for tap in taps if tap.group in part]
+        wanted = list(dict.fromkeys(tap.value for tap in own))
+        gradients = gradient_model(base, outputs, wanted, ranks)
+        run = open_model(gradients.model)
+        adding = {group: Accumulator(size) for group, size in part.items()}
+        for index in order:
+            inputs = targets.inputs(index)
+            given = run({**inputs, **_directions(inputs, outputs, rng)})
+            for tap in [tap for tap in own if tap.value in gradients.outputs]:
+                try:
+                    adding[tap.group].add(tap.rows(given[gradients.outputs[tap.value]]))
+                except FloatingPointError as error:
+                    raise DerivativeError(
+                        f"the gradient at the output of {_name(tap.group)!r} holds {error}"
+                    ) from error
+            done += 1
+            advance(len(feeds) * done // total - len(feeds) * (done - 1) // total)
+        for group, accumulator in adding.items():
+            moments = accumulator.moments()
+            if moments is None:
+                left[_name(group)] = "no output of the model depends on it"
+            else:
+                found[group] = Fisher.of(moments.second, draws)
+    return Felt(found, left, draws, notes)
+
+
+def _taps(
+    model: ir.Model, constants: Constants, groups: Sequence[Group]
+) -> tuple[list[_Tap], dict[str, str]]:
+    found: list[_Tap] = []
+    left: dict[str, str] = {}
+    for group in groups:
+        own: list[_Tap] = []
+        for member in group.members:
+            site = member.site
+            read, value = site.form.mapped(site, constants), site.node.outputs[0].name
+            if member.transposed:
+                left[_name(group)] = "its weight is also read transposed"
+            elif site.node.graph is not model.graph:
+                left[_name(group)] = "it is inside a subgraph or function"
+            elif value is None or read is None:
+                left[_name(group)] = f"form {site.form.name} does not tell its rows of x·W"
+            else:
+                own.append(_Tap(group, value, read))
+        if len(own) == len(group.members):
+            found += own
+    return found, left
+
+
+def _directions(inputs: Feed, outputs: Sequence[str], rng: np.random.Generator) -> dict[str, Array]:
+    """Targets t from which the losses ``Σ w (y − t)²`` change by ``√w r`` with y, r of signs.
+
+    Args:
+        inputs: of the model with the losses; its targets are the outputs y themselves.
+        outputs: what the losses are of.
+        rng: draws r.
+    """
+    found = {}
+    for names in map(Loss.of, outputs):
+        y, weight = inputs[names.target], inputs[names.weight]
+        signs = rng.integers(0, 2, y.shape, np.int8).astype(np.float32) * 2.0 - 1.0
+        half = np.zeros_like(weight)
+        np.divide(0.5, np.sqrt(weight), out=half, where=weight > 0.0)
+        found[names.target] = y - signs * half
+    return found
+
+
+def _samples(feed: Feed) -> int:
+    """How many samples a batch holds: where all inputs have as many along axis 0."""
+    sizes = {array.shape[0] if array.ndim else 1 for array in feed.values()}
+    return sizes.pop() if len(sizes) == 1 else 1
+
+
+def _name(group: Group) -> str:
+    return node_name(group.members[0].site.node)

@@ -1,0 +1,330 @@
+"""Calibrate: second moments of what every linear map really multiplies.
+
+The model is run on the samples with the activations of its linear maps as outputs; activations
+that several maps read in the same way (Q, K and V) are gathered once.  Two sets of moments come
+out: those that the factors are fitted to, and those of held-out samples that judge the fit.
+Activations that only ever meet the same weights, as the steps of an unrolled loop do, are added up
+in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lowrank.data.mask import kept_rows, spread_mask
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.forms import Site
+from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.fisher import PLAIN, Fisher
+from onnx_lowrank.numerics.moments import Accumulator, Moments
+from onnx_lowrank.progress import Advance
+from onnx_lowrank.runtime.taps import (
+    Runner,
+    tapped,
+)
+
+__all__ = [
+    "Gathered",
+    "Key",
+    "Statistics",
+    "gather",
+    "statistics_of",
+]
+
+Key = tuple[str, str, int]
+"""Whose moments: the names of activations, how they are read, and the slices."""
+
+# Accumulators of one pass over the samples; moments above this wait in a file.
+_MEMORY = 1 << 30
+# Fewer rows than this many times m leave the moments uncertain: said, and shrunk.
+_FEW = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """Moments of a stream of activations, one for each slice, None where no row came.
+
+    Attributes:
+        fit: of the samples to fit to.
+        held: of held-out samples.
+    """
+
+    fit: tuple[Moments | None, ...]
+    held: tuple[Moments | None, ...]
+
+    def joined(self, other: Gathered) -> Gathered:
+        """With the samples of another gathering to fit to as well."""
+        both = zip(self.fit, other.fit, strict=True)
+        return Gathered(tuple(Moments.combined(parts) for parts in both), self.held)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Moments of the activations of groups, one for each slice of their matrix.
+
+    Attributes:
+        fit: what the factors are fitted to.
+        held: of held-out samples; empty where there were none.
+        missing: why a group has none: it is factored by its weight alone.
+        notes: what else the user should know.
+        fisher: what the model's outputs feel of the groups' outputs, where that is known.
+    """
+
+    fit: Mapping[Group, tuple[Moments, ...]] = field(default_factory=dict)
+    held: Mapping[Group, tuple[Moments, ...]] = field(default_factory=dict)
+    missing: Mapping[Group, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    fisher: Mapping[Group, Fisher] = field(default_factory=dict)
+
+    def coordinates(self, group: Group) -> Fisher:
+        """In what coordinates of its outputs a group's errors count alike."""
+        return self.fisher.get(group, PLAIN) if group in self.fit else PLAIN
+
+
+class _Stream:
+    """The vectors of activations that the same groups multiply, read in one way."""
+
+    def __init__(self, sites: Mapping[str, Site]) -> None:
+        """Takes one site for each activation, by the activation's name."""
+        self.sites = sites
+        self.site = next(iter(sites.values()))
+        self.fit: list[Accumulator] = []
+        self.held: list[Accumulator] = []
+
+    def open(self) -> None:
+        site = self.site
+        for accumulators in (self.fit, self.held):
+            accumulators.extend(
+                Accumulator(site.m, diagonal=site.form.indices) for _ in range(site.slices)
+            )
+
+    def close(self, spool: Spool | None) -> Gathered:
+        """The moments, in place of what they were added up in."""
+        parts = []
+        for accumulators in (self.fit, self.held):
+            found = [accumulator.moments() for accumulator in accumulators]
+            accumulators.clear()
+            if spool is not None:
+                found = [part and _spooled(part, spool) for part in found]
+            parts.append(tuple(found))
+        return Gathered(*parts)
+
+    @property
+    def memory(self) -> int:
+        site = self.site
+        return 16 * site.slices * (site.m if site.form.indices else site.m * site.m)
+
+    def add(
+        self,
+        array: Array,
+        mask: Array | None,
+        accumulators: Sequence[Accumulator],
+        counted: dict[Hashable, Array | None],
+    ) -> bool:
+        """Add an activation's vectors; whether the mask fits it.
+
+        Args:
+            array: the activation.
+            mask: False where rows do not count.
+            accumulators: one for each slice.
+            counted: of this mask, which vectors count of activations that are read alike.
+        """
+        form, site = self.site.form, self.site
+        rows = form.vectors(site, array)
+        key = (type(form), form.reading(site), array.shape)
+        if key not in counted:
+            spread = None if mask is None else spread_mask(mask, array.shape)
+            counts = None if spread is None else form.vectors(site, spread)
+            # Read as the activation is; a vector counts if any of its elements does.
+            counted[key] = (
+                counts if counts is None or form.indices else np.asarray(counts.any(axis=-1))
+            )
+        counts = counted[key]
+        for index, accumulator in enumerate(accumulators):
+            accumulator.add(rows[index] if counts is None else rows[index][counts[index]])
+        return counts is not None
+
+
+def _spooled(moments: Moments, spool: Spool) -> Moments:
+    second = np.asarray(spool.store(moments.second, "moments").numpy())
+    return Moments(second, moments.mean, moments.rows)
+
+
+def gather(
+    model: ir.Model,
+    groups: Sequence[Group],
+    open_model: Callable[[ir.Model], Runner],
+    fit: Sequence[Feed],
+    held: Sequence[Feed],
+    mask: str | None,
+    advance: Advance,
+    folder: Path | None = None,
+    *,
+    must_fit: bool = True,
+) -> dict[Key, Gathered]:
+    """Run the samples and add up the moments.
+
+    Args:
+        model: the model; it is not changed.
+        groups: whose activations are wanted.
+        open_model: makes a runner of a model that gives its outputs by name.
+        fit: samples to fit to.
+        held: samples to judge with.
+        mask: input whose zeros mark rows to leave out.
+        advance: called so that the numbers add up to one for each sample.
+        folder: where moments wait that are too large for the memory; default: the system's.
+        must_fit: whether a mask that fits no activation is an error.
+
+    Raises:
+        InputError: an activation holds NaN or Inf, or the mask does not fit or masks everything.
+    """
+    streams, _ = _streams(model, groups)
+    if not streams:
+        advance(len(fit) + len(held))
+        return {}
+    if mask is not None:
+        _check_mask(mask, fit)
+    passes = list(_passes(list(streams.items())))
+    total, done, masked = len(fit) + len(held), 0, False
+    gathered: dict[Key, Gathered] = {}
+    with Spool(folder) as spool:
+        for chosen in passes:
+            for stream in chosen.values():
+                stream.open()
+            names = [name for stream in chosen.values() for name in stream.sites]
+            run = tapped(model, names, open_model)
+            for samples, kind in ((fit, "fit"), (held, "held-out")):
+                for number, feed in enumerate(samples):
+                    keep = kept_rows(feed, mask)
+                    outputs, counted = run(feed), dict[Hashable, Array | None]()
+                    for stream in chosen.values():
+                        into = stream.fit if kind == "fit" else stream.held
+                        for name, site in stream.sites.items():
+                            try:
+                                masked |= stream.add(outputs[name], keep, into, counted)
+                            except FloatingPointError as error:
+                                which = "" if kind == "fit" else "held-out "
+                                raise InputError(
+                                    f"calibration: the input of {node_name(site.node)!r} "
+                                    f"holds {error} in {which}sample {number}"
+                                ) from error
+                    done += 1
+                    advance(done // len(passes) - (done - 1) // len(passes))
+            for key, stream in chosen.items():
+                gathered[key] = stream.close(spool if len(passes) > 1 else None)
+    assert done == total * len(passes)
+    if mask is not None and must_fit and not masked:
+        shape = list(fit[0][mask].shape)
+        raise InputError(f"--mask {mask!r}: its shape {shape} fits no activation to calibrate")
+    return gathered
+
+
+def _streams(
+    model: ir.Model, groups: Sequence[Group]
+) -> tuple[dict[Key, _Stream], dict[Group, list[Key]]]:
+    """What has to be gathered, and what each group needs of it; nothing where it cannot be."""
+    sites: dict[Key, Site] = {}
+    readers: dict[Key, list[Group]] = {}
+    members: dict[Group, list[Key]] = {group: [] for group in groups}
+    for group in groups:
+        for member in group.members:
+            site = member.site
+            value = site.form.activation(site)
+            if member.transposed or value is None or site.node.graph is not model.graph:
+                continue
+            key = (value.name or "", repr(site.form.reading(site)), site.slices)
+            sites.setdefault(key, site)
+            readers.setdefault(key, []).append(group)
+    # One accumulator holds m² numbers: an unrolled LSTM would otherwise have one for each step.
+    together: dict[tuple[tuple[Group, ...], str, int], dict[str, Site]] = {}
+    for key, users in readers.items():
+        name, reading, slices = key
+        together.setdefault((tuple(users), reading, slices), {})[name] = sites[key]
+    streams: dict[Key, _Stream] = {}
+    for (by, reading, slices), found in together.items():
+        key = (" ".join(found), reading, slices)
+        streams[key] = _Stream(found)
+        for group in by:
+            members[group].append(key)
+    return streams, members
+
+
+def _passes(streams: Sequence[tuple[Key, _Stream]]) -> Iterator[dict[Key, _Stream]]:
+    """The streams in groups whose accumulators fit in the working memory."""
+    chosen: dict[Key, _Stream] = {}
+    used = 0
+    for key, stream in streams:
+        if chosen and used + stream.memory > _MEMORY:
+            yield chosen
+            chosen, used = {}, 0
+        chosen[key] = stream
+        used += stream.memory
+    if chosen:
+        yield chosen
+
+
+def _check_mask(mask: str, samples: Sequence[Feed]) -> None:
+    if mask not in samples[0]:
+        raise InputError(f"--mask {mask!r}: expected one of the inputs {', '.join(samples[0])}")
+    if not any(np.any(feed[mask] != 0) for feed in samples):
+        raise InputError(f"--mask {mask!r}: masks all rows of all {len(samples)} samples")
+
+
+def statistics_of(
+    model: ir.Model, groups: Sequence[Group], gathered: Mapping[Key, Gathered]
+) -> Statistics:
+    """The moments that belong to each group, and why some have none.
+
+    Where all groups that read an activation have a bias of their own, its mean is the centre.
+    """
+    _, members = _streams(model, groups)
+    # Groups with one activation may share their first factor, and so want the same moments.
+    fixed = {key for group, keys in members.items() if group.bias is None for key in keys}
+    fitted: dict[Group, tuple[Moments, ...]] = {}
+    held: dict[Group, tuple[Moments, ...]] = {}
+    missing: dict[Group, str] = {}
+    few: list[str] = []
+    for group, keys in members.items():
+        if not keys:
+            missing[group] = "its activation is inside a subgraph or function"
+            continue
+        known = [gathered[key] for key in keys if key in gathered]
+        if len(known) < len(keys):
+            missing[group] = "the statistics that were loaded do not hold its activation"
+            continue
+        slices = range(group.shape[0])
+        own = [Moments.combined([part.fit[e] for part in known]) for e in slices]
+        judged = [Moments.combined([part.held[e] for part in known]) for e in slices]
+        fit = tuple(moments for moments in own if moments is not None)
+        if len(fit) < len(own):
+            missing[group] = "no sample reaches it"
+            continue
+        if min(moments.rows for moments in fit) < _FEW * group.shape[1] and not fit[0].diagonal:
+            few.append(node_name(group.members[0].site.node))
+        if not fixed.intersection(keys):
+            fit = tuple(replace(moments, centre=moments.mean) for moments in fit)
+        fitted[group] = fit
+        if all(moments is not None for moments in judged):
+            held[group] = tuple(moments for moments in judged if moments is not None)
+    notes = []
+    folded = sum(own[0].centre is not None for own in fitted.values())
+    if folded:
+        notes.append(
+            f"calibration: in {folded} of {len(fitted)} layers, where they are factored, the bias "
+            "takes over what the pair loses of the mean of its inputs"
+        )
+    if few:
+        shown = ", ".join(few[:2]) + (f" and {len(few) - 2} more" if len(few) > 2 else "")
+        notes.append(
+            f"calibration: fewer rows than columns at {shown}; the moments are shrunk, more "
+            "samples would help"
+        )
+    return Statistics(fitted, held, missing, tuple(notes))

@@ -1,0 +1,242 @@
+"""Moments in a file, so that runs with other budgets need no samples to fit to.
+
+An ``.npz`` without pickles: ``header``, JSON as bytes, and for every stream of vectors, slice and
+part ("fit", "held") the arrays ``second`` (of a full matrix its upper triangle, row by row) and
+``mean``; with ``--fisher`` also the roots of the Fisher information, lower triangles.  A stream is
+known by the name of its activation and how it is read, a root by the name and size of its weight;
+the file as a whole by a fingerprint of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.fitting.moments import Gathered, Key
+from onnx_lowrank.graph.walk import all_graphs
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.fisher import Fisher
+from onnx_lowrank.numerics.moments import Moments
+
+__all__ = ["SavedStatistics", "Weight", "fingerprint", "load", "save"]
+
+
+_VERSION = 1
+# Elements of a constant that enter the fingerprint: enough to tell two trainings apart.
+_PROBED = 64
+_PARTS = ("fit", "held")
+
+Weight = tuple[str, int, int]
+"""A layer's weight: its name, m and n."""
+
+
+@dataclass(frozen=True, eq=False)
+class SavedStatistics:
+    """Moments and where they come from.
+
+    Attributes:
+        model: fingerprint of the model.
+        name: the model's name, for messages.
+        data: where the samples came from.
+        samples: how many the moments to fit to are of.
+        held_out: how many the others are of.
+        mask: the input whose zeros marked padding, or None.
+        gathered: the moments.
+        fisher: what the model's outputs feel of each layer's, by the layer's weight; None if that
+            was not asked for.
+    """
+
+    model: str
+    name: str
+    data: str
+    samples: int
+    held_out: int
+    mask: str | None
+    gathered: Mapping[Key, Gathered]
+    fisher: Mapping[Weight, Fisher] | None = None
+
+
+def fingerprint(model: ir.Model) -> str:
+    """A hash of the constants' names, types and shapes, and of some of their elements."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_constants(model), key=lambda item: item[0]):
+        shape = [int(size) for size in tensor.shape.numpy()]
+        digest.update(f"{name}\n{tensor.dtype.name}\n{shape}\n".encode())
+        if tensor.dtype != ir.DataType.STRING and tensor.size:
+            flat = tensor.numpy().reshape(-1)
+            digest.update(flat[:: max(1, flat.size // _PROBED)][:_PROBED].tobytes())
+            del flat
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()
+    return digest.hexdigest()
+
+
+def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.name or "", value.const_value
+        for node in graph:
+            if node.op_type == "Constant" and "value" in node.attributes:
+                yield node.outputs[0].name or "", node.attributes["value"].as_tensor()
+
+
+def save(path: Path, saved: SavedStatistics) -> None:
+    """Write the statistics, whole or not at all.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    header: dict[str, Any] = {
+        "version": _VERSION,
+        **{
+            field: getattr(saved, field)
+            for field in ("model", "name", "data", "samples", "held_out", "mask")
+        },
+        "streams": [
+            {
+                "activation": activation,
+                "reading": reading,
+                "slices": slices,
+                **{part: [_described(one) for one in getattr(moments, part)] for part in _PARTS},
+            }
+            for (activation, reading, slices), moments in saved.gathered.items()
+        ],
+        "fisher": None if saved.fisher is None else [list(weight) for weight in saved.fisher],
+    }
+    beside: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=".onnx-lowrank-", delete=False
+        ) as file:
+            beside = Path(file.name)
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                _put(archive, "header", np.frombuffer(json.dumps(header).encode(), np.uint8))
+                for index, moments in enumerate(saved.gathered.values()):
+                    for part in _PARTS:
+                        for slot, one in enumerate(getattr(moments, part)):
+                            if one is not None:
+                                stem = f"{index}.{part}.{slot}"
+                                _put(archive, f"{stem}.second", _packed(one))
+                                _put(archive, f"{stem}.mean", one.mean)
+                for index, fisher in enumerate((saved.fisher or {}).values()):
+                    if fisher.root is not None:
+                        lower = np.tril_indices(len(fisher.root))
+                        _put(archive, f"{index}.fisher", fisher.root[lower])
+        umask = os.umask(0)
+        os.umask(umask)
+        beside.chmod(0o666 & ~umask)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"--save-stats {path}: {error.strerror or error}") from error
+    finally:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+
+
+def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
+    """Read statistics of this model.
+
+    Args:
+        path: the file.
+        model: the model, as it was loaded.
+        name: the model's name, for messages.
+
+    Raises:
+        InputError: the file cannot be read, is something else, or belongs to another model.
+    """
+    option = f"--load-stats {path}"
+    if not path.is_file():
+        raise InputError(f"{option}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = json.loads(archive["header"].tobytes())
+            if header["version"] != _VERSION:
+                raise InputError(
+                    f"{option}: expected version {_VERSION} of the format, came {header['version']}"
+                )
+            if header["model"] != fingerprint(model):
+                raise InputError(
+                    f"{option}: belongs to another model, {header['name']}: its constants are not "
+                    f"those of {name}"
+                )
+            return SavedStatistics(
+                model=header["model"],
+                name=header["name"],
+                data=header["data"],
+                samples=header["samples"],
+                held_out=header["held_out"],
+                mask=header["mask"],
+                gathered=dict(
+                    _stream(archive, index, item) for index, item in enumerate(header["streams"])
+                ),
+                fisher=_fisher(archive, header.get("fisher")),
+            )
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{option}: expected statistics that --save-stats wrote: {error}"
+        ) from error
+
+
+def _described(moments: Moments | None) -> dict[str, Any] | None:
+    return None if moments is None else {"rows": moments.rows, "diagonal": moments.diagonal}
+
+
+def _packed(moments: Moments) -> Array:
+    """The diagonal, or the upper triangle row by row."""
+    if moments.diagonal:
+        return moments.second
+    return moments.second[np.triu_indices(len(moments.mean))]
+
+
+def _put(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _stream(archive: Any, index: int, item: Mapping[str, Any]) -> tuple[Key, Gathered]:
+    parts = [
+        tuple(
+            None if one is None else _read(archive, f"{index}.{part}.{slot}", one)
+            for slot, one in enumerate(item[part])
+        )
+        for part in _PARTS
+    ]
+    return (item["activation"], item["reading"], item["slices"]), Gathered(*parts)
+
+
+def _fisher(archive: Any, weights: list[list[Any]] | None) -> dict[Weight, Fisher] | None:
+    if weights is None:
+        return None
+    found = {}
+    for index, (name, m, n) in enumerate(weights):
+        if f"{index}.fisher" in archive:
+            root = np.zeros((n, n))
+            root[np.tril_indices(n)] = archive[f"{index}.fisher"]
+            found[name, m, n] = Fisher(root)
+    return found
+
+
+def _read(archive: Any, stem: str, described: Mapping[str, Any]) -> Moments:
+    second, mean = archive[f"{stem}.second"], archive[f"{stem}.mean"]
+    if not described["diagonal"]:
+        size = len(mean)
+        full = np.empty((size, size))
+        upper = np.triu_indices(size)
+        full[upper] = second
+        full.T[upper] = second
+        second = full
+    return Moments(second, mean, described["rows"])

@@ -1,0 +1,309 @@
+"""Which values of a graph are constants, and how a node reads them.
+
+A weight is an initializer or the output of a Constant node.  A node may read it directly or
+through a chain of Transpose, Reshape, Squeeze, Unsqueeze, Flatten, Identity and Cast nodes.
+`Constants.resolve` follows that chain and answers with a `Constant`: the root, the layout in
+which it is read, and the type it is cast to.  What looks constant and cannot be treated so is
+answered with an `Unusable` and its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_lowrank.graph.layout import Layout
+from onnx_lowrank.graph.walk import all_nodes, static_shape
+
+__all__ = ["FLOATS", "Constant", "Constants", "Unusable", "in_chain"]
+
+FLOATS = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+)
+
+# Operators that only move or relabel the elements of their first input.
+_CHAIN = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+_DEQUANTIZERS = frozenset({"DequantizeLinear", "DequantizeBFP", "DequantizeWithOrder"})
+
+
+def in_chain(node: ir.Node, index: int) -> bool:
+    """Whether a node only moves or relabels the elements of the input at this index."""
+    return index == 0 and node.op_type in _CHAIN and node.domain in ("", "ai.onnx")
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A constant as one node reads it.
+
+    Attributes:
+        root: the initializer, or the output of the Constant node.
+        tensor: the root's tensor.
+        layout: how the tensor is read, from the root's shape to ``shape``.
+        dtype: the element type that the reading node sees (the root's may differ by Casts).
+    """
+
+    root: ir.Value
+    tensor: ir.TensorProtocol
+    layout: Layout
+    dtype: ir.DataType
+
+    @property
+    def name(self) -> str:
+        """The root's name."""
+        return self.root.name or ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the constant as it is read."""
+        return self.layout.shape
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def transpose(self, *perm: int) -> Constant:
+        """The same constant, transposed further."""
+        return Constant(self.root, self.tensor, self.layout.transpose(*perm), self.dtype)
+
+    def reshape(self, *shape: int) -> Constant:
+        """The same constant, reshaped further."""
+        return Constant(self.root, self.tensor, self.layout.reshape(*shape), self.dtype)
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """The elements in the type they are stored in; a view on the stored array if possible."""
+        return self.layout.apply(self.tensor.numpy())
+
+    def release(self) -> None:
+        """Give a memory-mapped file back to the system; no view may be alive."""
+        if isinstance(self.tensor, ir.ExternalTensor):
+            self.tensor.release()
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A value that is constant, or nearly so, and cannot be factored.
+
+    Attributes:
+        name: the value.
+        size: number of elements, 0 if not known.
+        shape: as its node reads it, None if not known.
+        reason: why, as the end of a sentence that begins with the value's name.
+    """
+
+    name: str
+    size: int
+    shape: tuple[int, ...] | None
+    reason: str
+
+
+@dataclass
+class Constants:
+    """Resolver of the constants of one model.
+
+    Attributes:
+        model: the model.
+        force_inputs: treat initializers that are also graph inputs as constants.
+    """
+
+    model: ir.Model
+    force_inputs: bool = False
+    _function_inputs: dict[ir.Value, str] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for function in self.model.functions.values():
+            for value in function.inputs:
+                self._function_inputs[value] = function.name
+
+    def resolve(self, value: ir.Value | None) -> Constant | Unusable | None:
+        """What the value is: a constant, one that cannot be used, or (None) computed."""
+        if value is None:
+            return None
+        if value in self._function_inputs:
+            return self._argument(value)
+        if value.is_initializer():
+            return self._initializer(value)
+        node = value.producer()
+        if node is None or node.domain not in ("", "ai.onnx", "com.microsoft"):
+            return None
+        if node.op_type == "Constant":
+            return _constant_node(node, value)
+        if node.op_type in _DEQUANTIZERS:
+            return self._dequantized(node)
+        if in_chain(node, 0):
+            source = self.resolve(node.inputs[0] if node.inputs else None)
+            if isinstance(source, Constant):
+                return self._step(node, source)
+            return source
+        return None
+
+    def literal(self, value: ir.Value | None) -> npt.NDArray[Any] | None:
+        """The elements of a small constant such as axes or a shape; None if it is computed."""
+        constant = self.resolve(value)
+        return constant.numpy() if isinstance(constant, Constant) else None
+
+    def readers(self, root: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
+        """Every (node, input index) that reads the root in the end, through chains.
+
+        A graph output among them is (None, 0).
+        """
+        if root.is_graph_output():
+            yield None, 0
+        for use in root.uses():
+            node = use.node
+            if in_chain(node, use.idx):
+                for output in node.outputs:
+                    yield from self.readers(output)
+            else:
+                yield node, use.idx
+
+    def _initializer(self, value: ir.Value) -> Constant | Unusable:
+        tensor = value.const_value
+        shape = static_shape(tensor.shape if tensor is not None else value.shape)
+        size = math.prod(shape) if shape is not None else 0
+        name = value.name or ""
+        if tensor is None or shape is None:
+            return Unusable(name, size, shape, "has no data")
+        if value.is_graph_input() and not self.force_inputs:
+            return Unusable(
+                name,
+                size,
+                shape,
+                "is also a graph input that a caller may override; --constant-inputs treats it "
+                "as a constant",
+            )
+        return Constant(value, tensor, Layout.of(shape), tensor.dtype)
+
+    def _argument(self, value: ir.Value) -> Unusable | None:
+        """A function's argument: worth a reason only if some call passes a constant."""
+        function = self._function_inputs[value]
+        for node in all_nodes(self.model):
+            if node.op_type != function or node.op_identifier() not in self.model.functions:
+                continue
+            body = self.model.functions[node.op_identifier()]
+            index = next((i for i, v in enumerate(body.inputs) if v is value), None)
+            if index is None or index >= len(node.inputs):
+                continue
+            passed = self.resolve(node.inputs[index])
+            if isinstance(passed, Constant):
+                return Unusable(
+                    passed.name,
+                    passed.size,
+                    passed.shape,
+                    f"comes in as argument {value.name!r} of function {function!r}, whose other "
+                    "calls may pass another weight; inline the function first",
+                )
+        return None
+
+    def _dequantized(self, node: ir.Node) -> Unusable | None:
+        source = self.resolve(node.inputs[0])
+        if source is None:
+            return None
+        return Unusable(
+            source.name,
+            source.size,
+            source.shape,
+            f"is quantized ({node.op_type}); factor the float model first, then quantize",
+        )
+
+    def _step(self, node: ir.Node, source: Constant) -> Constant | Unusable | None:
+        """The constant after one more node of its chain."""
+        shape = source.shape
+        if node.op_type == "Identity":
+            return source
+        if node.op_type == "Cast":
+            to = ir.DataType(node.attributes["to"].as_int())
+            if source.dtype in FLOATS and to in FLOATS:
+                return Constant(source.root, source.tensor, source.layout, to)
+            return Unusable(
+                source.name,
+                source.size,
+                shape,
+                f"is stored as {source.dtype.name.lower()} and cast to {to.name.lower()}",
+            )
+        if node.op_type == "Transpose":
+            perm = (
+                node.attributes["perm"].as_ints()
+                if "perm" in node.attributes
+                else tuple(reversed(range(len(shape))))
+            )
+            return source.transpose(*perm)
+        new_shape = self._new_shape(node, shape)
+        if new_shape is None:
+            return None
+        if math.prod(new_shape) != source.size:
+            return Unusable(
+                source.name,
+                source.size,
+                shape,
+                f"has shape {shape}, which {node.op_type} cannot make {new_shape}",
+            )
+        return source.reshape(*new_shape)
+
+    def _new_shape(self, node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """What Reshape, Flatten, Squeeze or Unsqueeze makes of a shape; None if not constant."""
+        if node.op_type == "Flatten":
+            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+            axis = axis + len(shape) if axis < 0 else axis
+            return math.prod(shape[:axis]), math.prod(shape[axis:])
+        if node.op_type == "Reshape":
+            target = self._integers(node, "shape")
+            if target is None:
+                return None
+            keep_zero = "allowzero" in node.attributes and node.attributes["allowzero"].as_int()
+            dims = [
+                shape[i] if d == 0 and not keep_zero and i < len(shape) else d
+                for i, d in enumerate(target)
+            ]
+            if -1 in dims:
+                rest = math.prod(d for d in dims if d != -1)
+                dims[dims.index(-1)] = math.prod(shape) // rest if rest else 0
+            return tuple(dims)
+        axes = self._integers(node, "axes")
+        if node.op_type == "Squeeze":
+            if axes is None:
+                if len(node.inputs) > 1 and node.inputs[1] is not None:
+                    return None
+                return tuple(d for d in shape if d != 1)
+            dropped = {a % len(shape) for a in axes}
+            return tuple(d for i, d in enumerate(shape) if i not in dropped)
+        if axes is None:
+            return None
+        rank = len(shape) + len(axes)
+        added = {a % rank for a in axes}
+        rest_dims = iter(shape)
+        return tuple(1 if i in added else next(rest_dims) for i in range(rank))
+
+    def _integers(self, node: ir.Node, name: str) -> tuple[int, ...] | None:
+        """Axes or a shape: an attribute in old opsets, the second input in newer ones."""
+        if name in node.attributes:
+            return tuple(node.attributes[name].as_ints())
+        if len(node.inputs) < 2 or node.inputs[1] is None:
+            return None
+        array = self.literal(node.inputs[1])
+        return None if array is None else tuple(int(d) for d in np.atleast_1d(array))
+
+
+def _constant_node(node: ir.Node, value: ir.Value) -> Constant | Unusable | None:
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        return None  # an attribute of the function around it: not known here
+    attribute = node.attributes.get("value")
+    if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.as_tensor()
+        shape = static_shape(tensor.shape)
+        assert shape is not None
+        return Constant(value, tensor, Layout.of(shape), tensor.dtype)
+    for name, dtype in (("value_ints", np.int64), ("value_int", np.int64)):
+        if name in node.attributes:
+            tensor = ir.tensor(np.asarray(node.attributes[name].value, dtype))
+            return Constant(value, tensor, Layout.of(tensor.shape.numpy()), tensor.dtype)
+    if "sparse_value" in node.attributes:
+        return Unusable(value.name or "", 0, None, "is a sparse tensor")
+    return None

@@ -1,0 +1,75 @@
+"""Constants of the main graph by name: their elements, and new ones in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.graph.constants import FLOATS
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.numerics.arrays import Array
+
+__all__ = ["elements_of", "float_constants", "install", "put_elements"]
+
+
+def float_constants(model: ir.Model) -> dict[str, ir.Value]:
+    """Float initializers that no caller may override, and outputs of Constant nodes."""
+    found = {
+        name: value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype in FLOATS
+        and not value.is_graph_input()
+    }
+    for node in model.graph:
+        tensor = _tensor(node)
+        if tensor is not None and tensor.dtype in FLOATS:
+            found[node.outputs[0].name or ""] = node.outputs[0]
+    return found
+
+
+def _tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    if node.op_type != "Constant" or "value" not in node.attributes:
+        return None
+    return node.attributes["value"].as_tensor()
+
+
+def elements_of(model: ir.Model, name: str) -> Array:
+    """The elements of a constant of the main graph.
+
+    Raises:
+        InputError: there is no such constant.
+    """
+    value = float_constants(model).get(name)
+    if value is None:
+        raise InputError(f"--heal: expected {name!r} to be a float constant of the main graph")
+    producer = value.producer()
+    tensor = value.const_value if producer is None else _tensor(producer)
+    assert tensor is not None
+    return np.asarray(tensor.numpy())
+
+
+def install(model: ir.Model, arrays: Mapping[str, Array], spool: Spool) -> None:
+    """Give constants of the main graph new elements, in place.
+
+    Args:
+        model: the model; it is changed.
+        arrays: name -> elements, in the type and shape of the constant.
+        spool: where the elements wait until they are saved.
+    """
+    constants = float_constants(model)
+    for name, array in arrays.items():
+        put_elements(constants[name], array, spool)
+
+
+def put_elements(value: ir.Value, array: Array, spool: Spool) -> None:
+    """Give an initializer, or the output of a Constant node, new elements, in place."""
+    tensor = spool.store(array, value.name or "")
+    producer = value.producer()
+    if producer is None:
+        value.const_value = tensor
+    else:
+        producer.attributes["value"] = ir.AttrTensor("value", tensor)

@@ -1,0 +1,142 @@
+"""Fix the sizes of a model's inputs, for the targets that take nothing dynamic.
+
+What the graph computed from those sizes (Shape, Gather, Concat, … in front of a Reshape) becomes
+constants, and the shapes of all values are inferred anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.helper
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnx.reference import ReferenceEvaluator
+
+from onnx_lowrank.graph.walk import static_shape
+
+__all__ = ["fix_shapes", "infer_shapes"]
+
+_LARGEST = 4096
+"""Elements up to which a value can be part of the arithmetic of shapes."""
+_ARITHMETIC = (
+    *("Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity"),
+    *("Max", "Min", "Mod", "Mul", "Neg", "Range", "ReduceProd", "Reshape", "Slice", "Squeeze"),
+    *("Sub", "Unsqueeze", "Where"),
+)
+
+
+def fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give inputs a size, in place.
+
+    Args:
+        model: the model; its graph is changed.
+        shapes: input -> sizes; inputs that are not named stay as they are.
+    """
+    graph = model.graph
+    symbols: dict[str, int] = {}
+    for value in graph.inputs:
+        sizes = shapes.get(value.name or "")
+        if sizes is None or not isinstance(value.type, ir.TensorType):
+            continue
+        for old, size in zip(value.shape or (), sizes, strict=False):
+            if isinstance(old, ir.SymbolicDim) and old.value is not None:
+                symbols[old.value] = int(size)
+        value.shape = ir.Shape([int(size) for size in sizes])
+    outputs = {value: value.shape for value in graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if value.shape is not None:
+                value.shape = _without(symbols, value.shape)
+    infer_shapes(model)
+    if _fold(model):
+        infer_shapes(model)
+    for value, shape in outputs.items():
+        if value.shape is None and shape is not None:
+            value.shape = shape
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer the shapes of values, in place, as far as onnx can; weights are not copied."""
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def _without(symbols: Mapping[str, int], shape: ir.Shape) -> ir.Shape | None:
+    """A shape with its known symbols replaced; None where one is left, to be inferred."""
+    dims = [
+        symbols.get(dim.value or "", dim) if isinstance(dim, ir.SymbolicDim) else dim
+        for dim in shape
+    ]
+    return None if any(isinstance(dim, ir.SymbolicDim) for dim in dims) else ir.Shape(dims)
+
+
+def _fold(model: ir.Model) -> bool:
+    """Turn what depends on shapes alone into constants; whether there was any."""
+    graph = model.graph
+    derived: set[ir.Value] = set()
+    for node in list(graph):
+        if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+            continue
+        array = _value(model, node, derived)
+        output = node.outputs[0]
+        if array is None or output.is_graph_output() or output.name is None:
+            continue
+        name = output.name
+        tensor = ir.tensor(array, name=name)
+        constant = ir.Value(
+            name=name,
+            const_value=tensor,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(array.shape),
+        )
+        ir.convenience.replace_all_uses_with(output, constant)
+        graph.remove(node, safe=True)
+        graph.register_initializer(constant)
+        derived.add(constant)
+    # What only they read is not needed any more.
+    for value in list(graph.initializers.values()):
+        if value in derived and not value.uses() and value.name is not None:
+            graph.initializers.pop(value.name)
+    return bool(derived)
+
+
+def _value(
+    model: ir.Model, node: ir.Node, derived: set[ir.Value]
+) -> npt.NDArray[np.generic] | None:
+    """What a node of shape arithmetic gives; None where it is none, or not known."""
+    if node.op_type == "Shape" and node.inputs[0] is not None:
+        shape = static_shape(node.inputs[0].shape)
+        if shape is None:
+            return None
+        start = node.attributes.get("start")
+        end = node.attributes.get("end")
+        first = 0 if start is None else start.as_int()
+        last = len(shape) if end is None else end.as_int()
+        return np.array(shape[first:last], np.int64)
+    if node.op_type not in _ARITHMETIC or not any(v in derived for v in node.inputs):
+        return None
+    feeds: dict[str, npt.NDArray[np.generic]] = {}
+    for value in node.inputs:
+        if value is None:
+            continue
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None or value.is_graph_input() or tensor.size > _LARGEST:
+            return None
+        feeds[value.name or ""] = tensor.numpy()
+    proto = ir.to_proto(node)
+    graph = onnx.helper.make_graph(
+        [proto],
+        "fold",
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
+        [onnx.helper.make_value_info(proto.output[0], onnx.TypeProto())],
+    )
+    opset = onnx.helper.make_opsetid("", model.opset_imports.get("", 17))
+    single = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    try:
+        (result,) = ReferenceEvaluator(single).run(None, feeds)
+    except Exception:  # an operator or type that the reference does not take: it stays
+        return None
+    return np.asarray(result) if np.size(result) <= _LARGEST else None

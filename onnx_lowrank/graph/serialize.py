@@ -1,0 +1,186 @@
+"""Writing a model as one protobuf without holding its weights in memory a second time.
+
+A protobuf may be written in pieces: the fields of a message come in any order, and the length
+that stands before a message is known once the sizes of its parts are.  So the graph is serialized
+without its large initializers, and these follow one by one, their bytes copied from where they
+are.  (Encoding: https://protobuf.dev/programming-guides/encoding/)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import onnx
+import onnx_ir as ir
+
+from onnx_lowrank.graph.walk import all_graphs, static_shape
+
+__all__ = ["PROTOBUF_LIMIT", "graph_protos", "hollow", "to_proto", "write_beside", "write_protobuf"]
+
+PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
+"""Bytes of weights that a protobuf can hold, with some room for the graph itself."""
+
+# Smaller initializers are serialized with the graph.
+_LARGE = 1 << 16
+# Beside the model go those above this; the others stay where shape inference can see them.
+_INLINE = 1024
+_BYTES = 2  # wire type of a field whose length precedes it
+
+
+@contextmanager
+def hollow(model: ir.Model) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]]:
+    """The model as a protobuf whose large initializers are only declared, and these tensors.
+
+    A declared one says type, shape and that its data are external; where they would be is
+    meaningless.  Only the main graph's are taken out, those of subgraphs are small.
+    """
+    large: dict[str, ir.TensorProtocol] = {}
+    changed: list[tuple[ir.Value, ir.TensorProtocol]] = []
+    try:
+        for graph in all_graphs(model):
+            for name, value in graph.initializers.items():
+                tensor = value.const_value
+                if tensor is None or tensor.dtype == ir.DataType.STRING:
+                    continue
+                if graph is model.graph and tensor.nbytes >= _LARGE:
+                    large[name] = tensor
+                    replacement: ir.TensorProtocol = ir.ExternalTensor(
+                        "hollow",
+                        0,
+                        tensor.nbytes,
+                        tensor.dtype,
+                        shape=ir.Shape(static_shape(tensor.shape) or ()),
+                        name=name,
+                        doc_string=tensor.doc_string,
+                        metadata_props=dict(tensor.metadata_props),
+                    )
+                elif isinstance(tensor, ir.ExternalTensor):
+                    replacement = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+                else:
+                    continue
+                changed.append((value, tensor))
+                value.const_value = replacement
+        yield to_proto(model), large
+    finally:
+        for value, tensor in changed:
+            value.const_value = tensor
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as a protobuf, without what onnx_ir adds of its own.
+
+    That is a value_info for every initializer: it declares its type and shape itself, and a second
+    declaration goes stale when a tool such as ONNX Runtime's quantizer changes the initializer.
+    One with metadata came with the model and stays.  And the metadata of a tensor, which comes out
+    twice.
+    """
+    proto = ir.to_proto(model)
+    for graph in graph_protos(proto):
+        own = {tensor.name for tensor in graph.initializer}
+        kept = [
+            value
+            for value in graph.value_info
+            if value.name not in own or value.metadata_props or value.doc_string
+        ]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+        for tensor in graph.initializer:
+            if tensor.metadata_props:
+                once = {entry.key: entry for entry in tensor.metadata_props}
+                del tensor.metadata_props[:]
+                tensor.metadata_props.extend(once.values())
+    return proto
+
+
+def graph_protos(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The main graph of a protobuf and all subgraphs, also those inside functions."""
+    waiting = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while waiting or nodes:
+        if waiting:
+            graph = waiting.pop()
+            yield graph
+            nodes.extend(graph.node)
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    waiting.append(attribute.g)
+                waiting.extend(attribute.graphs)
+        nodes = []
+
+
+def write_beside(model: ir.Model, path: Path, data: str) -> None:
+    """Write the model to one file and its weights to another, ``data``, in the same folder.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    values = [value for graph in all_graphs(model) for value in graph.initializers.values()]
+    tensors = [value.const_value for value in values]
+    try:
+        ir.external_data.unload_from_model(model, path.parent, data, size_threshold_bytes=_INLINE)
+        path.write_bytes(to_proto(model).SerializeToString())
+    finally:
+        for value, tensor in zip(values, tensors, strict=True):
+            value.const_value = tensor
+
+
+def write_protobuf(model: ir.Model, path: Path) -> None:
+    """Write the model, weights included, to one file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with hollow(model) as (proto, large):
+        heads = {}
+        for tensor in proto.graph.initializer:
+            if tensor.name in large:
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+                head = tensor.SerializeToString()
+                head += _field(onnx.TensorProto, "raw_data", large[tensor.name].nbytes)
+                heads[tensor.name] = head
+        rest = [tensor for tensor in proto.graph.initializer if tensor.name not in large]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(rest)
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    sizes = {name: len(head) + large[name].nbytes for name, head in heads.items()}
+    fields = {name: _field(onnx.GraphProto, "initializer", size) for name, size in sizes.items()}
+    total = len(graph) + sum(len(fields[name]) + size for name, size in sizes.items())
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString())
+        file.write(_field(onnx.ModelProto, "graph", total))
+        file.write(graph)
+        for name, head in heads.items():
+            file.write(fields[name])
+            file.write(head)
+            _copy(large[name], file)
+
+
+def _copy(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
+    start = file.tell()
+    if isinstance(tensor, ir.Tensor | ir.ExternalTensor):
+        tensor.tofile(file)
+        file.seek(0, 2)
+    else:
+        file.write(tensor.tobytes())
+    assert file.tell() - start == tensor.nbytes, (tensor.name, file.tell() - start)
+
+
+def _field(message: type, name: str, length: int) -> bytes:
+    """Tag and length of a field whose bytes follow."""
+    number = message.DESCRIPTOR.fields_by_name[name].number  # type: ignore[attr-defined]
+    return _varint(number << 3 | _BYTES) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)

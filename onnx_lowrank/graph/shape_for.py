@@ -1,0 +1,381 @@
+"""``--for``: the result in the shape that one kind of target likes.
+
+Every step changes only how a linear map with a constant weight stands in the graph, never what it
+computes:
+
+* the inputs get fixed sizes, and what was computed from sizes becomes constants;
+* ``alpha``, ``beta``, ``transA`` and transposed weights go into the constants;
+* ``X[…, m] @ W`` becomes ``Reshape, X[rows, m] @ W, Reshape``, once around a pair;
+* a bias behind a product goes into a Gemm, a Gemm without one becomes a MatMul;
+* ``W @ X`` becomes a 1×1 convolution, where a constant has to stand on the right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.fixed import fix_shapes
+from onnx_lowrank.graph.names import Names
+from onnx_lowrank.graph.walk import attribute, node_name, only_sum, static_shape
+
+__all__ = ["SHAPED", "WISHES", "Wishes", "shape_for"]
+
+SHAPED = "shaped for"
+"""How its notes begin."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a target likes.
+
+    Attributes:
+        rank_multiple: ranks on which its kernels step.
+        fixed: sizes that are all known.
+        plain: Gemm with α = β = 1, transA = 0 and a weight that is an initializer.
+        matrices: products of two axes.
+        bias: Gemm with a bias, and only with one.
+        right: the constant on the right, or a convolution.
+    """
+
+    rank_multiple: int = 8
+    fixed: bool = False
+    plain: bool = False
+    matrices: bool = False
+    bias: bool = False
+    right: bool = False
+
+
+WISHES: dict[str, Wishes] = {
+    "cpu": Wishes(rank_multiple=16),
+    "arm": Wishes(rank_multiple=16),
+    "qnn": Wishes(rank_multiple=32, fixed=True, plain=True),
+    "nnapi": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
+    "coreml": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
+    "webgpu": Wishes(rank_multiple=4),
+    # XNNPACK's Gemm takes the number of rows from the model.
+    "xnnpack": Wishes(16, fixed=True, plain=True, matrices=True, bias=True, right=True),
+}
+"""By the names that ``--for`` takes."""
+
+
+def shape_for(model: ir.Model, target: str, sizes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Shape a model for a target, in place.
+
+    Args:
+        model: the model, after its layers were rewritten.
+        target: a key of `WISHES`.
+        sizes: input -> sizes, used where the target wants them fixed.
+
+    Returns:
+        Notes: what was done.
+    """
+    wishes = WISHES[target]
+    notes = []
+    if wishes.fixed:
+        fix_shapes(model, sizes)
+        shown = ", ".join(f"{name} {list(shape)}" for name, shape in sizes.items())
+        notes.append(f"{SHAPED} {target}: inputs fixed to {shown}")
+    shaper = _Shaper(model, wishes)
+    shaper.run()
+    done = ", ".join(f"{count} {what}" for what, count in shaper.done.items())
+    if done:
+        notes.append(f"{SHAPED} {target}: {done}")
+    notes.extend(f"{SHAPED} {target}: {name} stays as it is: {why}" for name, why in shaper.left)
+    return tuple(notes)
+
+
+class _Shaper:
+    """One pass over the main graph."""
+
+    def __init__(self, model: ir.Model, wishes: Wishes) -> None:
+        self.graph, self.wishes = model.graph, wishes
+        self.constants, self.names = Constants(model), Names(model)
+        self.done: Counter[str] = Counter()
+        self.left: list[tuple[str, str]] = []
+        self._flat: dict[ir.Value, ir.Value] = {}  # a value -> what it is a Reshape of
+        self._unread: list[ir.Value] = []
+
+    def run(self) -> None:
+        for node in list(self.graph):
+            if node.graph is None or node.domain not in ("", "ai.onnx"):
+                continue
+            if node.op_type in ("MatMul", "Gemm"):
+                self._product(node)
+        for value in self._flat:
+            producer = value.producer()
+            if producer is not None and not value.uses() and not value.is_graph_output():
+                self._unread += [v for v in producer.inputs[1:] if v is not None]
+                self.graph.remove(producer, safe=True)
+        for value in self._unread:
+            if not value.uses() and value.name is not None:
+                self.graph.initializers.pop(value.name, None)
+        self._drop_unread_sources()
+
+    def _product(self, node: ir.Node) -> None:
+        right = self.constants.resolve(node.inputs[1])
+        left = self.constants.resolve(node.inputs[0])
+        if isinstance(right, Constant) and not isinstance(left, Constant):
+            if self.wishes.plain:
+                self._plain(node, right)
+            if self.wishes.matrices or self.wishes.bias:
+                self._matrices(node)
+        elif isinstance(left, Constant) and self.wishes.right and node.op_type == "MatMul":
+            self._convolution(node, left)
+
+    # Gemm without scales and transposes
+
+    def _plain(self, node: ir.Node, weight: Constant) -> None:
+        """Weights that are initializers, and for a Gemm no scales and no transA."""
+        if node.op_type == "MatMul":
+            if not self._initializer(node.inputs[1]):
+                self._set_constant(node, 1, weight.numpy())
+                self.done["weights stored as they are read"] += 1
+            return
+        alpha, beta = _scale(node, "alpha"), _scale(node, "beta")
+        bias = self.constants.resolve(node.inputs[2] if len(node.inputs) > 2 else None)
+        if beta != 1.0 and not isinstance(bias, Constant) and bias is not None:
+            self.left.append((node_name(node), "its scaled C is no constant"))
+            return
+        before = (alpha, beta, attribute(node, "transA", 0))
+        if alpha != 1.0 or not self._initializer(node.inputs[1]):
+            self._set_constant(node, 1, _scaled(weight.numpy(), alpha))
+        if isinstance(bias, Constant):
+            n = static_shape(node.outputs[0].shape[-1:]) if node.outputs[0].shape else None
+            array = _scaled(bias.numpy(), beta)
+            vector = n is not None and array.shape != n and array.size in (1, n[0])
+            if vector and n is not None:
+                array = np.broadcast_to(array.reshape(-1), n)
+            if vector or beta != 1.0:
+                self._set_constant(node, 2, np.ascontiguousarray(array))
+        if attribute(node, "transA", 0):
+            x = node.inputs[0]
+            assert x is not None
+            shape = None if x.shape is None else list(reversed(list(x.shape)))
+            perm = ir.AttrInt64s("perm", [1, 0])
+            node.replace_input_with(0, self._new(node, "Transpose", [x], shape, [perm]))
+        for name in ("alpha", "beta", "transA"):
+            node.attributes.pop(name, None)
+        if before != (1.0, 1.0, 0):
+            self.done["Gemm with scales and transA folded"] += 1
+
+    # Two axes, and a bias or none
+
+    def _matrices(self, node: ir.Node) -> None:
+        x, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
+        assert x is not None
+        assert weight is not None
+        if weight.shape is None or len(weight.shape) != 2 or x.shape is None:
+            return
+        if node.op_type == "Gemm":
+            if self.wishes.bias and len(node.inputs) < 3:
+                self._to_matmul(node)
+            if x in self._flat:
+                node.replace_input_with(0, self._flat[x])
+            return
+        add = self._bias(node) if self.wishes.bias else None
+        deep = len(x.shape) > 2 and self.wishes.matrices
+        if len(x.shape) < 2 or (len(x.shape) > 2 and not deep):
+            return
+        end = output if add is None else add.outputs[0]
+        back = _back(end) if deep else None
+        if deep and back is None:
+            self.left.append((node_name(node), "more than one of its sizes is not known"))
+            return
+        if deep:
+            flat = self._flat.get(x)
+            if flat is None:
+                flat = self._reshape(node, x, [-1, _dim(x.shape[-1])])
+                self.done["products made 2-D"] += 1
+            else:
+                self.done["products kept 2-D behind another"] += 1
+            node.replace_input_with(0, flat)
+        if add is not None:
+            vector = next(v for v in add.inputs if v is not output)
+            assert vector is not None
+            node.op_type = "Gemm"
+            node.resize_inputs(3)
+            node.replace_input_with(2, vector)
+            self._move_output(add, node)
+            self.done["biases merged into Gemm"] += 1
+        if deep and back is not None:
+            self._unflatten(node, back)
+
+    def _to_matmul(self, node: ir.Node) -> None:
+        """``Gemm(X, W)`` -> ``X @ W``."""
+        if _scale(node, "alpha") != 1.0 or attribute(node, "transA", 0):
+            return
+        if attribute(node, "transB", 0):
+            weight = self.constants.resolve(node.inputs[1])
+            assert isinstance(weight, Constant)
+            self._set_constant(node, 1, np.ascontiguousarray(weight.numpy().T))
+        node.op_type = "MatMul"
+        node.attributes.clear()
+        node.resize_inputs(2)
+        self.done["Gemm without bias made MatMul"] += 1
+
+    def _bias(self, node: ir.Node) -> ir.Node | None:
+        """The Add of a constant vector that alone reads a product's output."""
+        output = node.outputs[0]
+        behind = only_sum(output)
+        if behind is None or behind[0].graph is not self.graph or output.shape is None:
+            return None
+        add, other = behind
+        if not self._initializer(other) or other.shape is None:
+            return None
+        n = _dim(output.shape[-1])
+        return add if static_shape(other.shape) == (n,) else None
+
+    def _move_output(self, source: ir.Node, target: ir.Node) -> None:
+        """Let one node make the output of the one behind it, which goes."""
+        old, new = source.outputs[0], target.outputs[0]
+        name, shape = old.name, old.shape
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        self.graph.remove(source, safe=True)
+        new.name, new.shape = name, shape
+
+    def _unflatten(self, node: ir.Node, back: Sequence[int]) -> None:
+        """Put a Reshape behind a node whose output has become 2-D; the old name stays behind it."""
+        output = node.outputs[0]
+        assert output.shape is not None
+        full, name = ir.Shape(list(output.shape)), output.name
+        inner = [full[axis] for axis in range(len(full) - 1)]
+        rows = math.prod(d for d in inner if isinstance(d, int))
+        known = all(isinstance(d, int) for d in inner)
+        users = list(output.uses())
+        output.name = self.names.new(f"{name}.2d")
+        output.shape = ir.Shape([rows if known else None, full[-1]])
+        shape = self._store(np.array(back, np.int64), f"{node_name(node)}.shape")
+        reshape = ir.Node("", "Reshape", [output, shape], name=self.names.new(f"{name}.reshape"))
+        result = reshape.outputs[0]
+        result.name, result.type, result.shape = name, output.type, full
+        self.graph.insert_after(node, reshape)
+        for use in users:
+            use.node.replace_input_with(use.idx, result)
+        for index, value in enumerate(self.graph.outputs):
+            if value is output:
+                self.graph.outputs[index] = result
+        self._flat[result] = output
+
+    # The constant on the left
+
+    def _convolution(self, node: ir.Node, weight: Constant) -> None:
+        """``W[n, m] @ X[…, m, c]`` -> ``Conv1×1`` over ``X[b, m, c, 1]``."""
+        x, output = node.inputs[1], node.outputs[0]
+        assert x is not None
+        shape = static_shape(x.shape)
+        if len(weight.shape) != 2 or shape is None or len(shape) < 2 or output.shape is None:
+            self.left.append((node_name(node), "its constant stands on the left, sizes unknown"))
+            return
+        *lead, m, columns = shape
+        n = weight.shape[0]
+        source = self._flat.get(x)
+        if source is None:
+            source = self._reshape(node, x, [math.prod(lead), m, columns, 1])
+        kernel = self._store(
+            np.ascontiguousarray(weight.numpy()).reshape(n, m, 1, 1), f"{node_name(node)}.kernel"
+        )
+        old = node.inputs[0]
+        node.op_type = "Conv"
+        node.replace_input_with(0, source)
+        node.replace_input_with(1, kernel)
+        if old is not None:
+            self._unread.append(old)
+        self._unflatten(node, [*lead, n, columns])
+        node.outputs[0].shape = ir.Shape([math.prod(lead), n, columns, 1])
+        self.done["products with the constant on the left made 1×1 convolutions"] += 1
+
+    # Small things
+
+    def _initializer(self, value: ir.Value | None) -> bool:
+        return value is not None and value.is_initializer() and not value.is_graph_input()
+
+    def _set_constant(self, node: ir.Node, index: int, array: npt.NDArray[np.generic]) -> None:
+        """Let a node read a constant of its own."""
+        old = node.inputs[index]
+        assert old is not None
+        node.replace_input_with(index, self._store(array, f"{old.name}.shaped"))
+        self._unread.append(old)
+
+    def _store(self, array: npt.NDArray[np.generic], name: str) -> ir.Value:
+        name = self.names.new(name)
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(
+            name=name,
+            const_value=tensor,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(array.shape),
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def _reshape(self, node: ir.Node, x: ir.Value, shape: Sequence[int]) -> ir.Value:
+        static = static_shape(x.shape)
+        sizes: list[int | None] = [None if size < 0 else size for size in shape]
+        if static is not None and None in sizes:
+            known = math.prod(size for size in sizes if size is not None)
+            sizes[sizes.index(None)] = math.prod(static) // max(known, 1)
+        constant = self._store(np.array(shape, np.int64), f"{node_name(node)}.shape")
+        return self._new(node, "Reshape", [x, constant], sizes)
+
+    def _new(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        shape: Sequence[object] | None,
+        attributes: Sequence[ir.Attr] = (),
+    ) -> ir.Value:
+        """A node before another one; its output."""
+        name = self.names.new(f"{node_name(node)}.{op_type.lower()}")
+        new = ir.Node("", op_type, list(inputs), attributes, name=name)
+        output = new.outputs[0]
+        output.name, output.type = self.names.new(f"{name}_out"), inputs[0].type
+        output.shape = None if shape is None else ir.Shape(list(shape))  # type: ignore[arg-type]
+        self.graph.insert_before(node, new)
+        return output
+
+    def _drop_unread_sources(self) -> None:
+        """Remove Transposes and the like of weights that are stored as they are read now."""
+        for value in self._unread:
+            producer = value.producer()
+            while producer is not None and producer.graph is self.graph:
+                if any(v.uses() or v.is_graph_output() for v in producer.outputs):
+                    break
+                sources = [v for v in producer.inputs if v is not None]
+                self.graph.remove(producer, safe=True)
+                for source in sources:
+                    if source.is_initializer() and not source.uses() and source.name is not None:
+                        self.graph.initializers.pop(source.name, None)
+                producer = sources[0].producer() if sources else None
+
+
+def _scale(node: ir.Node, name: str) -> float:
+    found = node.attributes.get(name)
+    return 1.0 if found is None else float(found.as_float())
+
+
+def _scaled(array: npt.NDArray[np.generic], scale: float) -> npt.NDArray[np.generic]:
+    """A constant times a scale, in its own type."""
+    if scale == 1.0:
+        return array
+    return (array.astype(np.float64) * scale).astype(array.dtype)
+
+
+def _dim(size: object) -> int:
+    return size if isinstance(size, int) else -1
+
+
+def _back(value: ir.Value) -> list[int] | None:
+    """The shape for a Reshape back to a value's own; None where it is not determined."""
+    if value.shape is None:
+        return None
+    sizes = [_dim(size) for size in value.shape]
+    return sizes if sizes.count(-1) <= 1 else None

@@ -1,0 +1,88 @@
+"""Walks over a whole model: its graphs, nodes and stored constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import onnx_ir as ir
+
+__all__ = [
+    "all_graphs",
+    "all_nodes",
+    "attribute",
+    "elements",
+    "node_name",
+    "only_sum",
+    "static_shape",
+    "stored_bytes",
+    "tensors",
+]
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of the main graph, the functions, and all subgraphs within."""
+    yield from ir.traversal.RecursiveGraphIterator(model.graph)
+    for function in model.functions.values():
+        yield from ir.traversal.RecursiveGraphIterator(function)
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, every subgraph, and the subgraphs inside function bodies."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+    for function in model.functions.values():
+        yield from function.subgraphs()
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every stored constant: initializers and the tensors of Constant nodes."""
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+    for node in all_nodes(model):
+        if node.op_type == "Constant" and "value" in node.attributes:
+            attribute = node.attributes["value"]
+            if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
+                yield attribute.as_tensor()
+
+
+def elements(model: ir.Model) -> int:
+    """Number of elements of all stored constants (see `onnx_lowrank.report.File`)."""
+    return sum(math.prod(static_shape(tensor.shape) or ()) for tensor in tensors(model))
+
+
+def stored_bytes(model: ir.Model) -> int:
+    """Bytes of all stored constants."""
+    return sum(tensor.nbytes for tensor in tensors(model))
+
+
+def static_shape(shape: Iterable[object] | None) -> tuple[int, ...] | None:
+    """The sizes of a shape; None if it or one of them is not known."""
+    if shape is None:
+        return None
+    dims = tuple(shape)
+    return None if not all(isinstance(d, int) for d in dims) else dims  # type: ignore[return-value]
+
+
+def only_sum(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone reads a value, and what it adds; None where there is none such."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node = uses[0].node
+    if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+        return None
+    other = node.inputs[1 - uses[0].idx]
+    return None if other is None or other is value else (node, other)
+
+
+def attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute of a node."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def node_name(node: ir.Node) -> str:
+    """The node's name, or its first output's where it has none."""
+    return node.name or next((v.name for v in node.outputs if v.name), "") or node.op_type

@@ -1,0 +1,1 @@
+"""Linear maps in a graph: find them, and rewrite them as pairs."""

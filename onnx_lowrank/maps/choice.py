@@ -1,0 +1,127 @@
+"""What was measured of a matrix, which rank was chosen for it, and what that comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.forms import Site
+
+__all__ = ["Choice", "Decision", "Measurement", "linear_parameters", "removed_parameters"]
+
+
+EnergyOf = Literal["weight", "output", "fisher"]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What is known of a group's matrix.
+
+    Attributes:
+        squares: squared singular values, falling, summed over the slices, shape [min(m, n)];
+            None where the goal does not ask for them.
+        finite: whether all elements are.
+        of: what the squares are the energy of: the "weight" itself, or its "output" on samples
+            (see `onnx_lowrank.numerics.output_pca`).
+    """
+
+    squares: npt.NDArray[np.float64] | None
+    finite: bool
+    of: EnergyOf = "weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """Groups that read one activation in one way and share their first factor.
+
+    Their matrices stand side by side, ``[s₁W₁ | … | sₚWₚ] ≈ A·[s₁B₁ | … | sₚBₚ]``.
+
+    Attributes:
+        groups: at least two; A counts with the first one's pair.
+        scales: s, by group: how much the model's outputs hang on each one's.
+    """
+
+    groups: tuple[Group, ...]
+    scales: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rank of a group, or None to leave it dense, with the reason."""
+
+    rank: int | None
+    reason: str
+    energy: float | None = None
+    needed: int | None = None
+    """The rank that the goal asked for before limits, where it was measured."""
+    of: EnergyOf = "weight"
+    """What the energy is the energy of."""
+    joint: Joint | None = None
+    """The groups that it shares its first factor with, itself among them; None if it does not."""
+    leads: bool = True
+    """Whether its first factor counts as its own."""
+
+    def parameters(self, group: Group) -> int:
+        """Parameters of the group's pair, or of its matrix where dense."""
+        slices, m, n = group.shape
+        if self.rank is None:
+            return slices * m * n
+        return slices * self.rank * ((m if self.leads else 0) + n)
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What becomes of one linear map.
+
+    Attributes:
+        node: the node.
+        form: name of its form.
+        site: where it can be factored; None where the form refused.
+        group: the group it belongs to; None where it is refused or off.
+        choice: the rank and the reason.
+        weight: the constant's name.
+        size: the constant's elements.
+        shape: (m, n), None if not known.
+        slices: matrices in the constant.
+        off: whether its form was not chosen.
+    """
+
+    node: ir.Node
+    form: str
+    site: Site | None
+    group: Group | None
+    choice: Choice
+    weight: str
+    size: int
+    shape: tuple[int, int] | None
+    slices: int
+    off: bool = False
+
+
+def linear_parameters(decisions: Sequence[Decision]) -> tuple[int, int]:
+    """Parameters of the linear layers of the chosen forms, before and after."""
+    before = after = 0
+    seen: set[object] = set()
+    # What is refused knows its weight by name only: it comes after what reads the same weight.
+    for decision in sorted(decisions, key=lambda decision: decision.group is None):
+        key = decision.weight if decision.group is None else decision.group.matrix.root
+        if key in seen or decision.off:
+            continue
+        seen |= {key, decision.weight}
+        before += decision.size
+        after += decision.size - removed_parameters(decision)
+    return before, after
+
+
+def removed_parameters(decision: Decision) -> int:
+    """Parameters that a decision takes out of the model."""
+    if decision.choice.rank is None or decision.shape is None or decision.group is None:
+        return 0
+    pair = decision.choice.parameters(decision.group)
+    return -pair if decision.group.others else decision.size - pair

@@ -1,0 +1,231 @@
+"""Find: every constant linear map of a model, and which of them share a constant."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import fnmatch
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
+from onnx_lowrank.graph.walk import all_nodes, node_name
+from onnx_lowrank.maps.forms import Form, Refusal, Site
+
+__all__ = ["Candidates", "Finding", "Group", "Member", "Refused", "Selection", "find"]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True, eq=False)
+class Refused:
+    """A constant linear map that is left as it is whatever its numbers say.
+
+    Attributes:
+        node: the node.
+        form: how the map stands there.
+        refusal: why.
+        site: where it could be factored; None where its form refuses it.
+        off: whether its form was not chosen (see ``--ops``).
+    """
+
+    node: ir.Node
+    form: Form
+    refusal: Refusal
+    site: Site | None = None
+    off: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The ways in which one node can be factored, at least one."""
+
+    sites: tuple[Site, ...]
+
+    @property
+    def node(self) -> ir.Node:
+        """The node."""
+        return self.sites[0].node
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A site of a group; ``transposed`` where it reads the group's matrix the other way."""
+
+    site: Site
+    transposed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The sites that read one constant as one matrix, which is factored once.
+
+    Attributes:
+        members: the sites.
+        matrix: the constant as the first of them reads it, ``W[e, m, n]``.
+        others: names of whatever else reads the constant and so keeps it in the model.
+        bias: the constant of n elements that is added to the products of its one site, and to
+            nothing else; None if there is none.
+    """
+
+    members: tuple[Member, ...]
+    matrix: Constant
+    others: tuple[str, ...]
+    bias: Constant | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(e, m, n) of the matrix."""
+        slices, m, n = self.matrix.shape
+        return slices, m, n
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """All linear maps of a model, in the order of its nodes, and the groups they form."""
+
+    entries: tuple[Candidates | Refused, ...]
+    groups: tuple[Group, ...]
+
+
+def find(
+    model: ir.Model,
+    constants: Constants,
+    forms: Sequence[Form],
+    chosen: Collection[Form] | None = None,
+) -> Finding:
+    """Look at every node of the main graph, the subgraphs and the functions.
+
+    Args:
+        model: the model.
+        constants: resolver of its constants.
+        forms: the forms to look for.
+        chosen: those whose sites may be factored; default: all of them.
+    """
+    by_target: dict[tuple[str, str], list[Form]] = {}
+    for form in forms:
+        for target in form.targets:
+            by_target.setdefault(target, []).append(form)
+    entries: list[Candidates | Refused] = []
+    for node in all_nodes(model):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        matches = [
+            (form, match)
+            for form in by_target.get((domain, node.op_type), ())
+            if (match := form.match(node, constants)) is not None
+        ]
+        if matches:
+            entries.append(_entry(node, matches, forms if chosen is None else chosen))
+    sites = [site for e in entries if isinstance(e, Candidates) for site in e.sites]
+    return Finding(tuple(entries), tuple(_groups(sites, constants)))
+
+
+def _entry(
+    node: ir.Node, matches: Sequence[tuple[Form, Site | Refusal]], chosen: Collection[Form]
+) -> Candidates | Refused:
+    names = {form.name for form in chosen}
+    sites = [match for _, match in matches if isinstance(match, Site)]
+    usable = tuple(site for site in sites if site.form.name in names)
+    if usable:
+        return Candidates(usable)
+    if sites:
+        site, constant = sites[0], sites[0].operand
+        ops = site.form.ops
+        refusal = Refusal(
+            constant.name, constant.size, constant.shape, f"off; --ops {ops} turns it on"
+        )
+        return Refused(node, site.form, refusal, site, off=True)
+    form, refused = matches[0]
+    assert isinstance(refused, Refusal)
+    return Refused(node, form, refused, off=form.name not in names)
+
+
+def _groups(sites: Sequence[Site], constants: Constants) -> Iterator[Group]:
+    """Sites by constant and matrix; a transposed reading counts as the same matrix."""
+    groups: dict[Hashable, list[Member]] = {}
+    for site in sites:
+        root = site.matrix.root
+        straight: Hashable = (root, site.matrix.layout.key)
+        turned: Hashable = (root, site.matrix.transpose(0, 2, 1).layout.key)
+        if straight not in groups and turned in groups:
+            groups[turned].append(Member(site, True))
+        else:
+            groups.setdefault(straight, []).append(Member(site, False))
+    for members in groups.values():
+        own = {(id(member.site.node), member.site.index) for member in members}
+        root = members[0].site.matrix.root
+        others = dict.fromkeys(
+            "the graph's outputs" if node is None else node_name(node)
+            for node, index in constants.readers(root)
+            if node is None or (id(node), index) not in own
+        )
+        yield Group(
+            tuple(members), members[0].site.matrix, tuple(others), _bias(members, constants)
+        )
+
+
+def _bias(members: Sequence[Member], constants: Constants) -> Constant | None:
+    site = members[0].site
+    if len(members) > 1 or members[0].transposed or site.slices > 1:
+        return None
+    found = site.form.bias(site, constants)
+    if found is None or found.dtype not in FLOATS or found.tensor.dtype not in FLOATS:
+        return None
+    root = found.root
+    readers = [node for node, _ in constants.readers(root)]
+    producer = root.producer()
+    owner = root.graph if producer is None else producer.graph
+    alone = len(readers) == 1 and readers[0] is not None and len(list(root.uses())) == 1
+    # In a function or a body of a loop it may be added more than once.
+    return found if alone and owner is site.node.graph is constants.model.graph else None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which nodes may be factored: globs on a node's name or its torch scopes."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def check(self, nodes: Iterable[ir.Node]) -> None:
+        """Raise InputError for a glob that matches none of the linear maps."""
+        labels = {label: None for node in nodes for label in _labels(node)}
+        for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
+            for glob in globs:
+                if any(fnmatch.fnmatchcase(label, glob) for label in labels):
+                    continue
+                near = difflib.get_close_matches(glob, labels, n=3, cutoff=0.3)
+                near = near or list(labels)[:3]
+                names = ", ".join(repr(label) for label in near) or "none in this model"
+                raise InputError(
+                    f"{option} {glob!r}: expected the name or scope of a linear map, "
+                    f"matched none; near names: {names}"
+                )
+
+    def reason(self, node: ir.Node) -> str | None:
+        """Why the node is left out; None if it is chosen."""
+        labels = _labels(node)
+        if self.include and not _match(self.include, labels):
+            return "no --include glob matches it"
+        glob = _match(self.exclude, labels)
+        return None if glob is None else f"left out by --exclude {glob!r}"
+
+
+def _match(globs: Sequence[str], labels: Sequence[str]) -> str | None:
+    return next((g for g in globs if any(fnmatch.fnmatchcase(label, g) for label in labels)), None)
+
+
+def _labels(node: ir.Node) -> list[str]:
+    """The node's name, and the module scopes that torch's dynamo exporter writes."""
+    labels = [node_name(node)]
+    scopes = node.metadata_props.get(_SCOPES)
+    if scopes:
+        try:
+            parsed = ast.literal_eval(scopes)
+        except (SyntaxError, ValueError):
+            parsed = [scopes]
+        labels += [str(scope) for scope in parsed if scope]
+    return labels

@@ -1,0 +1,1 @@
+"""Which rank each layer gets: goals, damage, costs, allocation, and the search for a plan."""

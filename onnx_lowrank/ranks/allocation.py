@@ -1,0 +1,273 @@
+"""Allocate: ranks for all layers together, least damage for what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.maps.choice import Choice, Joint, Measurement
+from onnx_lowrank.maps.find import Candidates, Finding, Group
+from onnx_lowrank.numerics.knapsack import Item, Solution
+from onnx_lowrank.numerics.ranks import energy_at, largest_rank
+from onnx_lowrank.ranks.choose import Goal
+from onnx_lowrank.ranks.damage import Curve
+
+__all__ = ["CostOf", "Ladders", "Priced", "bytes_of", "parameters_of"]
+
+# Points of a front of several layers together that are kept.
+_MERGED = 200
+
+
+class CostOf(Protocol):
+    """What a group costs at a rank, or (None) dense; None where that is not known.
+
+    ``leads`` is False for a pair whose first factor is counted with another group.
+    """
+
+    def __call__(self, group: Group, rank: int | None, leads: bool = True) -> float | None:
+        """The cost."""
+
+
+def parameters_of(group: Group, rank: int | None, leads: bool = True) -> float:
+    """Parameters that a group leaves in the model."""
+    pair = Choice(rank, "", leads=leads).parameters(group)
+    slices, m, n = group.shape
+    return float(pair + (slices * m * n if group.others and rank is not None else 0))
+
+
+def bytes_of(group: Group, rank: int | None, leads: bool = True) -> float:
+    """Bytes that a group leaves in the file."""
+    return parameters_of(group, rank, leads) * group.matrix.tensor.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What becomes of groups that are decided together: one alone, or those of a joint.
+
+    Attributes:
+        ranks: by group; a group that is not there is not the way that is taken.
+        damage: of the part.
+        joint: set where they share their first factor.
+    """
+
+    ranks: Mapping[Group, int | None]
+    damage: float
+    joint: Joint | None = None
+
+    def cost(self, cost: CostOf) -> float | None:
+        """Of all its groups; None where one is not known."""
+        total = 0.0
+        for index, (group, rank) in enumerate(self.ranks.items()):
+            own = cost(group, rank, self.joint is None or index == 0)
+            if own is None:
+                return None
+            total += own
+        return total
+
+
+Rung = tuple[_Part, ...]
+"""One option of an item."""
+
+
+@dataclass(frozen=True, eq=False)
+class Priced:
+    """The options of every layer with their costs.
+
+    Attributes:
+        items: option 0 of each leaves its layers dense.
+        ladders: what they are the options of.
+    """
+
+    items: tuple[Item, ...]
+    rungs: tuple[tuple[Rung, ...], ...]
+    ladders: Ladders
+
+    @property
+    def dense(self) -> float:
+        """What all layers cost dense."""
+        return sum(float(item.costs[0]) for item in self.items)
+
+    def choices(self, solution: Solution) -> dict[Group, Choice]:
+        """What becomes of every group with options; ways that were not taken are left out."""
+        choices: dict[Group, Choice] = {}
+        for rungs, pick in zip(self.rungs, solution.picks, strict=True):
+            for part in rungs[pick]:
+                choices |= self.ladders.chosen(part)
+        return choices
+
+
+class Ladders:
+    """The options of every layer, and what becomes of a choice among them.
+
+    Layers that can be factored in several ways (a convolution) have the options of all ways.
+    """
+
+    def __init__(
+        self,
+        finding: Finding,
+        curves: Mapping[Group, Curve],
+        measured: Mapping[Group, Measurement],
+        goal: Goal,
+        multiple: Callable[[Group], int | None] | None = None,
+        joints: Mapping[Joint, Curve] | None = None,
+    ) -> None:
+        """Options of the groups that have a curve; others keep what was decided before.
+
+        Args:
+            finding: the linear maps.
+            curves: damage by rank.
+            measured: the spectra, for the energy that a rank holds.
+            goal: limits and rounds the ranks.
+            multiple: on which multiple a group's rank should be, None for the goal's.
+            joints: damage of groups that share their first factor; each has other groups.
+        """
+        self._multiple = multiple
+        self._curves, self._measured, self._goal = curves, measured, goal
+        self._joints = joints or {}
+        ways = _ways(finding, curves)
+        sets = _overlapping(self._joints)
+        taken = {group for own in sets for group in own}
+        self._alone = [self._ladder(own) for own in ways if not taken.intersection(own)]
+        # The layers of a set each alone, and for every joint its groups together, the rest alone.
+        self._together: list[list[list[list[_Part]]]] = []
+        for groups, joints_of in sets.items():
+            alone = {group: self._ladder((group,)) for group in groups}
+            splits = [list(alone.values())]
+            for joint in joints_of:
+                rest = [alone[group] for group in groups if group not in joint.groups]
+                splits.append([self._joint_ladder(joint), *rest])
+            self._together.append(splits)
+        self.groups = [group for own in ways for group in own]
+
+    def priced(self, cost: CostOf) -> Priced:
+        """The options with their costs; one whose cost is not known is none."""
+        items, rungs = [], []
+        priced: list[tuple[Rung, float]]
+        for ladder in self._alone:
+            priced = [((part,), own) for part in ladder if (own := part.cost(cost)) is not None]
+            if not priced or priced[0][0][0] is not ladder[0]:
+                priced = [((ladder[0],), 0.0)]  # dense has no known cost: nothing to choose
+            items.append(_item(priced))
+            rungs.append(tuple(rung for rung, _ in priced))
+        for splits in self._together:
+            merged = [_merged(split, cost) for split in splits]
+            priced = [merged[0][0], *(entry for split in merged for entry in split[1:])]
+            items.append(_item(priced))
+            rungs.append(tuple(rung for rung, _ in priced))
+        return Priced(tuple(items), tuple(rungs), self)
+
+    def chosen(self, part: _Part) -> dict[Group, Choice]:
+        """What becomes of the groups of a part."""
+        choices = {}
+        for index, (group, rank) in enumerate(part.ranks.items()):
+            found = self._measured[group]
+            if rank is None:
+                why = "dense: any rank here would hurt more than elsewhere"
+                choices[group] = Choice(None, why, of=found.of)
+                continue
+            assert found.squares is not None
+            guessed = "" if self._curves[group].measured else " (guessed from other layers)"
+            damage = self._curves[group].at(rank) if part.joint is None else part.damage
+            why = f"rank {rank} of the budget, predicted damage {damage:.3g}{guessed}"
+            energy: float | None = energy_at(found.squares, rank)
+            if part.joint is not None:
+                names = [node_name(g.members[0].site.node) for g in part.ranks if g is not group]
+                why += f" together with {', '.join(names)}, whose first factor it shares"
+                energy = None  # the components are those of all of them
+            leads = part.joint is None or index == 0
+            choices[group] = Choice(rank, why, energy, rank, found.of, part.joint, leads)
+        return choices
+
+    def _ladder(self, ways: Sequence[Group]) -> list[_Part]:
+        parts = [_Part({ways[0]: None}, 0.0)]
+        for group in ways:
+            curve = self._curves[group]
+            for rank in self._ranks(group, self._goal.largest(group)):
+                damage = curve.at(rank)
+                if np.isfinite(damage):
+                    parts.append(_Part({group: rank}, damage))
+        return parts
+
+    def _joint_ladder(self, joint: Joint) -> list[_Part]:
+        curve = self._joints[joint]
+        m, n = joint.groups[0].shape[1], sum(group.shape[2] for group in joint.groups)
+        limit = largest_rank(m, n, 1.0 - self._goal.min_gain)
+        parts = [_Part(dict.fromkeys(joint.groups), 0.0)]
+        for rank in self._ranks(joint.groups[0], min(limit, *(g.shape[2] for g in joint.groups))):
+            damage = curve.at(rank)
+            if np.isfinite(damage):
+                parts.append(_Part(dict.fromkeys(joint.groups, rank), damage, joint))
+        return parts
+
+    def _ranks(self, group: Group, limit: int) -> list[int]:
+        """The ranks to choose from: multiples, and below the first of them powers of two."""
+        own = None if self._multiple is None else self._multiple(group)
+        multiple = own or self._goal.rank_multiple
+        small = [2**power for power in range(16) if 2**power < min(multiple, limit + 1)]
+        return [*small, *range(multiple, limit + 1, multiple)]
+
+
+def _item(priced: Sequence[tuple[Rung, float]]) -> Item:
+    costs = np.array([cost for _, cost in priced], np.float64)
+    damages = [sum(part.damage for part in rung) for rung, _ in priced]
+    return Item(costs, np.array(damages, np.float64))
+
+
+def _merged(ladders: Sequence[Sequence[_Part]], cost: CostOf) -> list[tuple[Rung, float]]:
+    """Options of several ladders as those of one: the sums that nothing cheaper beats.
+
+    The first one is all of them dense.
+    """
+    costs, damages = np.zeros(1), np.zeros(1)
+    picks: list[Rung] = [()]
+    dense = 0.0
+    for ladder in ladders:
+        known = ((part, part.cost(cost)) for part in ladder[1:])
+        priced = [(ladder[0], ladder[0].cost(cost) or 0.0)]
+        dense += priced[0][1]
+        priced += [(part, own) for part, own in known if own is not None]
+        all_costs = (costs[:, None] + np.array([own for _, own in priced])).ravel()
+        all_damages = (damages[:, None] + np.array([part.damage for part, _ in priced])).ravel()
+        order = np.lexsort((all_damages, all_costs))
+        falling = np.minimum.accumulate(all_damages[order])
+        kept = order[np.concatenate([[True], falling[1:] < falling[:-1]])]
+        if len(kept) > _MERGED:
+            kept = kept[np.unique(np.linspace(0, len(kept) - 1, _MERGED).astype(int))]
+        costs, damages = all_costs[kept], all_damages[kept]
+        picks = [(*picks[i // len(priced)], priced[i % len(priced)][0]) for i in kept]
+    rungs = [(tuple(ladder[0] for ladder in ladders), dense)]
+    for picked, own in zip(picks, costs, strict=True):
+        if any(rank is not None for part in picked for rank in part.ranks.values()):
+            rungs.append((picked, float(own)))
+    return rungs
+
+
+def _overlapping(joints: Iterable[Joint]) -> dict[tuple[Group, ...], list[Joint]]:
+    """Joints by the groups that they and those that overlap with them have."""
+    sets: list[tuple[dict[Group, None], list[Joint]]] = []
+    for joint in joints:
+        groups, members = dict.fromkeys(joint.groups), [joint]
+        for other in [own for own in sets if own[0].keys() & groups.keys()]:
+            sets.remove(other)
+            groups, members = {**other[0], **groups}, [*other[1], *members]
+        sets.append((groups, members))
+    return {tuple(groups): members for groups, members in sets}
+
+
+def _ways(finding: Finding, curves: Mapping[Group, Curve]) -> list[tuple[Group, ...]]:
+    """Groups that exclude each other, because they factor the same nodes."""
+    group_of = {member.site: group for group in finding.groups for member in group.members}
+    ways: dict[Group, tuple[Group, ...]] = {}
+    for entry in finding.entries:
+        if isinstance(entry, Candidates):
+            own = [group_of[site] for site in entry.sites if group_of[site] in curves]
+            taken = next((ways[group] for group in own if group in ways), None)
+            if own and taken is None:
+                ways[own[0]] = tuple(dict.fromkeys(own))
+                for group in own[1:]:
+                    ways[group] = ways[own[0]]
+    return list(dict.fromkeys(ways.values()))

@@ -1,0 +1,265 @@
+"""Budgets: the strategies that spend one goal over the whole model."""
+
+from __future__ import annotations
+
+import math
+
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.graph.walk import stored_bytes
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.numerics.knapsack import Solution, path, solve
+from onnx_lowrank.ranks.allocation import CostOf, bytes_of, parameters_of
+from onnx_lowrank.ranks.costs import CostTable
+from onnx_lowrank.ranks.goals import Budget
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.search import Searching, furthest
+from onnx_lowrank.ranks.strategy import (
+    Measured,
+    Plan,
+    Strategy,
+    Unreachable,
+)
+from onnx_lowrank.report import Latency
+
+__all__ = ["Keep", "MaxSize", "Speed", "Tolerance", "cost_of"]
+
+# How often a model is assembled for one goal.
+_TRIES = 4
+# The same for a latency, and how much faster than asked for is near enough.
+_TIMED_TRIES, _OVERSHOOT = 7, 1.1
+# What a pair adds to the file beside its elements: a node, names and shapes.
+_OVERHEAD = 400
+
+
+class Keep(Strategy):
+    """A share of the linear layers' parameters, over the whole model."""
+
+    once = True
+    may_put_back = False
+
+    def __init__(self, searching: Searching, budget: Budget) -> None:
+        self._searching, self._budget = searching, budget
+
+    def first(self) -> Plan:
+        """The least damage within the share."""
+        searching, share = self._searching, self._budget.value
+        total = searching.linear_parameters()
+        priced = searching.ladders.priced(parameters_of)
+        fixed = total - priced.dense
+        solution = solve(priced.items, share * total - fixed)
+        if solution is not None:
+            return searching.plan(priced, solution)
+        best = path(priced.items)[-1]
+        kept = (best.cost + fixed) / total if total else 1.0
+        held = f"; layers that must stay dense hold {fixed / total:.3g}" if fixed and total else ""
+        raise Unreachable(
+            f"{self._budget.option}: the least that can be kept is {kept:.3g} of the linear "
+            f"layers' parameters{held}",
+            searching.plan(priced, best),
+        )
+
+
+class MaxSize(Strategy):
+    """Bytes of the written model.
+
+    Args:
+        searching: the layers' options.
+        budget: the bytes.
+        frame: bytes of IN that are not elements of constants.
+    """
+
+    may_put_back = False
+
+    def __init__(self, searching: Searching, budget: Budget, frame: int) -> None:
+        self._searching, self._budget = searching, budget
+        model = searching.prepared.model
+        self._priced = searching.ladders.priced(_with_overhead)
+        self._other = stored_bytes(model) - self._priced.dense + frame
+        self._tries = 0
+
+    def first(self) -> Plan:
+        """The least damage that should fit."""
+        items = self._priced.items
+        solution = solve(items, self._budget.value - self._other)
+        if solution is not None:
+            return self._searching.plan(self._priced, solution)
+        best = path(items)[-1]
+        raise Unreachable(
+            f"{self._budget.option}: the smallest that can be had is about "
+            f"{best.cost + self._other:.0f} bytes; {self._other:.0f} of them are not linear layers "
+            "that can be factored",
+            self._searching.plan(self._priced, best),
+        )
+
+    def revise(self, plan: Plan, measured: Measured) -> Plan | None:
+        """Less, by as much as the file turned out too large."""
+        excess = measured.bytes - self._budget.value
+        if excess <= 0:
+            return None
+        self._tries += 1
+        if self._tries >= _TRIES:
+            raise Unreachable(f"{self._budget.option}: OUT takes {measured.bytes} bytes", plan)
+        self._other += excess
+        return self.first()
+
+
+def _with_overhead(group: Group, rank: int | None, leads: bool = True) -> float:
+    return bytes_of(group, rank, leads) + (0 if rank is None else _OVERHEAD * len(group.members))
+
+
+class Tolerance(Strategy):
+    """The smallest or fastest model whose loss stays within a limit."""
+
+    def __init__(
+        self, searching: Searching, budget: Budget, cost: CostOf, classifiers: frozenset[str]
+    ) -> None:
+        self._searching, self._budget, self._classifiers = searching, budget, classifiers
+        self._priced = searching.ladders.priced(cost)
+        self._steps = path(self._priced.items)
+        self._limit = budget.value
+        self._known: dict[int, float] = {}
+        self._at = 0
+        self._tries = 0
+
+    def first(self) -> Plan:
+        """The furthest step whose loss on the search samples is within the limit."""
+        searching, metric = self._searching, self._budget.metric
+        with searching.stages("search"):
+            self._at, self._known = furthest(
+                self._steps,
+                lambda step: searching.loss(self._priced, step, metric, self._classifiers),
+                self._limit,
+                self._guess,
+                self._known,
+            )
+        return self._plan()
+
+    def revise(self, plan: Plan, measured: Measured) -> Plan | None:  # noqa: ARG002
+        """A step back, by as much as other samples lost more than those of the search."""
+        loss = measured.loss
+        if loss is None or loss <= self._budget.value or not self._at:
+            return None
+        self._tries += 1
+        if self._tries >= _TRIES:
+            self._at = 0
+            self._searching.say(
+                f"{self._budget.option}: no rank that was tried held on unseen samples"
+            )
+            return self._plan()
+        searched = self._known.get(self._at, self._limit)
+        self._limit = min(self._limit, searched) * 0.98 * self._budget.value / loss
+        before = self._at
+        following = self.first()
+        if self._at >= before:  # noise: the search found the same again
+            self._at = before * 9 // 10
+            following = self._plan()
+        return following
+
+    def _plan(self) -> Plan:
+        return self._searching.plan(self._priced, self._steps[self._at] if self._at else None)
+
+    def _guess(self, step: Solution) -> float:
+        # Distances go with the root of the damage; what counts or correlates goes with it.
+        rooted = self._budget.metric.kind == "relative-l2"
+        return math.sqrt(step.damage) if rooted else step.damage
+
+
+class Speed(Strategy):
+    """A latency, absolute or relative to the original's.
+
+    The cost table says which layers to take next, timing of the whole model how far to go.
+    """
+
+    def __init__(self, searching: Searching, budget: Budget, table: CostTable) -> None:
+        self._searching, self._budget = searching, budget
+        cost = cost_of(searching.prepared, "latency", table)
+        self._priced = searching.ladders.priced(cost)
+        self._steps = path(self._priced.items)
+        self._at = self._low = 0  # too slow
+        self._high: int | None = None  # fast enough
+        self._best = 0.0
+        self._tries = 0
+        # Nanoseconds of the whole model for each that the table says.
+        self._scale = 1.0
+
+    def first(self) -> Plan:
+        """All layers dense: their times alone do not tell the model's."""
+        return self._searching.plan(None, None)
+
+    def revise(self, plan: Plan, measured: Measured) -> Plan | None:
+        """Further, or back where it went too far."""
+        latency = measured.latency
+        if latency is None:
+            raise InputError(f"{self._budget.option} needs the timing that --no-bench leaves out")
+        wanted, had = self._wanted(latency), latency.speedup.median
+        self._best = max(self._best, had)
+        self._tries += 1
+        dense = latency.before_ms.median * 1e6
+        if self._at:
+            saved = self._steps[0].cost - self._steps[self._at].cost
+            self._scale = max((dense - dense / had) / saved, 0.05)
+        if had >= wanted:
+            self._high = self._at
+            # Fast enough, and no slower step is left or it is just so.
+            if self._at == 0 or had <= wanted * _OVERSHOOT or self._at - self._low <= 1:
+                return None
+        else:
+            self._low = self._at
+        last = len(self._steps) - 1
+        if self._tries > _TIMED_TRIES or (self._high is None and self._low == last):
+            if self._high is None:
+                raise Unreachable(self._limit(dense), plan)
+            if self._at == self._high:
+                return None
+            self._at = self._low = self._high  # the last one that was fast enough, once more
+            return self._plan()
+        saving = (dense - dense / wanted) * 1.02 / self._scale
+        start = self._steps[0].cost
+        high = last if self._high is None else self._high - 1
+        ahead = (i for i, s in enumerate(self._steps) if start - s.cost >= saving)
+        self._at = min(max(next(ahead, last), self._low + 1), high)
+        if self._high is not None and self._tries > 3:
+            self._at = (self._low + self._high) // 2 or 1
+        return self._plan()
+
+    def _plan(self) -> Plan:
+        return self._searching.plan(self._priced, self._steps[self._at])
+
+    def _wanted(self, latency: Latency) -> float:
+        """The speedup that is asked for."""
+        if self._budget.kind == "speedup":
+            return self._budget.value
+        return latency.before_ms.median / self._budget.value
+
+    def _limit(self, dense: float) -> str:
+        saved = (self._steps[0].cost - self._steps[-1].cost) / 1e6
+        return (
+            f"{self._budget.option}: the fastest that was found is {self._best:.3g}× the original; "
+            f"by the cost table all layers together save at most {saved:.3g} of "
+            f"{dense / 1e6:.3g} ms"
+        )
+
+
+def cost_of(prepared: Prepared, objective: str, table: CostTable | None) -> CostOf:
+    """What a group costs by an objective: bytes, multiply-accumulates or nanoseconds."""
+    if objective == "size":
+        return bytes_of
+    if objective == "macs":
+        macs = prepared.macs
+
+        def count(group: Group, rank: int | None, leads: bool = True) -> float | None:
+            costs = [None if macs is None else macs.costs.get(m.site) for m in group.members]
+            known = [cost for cost in costs if cost is not None]
+            if len(known) < len(costs):
+                return None
+            if rank is None:
+                return float(sum(c.dense for c in known))
+            return float(sum(c.pair(rank) if leads else rank * c.second for c in known))
+
+        return count
+    assert table is not None
+
+    def time(group: Group, rank: int | None, leads: bool = True) -> float | None:
+        return table.dense(group) if rank is None else table.pair(group, rank, leads)
+
+    return time

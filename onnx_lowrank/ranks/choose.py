@@ -1,0 +1,263 @@
+"""Choose: what becomes of every linear map, decided once, with the reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_lowrank.errors import UsageError
+from onnx_lowrank.maps.choice import Choice, Decision, Measurement
+from onnx_lowrank.maps.find import (
+    Candidates,
+    Finding,
+    Group,
+    Refused,
+    Selection,
+)
+from onnx_lowrank.maps.forms import Site
+from onnx_lowrank.numerics.ranks import (
+    break_even,
+    energy_at,
+    energy_rank,
+    largest_rank,
+    rounded,
+)
+
+__all__ = [
+    "Goal",
+    "choose",
+    "decide",
+    "settle",
+    "worth_measuring",
+]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How ranks are chosen: by an energy, a rank, a share to keep, or a budget for all layers.
+
+    Attributes:
+        energy: share of the squared singular values, or with calibration samples of the layer's
+            output energy, to hold, in (0, 1].
+        rank: the rank, taken as it is.
+        keep: share of a layer's parameters that the pair may have, in (0, 1].
+        min_gain: a pair has at most ``1 − min_gain`` of the parameters of its weight.
+        rank_multiple: chosen ranks are rounded to a multiple of this.
+        budget: whether a budget chooses (see `onnx_lowrank.ranks.goals`), and only the limits
+            count.
+
+    Raises:
+        UsageError: a value is out of its range, or not exactly one goal is given.
+    """
+
+    energy: float | None = None
+    rank: int | None = None
+    keep: float | None = None
+    min_gain: float = 0.1
+    rank_multiple: int = 8
+    budget: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("energy", "rank", "keep") if getattr(self, name) is not None]
+        if len(given) + self.budget != 1:
+            names = " and ".join(f"--{name}" for name in given) or "none"
+            raise UsageError(f"expected one of --energy, --rank and --keep, got {names}")
+        for name in ("energy", "keep"):
+            value = getattr(self, name)
+            if value is not None and not (_number(value) and 0.0 < value <= 1.0):
+                raise UsageError(f"--{name}: expected a number above 0 and up to 1, got {value!r}")
+        for name in ("rank", "rank_multiple"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option}: expected a whole number from 1, got {value!r}")
+        if not (_number(self.min_gain) and -1.0 <= self.min_gain < 1.0):
+            raise UsageError(
+                f"--min-gain: expected a number from -1 and below 1, got {self.min_gain!r}"
+            )
+
+    @property
+    def needs_spectrum(self) -> bool:
+        """Whether the choice depends on the singular values; a given rank does not."""
+        return self.rank is None
+
+    def largest(self, group: Group) -> int:
+        """Largest rank that the gain limit allows for a group."""
+        _, m, n = group.shape
+        share = 1.0 - self.min_gain
+        if group.others:  # the weight itself stays: the pair comes on top of it
+            share -= 1.0
+        return largest_rank(m, n, share)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | None:
+    """A choice that needs no look at the numbers; None where they decide."""
+    slices, m, n = group.shape
+    if slices * m * n == 0:
+        return Choice(None, f"{m}×{n} is empty")
+    for member in group.members:
+        left_out = selection.reason(member.site.node)
+        if left_out is not None:
+            if len(group.members) > 1:
+                left_out += "; the layers that share its weight stay too"
+            return Choice(None, left_out)
+    if group.others and goal.min_gain >= 0:
+        return Choice(
+            None,
+            f"{group.matrix.name} is also read by {_listed(group.others)}: it would stay, and "
+            "the pair would come on top",
+        )
+    limit = goal.largest(group)
+    if limit == 0:
+        return Choice(
+            None,
+            f"not even rank 1 of {m}×{n} saves {_percent(goal.min_gain)} "
+            f"(break-even {break_even(m, n):.1f})",
+        )
+    if goal.rank is not None and min(goal.rank, m, n) > limit:
+        return Choice(
+            None,
+            f"rank {goal.rank} is above {limit}, the largest that saves "
+            f"{_percent(goal.min_gain)} (break-even {break_even(m, n):.1f})",
+        )
+    return None
+
+
+def choose(group: Group, measured: Measurement, goal: Goal) -> Choice:
+    """The rank of a group that was measured."""
+    _, m, n = group.shape
+    if not measured.finite:
+        return Choice(None, f"{group.matrix.name} holds NaN or Inf")
+    limit = goal.largest(group)
+    if goal.rank is not None:
+        needed = rank = min(goal.rank, m, n)
+        why = f"rank {goal.rank} was given"
+        if rank < goal.rank:
+            why += f", {rank} is full rank"
+    elif goal.energy is not None:
+        assert measured.squares is not None
+        needed = energy_rank(measured.squares, goal.energy)
+        if needed > limit:
+            return Choice(
+                None,
+                f"energy {goal.energy:g} needs rank {needed}, "
+                f"{needed / break_even(m, n):.2f} of break-even ({break_even(m, n):.1f}); "
+                f"{limit} is the largest that saves {_percent(goal.min_gain)}",
+                needed=needed,
+                of=measured.of,
+            )
+        rank = rounded(needed, goal.rank_multiple, limit, up=True)
+        why = f"energy {goal.energy:g} needs rank {needed}"
+    else:
+        assert goal.keep is not None
+        needed = largest_rank(m, n, goal.keep)
+        if needed == 0:
+            return Choice(None, f"not even rank 1 of {m}×{n} keeps within {goal.keep:g}", needed=0)
+        why = f"rank {needed} keeps {goal.keep:g} of the parameters"
+        if needed > limit:
+            needed = limit
+            why = f"rank {limit} is the largest that saves {_percent(goal.min_gain)}"
+        rank = rounded(needed, goal.rank_multiple, limit, up=False)
+    if rank != needed:
+        why += f", rounded to {rank}"
+    if measured.squares is None:
+        return Choice(rank, why, None, needed, measured.of)
+    if not measured.squares.any():
+        why += "; the weight is all zeros"
+    return Choice(rank, why, energy_at(measured.squares, rank), needed, measured.of)
+
+
+def settle(finding: Finding, choices: Mapping[Group, Choice], goal: Goal) -> dict[Group, Choice]:
+    """The choices without the ways of factoring a node that lose against a better one."""
+    group_of = _group_of(finding)
+    settled = dict(choices)
+    for entry in finding.entries:
+        if isinstance(entry, Candidates) and len(entry.sites) > 1:
+            ways = [group_of[site] for site in entry.sites if group_of[site] in settled]
+            best = min(ways, key=lambda group: _preference(group, choices[group], goal))
+            for group in ways:
+                if group is not best:
+                    del settled[group]
+    return settled
+
+
+def _preference(group: Group, choice: Choice, goal: Goal) -> tuple[bool, float]:
+    """What is chosen among several ways: the smallest pair; at a fixed size, the closest."""
+    if choice.rank is None:
+        return True, 0.0
+    if goal.keep is not None:
+        return False, -(choice.energy or 0.0)
+    slices, m, n = group.shape
+    return False, float(slices * choice.rank * (m + n))
+
+
+def _group_of(finding: Finding) -> dict[Site, Group]:
+    return {member.site: group for group in finding.groups for member in group.members}
+
+
+def decide(finding: Finding, choices: Mapping[Group, Choice]) -> tuple[Decision, ...]:
+    """One decision for every linear map, in the order of the nodes.
+
+    Args:
+        finding: the linear maps.
+        choices: what becomes of their groups, one for each node (see `settle`).
+    """
+    group_of = _group_of(finding)
+    decisions = []
+    for entry in finding.entries:
+        if isinstance(entry, Refused):
+            decisions.append(_refused(entry))
+            continue
+        site = next(site for site in entry.sites if group_of[site] in choices)
+        decisions.append(
+            Decision(
+                node=entry.node,
+                form=site.form.name,
+                site=site,
+                group=group_of[site],
+                choice=choices[group_of[site]],
+                weight=site.operand.name,
+                size=site.operand.size,
+                shape=(site.m, site.n),
+                slices=site.slices,
+            )
+        )
+    return tuple(decisions)
+
+
+def _refused(entry: Refused) -> Decision:
+    refusal, site = entry.refusal, entry.site
+    slices, shape = 1, refusal.shape
+    if site is not None:
+        slices, shape = site.slices, (site.m, site.n)
+    elif refusal.shape is not None and len(refusal.shape) > 1:
+        slices, shape = math.prod(refusal.shape[:-2]), refusal.shape[-2:]
+    else:
+        shape = None
+    return Decision(
+        node=entry.node,
+        form=entry.form.name,
+        site=site,
+        group=None,
+        choice=Choice(None, refusal.reason),
+        weight=refusal.weight,
+        size=refusal.size,
+        shape=shape if shape is None else (shape[0], shape[1]),
+        slices=slices,
+        off=entry.off,
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:2])
+    return shown if len(names) <= 2 else f"{shown} and {len(names) - 2} more"

@@ -1,0 +1,377 @@
+"""The cost table: how long every linear map takes, dense and as a pair, on one place.
+
+Maps that look the same to the runtime (form, attributes, shapes and types of all inputs) share one
+`Key` and are measured once, alone, dense and at a few ranks; ranks in between are interpolated.
+Keys are plain values, so a table that was measured on a board steers a run on a workstation.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
+from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.forms.base import Site
+from onnx_lowrank.numerics.ranks import break_even
+from onnx_lowrank.progress import Advance
+from onnx_lowrank.ranks.microbench import (
+    Limits,
+    Specimen,
+    Timer,
+    alignment,
+    compare,
+    serialized,
+)
+from onnx_lowrank.runtime.taps import Run, Seen, look
+
+__all__ = ["CostPlan", "CostTable", "Key", "Place", "Times", "measure_costs", "plan_costs"]
+
+# Where a pair is measured: shares of the break-even rank, on the multiple below.
+_SHARES = (0.25, 0.5, 0.75, 0.9)
+_MULTIPLE = 8
+# Half-widths above this are worth a note.
+_CERTAIN = 0.05
+# A weight above this does not fit into the protobuf that the map alone is loaded from.
+_LARGEST = 1_000_000_000
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """What a map's time depends on, as plain values.
+
+    Attributes:
+        form: name of the form.
+        node: domain, operator and attributes.
+        inputs: of each input its type and shape, and whether it is the weight or a constant.
+        shape: (e, m, n) of the weight as it is factored.
+    """
+
+    form: str
+    node: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long one map takes.
+
+    Attributes:
+        dense_ns: as it is; like all times with the overhead of one call, so that differences mean
+            more than quotients where maps are small.
+        ranks: ranks of the pairs that were measured, rising.
+        pair_ns: their times.
+        widths: half the 95 % interval of each pair's time over the dense one's, relative to it.
+        rounds: how often each was run.
+        multiple: which multiple a rank should be on, where that was asked for and could be told.
+    """
+
+    dense_ns: float
+    ranks: tuple[int, ...]
+    pair_ns: tuple[float, ...]
+    widths: tuple[float, ...]
+    rounds: int
+    multiple: int | None = None
+
+    def at(self, rank: int) -> float:
+        """Nanoseconds of a pair: between measured ranks, and beyond them, on a straight line."""
+        ranks, times = self.ranks, self.pair_ns
+        if len(ranks) == 1:
+            return times[0]
+        if ranks[0] <= rank <= ranks[-1]:
+            return float(np.interp(rank, ranks, times))
+        a, b = (0, 1) if rank < ranks[0] else (-2, -1)
+        slope = max(0.0, (times[b] - times[a]) / (ranks[b] - ranks[a]))
+        if rank > ranks[-1]:
+            return times[-1] + slope * (rank - ranks[-1])
+        # Part of the time does not depend on the rank, so it falls no faster than in proportion.
+        return max(times[0] + slope * (rank - ranks[0]), times[0] * rank / ranks[0])
+
+    @property
+    def noise(self) -> float:
+        """The largest of the widths."""
+        return max(self.widths, default=0.0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where times were taken.
+
+    Attributes:
+        provider: execution provider.
+        threads: intra-op threads.
+        processor: name of the CPU.
+        runtime: version of ONNX Runtime.
+    """
+
+    provider: str
+    threads: int
+    processor: str
+    runtime: str
+
+    @classmethod
+    def here(cls, provider: str, threads: int) -> Place:
+        """This machine."""
+        return cls(provider, threads, _processor(), str(ort.__version__))
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"{self.provider}, {threads}, {self.processor}, ONNX Runtime {self.runtime}"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True, eq=False)
+class CostPlan:
+    """What there is to measure for a model.
+
+    Attributes:
+        keys: map -> what its time depends on.
+        specimens: one map of each key.
+        unknown: name of a map whose time cannot be told -> why.
+    """
+
+    keys: Mapping[Site, Key]
+    specimens: Mapping[Key, Specimen]
+    unknown: Mapping[str, str]
+
+    def missing(self, table: CostTable | None, place: Place) -> tuple[Key, ...]:
+        """The keys to measure: those that a table lacks, if it is of this place."""
+        if table is None:
+            return tuple(self.specimens)
+        if not _same(table.place, place):
+            return ()
+        return tuple(key for key in self.specimens if key not in table.times)
+
+
+def _same(one: Place, other: Place) -> bool:
+    """Whether times can stand side by side; another version of the runtime is said, not refused."""
+    return (one.provider, one.threads, one.processor) == (
+        other.provider,
+        other.threads,
+        other.processor,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """Times on one place, for the maps of one model.
+
+    Attributes:
+        place: where they were taken.
+        times: key -> times.
+        keys: map of the model -> key; empty in a table that was just loaded.
+        unknown: name of a map without times -> why.
+    """
+
+    place: Place
+    times: Mapping[Key, Times]
+    keys: Mapping[Site, Key] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    def dense(self, group: Group) -> float | None:
+        """Nanoseconds of a group's nodes as they are; None where one of them is not known."""
+        return self._sum(group, lambda times: times.dense_ns)
+
+    def pair(self, group: Group, rank: int, leads: bool = True) -> float | None:
+        """Nanoseconds of a group's nodes as pairs of a rank; None where one is not known.
+
+        Without ``leads`` the first product is another group's.  Pairs were timed as a whole; the
+        second product is taken to have the share of the time that it has of the work, n/(m+n).
+        """
+        _, m, n = group.shape
+        time = self._sum(group, lambda times: times.at(rank))
+        return time if time is None or leads else time * n / (m + n)
+
+    def multiple(self, group: Group) -> int | None:
+        """The multiple on which a group's rank should be; None where that is not known."""
+        found = self._of(group)
+        if found is None:
+            return None
+        return max((t.multiple for t in found if t.multiple is not None), default=None)
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know: what has no time, and how certain the others are."""
+        notes = [f"{name} has no known latency: {why}" for name, why in self.unknown.items()]
+        used = {key: node_name(site.node) for site, key in self.keys.items() if key in self.times}
+        noisy = [key for key in used if self.times[key].noise > _CERTAIN]
+        if noisy:
+            worst = max(noisy, key=lambda key: self.times[key].noise)
+            notes.append(
+                f"latency of {len(noisy)} of {len(used)} kinds of layers is uncertain, by up to "
+                f"{100 * self.times[worst].noise:.0f} % ({used[worst]}): the machine was busy"
+            )
+        return tuple(notes)
+
+    def _of(self, group: Group) -> list[Times] | None:
+        keys = [self.keys.get(member.site) for member in group.members]
+        found = [self.times.get(key) for key in keys if key is not None]
+        times = [one for one in found if one is not None]
+        return times if len(times) == len(keys) else None
+
+    def _sum(self, group: Group, what: Callable[[Times], float]) -> float | None:
+        found = self._of(group)
+        return None if found is None else sum(what(times) for times in found)
+
+
+def plan_costs(groups: Iterable[Group], model: ir.Model, run: Run) -> CostPlan:
+    """See which maps there are to measure, from one run of the model.
+
+    Args:
+        groups: the maps.
+        model: their model; it is not changed.
+        run: runs a model on one sample (its sizes are those that are measured).
+
+    Raises:
+        InputError: from ``run``.
+    """
+    sites = [member.site for group in groups for member in group.members]
+    outer = [site for site in sites if site.node.graph is model.graph]
+    unknown = {
+        node_name(site.node): "it is inside a subgraph or a function"
+        for site in sites
+        if site.node.graph is not model.graph
+    }
+    seen = _seen(outer, model, run)
+    constants = Constants(model, force_inputs=True)
+    keys: dict[Site, Key] = {}
+    specimens: dict[Key, Specimen] = {}
+    for site in outer:
+        if site.operand.size * site.operand.dtype.itemsize > _LARGEST:
+            name = node_name(site.node)
+            unknown[name] = f"its weight is above {_LARGEST / 1e9:.0f} GB"
+            continue
+        key = _key(site, constants, seen)
+        keys[site] = key
+        specimens.setdefault(key, Specimen(site, model, seen))
+    return CostPlan(keys, specimens, unknown)
+
+
+def _seen(sites: Sequence[Site], model: ir.Model, run: Run) -> Seen:
+    """Shapes of all that the nodes read and write; contents of what is read and is no float.
+
+    Row numbers, lengths and masks decide how much there is to do, and whether it runs at all.
+    """
+    read = {
+        value
+        for site in sites
+        for index, value in enumerate(site.node.inputs)
+        if value is not None and index != site.index
+    }
+    written = {value for site in sites for value in site.node.outputs}
+    contents = {value.name or "" for value in read if value.dtype not in FLOATS}
+    names = {value.name or "" for value in read | written if value.name}
+    return look(model, names, run, contents) if names else Seen({}, {})
+
+
+def _key(site: Site, constants: Constants, seen: Seen) -> Key:
+    node = site.node
+    inputs = []
+    for index, value in enumerate(node.inputs):
+        if value is None:
+            inputs.append("")
+        elif index == site.index:
+            inputs.append(_described(site.operand.dtype, site.operand.shape, " weight"))
+        else:
+            known = constants.resolve(value)
+            if isinstance(known, Constant):
+                inputs.append(_described(known.dtype, known.shape, " constant"))
+            else:
+                name = value.name or ""
+                array = seen.contents.get(name)
+                dtype = value.dtype if array is None else ir.DataType.from_numpy(array.dtype)
+                inputs.append(_described(dtype, seen.shapes[name], ""))
+    operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    attributes = [f"{item.name}={item.value}" for _, item in sorted(node.attributes.items())]
+    return Key(
+        form=site.form.name,
+        node=" ".join([operator, *attributes]),
+        inputs=tuple(inputs),
+        shape=(site.slices, site.m, site.n),
+    )
+
+
+def _described(dtype: ir.DataType | None, shape: Sequence[int], role: str) -> str:
+    name = "" if dtype is None else dtype.name.lower()
+    return f"{name}{list(shape)}{role}"
+
+
+def measure_costs(
+    plan: CostPlan,
+    timer: Timer,
+    place: Place,
+    advance: Advance,
+    table: CostTable | None = None,
+    *,
+    multiples: bool = False,
+    limits: Limits | None = None,
+) -> CostTable:
+    """Measure what a plan asks for.
+
+    Args:
+        plan: from `plan_costs`.
+        timer: times models (see `onnx_lowrank.ranks.microbench.session_timer`).
+        place: where it times them.
+        advance: called with 1 after each key of ``plan.missing(table, place)``.
+        table: times that are known already.  Those of another place are used as they are, and
+            what they lack is not known: times of two machines do not go together.
+        multiples: measure which multiple the ranks should be on, too.
+        limits: of one comparison; default: those of `Limits`.
+
+    Returns:
+        The table of the model; its place is the known table's, if there is one.
+    """
+    limits = limits or Limits()
+    times = dict(table.times) if table is not None else {}
+    failed: dict[Key, str] = {}
+    for key in plan.missing(table, place):
+        try:
+            times[key] = _measured(plan.specimens[key], timer, limits, multiples)
+        except InputError as error:
+            failed[key] = str(error)
+        advance(1)
+    unknown = dict(plan.unknown)
+    for site, key in plan.keys.items():
+        if key not in times:
+            where = "" if table is None else f" the cost table of {table.place} does not hold it"
+            unknown[node_name(site.node)] = failed.get(key, where.strip())
+    return CostTable(place if table is None else table.place, times, plan.keys, unknown)
+
+
+def _measured(specimen: Specimen, timer: Timer, limits: Limits, multiples: bool) -> Times:
+    ranks = measured_ranks(specimen.site.m, specimen.site.n)
+    models = [serialized(specimen.dense()), *(serialized(specimen.pair(k)) for k in ranks)]
+    timing = compare(timer(models, specimen.feed()), limits)
+    likes = alignment(specimen, timer, limits) if multiples else None
+    return Times(
+        dense_ns=timing.base_ns,
+        ranks=ranks,
+        pair_ns=tuple(timing.base_ns * ratio for ratio in timing.ratios),
+        widths=timing.widths,
+        rounds=timing.rounds,
+        multiple=None if likes is None else likes.multiple,
+    )
+
+
+def measured_ranks(m: int, n: int) -> tuple[int, ...]:
+    """The ranks at which a pair of ``W[m, n]`` is measured, rising; at least rank 1."""
+    wanted = [max(1, int(share * break_even(m, n))) for share in _SHARES]
+    return tuple(sorted({rank // _MULTIPLE * _MULTIPLE or rank for rank in wanted}))

@@ -1,0 +1,258 @@
+"""Damage: what factoring a layer does to the model's outputs, measured end to end.
+
+Every layer alone is given pairs of two reference ranks, the model is run, and the distance of its
+outputs is taken as the damage d.  At other ranks the damage follows the energy that the layer
+loses: in proportion to it beyond the reference ranks, ``d(r) = d(r₀) · tail(r) / tail(r₀)``, and
+by a power of it between them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.fitting.moments import Statistics
+from onnx_lowrank.fitting.spectra import group_memory, largest_first
+from onnx_lowrank.maps.choice import Choice, Joint, Measurement
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.numerics.fit import squares, unseen_squares
+from onnx_lowrank.numerics.joint import side_by_side
+from onnx_lowrank.numerics.parallel import map_layers
+from onnx_lowrank.numerics.ranks import break_even, largest_rank
+from onnx_lowrank.progress import Advance
+from onnx_lowrank.ranks.choose import Goal
+from onnx_lowrank.ranks.probe import Probe
+
+__all__ = ["Curve", "damage_curves", "find_joints", "joint_curves"]
+
+# So many groups of one activation are tried in all subsets, more only all together.
+_SUBSETS = 3
+# Reference ranks as shares of the break-even rank.
+_SHARES = (0.5, 0.125)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Damage of one group as a function of its rank.
+
+    Attributes:
+        points: reference ranks, falling, and the damage at each: mean relative square error of
+            the model's outputs.
+        tails: energy outside the first r components, shape [s + 1], r = 0…s.
+        measured: False where it is a guess from other layers, because the weight cannot be
+            exchanged.
+    """
+
+    points: tuple[tuple[int, float], ...]
+    tails: npt.NDArray[np.float64]
+    measured: bool = True
+
+    def at(self, rank: int) -> float:
+        """The damage at a rank; it never falls with it."""
+        tail = self._tail(rank)
+        if tail <= 0.0 or not self.points:
+            return 0.0
+        above = [point for point in self.points if point[0] >= rank]
+        below = [point for point in self.points if point[0] <= rank]
+        if above and below and above[-1] != below[0]:
+            (high, low_damage), (low, high_damage) = above[-1], below[0]
+            ends = self._tail(high), self._tail(low)
+            if 0.0 < ends[0] < ends[1] and 0.0 < low_damage < high_damage:
+                power = math.log(high_damage / low_damage) / math.log(ends[1] / ends[0])
+                return float(low_damage * (tail / ends[0]) ** power)
+        reference, damage = below[0] if below else above[-1]
+        return damage * tail / self._tail(reference)
+
+    @property
+    def sensitivity(self) -> float:
+        """Damage for each share of the energy that is lost, at the first reference rank."""
+        if not self.points:
+            return 0.0
+        rank, damage = self.points[0]
+        return damage * float(self.tails[0]) / self._tail(rank)
+
+    @property
+    def slope(self) -> float:
+        """Damage for each unit of energy that is lost, at the first reference rank."""
+        if not self.points:
+            return 0.0
+        rank, damage = self.points[0]
+        return damage / self._tail(rank)
+
+    def _tail(self, rank: int) -> float:
+        return float(self.tails[min(rank, len(self.tails) - 1)])
+
+
+def damage_curves(
+    groups: Sequence[Group],
+    measured: Mapping[Group, Measurement],
+    statistics: Statistics,
+    goal: Goal,
+    probe: Probe,
+    advance: Advance,
+) -> dict[Group, Curve]:
+    """Factor each group alone and run the samples.
+
+    Args:
+        groups: which; all of them have a finite matrix with a spectrum.
+        measured: their spectra.
+        statistics: what the factors are fitted to; its held moments, if any, are those of the
+            probe's samples.
+        goal: limits the ranks.
+        probe: runs the model.
+        advance: called with 1 for every group.
+    """
+    tails = _tails(groups, measured, statistics)
+    ranks = {group: _references(group, tails[group], goal) for group in groups}
+    points: dict[Group, list[tuple[int, float]]] = {group: [] for group in groups}
+    fitted = replace(statistics, held={})
+    within = set(probe.groups)
+    for number in range(len(_SHARES)):
+        choices = {
+            group: Choice(own[number], "reference")
+            for group, own in ranks.items()
+            if number < len(own) and group in within
+        }
+        for group, factors in fit(choices, fitted, lambda _: None):
+            points[group].append((factors.rank, probe.damage({group: factors})))
+            if number == 0:
+                advance(1)
+    curves = {
+        group: Curve(tuple(points[group]), tails[group])
+        for group in groups
+        if points[group] or not ranks[group]
+    }
+    known = [curve.sensitivity for curve in curves.values() if curve.points]
+    typical = float(np.median(known)) if known else 1.0
+    for group in groups:
+        if group not in curves:
+            rank = ranks[group][0]
+            lost = float(tails[group][rank] / tails[group][0])
+            curves[group] = Curve(((rank, typical * lost),), tails[group], measured=False)
+    advance(len(groups) - len(known))
+    return curves
+
+
+def joint_curves(
+    joints: Sequence[Joint],
+    statistics: Statistics,
+    goal: Goal,
+    probe: Probe,
+    advance: Advance,
+) -> dict[Joint, Curve]:
+    """Damage of groups that share their first factor, measured as that of single ones.
+
+    Args:
+        joints: groups with moments.
+        statistics: what the factors are fitted to, and held moments if any.
+        goal: limits the ranks.
+        probe: runs the model.
+        advance: called with 1 for every joint.
+    """
+    curves = {}
+    for joint in joints:
+        matrices = [
+            statistics.coordinates(group).into(group.matrix.numpy()[0]) for group in joint.groups
+        ]
+        joined = side_by_side(matrices, joint.scales)
+        own, unseen = statistics.fit[joint.groups[0]], statistics.held.get(joint.groups[0])
+        found = (
+            squares(joined[None], own)
+            if unseen is None
+            else unseen_squares(joined[None], own, unseen)
+        )
+        tails = _summed(found)
+        points = []
+        for rank in _below(joined.shape[0], joined.shape[1], tails, goal.min_gain):
+            choices = {
+                group: Choice(rank, "reference", joint=joint, leads=index == 0)
+                for index, group in enumerate(joint.groups)
+            }
+            pairs = dict(fit(choices, replace(statistics, held={}), lambda _: None))
+            points.append((rank, probe.damage(pairs)))
+        curves[joint] = Curve(tuple(points), tails)
+        advance(1)
+    return curves
+
+
+def find_joints(
+    curves: Mapping[Group, Curve], statistics: Statistics, model: ir.Model
+) -> list[Joint]:
+    """Groups that read one activation in one way, and could share their first factor.
+
+    Args:
+        curves: of the groups; how much the outputs hang on each one's is the scale of its share.
+        statistics: groups without moments are left out.
+        model: whose main graph they are in.
+    """
+    alike: dict[tuple[object, ...], list[Group]] = {}
+    for group, curve in curves.items():
+        member, (slices, m, _) = group.members[0], group.shape
+        site = member.site
+        value, reading = site.form.activation(site), site.form.reading(site)
+        plain = len(group.members) == 1 and slices == 1 and not member.transposed
+        inside = site.node.graph is model.graph and group in statistics.fit
+        if not (plain and inside and site.form.shares_first and curve.points and curve.measured):
+            continue
+        if value is None or group.others or reading != ("rows", m):
+            continue
+        alike.setdefault((value, site.operand.dtype, group.matrix.tensor.dtype), []).append(group)
+    joints = []
+    for groups in alike.values():
+        if len(groups) > 1:
+            slopes = [curves[group].slope for group in groups]
+            least = 1e-6 * max(slopes)
+            if least <= 0.0:
+                continue
+            scales = [math.sqrt(max(slope, least)) for slope in slopes]
+            both = list(zip(groups, scales, strict=True))
+            sizes = range(2, len(both) + 1) if len(both) <= _SUBSETS else [len(both)]
+            for chosen in itertools.chain(*(itertools.combinations(both, n) for n in sizes)):
+                own, scaled = zip(*chosen, strict=True)
+                joints.append(Joint(own, scaled))
+    return joints
+
+
+def _tails(
+    groups: Sequence[Group], measured: Mapping[Group, Measurement], statistics: Statistics
+) -> dict[Group, npt.NDArray[np.float64]]:
+    """Energy outside the first r components, on samples that these are not fitted to if any."""
+    unseen = [g for g in groups if g in statistics.fit and g in statistics.held]
+
+    def work(group: Group) -> npt.NDArray[np.float64]:
+        stack = statistics.coordinates(group).into(group.matrix.numpy())
+        return unseen_squares(stack, statistics.fit[group], statistics.held[group])
+
+    found = dict(map_layers(work, largest_first(unseen), group_memory))
+    for group in groups:
+        energies = found[group] if group in found else measured[group].squares
+        assert energies is not None
+        found[group] = _summed(energies)
+    return found
+
+
+def _summed(energies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Energy outside of the first r components, r = 0…s."""
+    # What is lost only by rounding is not lost.
+    kept = np.where(energies > 1e-14 * energies.sum(), energies, 0.0)
+    return np.concatenate([np.cumsum(kept[::-1])[::-1], [0.0]])
+
+
+def _references(group: Group, tails: npt.NDArray[np.float64], goal: Goal) -> tuple[int, ...]:
+    """Falling ranks at which something is lost; none where every rank is exact."""
+    _, m, n = group.shape
+    return tuple(rank for rank in _below(m, n, tails, goal.min_gain) if rank <= goal.largest(group))
+
+
+def _below(m: int, n: int, tails: npt.NDArray[np.float64], min_gain: float) -> tuple[int, ...]:
+    lossy = int(np.count_nonzero(tails > 0.0)) - 1  # the last rank that loses something
+    most = min(largest_rank(m, n, 1.0 - min_gain), lossy)
+    wanted = [min(max(1, round(share * break_even(m, n))), most) for share in _SHARES]
+    return tuple(rank for rank in dict.fromkeys(wanted) if rank > 0)

@@ -1,0 +1,148 @@
+"""Goals: what the user wants of the whole model, in the user's own units."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from onnx_lowrank.errors import UsageError
+from onnx_lowrank.evaluation.metrics import Metric
+
+__all__ = ["OBJECTIVES", "Budget", "budget_of", "milliseconds_of", "only_goal", "size_of"]
+
+RELATIVE_L2 = Metric()
+Kind = Literal["keep", "max-size", "tolerance", "speedup", "max-latency"]
+Objective = Literal["size", "macs", "latency"]
+OBJECTIVES: tuple[Objective, ...] = ("size", "macs", "latency")
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_SIZE = re.compile(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmg]i?)?b?\s*", re.IGNORECASE)
+_TIME = re.compile(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|µs|ms|s)?\s*", re.IGNORECASE)
+_SECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "": 1.0, "s": 1e3}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One goal for the whole model.
+
+    Attributes:
+        kind: "keep", a share of the linear layers' parameters; "max-size", bytes of OUT;
+            "tolerance", the largest loss of the metric; "speedup", a ratio to the original's
+            latency; "max-latency", milliseconds.
+        value: how much.
+        objective: what is made small within a tolerance.
+        metric: what a tolerance is a tolerance of.
+    """
+
+    kind: Kind
+    value: float
+    objective: Objective = "latency"
+    metric: Metric = RELATIVE_L2
+
+    @property
+    def option(self) -> str:
+        """As one would type it."""
+        if self.kind == "max-size":
+            return f"--max-size {self.value:.0f}"
+        unit = "ms" if self.kind == "max-latency" else ""
+        return f"--{self.kind} {self.value:g}{unit}"
+
+    @property
+    def timed(self) -> bool:
+        """Whether it depends on latency."""
+        if self.kind == "tolerance":
+            return self.objective == "latency"
+        return self.kind in ("speedup", "max-latency")
+
+
+def only_goal(given: Mapping[str, Any]) -> None:
+    """Raise UsageError, naming the first two, where more than one goal is given.
+
+    Args:
+        given: option without its dashes -> value or None.
+    """
+    names = [f"--{name}" for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise UsageError(f"expected one goal, got {' and '.join(names)}: they exclude each other")
+
+
+def budget_of(
+    *,
+    keep: float | None,
+    max_size: int | str | None,
+    tolerance: float | None,
+    speedup: float | None,
+    max_latency: float | str | None,
+    objective: str | None,
+    metric: str,
+) -> Budget | None:
+    """The budget among these options, None if there is none.
+
+    Raises:
+        UsageError: a value is out of its range, or an option needs a tolerance.
+    """
+    of = Metric.parse(metric)
+    if objective is not None and objective not in OBJECTIVES:
+        raise UsageError(f"--objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    if tolerance is None:
+        for name, text in (("objective", objective), ("metric", metric)):
+            if text not in (None, RELATIVE_L2.text):
+                raise UsageError(f"--{name} says what --tolerance means, which is not given")
+    if keep is not None:
+        return Budget("keep", _within("keep", keep, 1.0))
+    if max_size is not None:
+        return Budget("max-size", size_of(max_size))
+    if tolerance is not None:
+        value = _within("tolerance", tolerance, math.inf, zero=True)
+        chosen: Objective = next((o for o in OBJECTIVES if o == objective), "latency")
+        return Budget("tolerance", value, chosen, of)
+    if speedup is not None:
+        return Budget("speedup", _within("speedup", speedup, math.inf))
+    if max_latency is not None:
+        return Budget("max-latency", milliseconds_of(max_latency))
+    return None
+
+
+def _within(name: str, value: Any, most: float, *, zero: bool = False) -> float:
+    number = isinstance(value, int | float) and math.isfinite(value)
+    if not number or not (value >= 0.0 if zero else value > 0.0) or value > most:
+        bounds = "from 0" if zero else "above 0"
+        bounds += "" if most == math.inf else f" and up to {most:g}"
+        raise UsageError(f"--{name}: expected a number {bounds}, got {value!r}")
+    return float(value)
+
+
+def size_of(text: int | str) -> int:
+    """Bytes of ``20MB``, ``1.5 GiB``, ``800k`` or a plain number.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    found = _SIZE.fullmatch(str(text))
+    number = _number(found.group(1)) if found else None
+    if found is None or number is None or number <= 0:
+        raise UsageError(f"--max-size: expected bytes such as 20MB or 1.5GiB, got {text!r}")
+    return int(number * _UNITS[(found.group(2) or "").lower()])
+
+
+def milliseconds_of(text: float | str) -> float:
+    """Milliseconds of ``5ms``, ``800us``, ``0.2s`` or a plain number of milliseconds.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    found = _TIME.fullmatch(str(text))
+    number = _number(found.group(1)) if found else None
+    if found is None or number is None or number <= 0:
+        raise UsageError(f"--max-latency: expected a time such as 5ms or 800us, got {text!r}")
+    return number * _SECONDS[(found.group(2) or "").lower()]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

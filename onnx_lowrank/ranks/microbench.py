@@ -1,0 +1,379 @@
+"""One linear map alone: a model of its node, dense or as a pair, and how long they take in turns.
+
+A `Specimen` is the model's own node with its attributes, its weight and other constants as
+initializers and everything else as an input of the shape that a run of the whole model showed.  The
+pair is what finding and rewriting make of that little model, so no form needs code here.  The
+weight is random: times do not depend on its numbers.
+
+All models of one comparison run once in each round, in an order that changes every time, and ratios
+are taken round by round, so that whatever slows the machine down for a while meets all of them.
+Two things differ from the whole model: weights stay in the cache between the runs, and each time
+holds the call itself (some microseconds, equal for all, so that differences are free of it).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.names import Names
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.maps.emit import Storage, StoredFactor
+from onnx_lowrank.maps.find import find
+from onnx_lowrank.maps.forms.base import Site
+from onnx_lowrank.maps.rewrite import put_pair, remove_unread
+from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.intervals import median_interval
+from onnx_lowrank.numerics.ranks import break_even
+from onnx_lowrank.runtime.session import prepare, run
+from onnx_lowrank.runtime.taps import Seen
+
+__all__ = [
+    "Alignment",
+    "Limits",
+    "Rounds",
+    "Specimen",
+    "Timer",
+    "Timing",
+    "alignment",
+    "clock_for",
+    "compare",
+    "session_timer",
+]
+
+Rounds = Callable[[int], npt.NDArray[np.float64]]
+"""Runs so many further rounds and gives nanoseconds, shape [rounds, models]."""
+Timer = Callable[[Sequence[bytes], Feed], Rounds]
+"""Loads serialized models, runs each once on the feed, and gives what times them in turns."""
+Clock = Callable[[], int]
+
+_WARMUP = 2
+_STEP = 10
+# ONNX Runtime knows the type of everything from this version on without inputs for initializers.
+_IR_VERSION = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Specimen:
+    """What is needed to run one linear map alone.
+
+    Attributes:
+        site: the map, in the whole model.
+        model: the whole model.
+        seen: shapes of the values of its main graph, and contents of those that are no floats.
+    """
+
+    site: Site
+    model: ir.Model
+    seen: Seen
+
+    def dense(self) -> ir.Model:
+        """The node alone."""
+        operand = self.site.operand
+        return self._alone(_random(operand.shape, operand.dtype, self.site.m))
+
+    def pair(self, rank: int) -> ir.Model:
+        """The node as a pair of this rank, at most full rank."""
+        site = self.site
+        # The weight goes as the pair comes: nobody looks at its numbers.
+        nothing = np.zeros((), site.operand.dtype.numpy())
+        model = self._alone(np.broadcast_to(nothing, site.operand.shape))
+        groups = find(model, Constants(model), [site.form]).groups
+        group = next(g for g in groups if g.members[0].site.index == site.index)
+        slices, m, n = group.shape
+        rank = min(rank, m, n)
+        first = _random((slices, m, rank), group.matrix.dtype, m)
+        second = _random((slices, rank, n), group.matrix.dtype, rank)
+        with Spool() as spool:
+            stored = StoredFactor(first, first.shape, "lowrank_A")
+            put_pair(model, group, stored, second, Storage(model, Names(model), spool))
+        remove_unread(group.matrix.root)
+        return model
+
+    def feed(self) -> dict[str, Array]:
+        """One sample: what was seen, or random numbers of the type and shape."""
+        given = {}
+        for value in self._split()[0]:
+            name = value.name or ""
+            seen = self.seen.contents.get(name)
+            if seen is None:
+                assert value.dtype is not None
+                seen = _random(self.seen.shapes[name], value.dtype, 1)
+            given[name] = seen
+        return given
+
+    def _split(self) -> tuple[list[ir.Value], dict[ir.Value, Constant]]:
+        """What the node reads beside its weight: what is computed, and the constants."""
+        constants = Constants(self.model, force_inputs=True)
+        computed: dict[ir.Value, None] = {}
+        known: dict[ir.Value, Constant] = {}
+        for index, value in enumerate(self.site.node.inputs):
+            if value is not None and index != self.site.index:
+                constant = constants.resolve(value)
+                if isinstance(constant, Constant):
+                    known[value] = constant
+                else:
+                    computed[value] = None
+        return list(computed), known
+
+    def _alone(self, weight: Array) -> ir.Model:
+        """A model of the node with this weight."""
+        node, weight_value = self.site.node, self.site.node.inputs[self.site.index]
+        assert weight_value is not None
+        computed, known = self._split()
+        made = {value: self._value(value) for value in computed}
+        held = {
+            value: _initializer(value, constant.numpy().astype(constant.dtype.numpy()))
+            for value, constant in known.items()
+        }
+        held[weight_value] = _initializer(weight_value, weight)
+        made |= held
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            [None if value is None else made[value] for value in node.inputs],
+            list(node.attributes.values()),
+            overload=node.overload,
+            num_outputs=len(node.outputs),
+            name="map",
+        )
+        outputs = []
+        for old, new in zip(node.outputs, copy.outputs, strict=True):
+            new.name, new.type = old.name, old.type
+            shape = self.seen.shapes.get(old.name or "")
+            if old.type is not None and shape is not None:
+                new.shape = ir.Shape(shape)
+            if old.name and (old.uses() or old.is_graph_output()):
+                outputs.append(new)
+        graph = ir.Graph(
+            [made[value] for value in computed],
+            outputs or [copy.outputs[0]],
+            nodes=[copy],
+            initializers=list(held.values()),
+            opset_imports=dict(self.model.opset_imports),
+            name="map",
+        )
+        return ir.Model(graph, ir_version=max(self.model.ir_version, _IR_VERSION))
+
+    def _value(self, value: ir.Value) -> ir.Value:
+        name = value.name or ""
+        seen = self.seen.contents.get(name)
+        dtype = ir.DataType.from_numpy(seen.dtype) if seen is not None else value.dtype
+        assert dtype is not None
+        return ir.Value(
+            name=name, type=ir.TensorType(dtype), shape=ir.Shape(self.seen.shapes[name])
+        )
+
+
+def _initializer(value: ir.Value, array: Array) -> ir.Value:
+    tensor = ir.Tensor(array, name=value.name)
+    return ir.Value(
+        name=value.name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(array.shape),
+        const_value=tensor,
+    )
+
+
+def _random(shape: Sequence[int], dtype: ir.DataType, terms: int) -> Array:
+    """Normal numbers, scaled so that sums of so many products stay near 1 in any type."""
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal(tuple(shape), dtype=np.float32)
+    values /= math.sqrt(max(terms, 1))
+    return values.astype(dtype.numpy())
+
+
+def clock_for(provider: str, threads: int) -> Clock:
+    """The clock to time with: nanoseconds of this thread where one thread does all the work.
+
+    They leave out what other programs take from it meanwhile, which on a busy machine is most of
+    the noise.  Several threads, or another processor, are only seen by the clock on the wall.
+    """
+    alone = provider == "CPUExecutionProvider" and threads == 1
+    return time.thread_time_ns if alone else time.perf_counter_ns
+
+
+def session_timer(
+    open_session: Callable[[bytes], ort.InferenceSession], clock: Clock = time.perf_counter_ns
+) -> Timer:
+    """A timer on this machine.
+
+    Args:
+        open_session: opens a serialized model on the provider and threads wanted (see
+            `onnx_lowrank.runtime.session.open_session`).
+        clock: nanoseconds, see `clock_for`.
+    """
+
+    def timer(models: Sequence[bytes], feed: Feed) -> Rounds:
+        sessions = [open_session(model) for model in models]
+        for session in sessions:
+            run(session, feed, "the map alone")  # the first run allocates, and names what fails
+        calls = [prepare(session, feed) for session in sessions]
+        for call in calls * _WARMUP:
+            call()
+        generator = np.random.default_rng(0)
+
+        def rounds(count: int) -> npt.NDArray[np.float64]:
+            times = np.empty((count, len(calls)))
+            for row in times:
+                for index in generator.permutation(len(calls)):
+                    start = clock()
+                    calls[index]()
+                    row[index] = clock() - start
+            return times
+
+        return rounds
+
+    return timer
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a comparison goes on.
+
+    Attributes:
+        fewest: rounds that are run whatever they take.
+        enough: rounds after which it ends if the ratios are certain enough.
+        most: rounds after which it ends in any case.
+        seconds: time after which no further rounds begin.
+        width: what is certain enough: half the width of the 95 % interval of the median ratio,
+            relative to it.
+    """
+
+    fewest: int = 5
+    enough: int = 15
+    most: int = 155
+    seconds: float = 2.0
+    width: float = 0.02
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Several models timed against the first of them.
+
+    Attributes:
+        base_ns: lower quartile of the first model's times, nanoseconds: whatever else the machine
+            does only adds to them.
+        ratios: median over the rounds of each other model's time over the first one's.
+        widths: half the 95 % interval of each ratio, relative to it.
+        rounds: how many were run.
+    """
+
+    base_ns: float
+    ratios: tuple[float, ...]
+    widths: tuple[float, ...]
+    rounds: int
+
+    @property
+    def noise(self) -> float:
+        """The largest of the widths."""
+        return max(self.widths, default=0.0)
+
+
+def compare(rounds: Rounds, limits: Limits) -> Timing:
+    """Run rounds until the ratios are certain, or a limit is reached."""
+    end = time.perf_counter() + limits.seconds
+    times = rounds(limits.fewest)
+    while True:
+        timing = _timing(times)
+        if len(times) >= limits.most or time.perf_counter() >= end:
+            return timing
+        if len(times) >= limits.enough and timing.noise <= limits.width:
+            return timing
+        times = np.concatenate([times, rounds(min(_STEP, limits.most - len(times)))])
+
+
+def _timing(times: npt.NDArray[np.float64]) -> Timing:
+    """Medians of the ratios, and how certain they are."""
+    times = np.maximum(times, 1.0)  # a clock may stand
+    ratios = [median_interval(own) for own in (times[:, 1:] / times[:, :1]).T]
+    return Timing(
+        base_ns=float(np.percentile(times[:, 0], 25)),
+        ratios=tuple(middle for middle, _, _ in ratios),
+        widths=tuple((high - low) / 2 / middle for middle, low, high in ratios),
+        rounds=len(times),
+    )
+
+
+# Ranks above the lower end of a window, by the largest power of two (of those tried) in them.
+_OFFSETS = {1: (3, 21), 4: (4, 20), 8: (8, 24), 16: (16,)}
+_WINDOWS = (32, 16, 8)
+# More time than its share, relative, that a rank may take; and noise that would hide it.
+_NOTICED = 0.03
+_NOISIEST = 0.06
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which ranks a map's pair likes.
+
+    Attributes:
+        multiple: the smallest of 1, 4, 8, 16 and 32 whose multiples cost no more than their share;
+            up to 8 or 16 for small maps.
+        excess: multiple -> how much more time ranks take that are on no larger one, relative to
+            what their place between the two ends of the window says; the worst of those tried.
+        noise: largest relative half-width of the 95 % intervals behind `excess`.
+    """
+
+    multiple: int
+    excess: Mapping[int, float]
+    noise: float
+
+
+def alignment(specimen: Specimen, timer: Timer, limits: Limits) -> Alignment | None:
+    """Measure which multiple a rank should be on.
+
+    A kernel that works on blocks takes as long for a rank just above a multiple as for the next
+    one.  Near half of break-even the ranks in a window between two multiples of 32 (16 or 8 for
+    small maps) are timed; a multiple is good if none of the ranks on it, but on no larger one,
+    takes noticeably more than its share.
+
+    Returns:
+        What was found; None where the map is too small, or the machine too busy, to tell.
+
+    Raises:
+        InputError: the map does not run alone.
+    """
+    m, n = specimen.site.m, specimen.site.n
+    starts = {w: max(w, int(break_even(m, n) / 2) // w * w) for w in _WINDOWS}
+    window = next((w for w in _WINDOWS if starts[w] + w <= min(m, n)), None)
+    if window is None:
+        return None
+    start = starts[window]
+    tried = {
+        size: [offset for offset in chosen if offset < window]
+        for size, chosen in _OFFSETS.items()
+        if size < window
+    }
+    offsets = [offset for chosen in tried.values() for offset in chosen]
+    ranks = [start, start + window, *(start + offset for offset in offsets)]
+    models = [serialized(specimen.pair(rank)) for rank in ranks]
+    timing = compare(timer(models, specimen.feed()), limits)
+    upper, *between = timing.ratios
+    over = {
+        offset: ratio / (1.0 + (upper - 1.0) * offset / window) - 1.0
+        for offset, ratio in zip(offsets, between, strict=True)
+    }
+    excess = {size: max(over[offset] for offset in chosen) for size, chosen in tried.items()}
+    if timing.noise > _NOISIEST:
+        return None
+    tolerance = max(_NOTICED, timing.noise)
+    multiple = window
+    for size in sorted(excess, reverse=True):
+        if excess[size] > tolerance:
+            break
+        multiple = size
+    return Alignment(multiple, excess, timing.noise)
+
+
+def serialized(model: ir.Model) -> bytes:
+    """The model as a protobuf."""
+    return bytes(ir.to_proto(model).SerializeToString())

@@ -1,0 +1,112 @@
+"""Probe: a model whose weights can be exchanged between runs without another session.
+
+The weights of its groups become inputs of the graph.  A pair is judged by feeding its product in
+the weight's place: that computes what the two chained maps compute, with the graph as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lowrank.evaluation.outputs import damage_of
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.pair import Factors
+from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.runtime.taps import (
+    Runner,
+)
+
+__all__ = ["Probe"]
+
+
+class Probe:
+    """Runs a model on samples with pairs in place of weights and biases.
+
+    Attributes:
+        groups: whose weights can be exchanged: those of the main graph.
+        feeds: the samples.
+        reference: outputs with the weights as they are, by sample.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        groups: Sequence[Group],
+        feeds: Sequence[Feed],
+        open_model: Callable[[ir.Model], Runner],
+    ) -> None:
+        """Open the session and run the reference.
+
+        Args:
+            model: the model; it is not changed.
+            groups: whose weights are to be exchanged.
+            feeds: samples, at least one.
+            open_model: makes a runner of a model.
+
+        Raises:
+            InputError: the model does not run.
+        """
+        copy = model.clone()
+        self.groups = tuple(g for g in groups if _is_open(model, g))
+        self._dense = {
+            constant.name: constant.tensor
+            for group in self.groups
+            for constant in (group.matrix, group.bias)
+            if constant is not None
+        }
+        for name in self._dense:
+            _open_weight(copy, name)
+        self._run: Runner = open_model(copy)
+        self.feeds = tuple(feeds)
+        self.reference: tuple[Feed, ...] = tuple(self.outputs({}))
+
+    def outputs(self, pairs: Mapping[Group, Factors]) -> Iterator[Feed]:
+        """Outputs of every sample in turn.
+
+        Args:
+            pairs: in place of the weights of these groups; the others stay as they are.
+        """
+        weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
+        for group, pair in pairs.items():
+            weights |= pair.constants(group)
+        for feed in self.feeds:
+            yield self._run({**weights, **feed})
+
+    def damage(self, pairs: Mapping[Group, Factors]) -> float:
+        """Mean of `damage_of` over the samples."""
+        found = [
+            damage_of(before, after)
+            for before, after in zip(self.reference, self.outputs(pairs), strict=True)
+        ]
+        return float(np.mean(found))
+
+
+def _is_open(model: ir.Model, group: Group) -> bool:
+    root = group.matrix.root
+    producer = root.producer()
+    graph = root.graph if producer is None else producer.graph
+    return graph is model.graph and not root.is_graph_output()
+
+
+def _open_weight(model: ir.Model, name: str) -> None:
+    """Make a constant of the main graph an input."""
+    graph = model.graph
+    if name in graph.initializers:
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        if not value.is_graph_input():
+            graph.inputs.append(value)
+        return
+    node = next(node for node in graph if any(v.name == name for v in node.outputs))
+    old = node.outputs[0]
+    tensor = ir.convenience.get_const_tensor(old)
+    assert tensor is not None
+    shape = ir.Shape([int(size) for size in tensor.numpy().shape])
+    new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
+    old.name = f"{name}_constant"
+    old.replace_all_uses_with(new)
+    graph.remove(node, safe=True)
+    graph.inputs.append(new)

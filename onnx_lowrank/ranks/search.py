@@ -1,0 +1,189 @@
+"""Searching: what every budget needs to choose among ranks without assembling a model.
+
+The damage of every layer is measured once; from then on the probe, which exchanges weights in one
+session, tells what several layers together do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from onnx_lowrank.data.samples import Samples
+from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.maps.choice import Choice, linear_parameters
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.pair import Factors
+from onnx_lowrank.numerics.knapsack import Solution
+from onnx_lowrank.progress import Stages
+from onnx_lowrank.ranks.allocation import Ladders, Priced
+from onnx_lowrank.ranks.choose import Goal, choose, decide, settle
+from onnx_lowrank.ranks.damage import damage_curves, find_joints, joint_curves
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.probe import Probe
+from onnx_lowrank.ranks.strategy import Plan
+from onnx_lowrank.runtime.taps import Runner
+
+__all__ = ["Searching", "furthest"]
+
+# How often the whole model is judged in a search.
+_EVALUATIONS = 12
+# After so many the guess is not asked any more.
+_GUESSED = 4
+
+
+class Searching:
+    """The layers' options and damages, and the model to try them on.
+
+    Attributes:
+        ladders: the options.
+        evaluations: how often several layers were tried together.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        samples: Samples,
+        open_model: Callable[[ir.Model | onnx.ModelProto], Runner],
+        goal: Goal,
+        stages: Stages,
+        say: Callable[[str | None], None],
+        multiple: Callable[[Group], int | None] | None = None,
+    ) -> None:
+        """Measure the damage of every layer.
+
+        Args:
+            prepared: the model.
+            samples: what the damage is measured on.
+            open_model: makes a runner of a model that gives its outputs by name.
+            goal: how ranks are chosen.
+            stages: shows and times what is being done.
+            say: takes a note for the user.
+            multiple: on which multiple a group's rank should be, where that is not the goal's.
+
+        Raises:
+            InputError: the model does not run with its weights as inputs.
+        """
+        self.prepared, self.stages, self.say = prepared, stages, say
+        self._goal, self._samples = goal, samples
+        groups = [group for group, found in prepared.measured.items() if found.finite]
+        with stages("damage", len(groups)) as advance:
+            self.probe = Probe(prepared.model, groups, samples.feeds, open_model)
+            curves = damage_curves(
+                groups, prepared.measured, prepared.search, goal, self.probe, advance
+            )
+        joints = find_joints(curves, prepared.search, prepared.model)
+        with stages("damage together", len(joints)) as advance:
+            together = joint_curves(joints, prepared.search, goal, self.probe, advance)
+        self.ladders = Ladders(
+            prepared.finding, curves, prepared.measured, goal, multiple, together
+        )
+        self.evaluations = 0
+        self._pairs: dict[Group, Factors] = {}
+
+    def plan(self, priced: Priced | None, solution: Solution | None) -> Plan:
+        """A solution as a plan; None leaves all layers dense."""
+        prepared, goal = self.prepared, self._goal
+        chosen = dict(prepared.early)
+        for group, found in prepared.measured.items():
+            if not found.finite:
+                chosen[group] = choose(group, found, goal)
+        if solution is None or priced is None:
+            why = "dense: the goal leaves no rank for it"
+            chosen |= {group: Choice(None, why) for group in self.ladders.groups}
+        else:
+            chosen |= priced.choices(solution)
+        ordered = {group: chosen[group] for group in prepared.finding.groups if group in chosen}
+        settled = settle(prepared.finding, ordered, goal)
+        if solution is None or priced is None:
+            return Plan(settled, 0.0, 0.0)
+        with self.stages("search"):
+            together = self.probe.damage(self._fitted(priced, solution))
+        return Plan(settled, together, solution.damage)
+
+    def linear_parameters(self) -> int:
+        """Parameters of all linear layers, with or without options."""
+        return linear_parameters(decide(self.prepared.finding, self.plan(None, None).choices))[0]
+
+    def loss(
+        self, priced: Priced, solution: Solution, metric: Metric, classifiers: frozenset[str]
+    ) -> float:
+        """A solution by a metric on the search samples, without assembling it."""
+        pairs = self._fitted(priced, solution)
+        meter = metric.meter(classifiers)
+        labels = self._samples.labels
+        outputs = self.probe.outputs(pairs)
+        for number, (own, before) in enumerate(zip(outputs, self.probe.reference, strict=True)):
+            meter.add(own, before, None if labels is None else labels[number])
+        for note in meter.notes:
+            self.say(note)
+        return meter.result().loss
+
+    def _fitted(self, priced: Priced, solution: Solution) -> Mapping[Group, Factors]:
+        """The pairs of a solution; those of the one before are used again where they fit."""
+        self.evaluations += 1
+        choices = priced.choices(solution)
+        within = set(self.probe.groups)
+        ranked = {g: c for g, c in choices.items() if c.rank is not None and g in within}
+        kept = {
+            g: p
+            for g, p in self._pairs.items()
+            if g in ranked and p.rank == ranked[g].rank and not (p.shared or ranked[g].joint)
+        }
+        missing = {group: choice for group, choice in ranked.items() if group not in kept}
+        statistics = dataclasses.replace(self.prepared.search, held={})
+        self._pairs = kept | dict(fit(missing, statistics, lambda _: None))
+        return self._pairs
+
+
+def furthest(
+    steps: Sequence[Solution],
+    loss: Callable[[Solution], float],
+    limit: float,
+    guess: Callable[[Solution], float],
+    known: Mapping[int, float],
+) -> tuple[int, dict[int, float]]:
+    """The last step whose loss stays within a limit, by bisection.
+
+    The loss grows along the steps but for noise.  A guess of it, scaled to what was found so far,
+    says where to look next.
+
+    Args:
+        steps: from no damage to the most.
+        loss: the real loss; dear.
+        limit: the limit.
+        guess: about proportional to the loss; cheap.
+        known: losses of steps that are known already.
+
+    Returns:
+        Index of the step (0 at worst), and all losses that are known now.
+    """
+    found = {0: 0.0, **known}
+    low = max(index for index, value in found.items() if value <= limit)
+    high = min((i for i, value in found.items() if value > limit and i > low), default=len(steps))
+    scale = 1.0
+    for number in range(_EVALUATIONS):
+        if high - low <= 1:
+            break
+        # As far as the guess goes within the limit, but always well inside of the interval.
+        inside = [i for i in range(low + 1, high) if scale * guess(steps[i]) <= limit]
+        margin = (high - low) // 8
+        index = min(max(max(inside, default=low + 1), low + 1 + margin), high - 1 - margin)
+        if number >= _GUESSED:  # the guess leads astray: halve
+            index = (low + high) // 2
+        index = min(max(index, low + 1), high - 1)
+        found[index] = value = loss(steps[index])
+        guessed = guess(steps[index])
+        if guessed > 0.0 and value > 0.0:
+            scale = value / guessed
+        if value <= limit:
+            low = index
+        else:
+            high = index
+        if steps[low].cost - steps[min(high, len(steps) - 1)].cost <= 0.005 * steps[0].cost:
+            break
+    return low, found

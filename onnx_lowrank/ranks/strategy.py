@@ -1,0 +1,115 @@
+"""Strategy: from what the user wants to a choice for every layer, and to the next one if need be.
+
+A strategy makes a first plan; when that is assembled and measured it accepts it or makes another.
+What cannot be had is `Unreachable`, with the best that can.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnx_lowrank.maps.choice import Choice
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.ranks.choose import Goal, choose, settle
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.report import Latency
+
+__all__ = ["Measured", "PerLayer", "Plan", "Strategy", "Unreachable"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One choice for every layer.
+
+    Attributes:
+        choices: the choices, one for each node.
+        damage: predicted mean relative square error of the outputs, all pairs together, on the
+            samples of the search; None where not predicted.
+        summed: sum of the layers' damages, each alone.
+    """
+
+    choices: Mapping[Group, Choice]
+    damage: float | None = None
+    summed: float | None = None
+
+    @property
+    def factored(self) -> bool:
+        """Whether any layer has a rank."""
+        return any(choice.rank is not None for choice in self.choices.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What is known of an assembled plan.
+
+    Attributes:
+        bytes: of the written model.
+        loss: by the metric of a tolerance, on samples that no search has seen.
+        latency: against the original.
+    """
+
+    bytes: int
+    loss: float | None
+    latency: Latency | None
+
+
+class Unreachable(Exception):  # noqa: N818 - it is a finding, not a fault
+    """A goal cannot be met.
+
+    Attributes:
+        plan: the best that can be had.
+    """
+
+    def __init__(self, message: str, plan: Plan) -> None:
+        super().__init__(message)
+        self.plan = plan
+
+
+class Strategy(abc.ABC):
+    """How a goal is met.
+
+    Attributes:
+        evaluations: how often the model was run with several layers factored.
+    """
+
+    evaluations: int = 0
+    once: bool = False
+    """Whether the first plan is never revised."""
+    may_put_back: bool = True
+    """Whether layers that are slower as pairs may be dense again without missing the goal."""
+
+    @abc.abstractmethod
+    def first(self) -> Plan:
+        """The first plan.
+
+        Raises:
+            Unreachable: no choice meets the goal.
+        """
+
+    def revise(self, plan: Plan, measured: Measured) -> Plan | None:  # noqa: ARG002
+        """Another plan after one was assembled, or None to accept it.
+
+        Raises:
+            Unreachable: as measured, the goal cannot be met.
+        """
+        return None
+
+
+class PerLayer(Strategy):
+    """Every layer for itself: an energy, a rank, or the same share of each."""
+
+    once = True
+
+    def __init__(self, goal: Goal, prepared: Prepared) -> None:
+        self._goal, self._prepared = goal, prepared
+
+    def first(self) -> Plan:
+        """The only plan."""
+        prepared, goal = self._prepared, self._goal
+        chosen = dict(prepared.early)
+        for group, measurement in prepared.measured.items():
+            chosen[group] = choose(group, measurement, goal)
+        ordered = {group: chosen[group] for group in prepared.finding.groups}
+        return Plan(settle(prepared.finding, ordered, goal))

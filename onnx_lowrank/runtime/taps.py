@@ -1,0 +1,114 @@
+"""What the values of a model are in one run: shapes, and contents where they are asked for.
+
+Static shape inference gives up on the reshapes that exporters write for dynamic shapes, so the
+model is run once with a Shape node behind every value that matters, or an Identity behind those
+whose contents matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_lowrank.numerics.arrays import Array, Feed
+
+__all__ = ["Run", "Seen", "look", "tapped"]
+
+Run = Callable[[ir.Model], Mapping[str, npt.NDArray[Any]]]
+"""Runs a model on one sample and gives its outputs by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Values of the main graph in one run.
+
+    Attributes:
+        shapes: value -> sizes.
+        contents: value -> elements, of those that were asked for.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    contents: Mapping[str, npt.NDArray[Any]]
+
+
+def look(
+    model: ir.Model, names: Collection[str], run: Run, contents: Collection[str] = frozenset()
+) -> Seen:
+    """Run a model once and note the shapes of some of its values.
+
+    Args:
+        model: the model; it is not changed.
+        names: values of its main graph; an initializer's shape is known without a run.
+        run: runs a model on one sample.
+        contents: those whose elements are wanted too.
+
+    Raises:
+        InputError: from ``run``.
+    """
+    copy = model.clone()
+    shapes: dict[str, tuple[int, ...]] = {}
+    probes: dict[str, str] = {}
+    del copy.graph.outputs[:]
+    found = {
+        value.name: value
+        for node in copy.graph
+        for value in (*node.inputs, *node.outputs)
+        if value is not None and value.name in names
+    }
+    for name, value in found.items():
+        if not name:
+            continue
+        if value.const_value is not None and value.is_initializer():
+            shapes[name] = tuple(int(d) for d in value.const_value.shape)  # type: ignore[arg-type]
+            continue
+        whole = name in contents
+        label = f"lowrank_probe_{len(probes)}"
+        probe = ir.Node("", "Identity" if whole else "Shape", [value], name=label)
+        output = probe.outputs[0]
+        output.name = f"{label}_out"
+        if not whole:
+            output.dtype, output.shape = ir.DataType.INT64, ir.Shape([None])
+        elif value.dtype is not None:  # else ONNX Runtime infers it
+            output.dtype = value.dtype
+        copy.graph.append(probe)
+        copy.graph.outputs.append(output)
+        probes[output.name] = name
+    elements: dict[str, npt.NDArray[Any]] = {}
+    if probes:
+        for label, array in run(copy).items():
+            name = probes[label]
+            if name in contents:
+                elements[name] = array
+                shapes[name] = tuple(array.shape)
+            else:
+                shapes[name] = tuple(int(d) for d in array)
+    return Seen(shapes, elements)
+
+
+Runner = Callable[[Feed], Mapping[str, Array]]
+
+
+def tapped(
+    model: ir.Model, names: Iterable[str], open_model: Callable[[ir.Model], Runner]
+) -> Runner:
+    """From a feed to values of the main graph by name, what is fed among them.
+
+    Args:
+        model: the model; it is not changed.
+        names: inputs, or outputs of nodes; others are left out.
+        open_model: makes a runner of a model that gives its outputs by name.
+    """
+    wanted = set(names)
+    if wanted.issubset(value.name for value in model.graph.inputs):
+        return lambda feed: feed
+    copy = model.clone()
+    del copy.graph.outputs[:]
+    for value in [v for node in copy.graph for v in node.outputs if v.name in wanted]:
+        value.shape = None  # a declared shape may be too narrow for what is fed
+        copy.graph.outputs.append(value)
+    run = open_model(copy)
+    return lambda feed: {**feed, **run(feed)}

@@ -1,0 +1,383 @@
+"""Samples from files and folders."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_lowrank.data.samples import Samples, load_samples
+from onnx_lowrank.data.shapes import InputSpec, concrete_shapes
+from onnx_lowrank.errors import InputError
+
+F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
+X = (InputSpec("x", F32, ("n", 2)),)
+TEXT = (
+    InputSpec("ids", I64, ("batch", "seq")),
+    InputSpec("mask", I64, ("batch", "seq")),
+)
+
+
+def load(
+    path: Path,
+    specs: Sequence[InputSpec] = X,
+    *,
+    limit: int = 100,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    outputs: Sequence[str] = ("y",),
+) -> Samples:
+    sizes = concrete_shapes(specs, shapes or {}, dims or {})
+    return load_samples(path, specs, sizes, limit=limit, seed=seed, output_names=outputs)
+
+
+def npz(path: Path, **arrays: npt.ArrayLike) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def rows(count: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[np.float32]:
+    return np.arange(count * 2).reshape(count, 2).astype(dtype)
+
+
+def fails(path: Path, message: str, specs: Sequence[InputSpec] = X, **kwargs: object) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load(path, specs, **kwargs)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+# --- .npz and .npy
+
+
+def test_npz_is_cut_to_the_batch(tmp_path: Path) -> None:
+    samples = load(npz(tmp_path / "d.npz", x=rows(7)), dims={"n": 3})
+    assert (samples.total, len(samples.feeds), samples.source) == (2, 2, str(tmp_path / "d.npz"))
+    assert np.array_equal(samples.feeds[1]["x"], rows(7)[3:6])
+    assert samples.expected == (None, None)
+    assert samples.shapes == {"x": (3, 2)}
+    assert any("1 of 7 rows do not fill a batch of 3" in note for note in samples.notes)
+    assert [feed["x"].shape for feed in samples.feeds[:5]] == [(3, 2), (3, 2)]
+    with pytest.raises(IndexError):
+        samples.feeds[2]
+
+
+def test_plain_npz_has_no_notes(tmp_path: Path) -> None:
+    assert load(npz(tmp_path / "d.npz", x=rows(2))).notes == ()
+
+
+def test_choice_is_seeded_and_keeps_the_order(tmp_path: Path) -> None:
+    path = npz(tmp_path / "d.npz", x=rows(50))
+
+    def chosen(seed: int) -> list[float]:
+        return [float(feed["x"][0, 0]) for feed in load(path, limit=8, seed=seed).feeds]
+
+    assert chosen(1) == chosen(1) == sorted(chosen(1))
+    assert len(set(chosen(1))) == 8
+    assert chosen(1) != chosen(2)
+    samples = load(path, limit=8, seed=1)
+    assert samples.total == 50
+    assert samples.notes == ("8 of 50 samples are used, chosen with seed 1",)
+
+
+def test_data_overrules_assumed_lengths(tmp_path: Path) -> None:
+    ids = np.zeros((4, 10), np.int64)
+    samples = load(npz(tmp_path / "d.npz", ids=ids, mask=ids), TEXT)
+    assert samples.shapes == {"ids": (1, 10), "mask": (1, 10)}
+    assert any("data's own sizes are used, not the assumed [1, 64]" in n for n in samples.notes)
+
+
+def test_given_lengths_are_kept(tmp_path: Path) -> None:
+    ids = np.zeros((4, 10), np.int64)
+    path = npz(tmp_path / "d.npz", ids=ids, mask=ids)
+    fails(
+        path, r"input 'ids': axis 1 is fixed to 12 by the options, came 10", TEXT, dims={"seq": 12}
+    )
+
+
+def test_one_symbol_two_sizes(tmp_path: Path) -> None:
+    path = npz(tmp_path / "d.npz", ids=np.zeros((4, 10), int), mask=np.zeros((4, 9), int))
+    fails(path, r"input 'mask': axis 1 is 'seq', which is 10 in 'ids', came 9", TEXT)
+
+
+def test_npy(tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", rows(3))
+    assert np.array_equal(load(tmp_path / "d.npy").feeds[2]["x"], rows(3)[2:])
+    fails(tmp_path / "d.npy", "one input, this one has 2", TEXT)
+
+
+def test_large_npy(tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", rows(200_000))
+    samples = load(tmp_path / "d.npy", dims={"n": 100_000})
+    assert np.array_equal(samples.feeds[1]["x"], rows(200_000)[100_000:])
+
+
+def test_scalar_inputs(tmp_path: Path) -> None:
+    specs = (*X, InputSpec("s", F32, ()))
+    each = load(npz(tmp_path / "a.npz", x=rows(3), s=np.float32([5, 6, 7])), specs)
+    assert [float(feed["s"]) for feed in each.feeds] == [5, 6, 7]
+    one = load(npz(tmp_path / "b.npz", x=rows(3), s=np.float32(5)), specs)
+    assert [float(feed["s"]) for feed in one.feeds] == [5, 5, 5]
+
+
+def test_unknown_rank_takes_the_data(tmp_path: Path) -> None:
+    samples = load(npz(tmp_path / "d.npz", x=rows(3)), (InputSpec("x", F32, None),))
+    assert samples.shapes == {"x": (1, 2)}
+    fails(
+        npz(tmp_path / "e.npz", x=rows(3)),
+        r"expected rank 3 \[1, 2, 3\], came \[3, 2\]",
+        (InputSpec("x", F32, None),),
+        shapes={"x": (1, 2, 3)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (np.int32, np.int64),
+        (np.int64, np.int32),
+        (np.uint8, np.float32),
+        (np.float64, np.float32),
+        (np.float32, ml_dtypes.bfloat16),
+        (np.float16, np.float64),
+        (np.bool_, np.int64),
+    ],
+)
+def test_lossless_casts(tmp_path: Path, source: type, target: type) -> None:
+    path = npz(tmp_path / "d.npz", x=np.array([[1, 0]], source))
+    samples = load(path, (InputSpec("x", np.dtype(target), ("n", 2)),))
+    assert samples.feeds[0]["x"].dtype == np.dtype(target)
+    assert samples.feeds[0]["x"].astype(int).tolist() == [[1, 0]]
+    assert samples.notes == (
+        f"input 'x': {np.dtype(source).name} data was cast to {np.dtype(target).name}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "target", "message"),
+    [
+        (np.float32([[1, 0]]), np.int64, "expected int64, came float32"),
+        (np.float32([[1, 0]]), np.bool_, "expected bool, came float32"),
+        (
+            np.int64([[2**40, 0]]),
+            np.int32,
+            r"expected int32, came int64 with values .*1099511627776",
+        ),
+        (np.int64([[2, 0]]), np.bool_, "expected bool, came int64 with values"),
+        (np.int64([[2**24 + 1, 0]]), np.float32, "came int64 with values"),
+        (np.float64([[1e300, 0]]), np.float32, "came float64 with values"),
+        (np.float32([[1e6, 0]]), np.float16, "came float32 with values"),
+        (np.array([["a", "b"]]), np.float32, "expected float32, came <U1"),
+        (np.complex64([[1, 0]]), np.float32, "expected float32, came complex64"),
+    ],
+)
+def test_wrong_types(tmp_path: Path, values: object, target: type, message: str) -> None:
+    path = npz(tmp_path / "d.npz", x=values)  # type: ignore[arg-type]
+    fails(path, message, (InputSpec("x", np.dtype(target), ("n", 2)),))
+
+
+def test_big_endian_and_raw_bfloat16(tmp_path: Path) -> None:
+    samples = load(npz(tmp_path / "d.npz", x=rows(1).astype(">f4")))
+    assert samples.feeds[0]["x"].dtype == F32
+    assert samples.notes == ()
+    small = (InputSpec("x", np.dtype(ml_dtypes.bfloat16), ("n", 2)),)
+    samples = load(npz(tmp_path / "e.npz", x=rows(1).astype(ml_dtypes.bfloat16)), small)
+    assert samples.feeds[0]["x"].astype(float).tolist() == [[0, 1]]
+
+
+def test_strings(tmp_path: Path) -> None:
+    path = npz(tmp_path / "d.npz", x=np.array([["a", "ö"]]))
+    samples = load(path, (InputSpec("x", np.dtype(object), ("n", 2)),))
+    assert samples.feeds[0]["x"].tolist() == [["a", "ö"]]
+    assert samples.feeds[0]["x"].dtype == object
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"xx": rows(1)},
+            r"expected arrays \[x\], came \[xx\]: missing 'x'; no input 'xx', did you",
+        ),
+        ({"x": rows(1), "q": rows(1)}, r"came \[q, x\]: no input 'q'"),
+        ({}, "holds no array"),
+        ({"x": np.zeros((2, 3), np.float32)}, r"axis 1 is fixed to 2 in the model, came 3"),
+        ({"x": np.zeros(4, np.float32)}, r"expected rank 2 \[1, 2\], came \[4\]"),
+        ({"x": np.zeros((0, 2), np.float32)}, r"expected data, came an empty array \[0, 2\]"),
+        ({"x": np.array([[None, 1]], object)}, "Python objects"),
+    ],
+)
+def test_wrong_npz(tmp_path: Path, arrays: dict[str, npt.ArrayLike], message: str) -> None:
+    fails(npz(tmp_path / "d.npz", **arrays), message)
+
+
+def test_too_few_rows(tmp_path: Path) -> None:
+    path = npz(tmp_path / "d.npz", x=rows(3))
+    fails(path, "at least one batch of 4 along axis 0, came 3", dims={"n": 4})
+
+
+def test_different_counts(tmp_path: Path) -> None:
+    path = npz(tmp_path / "d.npz", ids=np.zeros((4, 3), int), mask=np.zeros((5, 3), int))
+    fails(path, "as many samples for every input, came ids 4, mask 5", TEXT)
+
+
+def test_labels_and_outputs_are_left_out_and_said(tmp_path: Path) -> None:
+    samples = load(npz(tmp_path / "d.npz", x=rows(2), labels=[1, 2], y=[3, 4]))
+    assert list(samples.feeds[0]) == ["x"]
+    assert [note.split(": ")[1].split(" is")[0] for note in samples.notes] == ["'labels'", "'y'"]
+
+
+def test_nan_and_inf_are_said(tmp_path: Path) -> None:
+    values = rows(3)
+    values[1] = np.nan, np.inf
+    (note,) = load(npz(tmp_path / "d.npz", x=values)).notes
+    assert "input 'x' holds 2 NaN or Inf of 2 values" in note
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    path = npz(tmp_path / "d.npz", x=rows(1000))
+    data = path.read_bytes()
+    (tmp_path / "cut.npz").write_bytes(data[:500])
+    fails(tmp_path / "cut.npz", "expected an .npz archive of arrays")
+    middle = bytearray(data)
+    middle[600:700] = bytes(100)
+    (tmp_path / "bad.npz").write_bytes(middle)
+    fails(tmp_path / "bad.npz", "expected an .npz archive of arrays: .*CRC")
+    (tmp_path / "text.npz").write_text("hello")
+    fails(tmp_path / "text.npz", "not a zip file")
+    with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    fails(tmp_path / "other.npz", "expected arrays only, 'readme.txt' is none")
+    np.save(tmp_path / "d.npy", rows(1000))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "d.npy").read_bytes()[:500])
+    fails(tmp_path / "cut.npy", "expected an .npy array")
+    (tmp_path / "text.npy").write_text("hello world")
+    fails(tmp_path / "text.npy", "expected an .npy array")
+    np.save(tmp_path / "o.npy", np.array([None]), allow_pickle=True)
+    fails(tmp_path / "o.npy", "Python objects")
+
+
+def test_wrong_paths(tmp_path: Path) -> None:
+    fails(tmp_path / "missing.npz", "no such file or folder")
+    (tmp_path / "d.csv").write_text("1,2")
+    fails(tmp_path / "d.csv", r"expected .npz, .npy or a folder .* came a file '.csv'")
+    fails(tmp_path, "expected .npz files, test_data_set_")
+
+
+def test_input_that_is_no_tensor(tmp_path: Path) -> None:
+    specs = (InputSpec("s", np.dtype(object), None, "Sequence(Tensor(FLOAT))"),)
+    path = npz(tmp_path / "d.npz", s=rows(1))
+    with pytest.raises(InputError, match=r"input 's': expected a tensor, the model wants Sequence"):
+        load(path, specs)
+    optional = (*X, InputSpec("o", np.dtype(object), None, "Optional(…)", optional=True))
+    assert list(load(npz(tmp_path / "e.npz", x=rows(1)), optional).feeds[0]) == ["x"]
+
+
+# --- folders
+
+
+def test_folder_of_npz(tmp_path: Path) -> None:
+    for length in (3, 5):
+        ids = np.full((2, length), length)
+        npz(tmp_path / f"{length}.npz", ids=ids, mask=ids)
+    samples = load(tmp_path, TEXT)
+    assert [feed["ids"].shape for feed in samples.feeds] == [(2, 3), (2, 5)]
+    assert len(samples.notes) == 2  # the sizes of ids and of mask are the data's
+    one = load(tmp_path, TEXT, limit=1, seed=3)
+    assert (len(one.feeds), one.total) == (1, 2)
+    with pytest.raises(
+        InputError, match=r"3\.npz: input 'ids': axis 0 is fixed to 1 by the option"
+    ):
+        load(tmp_path, TEXT, dims={"batch": 1})
+
+
+def test_feeds_are_read_when_asked_for(tmp_path: Path) -> None:
+    npz(tmp_path / "a.npz", x=rows(1))
+    samples = load(tmp_path)
+    (tmp_path / "a.npz").unlink()
+    with pytest.raises(InputError, match=r"a\.npz: cannot be read: No such file"):
+        samples.feeds[0]
+
+
+def test_broken_feed_shows_at_once(tmp_path: Path) -> None:
+    npz(tmp_path / "a.npz", x=rows(1))
+    (tmp_path / "b.npz").write_text("x")
+    with pytest.raises(InputError, match=r"b\.npz"):
+        load(tmp_path)
+
+
+def pb(path: Path, array: npt.NDArray[np.generic], name: str = "") -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(numpy_helper.from_array(array, name).SerializeToString())
+
+
+def test_test_data_sets(tmp_path: Path) -> None:
+    ids, mask = np.ones((1, 4), np.int64), np.zeros((1, 4), np.int64)
+    for number in (0, 2, 10):
+        folder = tmp_path / f"test_data_set_{number}"
+        pb(folder / "input_0.pb", ids + number)
+        pb(folder / "input_1.pb", mask)
+        if number != 2:
+            pb(folder / "output_0.pb", np.float32([number]))
+    samples = load(tmp_path, TEXT)
+    assert [int(feed["ids"][0, 0]) for feed in samples.feeds] == [1, 3, 11]
+    assert [item and float(item["y"][0]) for item in samples.expected] == [0, None, 10]
+    single = load(tmp_path / "test_data_set_2", TEXT)
+    assert (len(single.feeds), single.expected[0]) == (1, None)
+
+
+def test_tensor_names_win_over_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "test_data_set_0"
+    pb(folder / "input_0.pb", np.zeros((1, 4), np.int64), "mask")
+    pb(folder / "input_1.pb", np.ones((1, 4), np.int64), "ids")
+    assert load(tmp_path, TEXT).feeds[0]["ids"].all()
+
+
+def test_wrong_test_data(tmp_path: Path) -> None:
+    folder = tmp_path / "test_data_set_0"
+    pb(folder / "input_0.pb", rows(1))
+    pb(folder / "input_1.pb", rows(1))
+    with pytest.raises(InputError, match=r"input_1\.pb: the model has 1 inputs \(x\)"):
+        load(tmp_path)
+    pb(folder / "input_1.pb", rows(1), "x")
+    with pytest.raises(InputError, match=r"input_1\.pb: .* 'x' came twice"):
+        load(tmp_path)
+    (folder / "input_1.pb").unlink()
+    for content in (b"", b"\xff\xff\xff", b"\x08\x01"):
+        (folder / "input_0.pb").write_bytes(content)
+        if content == b"\x08\x01":
+            content = onnx.TensorProto(data_type=1, dims=[5], raw_data=b"123").SerializeToString()
+            (folder / "input_0.pb").write_bytes(content)
+        with pytest.raises(InputError, match=r"input_0\.pb: expected a serialized ONNX tensor"):
+            load(tmp_path)
+    away = onnx.TensorProto(data_type=1, dims=[1, 2], data_location=1)
+    away.external_data.add(key="location", value="/etc/passwd")
+    (folder / "input_0.pb").write_bytes(away.SerializeToString())
+    with pytest.raises(InputError, match="values are in another file"):
+        load(tmp_path)
+    pb(folder / "input_0.pb", rows(1))
+    (folder / "output_0.pb").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"output_0\.pb"):
+        load(tmp_path)
+
+
+def test_string_tensors(tmp_path: Path) -> None:
+    tensor = helper.make_tensor("x", TensorProto.STRING, [1, 2], ["a", "b"])
+    (tmp_path / "input_0.pb").write_bytes(tensor.SerializeToString())
+    samples = load(tmp_path, (InputSpec("x", np.dtype(object), ("n", 2)),))
+    assert samples.feeds[0]["x"].tolist() == [["a", "b"]]
+
+
+def test_both_kinds_in_one_folder(tmp_path: Path) -> None:
+    pb(tmp_path / "input_0.pb", rows(1))
+    npz(tmp_path / "a.npz", x=rows(1))
+    (note,) = load(tmp_path).notes
+    assert "1 .npz files beside the .pb test data were left out" in note

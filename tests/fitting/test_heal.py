@@ -1,0 +1,490 @@
+"""Healing: factors descend towards the original's outputs, and only where held-out data agree."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx_ir as ir
+import pytest
+
+from onnx_lowrank import compress
+from onnx_lowrank.cli.program import exit_code
+from onnx_lowrank.errors import InputError, Terminated, UsageError
+from onnx_lowrank.fitting.batches import joined
+from onnx_lowrank.fitting.heal import Healed, HealPlan, heal
+from onnx_lowrank.fitting.trainable import constant_names, trainable
+from onnx_lowrank.graph.elements import install
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.numerics.adam import Adam, schedule
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.runtime.session import open_session, run
+from tests.helpers.models import parse
+
+Runner = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+
+def opener(model: ir.Model) -> Runner:
+    session = open_session(ir.to_proto(model).SerializeToString(), threads=1)
+    known = {item.name for item in session.get_inputs()}
+    return lambda feed: run(session, {k: v for k, v in feed.items() if k in known}, "a model")
+
+
+def perceptron(dtype: str = "float", batch: str = "N", seed: int = 0) -> onnx.ModelProto:
+    """Two layers with biases; the first one's outputs are far from all being used."""
+    rng = np.random.default_rng(seed)
+    kind = {"float": np.float32, "float16": np.float16}[dtype]
+    return parse(
+        f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph ({dtype}[{batch},24] x) => ({dtype}[{batch},6] y) {{
+            [first] h0 = MatMul (x, W1)
+            h = Add (h0, b1)
+            a = Tanh (h)
+            [second] y0 = MatMul (a, W2)
+            y = Add (b2, y0)
+        }}
+        """,
+        {
+            "W1": (rng.normal(size=(24, 32)) / 5).astype(kind),
+            "b1": rng.normal(size=32).astype(kind),
+            "W2": (rng.normal(size=(32, 6)) / 5).astype(kind),
+            "b2": rng.normal(size=6).astype(kind),
+        },
+    )
+
+
+def samples(count: int, rows: int = 8, dtype: type = np.float32) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(5)
+    return [{"x": rng.normal(size=(rows, 24)).astype(dtype)} for _ in range(count)]
+
+
+def factored(proto: onnx.ModelProto) -> tuple[ir.Model, ir.Model, tuple[str, ...]]:
+    """The original, its factored copy, and what can be trained."""
+    original = ir.from_proto(proto)
+    result = compress(
+        proto, rank=8, include=["first"], min_gain=0.0, simplify=False, check=False, bench=False
+    )
+    return original, result.model, trainable(result.model, constant_names(original))
+
+
+def parted(feeds: list[dict[str, Array]]) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Samples to descend on, and a tenth that judges."""
+    count = max(1, len(feeds) // 10)
+    return feeds[count:], feeds[:count]
+
+
+def healed(
+    proto: onnx.ModelProto, feeds: list[dict[str, Array]], plan: HealPlan, **options: Any
+) -> Healed:
+    original, model, trained = factored(proto)
+    return heal(
+        model, original, trained, *parted(feeds), None, opener, plan, lambda _: None, **options
+    )
+
+
+def error(model: ir.Model, original: ir.Model, feeds: list[dict[str, Array]]) -> float:
+    one, other = opener(model), opener(original)
+    apart = [one(feed)["y"].astype(np.float64) - other(feed)["y"] for feed in feeds]
+    whole = [other(feed)["y"].astype(np.float64) for feed in feeds]
+    return float(np.linalg.norm(apart) / np.linalg.norm(whole))
+
+
+def test_factors_and_biases_are_trained() -> None:
+    _, _, trained = factored(perceptron())
+    assert sorted(trained) == ["b1", "first.lowrank_A", "first.lowrank_B"]
+
+
+def test_healing_brings_fresh_samples_closer(tmp_path: Path) -> None:
+    proto = perceptron()
+    original, model, trained = factored(proto)
+    feeds = samples(60)
+    fresh = [{"x": np.random.default_rng(99).normal(size=(200, 24)).astype(np.float32)}]
+    before = error(model, original, fresh)
+    shown: list[tuple[int, float]] = []
+    steps: list[int] = []
+    found = heal(
+        model,
+        original,
+        trained,
+        *parted(feeds),
+        None,
+        opener,
+        HealPlan(steps=200, rate=1e-2),
+        steps.append,
+        lambda step, now: shown.append((step, now)),
+    )
+    assert sum(steps) == 200
+    assert shown[0] == (0, found.error_before)
+    assert found.error_after == min(now for _, now in shown) < 0.8 * found.error_before
+    assert (found.best_step, found.error_after) in shown
+    assert found.samples + found.held_out == 60
+    assert not found.notes
+    with Spool(tmp_path) as spool:
+        install(model, found.arrays, spool)
+        after = error(model, original, fresh)
+    assert after < 0.8 * before
+    assert after == pytest.approx(found.error_after, rel=0.25)
+
+
+def test_the_model_is_not_changed() -> None:
+    proto = perceptron()
+    original, model, trained = factored(proto)
+    before = [ir.to_proto(one).SerializeToString() for one in (model, original)]
+    heal(model, original, trained, *parted(samples(10)), None, opener, HealPlan(3), lambda _: None)
+    assert [ir.to_proto(one).SerializeToString() for one in (model, original)] == before
+
+
+def test_it_is_deterministic() -> None:
+    first, second = (healed(perceptron(), samples(20), HealPlan(20, rate=1e-2)) for _ in range(2))
+    assert first.error_after == second.error_after
+    for name, array in first.arrays.items():
+        np.testing.assert_array_equal(array, second.arrays[name])
+
+
+def test_a_rate_that_only_harms_changes_nothing() -> None:
+    found = healed(perceptron(), samples(20), HealPlan(10, rate=30.0))
+    assert found.best_step == 0
+    assert not found.arrays
+    assert found.error_after == found.error_before
+    assert any("the factors stay" in note for note in found.notes)
+
+
+def test_an_interruption_keeps_the_best_so_far() -> None:
+    def interrupted(step: int, _: float) -> None:
+        if step >= 60:
+            raise KeyboardInterrupt
+
+    ticks: list[int] = []
+    original, model, trained = factored(perceptron())
+    found = heal(
+        model, original, trained, *parted(samples(40)), None, opener, HealPlan(120, rate=1e-2),
+        ticks.append, interrupted,
+    )  # fmt: skip
+    assert found.steps == 60
+    assert 0 < found.best_step <= 60
+    assert found.error_after < found.error_before
+    assert set(found.arrays) == set(trained)
+    assert any("interrupted after step 60 of 120" in note for note in found.notes)
+    assert sum(ticks) == 120
+
+
+def test_termination_is_no_interruption() -> None:
+    def terminated(step: int, _: float) -> None:
+        if step:
+            raise Terminated
+
+    with pytest.raises(Terminated):
+        healed(perceptron(), samples(20), HealPlan(20), show=terminated)
+
+
+def test_sixteen_bits_descend_in_thirty_two_and_come_back() -> None:
+    proto = perceptron("float16")
+    found = healed(proto, samples(40, dtype=np.float16), HealPlan(100, rate=1e-2))
+    assert found.error_after < 0.9 * found.error_before
+    assert {array.dtype for array in found.arrays.values()} == {np.dtype(np.float16)}
+
+
+def test_a_value_inside_counts_too() -> None:
+    found = healed(perceptron(), samples(20), HealPlan(5, at=("a",)))
+    assert found.values == ("y", "a")
+
+
+def test_a_value_that_only_one_model_has_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--heal-at nowhere: the original model has no such"):
+        healed(perceptron(), samples(20), HealPlan(5, at=("nowhere",)))
+    original, model, trained = factored(perceptron())
+    inner = next(v.name for n in model.graph for v in n.outputs if "lowrank" in (v.name or ""))
+    plan = HealPlan(1, (inner or "",))
+    with pytest.raises(InputError, match=r"--heal-at .*: the original model has no such"):
+        heal(model, original, trained, *parted(samples(4)), None, opener, plan, lambda _: None)
+
+
+def test_one_sample_is_too_few() -> None:
+    with pytest.raises(InputError, match="expected two samples or more"):
+        compress(perceptron(), rank=8, min_gain=0.0, calibration=samples(1), heal=5, bench=False)
+
+
+def test_what_judges_is_not_fitted_to() -> None:
+    result = compress(
+        perceptron(), rank=8, min_gain=0.0, calibration=samples(48), heal=5, bench=False
+    )
+    calibration, healing = result.report.calibration, result.report.healing
+    assert calibration is not None
+    assert healing is not None
+    # A quarter of 48 checks, at most 16; a tenth of the other 36 judges the healing.
+    assert calibration.samples == 32
+    assert healing.held_out >= 1
+
+
+def test_an_output_without_factors_is_refused() -> None:
+    original, model, _ = factored(perceptron())
+    with pytest.raises(InputError, match="no output of the model is a float that depends"):
+        heal(model, original, (), *parted(samples(4)), None, opener, HealPlan(1), lambda _: None)
+
+
+def test_masked_rows_do_not_count() -> None:
+    proto = parse(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[B,T,24] x, float[B,T] attention_mask) => (float[B,T,6] y) {
+            [first] h = MatMul (x, W1)
+            a = Tanh (h)
+            y = MatMul (a, W2)
+        }
+        """,
+        {
+            "W1": np.random.default_rng(0).normal(size=(24, 32)).astype(np.float32) / 5,
+            "W2": np.random.default_rng(1).normal(size=(32, 6)).astype(np.float32) / 5,
+        },
+    )
+    rng = np.random.default_rng(2)
+    mask = np.array([[1, 1, 0], [1, 0, 0]], np.float32)
+    clean = [
+        {"x": rng.normal(size=(2, 3, 24)).astype(np.float32), "attention_mask": mask}
+        for _ in range(8)
+    ]
+    dirty = [
+        {**feed, "x": np.where(mask[..., None] == 0, np.float32(1e3), feed["x"])} for feed in clean
+    ]
+    original, model, trained = factored(proto)
+    found = [
+        heal(
+            model,
+            original,
+            trained,
+            *parted(feeds),
+            "attention_mask",
+            opener,
+            HealPlan(6),
+            lambda _: None,
+        )
+        for feeds in (clean, dirty)
+    ]
+    assert found[0].error_before == pytest.approx(found[1].error_before, rel=1e-5)
+    assert found[0].error_after == pytest.approx(found[1].error_after, rel=1e-4)
+
+
+def test_single_samples_of_equal_shape_are_joined() -> None:
+    model = ir.from_proto(perceptron())
+    single = samples(5, rows=1)
+
+    def sizes(taken: ir.Model, feeds: list[dict[str, Array]]) -> list[int]:
+        (found,), notes = joined(taken, [feeds], 2, lambda feed: feed)
+        assert not notes
+        rows = [feed["x"] for feed in feeds]
+        np.testing.assert_array_equal(
+            np.concatenate([feed["x"] for feed in found]), np.concatenate(rows)
+        )
+        return [feed["x"].shape[0] for feed in found]
+
+    assert sizes(model, single) == [2, 2, 1]
+    assert sizes(model, samples(3, rows=4)) == [4, 4, 4]
+    assert sizes(ir.from_proto(perceptron(batch="1")), single) == [1] * 5
+
+
+def test_a_model_for_single_samples_descends_on_single_samples() -> None:
+    """Its input may have any size, but a Reshape inside asks for one row."""
+    proto = parse(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[N,24] x) => (float[1,32] y) {
+            shape = Constant <value = int64[2] {1, 24}> ()
+            h = Reshape (x, shape)
+            [first] y = MatMul (h, W)
+        }
+        """,
+        {"W": np.random.default_rng(0).normal(size=(24, 32)).astype(np.float32)},
+    )
+    found = healed(proto, samples(10, rows=1), HealPlan(3))
+    assert (found.samples, found.held_out) == (9, 1)
+    assert any("one sample at a time" in note for note in found.notes)
+
+
+def test_adam_takes_the_steps_of_its_paper() -> None:
+    rng = np.random.default_rng(3)
+    start = {"a": rng.normal(size=(50, 3)), "b": rng.normal(size=7)}
+    adam = Adam(start, 0.1)
+    want = {name: array.astype(np.float64) for name, array in start.items()}
+    first = {name: np.zeros_like(array) for name, array in want.items()}
+    second = {name: np.zeros_like(array) for name, array in want.items()}
+    rate = {name: 0.1 * np.sqrt(np.mean(array**2)) for name, array in want.items()}
+    for step in range(1, 6):
+        slopes = {name: rng.normal(size=array.shape) for name, array in want.items()}
+        adam.step({name: slope.astype(np.float32) for name, slope in slopes.items()}, 0.5)
+        for name, slope in slopes.items():
+            first[name] = 0.9 * first[name] + 0.1 * slope
+            second[name] = 0.99 * second[name] + 0.01 * slope**2
+            mean, square = first[name] / (1 - 0.9**step), second[name] / (1 - 0.99**step)
+            want[name] -= 0.5 * rate[name] * mean / np.sqrt(square)
+    for name, array in want.items():
+        np.testing.assert_allclose(adam.arrays[name], array, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(adam.copy()[name], adam.arrays[name])
+
+
+def test_the_rate_rises_and_falls() -> None:
+    shares = [schedule(step, 100) for step in range(100)]
+    assert shares[0] < shares[5] < shares[10] == max(shares)
+    assert all(a > b for a, b in itertools.pairwise(shares[10:]))
+    assert 0 < shares[-1] < 0.01
+    assert schedule(0, 1) > 0
+
+
+def calibration(folder: Path, count: int = 400) -> Path:
+    rng = np.random.default_rng(8)
+    path = folder / "samples.npz"
+    np.savez(path, x=rng.normal(size=(count, 24)).astype(np.float32))
+    return path
+
+
+def test_compress_heals(tmp_path: Path) -> None:
+    path = calibration(tmp_path)
+    options: dict[str, Any] = {
+        "rank": 8,
+        "include": ["first"],
+        "min_gain": 0.0,
+        "data": path,
+        "samples": 40,
+        "calibration_samples": 360,
+        "bench": False,
+        "threads": 1,
+    }
+    plain = compress(perceptron(), **options)
+    better = compress(perceptron(), **options, heal=150, heal_at=["a"])
+    assert plain.report.healing is None
+    healing = better.report.healing
+    assert healing is not None
+    assert healing.steps == 150
+    assert healing.values == ("y", "a")
+    assert healing.error_after < healing.error_before
+    assert healing.trained == 3
+    # 360 samples are left to fit to: 324 in batches of 16, and 36 that judge.
+    assert (healing.batches, healing.held_out) == (21, 3)
+    errors = [
+        report.check.providers[0].outputs[0].relative_l2
+        for report in (plain.report, better.report)
+        if report.check is not None
+    ]
+    assert errors[1] < errors[0]
+    assert better.report.to_dict()["healing"]["best_step"] == healing.best_step
+    assert better.report.output.parameters == plain.report.output.parameters
+
+
+def test_names_are_those_of_the_simplified_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`c` is another value once onnxsim has folded the normalization behind it."""
+    rng = np.random.default_rng(0)
+    proto = parse(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[N,8,4,4] x) => (float[N,6] y) {
+            c = Conv (x, K)
+            b = BatchNormalization (c, s, o, mean, var)
+            f = Flatten (b)
+            y = MatMul (f, W)
+        }
+        """,
+        {
+            "K": rng.normal(size=(16, 8, 1, 1)).astype(np.float32),
+            "s": np.full(16, 5.0, np.float32),
+            "o": np.full(16, 3.0, np.float32),
+            "mean": rng.normal(size=16).astype(np.float32),
+            "var": np.full(16, 0.1, np.float32),
+            "W": rng.normal(size=(256, 6)).astype(np.float32) / 9,
+        },
+    )
+    originals: list[ir.Model] = []
+
+    def caught(model: ir.Model, original: ir.Model, *rest: Any) -> Healed:
+        originals.append(original)
+        return heal(model, original, *rest)
+
+    monkeypatch.setattr("onnx_lowrank.compression.assemble.heal", caught)
+    feeds = [{"x": rng.normal(size=(8, 8, 4, 4)).astype(np.float32)} for _ in range(12)]
+    result = compress(
+        proto, rank=3, ops=["conv", "matmul"], min_gain=0.0, calibration=feeds, heal=2, bench=False
+    )
+    (original,) = originals
+    assert [node.op_type for node in original.graph] == ["Conv", "Flatten", "MatMul"]
+    healing = result.report.healing
+    assert healing is not None
+    want, got = opener(original)(feeds[0])["y"], opener(ir.from_proto(proto))(feeds[0])["y"]
+    np.testing.assert_allclose(want, got, rtol=1e-3, atol=1e-3)
+
+
+def test_the_command_heals_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(perceptron(), tmp_path / "in.onnx")
+    arguments = [
+        str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--rank", "8", "--min-gain", "0",
+        "--include", "first", "--data", str(calibration(tmp_path)), "--heal", "20", "--no-bench",
+    ]  # fmt: skip
+    assert exit_code(arguments) == 0
+    assert "healing: held-out error" in capsys.readouterr().out
+    session = open_session(tmp_path / "out.onnx", threads=1)
+    assert run(session, samples(1)[0], "it")["y"].shape == (8, 6)
+
+
+def test_an_unknown_operator_writes_nothing(tmp_path: Path) -> None:
+    model = parse(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[N,24] x) => (float[N,32] y) {
+            h = MatMul (x, W)
+            [odd] y = CumSum (h, axis)
+        }
+        """,
+        {
+            "W": np.random.default_rng(0).normal(size=(24, 32)).astype(np.float32),
+            "axis": np.array(1, np.int64),
+        },
+    )
+    onnx.save(model, tmp_path / "in.onnx")
+    data = calibration(tmp_path)
+    with pytest.raises(InputError, match="operator CumSum at node 'odd' has no derivative"):
+        compress(tmp_path / "in.onnx", rank=4, data=data, heal=5, simplify=False, bench=False)
+    arguments = [str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--rank", "4", "--data",
+                 str(data), "--heal", "5", "--no-bench"]  # fmt: skip
+    assert exit_code(arguments) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "samples.npz"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heal": 5}, "--heal needs samples"),
+        ({"heal_at": ["h"]}, "--heal-at needs --heal"),
+        ({"heal": -1}, "--heal: expected a whole number from 0"),
+        ({"heal": 5, "data": "x.npz", "calibrate": False}, "--heal and --no-calibrate exclude"),
+        ({"heal": 5, "data": "x.npz", "dry_run": True}, "--heal and --dry-run exclude"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compress(perceptron(), **options)
+
+
+def test_nothing_to_heal_is_said(tmp_path: Path) -> None:
+    result = compress(perceptron(), rank=32, data=calibration(tmp_path), heal=5, bench=False)
+    assert result.report.healing is None
+    assert any("nothing to heal" in note for note in result.report.notes)
+
+
+def test_constant_nodes_are_trained_too(tmp_path: Path) -> None:
+    proto = perceptron()
+    proto.ir_version = 3
+    for tensor in proto.graph.initializer:  # before version 4 initializers are inputs too
+        proto.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    result = compress(
+        proto, rank=8, include=["first"], min_gain=0.0, data=calibration(tmp_path), heal=50,
+        constant_inputs=True, simplify=False, bench=False, threads=1,
+    )  # fmt: skip
+    assert not any("lowrank" in name for name in result.model.graph.initializers)
+    healing = result.report.healing
+    assert healing is not None
+    assert healing.error_after < healing.error_before

@@ -1,0 +1,1 @@
+"""What several test modules share: models, cases, targets that are played."""

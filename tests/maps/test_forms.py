@@ -1,0 +1,453 @@
+"""Every form of MatMul and Gemm: the nodes that it becomes, and the same outputs.
+
+The weights are exactly of rank 4, so a pair of rank 4 is the same map.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.defs
+import onnxruntime as ort
+import pytest
+
+from onnx_lowrank import UsageError
+from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.numerics.arrays import Array
+from tests.helpers.models import (
+    TEXT_TYPES,
+    as_proto,
+    assert_same,
+    assert_valid,
+    factored,
+    known_rank,
+    linear_model,
+    op_types,
+    parameters,
+    parse,
+    run_ort,
+    uniform,
+)
+
+RANK = 4
+M, N = 16, 12
+NEWEST = onnx.defs.onnx_opset_version()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One node ``y = …(x, W)``."""
+
+    node: str
+    x: tuple[int | str, ...]
+    y: tuple[int | str, ...]
+    ops: tuple[str, ...]
+    form: str
+    batch: tuple[int, ...] = ()
+    left: bool = False  # W is [N, M] then
+    more: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def model(
+        self, rng: np.random.Generator, dtype: npt.DTypeLike = np.float32, opset: int = 17
+    ) -> onnx.ModelProto:
+        rows, columns = (N, M) if self.left else (M, N)
+        weight = known_rank(rows, columns, RANK, rng, dtype, batch=self.batch)
+        kind = TEXT_TYPES[weight.dtype]
+        x, y = (str(list(shape)).replace("'", "") for shape in (self.x, self.y))
+        return parse(
+            f"""<ir_version: 8, opset_import: ["": {opset}]>
+            one ({kind}{x} x) => ({kind}{y} y) {{ {self.node} }}""",
+            {
+                "W": weight,
+                **{name: uniform(shape, rng, dtype) for name, shape in self.more.items()},
+            },
+        )
+
+    def feeds(
+        self, rng: np.random.Generator, dtype: npt.DTypeLike = np.float32
+    ) -> dict[str, Array]:
+        shape = [5 if isinstance(size, str) else size for size in self.x]
+        return {"x": uniform(shape, rng, dtype)}
+
+
+TWO = ("MatMul", "MatMul")
+MATMUL = {
+    "right": Case("y = MatMul(x, W)", (3, M), (3, N), TWO, "matmul-right"),
+    "right, dynamic": Case("y = MatMul(x, W)", ("B", M), ("B", N), TWO, "matmul-right"),
+    "right, vector": Case("y = MatMul(x, W)", (M,), (N,), TWO, "matmul-right"),
+    "right, 3-D": Case("y = MatMul(x, W)", ("B", 7, M), ("B", 7, N), TWO, "matmul-right"),
+    "right, 4-D": Case("y = MatMul(x, W)", (2, 3, 7, M), (2, 3, 7, N), TWO, "matmul-right"),
+    "right, batch": Case("y = MatMul(x, W)", (3, 7, M), (3, 7, N), TWO, "matmul-right", (3,)),
+    "right, batch for one matrix": Case(
+        "y = MatMul(x, W)", (7, M), (3, 7, N), TWO, "matmul-right", (3,)
+    ),
+    "right, batch that widens": Case(
+        "y = MatMul(x, W)", (2, 1, 7, M), (2, 3, 7, N), TWO, "matmul-right", (3,)
+    ),
+    "right, 4-D batch": Case(
+        "y = MatMul(x, W)", (2, 3, 7, M), (2, 3, 7, N), TWO, "matmul-right", (2, 3)
+    ),
+    "right, batch of one": Case("y = MatMul(x, W)", (7, M), (1, 7, N), TWO, "matmul-right", (1,)),
+    "left": Case("y = MatMul(W, x)", (M, 3), (N, 3), TWO, "matmul-left", left=True),
+    "left, vector": Case("y = MatMul(W, x)", (M,), (N,), TWO, "matmul-left", left=True),
+    "left, 3-D": Case("y = MatMul(W, x)", ("B", M, 7), ("B", N, 7), TWO, "matmul-left", left=True),
+    "left, batch": Case(
+        "y = MatMul(W, x)", (3, M, 7), (3, N, 7), TWO, "matmul-left", (3,), left=True
+    ),
+    "left, batch for one matrix": Case(
+        "y = MatMul(W, x)", (M, 7), (3, N, 7), TWO, "matmul-left", (3,), left=True
+    ),
+    "left, 4-D batch": Case(
+        "y = MatMul(W, x)", (2, 3, M, 7), (2, 3, N, 7), TWO, "matmul-left", (2, 3), left=True
+    ),
+}
+
+
+def gemm_cases() -> dict[str, Case]:
+    rows = 5
+    biases: dict[str, tuple[int, ...] | None] = {
+        "no C": None,
+        "scalar C": (),
+        "C[1]": (1,),
+        "C[N]": (N,),
+        "C[M,1]": (rows, 1),
+        "C[M,N]": (rows, N),
+    }
+    cases = {}
+    for left, trans_a, trans_b, bias, scaled in itertools.product(
+        (False, True), (0, 1), (0, 1), biases, (False, True)
+    ):
+        attributes = [f"transA = {trans_a}"] * trans_a + [f"transB = {trans_b}"] * trans_b
+        attributes += ["alpha = 0.5", "beta = 2.0"] * scaled
+        shape = biases[bias]
+        side = ("W", "x") if left else ("x", "W")
+        inputs = [*side, "C"] if shape is not None else [*side]
+        attribute_text = f"<{', '.join(attributes)}>" if attributes else ""
+        if left:  # y[N, rows] = W'[N, M] x'[M, rows]
+            x = (rows, M) if trans_b else (M, rows)
+            y = (N, rows)
+            stored_left = not trans_a  # W is [N, M], or [M, N] to be transposed
+            turn = trans_b
+            if shape is not None:
+                shape = {(N,): (rows,), (rows, 1): (N, 1), (rows, N): (N, rows)}.get(shape, shape)
+        else:
+            x = (M, rows) if trans_a else (rows, M)
+            y = (rows, N)
+            stored_left = bool(trans_b)
+            turn = trans_a
+        cases[
+            f"{'left' if left else 'right'} transA={trans_a} transB={trans_b} {bias} "
+            f"{'scaled' if scaled else 'plain'}"
+        ] = Case(
+            f"y = Gemm {attribute_text} ({', '.join(inputs)})",
+            x,
+            y,
+            ("Transpose", "MatMul", "Gemm") if turn else ("MatMul", "Gemm"),
+            "gemm-left" if left else "gemm-right",
+            left=stored_left,
+            more={} if shape is None else {"C": shape},
+        )
+    return cases
+
+
+GEMM = gemm_cases()
+
+
+def check_rewritten(
+    case: Case, model: onnx.ModelProto, rng: np.random.Generator, **judges: Any
+) -> onnx.ModelProto:
+    """Factor it at its rank and compare everything that can be; the result."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(model.graph.initializer[0].data_type)
+    # A type that ONNX Runtime cannot run leaves the check out, with a note.
+    result = factored(model, rank=RANK, check=True, samples=1)
+    (layer,) = result.report.layers
+    assert (layer.status, layer.form, layer.rank) == ("factored", case.form, RANK)
+    assert layer.shape == (M, N)
+    after = as_proto(result.model)
+    assert tuple(op_types(after)) == case.ops
+    slices = int(np.prod(case.batch, dtype=int))
+    assert layer.slices == slices
+    assert layer.parameters_before == slices * M * N
+    assert layer.parameters_after == slices * RANK * (M + N)
+    assert parameters(model) - parameters(after) == slices * (M * N - RANK * (M + N))
+    assert "W" not in {tensor.name for tensor in after.graph.initializer}
+    assert after.graph.node[-1].output == model.graph.node[-1].output
+    assert_valid(after)
+    assert_same(model, after, case.feeds(rng, dtype), **judges)
+    return after
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", MATMUL)
+def test_matmul(name: str, dtype: type, rng: np.random.Generator) -> None:
+    check_rewritten(MATMUL[name], MATMUL[name].model(rng, dtype), rng)
+
+
+@pytest.mark.parametrize("name", GEMM)
+def test_gemm(name: str, rng: np.random.Generator) -> None:
+    case = GEMM[name]
+    before = case.model(rng)
+    after = check_rewritten(case, before, rng)
+    kept = {a.name: onnx.helper.get_attribute_value(a) for a in after.graph.node[-1].attribute}
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in before.graph.node[-1].attribute}
+    moved = "transB" if case.form == "gemm-left" else "transA"
+    assert {**kept, moved: 0} == {**given, moved: 0}
+    assert not kept.get(moved, 0)
+    assert after.graph.node[-1].input[2:] == before.graph.node[-1].input[2:]
+
+
+OTHER_TYPES = {
+    "matmul right": MATMUL["right, 3-D"],
+    "matmul left": MATMUL["left"],
+    "gemm right": GEMM["right transA=1 transB=1 C[N] scaled"],
+    "gemm left": GEMM["left transA=0 transB=0 C[N] plain"],
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TYPES)
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
+def test_types(name: str, dtype: type, rng: np.random.Generator) -> None:
+    case = OTHER_TYPES[name]
+    before = case.model(rng, dtype)
+    # ONNX Runtime has no bfloat16 MatMul on the CPU; the Gemm of onnx.reference multiplies
+    # alpha in float32 and so turns float16 and bfloat16 into it.
+    after = check_rewritten(
+        case,
+        before,
+        rng,
+        in_ort=dtype is not ml_dtypes.bfloat16,
+        in_reference="scaled" not in case.node or dtype is np.float64,
+    )
+    kinds = {tensor.data_type for tensor in after.graph.initializer}
+    assert kinds == {before.graph.initializer[0].data_type}
+
+
+@pytest.mark.parametrize("opset", range(7, NEWEST + 1))
+@pytest.mark.parametrize("name", ["matmul", "gemm"])
+def test_opsets(name: str, opset: int, rng: np.random.Generator) -> None:
+    case = MATMUL["right"] if name == "matmul" else GEMM["right transA=1 transB=1 C[N] plain"]
+    model = case.model(rng, opset=opset)
+    try:
+        run_ort(model, case.feeds(rng))
+        known = True
+    except ort.capi.onnxruntime_pybind11_state.Fail:  # an opset newer than this ONNX Runtime
+        known = False
+    after = check_rewritten(case, model, rng, in_ort=known)
+    assert [(item.domain, item.version) for item in after.opset_import] == [("", opset)]
+
+
+# --- where the weight comes from
+
+INT64 = "Constant <value = int64[{count}] {{{values}}}> ()"
+
+# (opset, stored shape or stored as the transpose, nodes that make V of the weight's shape)
+CHAINS: dict[str, tuple[int, tuple[int, ...] | None, str]] = {
+    "Transpose": (7, None, "V = Transpose(W)"),
+    "Transpose with perm": (17, None, "V = Transpose <perm = [1, 0]> (W)"),
+    "Identity": (7, (M, N), "V = Identity(W)"),
+    "Identity, Transpose": (17, None, "I = Identity(W)\n V = Transpose(I)"),
+    "Reshape": (
+        7,
+        (M * N,),
+        f"s = {INT64.format(count=2, values=f'{M}, {N}')}\n V = Reshape(W, s)",
+    ),
+    "Reshape -1": (
+        17,
+        (4, M * N // 4),
+        f"s = {INT64.format(count=2, values=f'{M}, -1')}\n V = Reshape(W, s)",
+    ),
+    "Squeeze attribute": (11, (1, M, N), "V = Squeeze <axes = [0]> (W)"),
+    "Squeeze input": (13, (1, M, N), "V = Squeeze(W, zero)"),
+    "Squeeze all": (13, (1, M, 1, N), "V = Squeeze(W)"),
+    "Unsqueeze, Squeeze attribute": (
+        11,
+        (M, N),
+        "U = Unsqueeze <axes = [1]> (W)\n V = Squeeze <axes = [1]> (U)",
+    ),
+    "Unsqueeze, Squeeze input": (13, (M, N), "U = Unsqueeze(W, zero)\n V = Squeeze(U, zero)"),
+    "Flatten": (13, (M, 2, N // 2), "V = Flatten(W)"),
+    "Flatten axis 2": (9, (4, M // 4, N), "V = Flatten <axis = 2> (W)"),
+    "Unsqueeze, Transpose, Reshape": (
+        13,
+        None,
+        "U = Unsqueeze(W, zero)\n T = Transpose <perm = [2, 0, 1]> (U)\n"
+        f"s = {INT64.format(count=2, values=f'{M}, {N}')}\n V = Reshape(T, s)",
+    ),
+}
+
+
+def chain_model(name: str, weight: Array) -> onnx.ModelProto:
+    opset, stored, nodes = CHAINS[name]
+    array = np.ascontiguousarray(weight.T) if stored is None else weight.reshape(stored)
+    return parse(
+        f"""<ir_version: 8, opset_import: ["": {opset}]>
+        one (float[B, {M}] x) => (float[B, {N}] y) {{
+            {nodes}
+            y = MatMul(x, V)
+        }}""",
+        {"W": array, "zero": np.zeros(1, np.int64)},
+    )
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_weight_behind_a_chain(name: str, rng: np.random.Generator) -> None:
+    model = chain_model(name, known_rank(M, N, RANK, rng))
+    result = factored(model, rank=RANK)
+    after = as_proto(result.model)
+    assert op_types(after) == ["MatMul", "MatMul"]
+    assert not [node for node in after.graph.node if node.op_type == "Constant"]
+    assert parameters(after) == RANK * (M + N)
+    assert "W" not in {tensor.name for tensor in after.graph.initializer}
+    assert_valid(after)
+    assert_same(model, after, {"x": uniform((3, M), rng)})
+
+
+def test_a_weight_in_a_constant_node(rng: np.random.Generator) -> None:
+    model = linear_model(known_rank(M, N, RANK, rng))
+    weight = model.graph.initializer.pop()
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["W"], value=weight))
+    after = as_proto(factored(model, rank=RANK).model)
+    assert [node.op_type for node in after.graph.node] == ["MatMul", "MatMul"]
+    assert parameters(after) == RANK * (M + N)
+    assert_valid(after)
+    assert_same(model, after, {"x": uniform((3, M), rng)})
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_a_cast_weight_keeps_its_stored_type(stored: type, rng: np.random.Generator) -> None:
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        one (float[B, {M}] x) => (float[B, {N}] y) {{
+            V = Cast <to = 1> (W)
+            y = MatMul(x, V)
+        }}""",
+        {"W": known_rank(M, N, RANK, rng, stored)},
+    )
+    after = as_proto(factored(model, rank=RANK).model)
+    assert op_types(after) == ["Cast", "Cast", "MatMul", "MatMul"]
+    kind = model.graph.initializer[0].data_type
+    assert [tensor.data_type for tensor in after.graph.initializer] == [kind, kind]
+    assert parameters(after) == RANK * (M + N)
+    assert_valid(after)
+    within = {np.float16: 2e-3, ml_dtypes.bfloat16: 2e-2, np.float64: 2e-6}[stored]
+    assert_same(model, after, {"x": uniform((3, M), rng)}, within=within)
+
+
+# --- what is refused, with its reason
+
+REFUSED = {
+    "a vector": ("y = MatMul(x, W)", (3, M), (3,), (M,), "W: a vector has no factors"),
+    "a batch applied to a vector": (
+        "y = MatMul(x, W)",
+        (M,),
+        (3, N),
+        (3, M, N),
+        "a batch of weights applied to a single vector",
+    ),
+    "a batch applied to what has no shape": (
+        "z = Reshape(x, s)\n y = MatMul(z, W)",
+        (7, M),
+        (3, 7, N),
+        (3, M, N),
+        "unknown number of axes",
+    ),
+    "two constants": (
+        "z = MatMul(W, K)\n y = Add(x, z)",
+        (M, 5),
+        (M, 5),
+        (M, N),
+        "both operands are constant",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str, rng: np.random.Generator) -> None:
+    nodes, x, y, shape, reason = REFUSED[name]
+    weights = {"W": uniform(shape, rng)}
+    if "K" in nodes:
+        weights["K"] = uniform((N, 5), rng)
+    inputs = f"float{list(x)} x" + (", int64[k] s" if "s)" in nodes else "")
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        one ({inputs}) => (float{list(y)} y) {{ {nodes} }}""",
+        weights,
+    )
+    result = factored(model, rank=1)
+    (layer,) = result.report.layers
+    assert layer.status == "dense"
+    assert layer.rank is None
+    assert reason.removeprefix("W: ") in layer.reason
+    assert layer.parameters_before == layer.parameters_after > 0
+    assert parameters(result.model) == parameters(model)
+
+
+@pytest.mark.parametrize("side", ["x, W", "W, x"])
+def test_a_leading_axis_of_length_one_applied_to_a_vector(
+    side: str, rng: np.random.Generator
+) -> None:
+    shape = (M, N) if side == "x, W" else (N, M)
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        one (float[{M}] x) => (float[1, {N}] y) {{ y = MatMul({side}) }}""",
+        {"W": known_rank(*shape, RANK, rng, batch=(1,))},
+    )
+    result = factored(model, rank=RANK)
+    assert_same(model, result.model, {"x": uniform((M,), rng)})
+
+
+def test_integer_weights_are_no_linear_map_to_factor(rng: np.random.Generator) -> None:
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        one (int32[3, {M}] x) => (int32[3, {N}] y) {{ y = MatMul(x, W) }}""",
+        {"W": rng.integers(-3, 4, (M, N)).astype(np.int32)},
+    )
+    (layer,) = factored(model, rank=1).report.layers
+    assert "has type int32" in layer.reason
+
+
+# --- the list of forms
+
+
+def test_every_form_has_its_own_name_and_says_what_it_looks_at() -> None:
+    forms = all_forms()
+    names = [form.name for form in forms]
+    assert len(set(names)) == len(names)
+    assert {"matmul-left", "matmul-right", "gemm-left", "gemm-right"} <= set(names)
+    assert all(form.targets for form in forms)
+    assert len({type(form) for form in forms}) == len(forms)
+
+
+def test_ops_choose_forms() -> None:
+    assert {form.ops for form in chosen_forms(("gemm",))} == {"gemm"}
+    assert {form.ops for form in chosen_forms(("all",))} == {form.ops for form in all_forms()}
+    default = {form.ops for form in chosen_forms(None)}
+    assert default == {form.ops for form in chosen_forms(("default",))}
+    assert {"matmul", "gemm"} <= default
+    both = {form.ops for form in chosen_forms(("default", "gemm"))}
+    assert both == default
+
+
+def test_an_unknown_op_is_an_error_that_lists_the_known() -> None:
+    with pytest.raises(UsageError, match=r"--ops: expected all, default or some of .*gemm.*'gem'"):
+        chosen_forms(("gem",))
+
+
+def test_a_form_that_is_not_chosen_is_left_alone(rng: np.random.Generator) -> None:
+    model = linear_model(known_rank(M, N, RANK, rng))
+    result = factored(model, rank=RANK, ops=("gemm",))
+    (layer,) = result.report.layers
+    assert layer.status == "dense"
+    assert "--ops" in layer.reason
+    assert op_types(result.model) == ["MatMul"]
