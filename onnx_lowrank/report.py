@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 __all__ = [
     "REPORT_VERSION",
+    "BudgetReport",
     "Calibration",
     "Check",
     "File",
-    "GoalReport",
     "JsonReport",
     "Latency",
     "Layer",
@@ -272,8 +272,8 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class GoalReport:
-    """What was asked of the whole model, and how it was met.
+class BudgetReport:
+    """The budget of the whole model, and how it was met.
 
     Attributes:
         option: as one would type it.
@@ -356,7 +356,7 @@ class Report(JsonReport):
     layers: tuple[Layer, ...]
     totals: Totals
     calibration: Calibration | None
-    goal: GoalReport | None
+    goal: BudgetReport | None
     healing: Healing | None
     check: Check | None
     latency: tuple[Latency, ...]

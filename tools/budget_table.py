@@ -47,8 +47,8 @@ from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.ranks import largest_rank
 from onnx_lowrank.progress import Silent, Stages
 from onnx_lowrank.ranks.allocation import Ladders, parameters_of
-from onnx_lowrank.ranks.budgets import Keep
-from onnx_lowrank.ranks.damage import Curve
+from onnx_lowrank.ranks.budget_strategies import Keep
+from onnx_lowrank.ranks.damage import DamageCurve
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
@@ -190,7 +190,7 @@ def _pooled(searching: Searching, prepared: Prepared, share: float) -> Plan:
     for group, found in prepared.measured.items():
         assert found.squares is not None
         tails = np.concatenate([np.cumsum(found.squares[::-1])[::-1], [0.0]])
-        curves[group] = Curve(((1, float(tails[1] / tails[0])),), tails)
+        curves[group] = DamageCurve(((1, float(tails[1] / tails[0])),), tails)
     ladders = Ladders(prepared.finding, curves, prepared.measured, Settings(keep=share).goal)
     priced = ladders.priced(parameters_of)
     solution = solve(priced.items, share * searching.linear_parameters())

@@ -31,13 +31,13 @@ from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from onnx_lowrank import compress
-from onnx_lowrank.fitting.moments import gather, statistics_of
+from onnx_lowrank.fitting.statistics import gather, statistics_of
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.fit import fitted_pair, squares
 from onnx_lowrank.numerics.ranks import largest_rank
+from onnx_lowrank.numerics.stacks import fitted_pair, squares
 from onnx_lowrank.runtime.session import default_threads, open_session, run
 
 __all__ = ["main"]

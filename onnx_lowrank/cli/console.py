@@ -22,8 +22,8 @@ from rich.text import Text
 
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import (
+    BudgetReport,
     Check,
-    GoalReport,
     Healing,
     Latency,
     Layer,
@@ -234,7 +234,7 @@ def _print_check(check: Check, console: Console) -> None:
         console.print(table)
 
 
-def _goal_line(goal: GoalReport) -> str:
+def _goal_line(goal: BudgetReport) -> str:
     parts = []
     if goal.loss is not None:
         parts.append(f"loss {goal.loss:.3g} by {goal.metric} on samples that no search has seen")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnx_lowrank.compression.sweep import Curve, Point
+from onnx_lowrank.compression.sweep import Point, SweepReport
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import workspace, write_text
 
@@ -33,7 +33,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
         raise InputError(f"--out {folder}: holds {there[0]} already; --force overwrites it")
 
 
-def write_curve(curve: Curve, folder: Path) -> tuple[Path, ...]:
+def write_curve(curve: SweepReport, folder: Path) -> tuple[Path, ...]:
     """Write the files; the picture only where matplotlib is installed.
 
     Returns:
@@ -50,7 +50,7 @@ def write_curve(curve: Curve, folder: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def _draw(curve: Curve, path: Path) -> None:
+def _draw(curve: SweepReport, path: Path) -> None:
     from matplotlib.figure import Figure  # no pyplot: no display, no state
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -81,7 +81,7 @@ def _draw(curve: Curve, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def print_curve(curve: Curve, written: tuple[Path, ...], console: Console) -> None:
+def print_curve(curve: SweepReport, written: tuple[Path, ...], console: Console) -> None:
     """The points as a table, then what else the user should know."""
     data = "random input, not real data" if curve.data == "random" else curve.data
     console.print(Text(f"{curve.samples} samples of {data}, {curve.provider}"), style="bold")
@@ -98,7 +98,7 @@ def print_curve(curve: Curve, written: tuple[Path, ...], console: Console) -> No
         console.print(f"wrote {path}")
 
 
-def _table(curve: Curve) -> Table:
+def _table(curve: SweepReport) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     names = ["keep", "bytes", "linear parameters", "MACs", "speedup", "error", "cosine"]
     names += ["damage", "predicted", *(["loss"] if curve.metric else [])]
@@ -109,7 +109,7 @@ def _table(curve: Curve) -> Table:
     return table
 
 
-def _cells(point: Point, curve: Curve) -> list[str]:
+def _cells(point: Point, curve: SweepReport) -> list[str]:
     speed = "" if point.speedup is None else f"{point.speedup:.2f}×"
     if point.certain is not None:
         speed += f" ({point.certain[0]:.2f}–{point.certain[1]:.2f})"

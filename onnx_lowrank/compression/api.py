@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_lowrank.compression.result import Result
 from onnx_lowrank.compression.run import execute
 from onnx_lowrank.compression.settings import DEFAULT_CALIBRATION_SAMPLES, DEFAULT_SAMPLES, Settings
-from onnx_lowrank.data.sources import Source
+from onnx_lowrank.data.sources import SampleSource
 from onnx_lowrank.progress import Progress, Silent
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -43,7 +43,7 @@ def compress(
     data: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
     samples: int = DEFAULT_SAMPLES,
-    calibration: Source | None = None,
+    calibration: SampleSource | None = None,
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES,
     calibrate: bool = True,
     mask: str | None = None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.trial import Trial
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.graph.load import Source
+from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.progress import Stages
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -28,7 +28,7 @@ class Context:
     """
 
     def __init__(
-        self, source: Source, settings: Settings, folder: Path, stages: Stages, log: OrtLog
+        self, source: LoadedModel, settings: Settings, folder: Path, stages: Stages, log: OrtLog
     ) -> None:
         self.source, self.settings, self.folder = source, settings, folder
         self.stages, self.log = stages, log

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_lowrank.fitting.moments import Statistics
 from onnx_lowrank.fitting.spectra import measure
+from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.graph.walk import all_graphs, all_nodes, elements, node_name
-from onnx_lowrank.maps.choice import Measurement
+from onnx_lowrank.maps.choice import Spectrum
 from onnx_lowrank.maps.find import (
     Finding,
     Group,
@@ -97,7 +97,7 @@ def inspect_model(
     )
 
 
-def _entries(finding: Finding, measured: dict[Group, Measurement]) -> list[Inspected]:
+def _entries(finding: Finding, measured: dict[Group, Spectrum]) -> list[Inspected]:
     group_of = {m.site: group for group in finding.groups for m in group.members}
     rows = []
     for entry in finding.entries:
@@ -121,7 +121,7 @@ def _entries(finding: Finding, measured: dict[Group, Measurement]) -> list[Inspe
     return rows
 
 
-def _site(site: Site, group: Group, measured: dict[Group, Measurement]) -> Inspected:
+def _site(site: Site, group: Group, measured: dict[Group, Spectrum]) -> Inspected:
     found = measured.get(group)
     squares = None if found is None or not found.finite else found.squares
     reasons = [] if site.form.default else [f"off by default; --ops {site.form.ops}"]

@@ -12,15 +12,15 @@ from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.ranks import cost_file
-from onnx_lowrank.ranks.budgets import (
+from onnx_lowrank.ranks.budget_strategies import (
     Keep,
     MaxSize,
     Speed,
     Tolerance,
     cost_of,
 )
-from onnx_lowrank.ranks.choose import Goal
 from onnx_lowrank.ranks.costs import CostTable, Place, measure_costs, plan_costs
+from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.microbench import clock_for, session_timer
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching

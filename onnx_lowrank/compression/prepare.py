@@ -16,15 +16,15 @@ from onnx_lowrank.compression.context import Context
 from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.errors import DerivativeError, InputError
 from onnx_lowrank.fitting import statistics_file
-from onnx_lowrank.fitting.fisher import felt
-from onnx_lowrank.fitting.moments import (
+from onnx_lowrank.fitting.output_gradients import felt
+from onnx_lowrank.fitting.spectra import measure
+from onnx_lowrank.fitting.statistics import (
     Gathered,
-    Key,
+    MomentsKey,
     Statistics,
     gather,
     statistics_of,
 )
-from onnx_lowrank.fitting.spectra import measure
 from onnx_lowrank.fitting.statistics_file import SavedStatistics, Weight, fingerprint
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.simplify import SIZE_LIMIT
@@ -157,7 +157,7 @@ def _loaded(context: Context) -> SavedStatistics:
 
 def _gathered(
     context: Context, model: ir.Model, groups: Sequence[Group]
-) -> tuple[SavedStatistics | None, tuple[Mapping[Key, Gathered], ...] | None]:
+) -> tuple[SavedStatistics | None, tuple[Mapping[MomentsKey, Gathered], ...] | None]:
     """Moments of all samples; those without the ones a search judges with, and those of these."""
     settings, trial = context.settings, context.trial
     source = settings.calibration if settings.calibration is not None else settings.data
@@ -179,7 +179,7 @@ def _gathered(
     rest = [samples.feeds[number] for number in aside]
     with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
 
-        def gathered(own: Sequence[Feed], judge: Sequence[Feed]) -> dict[Key, Gathered]:
+        def gathered(own: Sequence[Feed], judge: Sequence[Feed]) -> dict[MomentsKey, Gathered]:
             return gather(
                 model,
                 groups,

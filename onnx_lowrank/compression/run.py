@@ -35,9 +35,9 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
 from onnx_lowrank.report import (
     REPORT_VERSION,
+    BudgetReport,
     Check,
     File,
-    GoalReport,
     Report,
 )
 from onnx_lowrank.runtime.session import OrtLog
@@ -214,7 +214,7 @@ class _Run:
         budget = context.settings.budget
         goal = None
         if budget is not None and chosen is not None:
-            goal = GoalReport(
+            goal = BudgetReport(
                 option=budget.option,
                 predicted_damage=plan.damage,
                 summed_damage=plan.summed,

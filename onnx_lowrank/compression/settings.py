@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx_lowrank.data.sources import Source, source_name
+from onnx_lowrank.data.sources import SampleSource, source_name
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.graph.shape_for import WISHES, Wishes
 from onnx_lowrank.maps.find import Selection
 from onnx_lowrank.maps.forms import chosen_forms
-from onnx_lowrank.ranks.choose import Goal
-from onnx_lowrank.ranks.goals import Budget, budget_of, only_goal
+from onnx_lowrank.ranks.goals import Budget, Goal, budget_of, only_goal
 
 __all__ = ["DEFAULT_CALIBRATION_SAMPLES", "DEFAULT_ENERGY", "DEFAULT_SAMPLES", "Settings"]
 
@@ -57,7 +56,7 @@ class Settings:
     dims: Mapping[str, int] = field(default_factory=dict)
     data: str | os.PathLike[str] | None = None
     samples: int = DEFAULT_SAMPLES
-    calibration: Source | None = None
+    calibration: SampleSource | None = None
     calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES
     calibrate: bool = True
     mask: str | None = None

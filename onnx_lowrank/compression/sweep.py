@@ -33,7 +33,7 @@ from onnx_lowrank.graph.load import load
 from onnx_lowrank.graph.save import commit
 from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.progress import Progress, Silent, Stages
-from onnx_lowrank.ranks.budgets import Keep
+from onnx_lowrank.ranks.budget_strategies import Keep
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.ranks.prepared import Prepared
@@ -42,7 +42,7 @@ from onnx_lowrank.ranks.strategy import Plan, Unreachable
 from onnx_lowrank.report import JsonReport
 from onnx_lowrank.runtime.session import OrtLog
 
-__all__ = ["SHARES", "Curve", "Point", "sweep"]
+__all__ = ["SHARES", "Point", "SweepReport", "sweep"]
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """Shares of the linear parameters that are kept unless others are asked for."""
@@ -86,7 +86,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve(JsonReport):
+class SweepReport(JsonReport):
     """A sweep.
 
     Attributes:
@@ -136,7 +136,7 @@ def sweep(
     progress: Progress | None = None,
     log: OrtLog | None = None,
     **options: Any,
-) -> Curve:
+) -> SweepReport:
     """Compress a model at several budgets.
 
     Args:
@@ -176,7 +176,7 @@ def sweep(
             except Unreachable as error:
                 missed.append(str(error))
         samples = context.trial.samples
-        return Curve(
+        return SweepReport(
             tool=f"onnx-lowrank {version('onnx-lowrank')}",
             input=None if source.path is None else str(source.path),
             metric=metric,

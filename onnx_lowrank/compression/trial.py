@@ -16,13 +16,12 @@ import onnxruntime as ort
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
-from onnx_lowrank.data.sources import Source as DataSource
-from onnx_lowrank.data.sources import load_source, same_source
+from onnx_lowrank.data.sources import SampleSource, load_source, same_source
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.metrics import Judged, Metric
 from onnx_lowrank.evaluation.outputs import classifier_outputs, compare_outputs, run_check
-from onnx_lowrank.graph.load import Source
+from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.save import runnable_file, write
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
@@ -71,7 +70,7 @@ class Trial:
         threads: intra-op threads.
     """
 
-    def __init__(self, source: Source, settings: Settings, folder: Path, log: OrtLog) -> None:
+    def __init__(self, source: LoadedModel, settings: Settings, folder: Path, log: OrtLog) -> None:
         self._source = source
         self._settings = settings
         self._folder = folder
@@ -208,7 +207,7 @@ class Trial:
         )
         judge, fit = settings.data, settings.calibration
 
-        def loaded(source: DataSource, limit: int) -> Samples:
+        def loaded(source: SampleSource, limit: int) -> Samples:
             option = "--data" if source is judge else "--calibrate"
             return load_source(
                 source,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnx_lowrank.data.files import (
+from onnx_lowrank.data.sample_files import (
     read_npy,
     read_npz,
 )

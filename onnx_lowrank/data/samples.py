@@ -21,16 +21,16 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnx_lowrank.data.files import (
+from onnx_lowrank.data.fitter import Fitter, require_tensors
+from onnx_lowrank.data.index_bounds import index_bound
+from onnx_lowrank.data.labels import all_or_none, cut, read_labels
+from onnx_lowrank.data.random import check_random, random_feed, random_note
+from onnx_lowrank.data.sample_files import (
     numbered,
     read_npy,
     read_npz,
     read_tensor,
 )
-from onnx_lowrank.data.fitter import Fitter, require_tensors
-from onnx_lowrank.data.index_bounds import index_bound
-from onnx_lowrank.data.labels import all_or_none, cut, read_labels
-from onnx_lowrank.data.random import check_random, random_feed, random_note
 from onnx_lowrank.data.shapes import (
     IMAGE_SIZES,
     ConcreteShapes,

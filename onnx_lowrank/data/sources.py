@@ -19,20 +19,20 @@ from onnx_lowrank.data.usercode import UserCode, failure
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["Source", "load_source", "same_source", "source_name"]
+__all__ = ["SampleSource", "load_source", "same_source", "source_name"]
 
-Source = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+SampleSource = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 """A path, ``module:callable``, ``file.py:callable``, an iterable of feeds, or a reader."""
 
 
-def source_name(source: Source) -> str:
+def source_name(source: SampleSource) -> str:
     """How messages and the report call a source."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     return f"a {type(source).__name__} of feeds"
 
 
-def same_source(one: Source | None, other: Source | None) -> bool:
+def same_source(one: SampleSource | None, other: SampleSource | None) -> bool:
     """Whether both are the same samples: one object, or one place on disk."""
     if isinstance(one, str | os.PathLike) and isinstance(other, str | os.PathLike):
         return os.path.realpath(one) == os.path.realpath(other)
@@ -40,7 +40,7 @@ def same_source(one: Source | None, other: Source | None) -> bool:
 
 
 def load_source(
-    source: Source,
+    source: SampleSource,
     model: ir.Model,
     specs: Sequence[InputSpec],
     shapes: ConcreteShapes,

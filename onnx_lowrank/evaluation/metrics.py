@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -27,15 +27,14 @@ import numpy as np
 from onnx_lowrank.data.usercode import UserCode, failure
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.evaluation.outputs import Comparison, same_top
-from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.arrays import Array, Feed
 
 __all__ = ["Judged", "Meter", "Metric"]
 
-Outputs = Mapping[str, Array]
-Score = Callable[[Outputs, Outputs, Array | None], Any]
-Kind = Literal["relative-l2", "cosine", "top1", "function"]
+Score = Callable[[Feed, Feed, Array | None], Any]
+MetricKind = Literal["relative-l2", "cosine", "top1", "function"]
 
-_KINDS: dict[str, Kind] = {"relative-l2": "relative-l2", "cosine": "cosine", "top1": "top1"}
+_KINDS: dict[str, MetricKind] = {"relative-l2": "relative-l2", "cosine": "cosine", "top1": "top1"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Metric:
     """
 
     text: str = "relative-l2"
-    kind: Kind = "relative-l2"
+    kind: MetricKind = "relative-l2"
     code: UserCode | None = None
 
     @classmethod
@@ -123,8 +122,8 @@ class Metric:
 
     def evaluate(
         self,
-        outputs: Sequence[Outputs],
-        reference: Sequence[Outputs],
+        outputs: Sequence[Feed],
+        reference: Sequence[Feed],
         labels: Sequence[Array] | None = None,
         classifiers: Collection[str] = frozenset(),
     ) -> float:
@@ -157,7 +156,7 @@ class Meter(ABC):
         self.samples = 0
         self.notes: dict[str, None] = {}
 
-    def add(self, outputs: Outputs, reference: Outputs, labels: Array | None = None) -> None:
+    def add(self, outputs: Feed, reference: Feed, labels: Array | None = None) -> None:
         """Add one sample.
 
         Args:
@@ -183,7 +182,7 @@ class Meter(ABC):
         return self._result()
 
     @abstractmethod
-    def _add(self, outputs: Outputs, reference: Outputs, labels: Array | None) -> None: ...
+    def _add(self, outputs: Feed, reference: Feed, labels: Array | None) -> None: ...
 
     @abstractmethod
     def _result(self) -> Judged: ...
@@ -192,13 +191,13 @@ class Meter(ABC):
 class _Distance(Meter):
     """Relative L2 error, or cosine: the means over the outputs of what the check says of each."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: MetricKind) -> None:
         super().__init__()
         self._kind = kind
         self._comparison = Comparison()
         self.notes = self._comparison.notes
 
-    def _add(self, outputs: Outputs, reference: Outputs, labels: Array | None) -> None:  # noqa: ARG002
+    def _add(self, outputs: Feed, reference: Feed, labels: Array | None) -> None:  # noqa: ARG002
         try:
             self._comparison.add(reference, outputs)
         except InputError as error:
@@ -224,7 +223,7 @@ class _Top1(Meter):
         self._rows = self._before = self._after = 0
         self._labelled: bool | None = None
 
-    def _add(self, outputs: Outputs, reference: Outputs, labels: Array | None) -> None:
+    def _add(self, outputs: Feed, reference: Feed, labels: Array | None) -> None:
         where = f"--metric top1: sample {self.samples}"
         if self._labelled is None:
             self._labelled = labels is not None
@@ -249,7 +248,7 @@ class _Top1(Meter):
             self._before += int(np.count_nonzero(same_top(original, right)[judged]))
             self._after += int(np.count_nonzero(same_top(own, right)[judged]))
 
-    def _chosen(self, reference: Outputs, where: str) -> list[str]:
+    def _chosen(self, reference: Feed, where: str) -> list[str]:
         chosen = [name for name in reference if name in self._classifiers]
         suitable = [
             name
@@ -307,11 +306,11 @@ class _Function(Meter):
         self._before: list[float] = []
         self._after: list[float] = []
 
-    def _add(self, outputs: Outputs, reference: Outputs, labels: Array | None) -> None:
+    def _add(self, outputs: Feed, reference: Feed, labels: Array | None) -> None:
         self._before.append(self._called(reference, reference, labels))
         self._after.append(self._called(outputs, reference, labels))
 
-    def _called(self, outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
+    def _called(self, outputs: Feed, reference: Feed, labels: Array | None) -> float:
         where = f"--metric {self._code.text}: sample {self.samples}"
         try:
             with self._code.importable():
@@ -336,5 +335,5 @@ class _Function(Meter):
         return Judged(before - after, before, after, self.samples)
 
 
-def _copied(outputs: Outputs) -> dict[str, Array]:
+def _copied(outputs: Feed) -> dict[str, Array]:
     return {name: np.array(array) for name, array in outputs.items()}

@@ -13,7 +13,7 @@ from onnx_lowrank.data.shapes import InputSpec, input_specs
 from onnx_lowrank.data.sources import load_source
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph.fixed import fix_shapes
-from onnx_lowrank.graph.load import Source, load
+from onnx_lowrank.graph.load import LoadedModel, load
 from onnx_lowrank.graph.save import runnable_file, write
 from onnx_lowrank.runtime.log import OrtLog
 from onnx_lowrank.runtime.session import open_session
@@ -46,7 +46,7 @@ class SampleOptions:
 class Subject:
     """A model and the file that is run: its own, or a copy."""
 
-    source: Source
+    source: LoadedModel
     file: Path
 
     @property
@@ -110,13 +110,13 @@ def open_subjects(
     return Subjects(tuple(subjects), samples, (*notes, *samples.notes))
 
 
-def _fixed(source: Source, samples: Samples, folder: Path) -> Path:
+def _fixed(source: LoadedModel, samples: Samples, folder: Path) -> Path:
     model = source.model.clone()
     fix_shapes(model, samples.shapes)
     return write(model, folder, "fixed.onnx", "auto")[-1]
 
 
-def _common_specs(sources: Sequence[Source]) -> tuple[InputSpec, ...]:
+def _common_specs(sources: Sequence[LoadedModel]) -> tuple[InputSpec, ...]:
     """The inputs that all models have, with every size that one of them fixes."""
     first = sources[0]
     common = {spec.name: spec for spec in input_specs(first.model)}

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.fitting.moments import Statistics
 from onnx_lowrank.fitting.spectra import group_memory, largest_first
+from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Errors, Factors
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.factors import relative_error
-from onnx_lowrank.numerics.fit import achieved_error, fitted_pair, shift_of
 from onnx_lowrank.numerics.joint import joint_pair
 from onnx_lowrank.numerics.parallel import map_layers
+from onnx_lowrank.numerics.stacks import achieved_error, fitted_pair, shift_of
 
 __all__ = [
     "fit",

@@ -27,9 +27,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.data.mask import kept_rows, spread_mask
-from onnx_lowrank.fitting.moments import Statistics
 from onnx_lowrank.fitting.segments import Open, Walk
 from onnx_lowrank.fitting.spectra import group_memory
+from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constant, Constants
 from onnx_lowrank.graph.walk import node_name, only_sum
 from onnx_lowrank.maps.find import Group

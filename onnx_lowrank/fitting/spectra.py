@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_lowrank.fitting.moments import Statistics
-from onnx_lowrank.maps.choice import EnergyOf, Measurement
+from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.maps.choice import EnergyOf, Spectrum
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.numerics.fit import squares
 from onnx_lowrank.numerics.parallel import map_layers, working_set
 from onnx_lowrank.numerics.spectrum import row_blocks
+from onnx_lowrank.numerics.stacks import squares
 
 __all__ = ["group_memory", "largest_first", "measure"]
 
@@ -33,7 +33,7 @@ def measure(
     advance: Callable[[int], None],
     *,
     spectra: bool = True,
-) -> dict[Group, Measurement]:
+) -> dict[Group, Spectrum]:
     """The spectrum of every group's matrix, values only.
 
     Args:
@@ -44,7 +44,7 @@ def measure(
     """
     measured = {}
 
-    def work(group: Group) -> Measurement:
+    def work(group: Group) -> Spectrum:
         return _measure_one(group, statistics, spectra)
 
     for group, result in map_layers(work, largest_first(groups), group_memory):
@@ -53,7 +53,7 @@ def measure(
     return measured
 
 
-def _measure_one(group: Group, statistics: Statistics, spectra: bool) -> Measurement:
+def _measure_one(group: Group, statistics: Statistics, spectra: bool) -> Spectrum:
     moments, fisher = statistics.fit.get(group), statistics.coordinates(group)
     stack = group.matrix.numpy()
     try:
@@ -67,4 +67,4 @@ def _measure_one(group: Group, statistics: Statistics, spectra: bool) -> Measure
         del stack
     group.matrix.release()
     weighed: EnergyOf = "fisher" if fisher.known else "output"
-    return Measurement(values, finite, "weight" if moments is None else weighed)
+    return Spectrum(values, finite, "weight" if moments is None else weighed)

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.fitting.moments import Gathered, Key
+from onnx_lowrank.fitting.statistics import Gathered, MomentsKey
 from onnx_lowrank.graph.walk import all_graphs
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.fisher import Fisher
@@ -63,7 +63,7 @@ class SavedStatistics:
     samples: int
     held_out: int
     mask: str | None
-    gathered: Mapping[Key, Gathered]
+    gathered: Mapping[MomentsKey, Gathered]
     fisher: Mapping[Weight, Fisher] | None = None
 
 
@@ -207,7 +207,7 @@ def _put(archive: zipfile.ZipFile, name: str, array: Array) -> None:
         np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _stream(archive: Any, index: int, item: Mapping[str, Any]) -> tuple[Key, Gathered]:
+def _stream(archive: Any, index: int, item: Mapping[str, Any]) -> tuple[MomentsKey, Gathered]:
     parts = [
         tuple(
             None if one is None else _read(archive, f"{index}.{part}.{slot}", one)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.autodiff.derivatives.base import attribute
 from onnx_lowrank.data.mask import kept_rows, spread_mask
 from onnx_lowrank.fitting.batches import wide
+from onnx_lowrank.graph.walk import attribute
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.moments import Accumulator, Moments, passes
 from onnx_lowrank.numerics.whitening import Whitening

@@ -22,11 +22,11 @@ from onnx_lowrank.graph.walk import (
     tensors,
 )
 
-__all__ = ["Source", "load"]
+__all__ = ["LoadedModel", "load"]
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class LoadedModel:
     """A model as it came.
 
     Attributes:
@@ -49,7 +49,7 @@ class Source:
         return self.data_files if self.path is None else (self.path, *self.data_files)
 
 
-def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> Source:
+def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> LoadedModel:
     """Load a model without reading its external data, and check that it can be read.
 
     Raises:
@@ -59,7 +59,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> Source:
     if isinstance(model, ir.Model):
         copy = model.clone()
         data = _check_tensors(copy, "model")
-        return Source(copy, None, "model", stored_bytes(copy), data)
+        return LoadedModel(copy, None, "model", stored_bytes(copy), data)
     if isinstance(model, onnx.ModelProto):
         _check_proto(model, "model")
         parsed = _deserialize(model, "model")
@@ -69,7 +69,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> Source:
                 "and no file; pass its path instead"
             )
         _check_tensors(parsed, "model")
-        return Source(parsed, None, "model", stored_bytes(parsed), ())
+        return LoadedModel(parsed, None, "model", stored_bytes(parsed), ())
     path = Path(model)
     proto = _read(path)
     _check_proto(proto, str(path))
@@ -77,7 +77,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> Source:
     _resolve_external(parsed, path)
     data = _check_tensors(parsed, str(path))
     size = path.stat().st_size + sum(file.stat().st_size for file in data)
-    return Source(parsed, path, str(path), size, data)
+    return LoadedModel(parsed, path, str(path), size, data)
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.files import data_name
-from onnx_lowrank.graph.load import Source
+from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.serialize import PROTOBUF_LIMIT, write_beside, write_protobuf
 from onnx_lowrank.graph.walk import all_graphs, stored_bytes
 
@@ -101,7 +101,7 @@ def write(model: ir.Model, folder: Path, name: str, external: ExternalData) -> t
     return (path,)
 
 
-def runnable_file(source: Source, folder: Path) -> Path:
+def runnable_file(source: LoadedModel, folder: Path) -> Path:
     """A file of a model that ONNX Runtime can open: its own, or a copy in the folder.
 
     The copy is for a model in memory, and for one whose data files stand behind links: ONNX

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.graph.load import Source, load
+from onnx_lowrank.graph.load import LoadedModel, load
 from onnx_lowrank.graph.save import write
 from onnx_lowrank.graph.validity import invalid
 from onnx_lowrank.graph.walk import all_nodes, stored_bytes
@@ -27,7 +27,7 @@ _SLACK_SHARE, _SLACK_BYTES = 0.01, 1 << 16
 
 
 def simplify(
-    source: Source, workspace: Path, compare: Callable[[Path], str | None]
+    source: LoadedModel, workspace: Path, compare: Callable[[Path], str | None]
 ) -> tuple[ir.Model, str | None]:
     """The simplified model, or the model as it was and the reason.
 

@@ -12,6 +12,7 @@ __all__ = [
     "all_nodes",
     "attribute",
     "elements",
+    "float_attribute",
     "node_name",
     "only_sum",
     "static_shape",
@@ -81,6 +82,11 @@ def only_sum(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
 def attribute(node: ir.Node, name: str, default: int) -> int:
     """An integer attribute of a node."""
     return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute of a node."""
+    return node.attributes[name].as_float() if name in node.attributes else default
 
 
 def node_name(node: ir.Node) -> str:

@@ -13,14 +13,14 @@ import onnx_ir as ir
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms import Site
 
-__all__ = ["Choice", "Decision", "Measurement", "linear_parameters", "removed_parameters"]
+__all__ = ["Choice", "Decision", "Spectrum", "linear_parameters", "removed_parameters"]
 
 
 EnergyOf = Literal["weight", "output", "fisher"]
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
+class Spectrum:
     """What is known of a group's matrix.
 
     Attributes:

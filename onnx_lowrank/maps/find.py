@@ -15,7 +15,7 @@ from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
 from onnx_lowrank.graph.walk import all_nodes, node_name
 from onnx_lowrank.maps.forms import Form, Refusal, Site
 
-__all__ = ["Candidates", "Finding", "Group", "Member", "Refused", "Selection", "find"]
+__all__ = ["Factorable", "Finding", "Group", "Member", "Refused", "Selection", "find"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -40,7 +40,7 @@ class Refused:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class Factorable:
     """The ways in which one node can be factored, at least one."""
 
     sites: tuple[Site, ...]
@@ -87,7 +87,7 @@ class Group:
 class Finding:
     """All linear maps of a model, in the order of its nodes, and the groups they form."""
 
-    entries: tuple[Candidates | Refused, ...]
+    entries: tuple[Factorable | Refused, ...]
     groups: tuple[Group, ...]
 
 
@@ -109,7 +109,7 @@ def find(
     for form in forms:
         for target in form.targets:
             by_target.setdefault(target, []).append(form)
-    entries: list[Candidates | Refused] = []
+    entries: list[Factorable | Refused] = []
     for node in all_nodes(model):
         domain = "" if node.domain == "ai.onnx" else node.domain
         matches = [
@@ -119,18 +119,18 @@ def find(
         ]
         if matches:
             entries.append(_entry(node, matches, forms if chosen is None else chosen))
-    sites = [site for e in entries if isinstance(e, Candidates) for site in e.sites]
+    sites = [site for e in entries if isinstance(e, Factorable) for site in e.sites]
     return Finding(tuple(entries), tuple(_groups(sites, constants)))
 
 
 def _entry(
     node: ir.Node, matches: Sequence[tuple[Form, Site | Refusal]], chosen: Collection[Form]
-) -> Candidates | Refused:
+) -> Factorable | Refused:
     names = {form.name for form in chosen}
     sites = [match for _, match in matches if isinstance(match, Site)]
     usable = tuple(site for site in sites if site.form.name in names)
     if usable:
-        return Candidates(usable)
+        return Factorable(usable)
     if sites:
         site, constant = sites[0], sites[0].operand
         ops = site.form.ops

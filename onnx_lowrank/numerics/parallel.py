@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 __all__ = ["cores", "map_layers", "working_set"]
 
-Item = TypeVar("Item")
+Work = TypeVar("Work")
 Answer = TypeVar("Answer")
 
 # What the workers may use together.  A single layer may take more; then it runs alone.
@@ -41,12 +41,12 @@ def working_set(m: int, n: int) -> int:
 
 
 def map_layers(
-    work: Callable[[Item], Answer],
-    items: Sequence[Item],
-    memory: Callable[[Item], int],
+    work: Callable[[Work], Answer],
+    items: Sequence[Work],
+    memory: Callable[[Work], int],
     *,
     workers: int | None = None,
-) -> Iterator[tuple[Item, Answer]]:
+) -> Iterator[tuple[Work, Answer]]:
     """Run ``work`` on every item, in parallel, and yield (item, answer) in the items' order.
 
     Args:
@@ -61,7 +61,7 @@ def map_layers(
     """
     count = max(1, min(workers or cores(), len(items)))
     waiting = deque(items)
-    pending: deque[tuple[Item, Future[Answer]]] = deque()
+    pending: deque[tuple[Work, Future[Answer]]] = deque()
     used = 0
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
         try:

@@ -9,12 +9,12 @@ from typing import Protocol
 import numpy as np
 
 from onnx_lowrank.graph.walk import node_name
-from onnx_lowrank.maps.choice import Choice, Joint, Measurement
-from onnx_lowrank.maps.find import Candidates, Finding, Group
+from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
+from onnx_lowrank.maps.find import Factorable, Finding, Group
 from onnx_lowrank.numerics.knapsack import Item, Solution
 from onnx_lowrank.numerics.ranks import energy_at, largest_rank
-from onnx_lowrank.ranks.choose import Goal
-from onnx_lowrank.ranks.damage import Curve
+from onnx_lowrank.ranks.damage import DamageCurve
+from onnx_lowrank.ranks.goals import Goal
 
 __all__ = ["CostOf", "Ladders", "Priced", "bytes_of", "parameters_of"]
 
@@ -109,11 +109,11 @@ class Ladders:
     def __init__(
         self,
         finding: Finding,
-        curves: Mapping[Group, Curve],
-        measured: Mapping[Group, Measurement],
+        curves: Mapping[Group, DamageCurve],
+        measured: Mapping[Group, Spectrum],
         goal: Goal,
         multiple: Callable[[Group], int | None] | None = None,
-        joints: Mapping[Joint, Curve] | None = None,
+        joints: Mapping[Joint, DamageCurve] | None = None,
     ) -> None:
         """Options of the groups that have a curve; others keep what was decided before.
 
@@ -258,12 +258,12 @@ def _overlapping(joints: Iterable[Joint]) -> dict[tuple[Group, ...], list[Joint]
     return {tuple(groups): members for groups, members in sets}
 
 
-def _ways(finding: Finding, curves: Mapping[Group, Curve]) -> list[tuple[Group, ...]]:
+def _ways(finding: Finding, curves: Mapping[Group, DamageCurve]) -> list[tuple[Group, ...]]:
     """Groups that exclude each other, because they factor the same nodes."""
     group_of = {member.site: group for group in finding.groups for member in group.members}
     ways: dict[Group, tuple[Group, ...]] = {}
     for entry in finding.entries:
-        if isinstance(entry, Candidates):
+        if isinstance(entry, Factorable):
             own = [group_of[site] for site in entry.sites if group_of[site] in curves]
             taken = next((ways[group] for group in own if group in ways), None)
             if own and taken is None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
-from onnx_lowrank.errors import UsageError
-from onnx_lowrank.maps.choice import Choice, Decision, Measurement
+from onnx_lowrank.maps.choice import Choice, Decision, Spectrum
 from onnx_lowrank.maps.find import (
-    Candidates,
+    Factorable,
     Finding,
     Group,
     Refused,
@@ -24,76 +21,14 @@ from onnx_lowrank.numerics.ranks import (
     largest_rank,
     rounded,
 )
+from onnx_lowrank.ranks.goals import Goal
 
 __all__ = [
-    "Goal",
     "choose",
     "decide",
     "settle",
     "worth_measuring",
 ]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """How ranks are chosen: by an energy, a rank, a share to keep, or a budget for all layers.
-
-    Attributes:
-        energy: share of the squared singular values, or with calibration samples of the layer's
-            output energy, to hold, in (0, 1].
-        rank: the rank, taken as it is.
-        keep: share of a layer's parameters that the pair may have, in (0, 1].
-        min_gain: a pair has at most ``1 − min_gain`` of the parameters of its weight.
-        rank_multiple: chosen ranks are rounded to a multiple of this.
-        budget: whether a budget chooses (see `onnx_lowrank.ranks.goals`), and only the limits
-            count.
-
-    Raises:
-        UsageError: a value is out of its range, or not exactly one goal is given.
-    """
-
-    energy: float | None = None
-    rank: int | None = None
-    keep: float | None = None
-    min_gain: float = 0.1
-    rank_multiple: int = 8
-    budget: bool = False
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("energy", "rank", "keep") if getattr(self, name) is not None]
-        if len(given) + self.budget != 1:
-            names = " and ".join(f"--{name}" for name in given) or "none"
-            raise UsageError(f"expected one of --energy, --rank and --keep, got {names}")
-        for name in ("energy", "keep"):
-            value = getattr(self, name)
-            if value is not None and not (_number(value) and 0.0 < value <= 1.0):
-                raise UsageError(f"--{name}: expected a number above 0 and up to 1, got {value!r}")
-        for name in ("rank", "rank_multiple"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option}: expected a whole number from 1, got {value!r}")
-        if not (_number(self.min_gain) and -1.0 <= self.min_gain < 1.0):
-            raise UsageError(
-                f"--min-gain: expected a number from -1 and below 1, got {self.min_gain!r}"
-            )
-
-    @property
-    def needs_spectrum(self) -> bool:
-        """Whether the choice depends on the singular values; a given rank does not."""
-        return self.rank is None
-
-    def largest(self, group: Group) -> int:
-        """Largest rank that the gain limit allows for a group."""
-        _, m, n = group.shape
-        share = 1.0 - self.min_gain
-        if group.others:  # the weight itself stays: the pair comes on top of it
-            share -= 1.0
-        return largest_rank(m, n, share)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | None:
@@ -129,7 +64,7 @@ def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | 
     return None
 
 
-def choose(group: Group, measured: Measurement, goal: Goal) -> Choice:
+def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
     """The rank of a group that was measured."""
     _, m, n = group.shape
     if not measured.finite:
@@ -178,7 +113,7 @@ def settle(finding: Finding, choices: Mapping[Group, Choice], goal: Goal) -> dic
     group_of = _group_of(finding)
     settled = dict(choices)
     for entry in finding.entries:
-        if isinstance(entry, Candidates) and len(entry.sites) > 1:
+        if isinstance(entry, Factorable) and len(entry.sites) > 1:
             ways = [group_of[site] for site in entry.sites if group_of[site] in settled]
             best = min(ways, key=lambda group: _preference(group, choices[group], goal))
             for group in ways:

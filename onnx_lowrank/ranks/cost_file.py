@@ -12,8 +12,8 @@ from typing import Any
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import write_text
 from onnx_lowrank.ranks.costs import (
+    CostKey,
     CostTable,
-    Key,
     Place,
     Times,
 )
@@ -71,7 +71,7 @@ def load(path: Path) -> CostTable:
             raise ValueError("'maps' is no list")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{option}: {_reason(error)}") from error
-    times: dict[Key, Times] = {}
+    times: dict[CostKey, Times] = {}
     for number, item in enumerate(items):
         try:
             times[_key(item)] = _times(item)
@@ -84,11 +84,11 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
-def _key(item: Mapping[str, Any]) -> Key:
+def _key(item: Mapping[str, Any]) -> CostKey:
     shape = tuple(item["shape"])
     if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
         raise ValueError(f"'shape': expected 3 whole numbers, came {item['shape']!r}")
-    return Key(
+    return CostKey(
         form=_text(item, "form"),
         node=_text(item, "node"),
         inputs=tuple(str(text) for text in item["inputs"]),

@@ -1,7 +1,7 @@
 """The cost table: how long every linear map takes, dense and as a pair, on one place.
 
 Maps that look the same to the runtime (form, attributes, shapes and types of all inputs) share one
-`Key` and are measured once, alone, dense and at a few ranks; ranks in between are interpolated.
+`CostKey` and are measured once, alone, dense and at a few ranks; ranks in between are interpolated.
 Keys are plain values, so a table that was measured on a board steers a run on a workstation.
 """
 
@@ -33,7 +33,7 @@ from onnx_lowrank.ranks.microbench import (
 )
 from onnx_lowrank.runtime.taps import Run, Seen, look
 
-__all__ = ["CostPlan", "CostTable", "Key", "Place", "Times", "measure_costs", "plan_costs"]
+__all__ = ["CostKey", "CostPlan", "CostTable", "Place", "Times", "measure_costs", "plan_costs"]
 
 # Where a pair is measured: shares of the break-even rank, on the multiple below.
 _SHARES = (0.25, 0.5, 0.75, 0.9)
@@ -45,7 +45,7 @@ _LARGEST = 1_000_000_000
 
 
 @dataclass(frozen=True, order=True)
-class Key:
+class CostKey:
     """What a map's time depends on, as plain values.
 
     Attributes:
@@ -149,11 +149,11 @@ class CostPlan:
         unknown: name of a map whose time cannot be told -> why.
     """
 
-    keys: Mapping[Site, Key]
-    specimens: Mapping[Key, Specimen]
+    keys: Mapping[Site, CostKey]
+    specimens: Mapping[CostKey, Specimen]
     unknown: Mapping[str, str]
 
-    def missing(self, table: CostTable | None, place: Place) -> tuple[Key, ...]:
+    def missing(self, table: CostTable | None, place: Place) -> tuple[CostKey, ...]:
         """The keys to measure: those that a table lacks, if it is of this place."""
         if table is None:
             return tuple(self.specimens)
@@ -183,8 +183,8 @@ class CostTable:
     """
 
     place: Place
-    times: Mapping[Key, Times]
-    keys: Mapping[Site, Key] = field(default_factory=dict)
+    times: Mapping[CostKey, Times]
+    keys: Mapping[Site, CostKey] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     def dense(self, group: Group) -> float | None:
@@ -252,8 +252,8 @@ def plan_costs(groups: Iterable[Group], model: ir.Model, run: Run) -> CostPlan:
     }
     seen = _seen(outer, model, run)
     constants = Constants(model, force_inputs=True)
-    keys: dict[Site, Key] = {}
-    specimens: dict[Key, Specimen] = {}
+    keys: dict[Site, CostKey] = {}
+    specimens: dict[CostKey, Specimen] = {}
     for site in outer:
         if site.operand.size * site.operand.dtype.itemsize > _LARGEST:
             name = node_name(site.node)
@@ -282,7 +282,7 @@ def _seen(sites: Sequence[Site], model: ir.Model, run: Run) -> Seen:
     return look(model, names, run, contents) if names else Seen({}, {})
 
 
-def _key(site: Site, constants: Constants, seen: Seen) -> Key:
+def _key(site: Site, constants: Constants, seen: Seen) -> CostKey:
     node = site.node
     inputs = []
     for index, value in enumerate(node.inputs):
@@ -301,7 +301,7 @@ def _key(site: Site, constants: Constants, seen: Seen) -> Key:
                 inputs.append(_described(dtype, seen.shapes[name], ""))
     operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     attributes = [f"{item.name}={item.value}" for _, item in sorted(node.attributes.items())]
-    return Key(
+    return CostKey(
         form=site.form.name,
         node=" ".join([operator, *attributes]),
         inputs=tuple(inputs),
@@ -341,7 +341,7 @@ def measure_costs(
     """
     limits = limits or Limits()
     times = dict(table.times) if table is not None else {}
-    failed: dict[Key, str] = {}
+    failed: dict[CostKey, str] = {}
     for key in plan.missing(table, place):
         try:
             times[key] = _measured(plan.specimens[key], timer, limits, multiples)

@@ -18,19 +18,19 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.fitting.fit import fit
-from onnx_lowrank.fitting.moments import Statistics
 from onnx_lowrank.fitting.spectra import group_memory, largest_first
-from onnx_lowrank.maps.choice import Choice, Joint, Measurement
+from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.numerics.fit import squares, unseen_squares
 from onnx_lowrank.numerics.joint import side_by_side
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ranks import break_even, largest_rank
+from onnx_lowrank.numerics.stacks import squares, unseen_squares
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.ranks.choose import Goal
+from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.probe import Probe
 
-__all__ = ["Curve", "damage_curves", "find_joints", "joint_curves"]
+__all__ = ["DamageCurve", "damage_curves", "find_joints", "joint_curves"]
 
 # So many groups of one activation are tried in all subsets, more only all together.
 _SUBSETS = 3
@@ -39,7 +39,7 @@ _SHARES = (0.5, 0.125)
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class DamageCurve:
     """Damage of one group as a function of its rank.
 
     Attributes:
@@ -92,12 +92,12 @@ class Curve:
 
 def damage_curves(
     groups: Sequence[Group],
-    measured: Mapping[Group, Measurement],
+    measured: Mapping[Group, Spectrum],
     statistics: Statistics,
     goal: Goal,
     probe: Probe,
     advance: Advance,
-) -> dict[Group, Curve]:
+) -> dict[Group, DamageCurve]:
     """Factor each group alone and run the samples.
 
     Args:
@@ -125,7 +125,7 @@ def damage_curves(
             if number == 0:
                 advance(1)
     curves = {
-        group: Curve(tuple(points[group]), tails[group])
+        group: DamageCurve(tuple(points[group]), tails[group])
         for group in groups
         if points[group] or not ranks[group]
     }
@@ -135,7 +135,7 @@ def damage_curves(
         if group not in curves:
             rank = ranks[group][0]
             lost = float(tails[group][rank] / tails[group][0])
-            curves[group] = Curve(((rank, typical * lost),), tails[group], measured=False)
+            curves[group] = DamageCurve(((rank, typical * lost),), tails[group], measured=False)
     advance(len(groups) - len(known))
     return curves
 
@@ -146,7 +146,7 @@ def joint_curves(
     goal: Goal,
     probe: Probe,
     advance: Advance,
-) -> dict[Joint, Curve]:
+) -> dict[Joint, DamageCurve]:
     """Damage of groups that share their first factor, measured as that of single ones.
 
     Args:
@@ -177,13 +177,13 @@ def joint_curves(
             }
             pairs = dict(fit(choices, replace(statistics, held={}), lambda _: None))
             points.append((rank, probe.damage(pairs)))
-        curves[joint] = Curve(tuple(points), tails)
+        curves[joint] = DamageCurve(tuple(points), tails)
         advance(1)
     return curves
 
 
 def find_joints(
-    curves: Mapping[Group, Curve], statistics: Statistics, model: ir.Model
+    curves: Mapping[Group, DamageCurve], statistics: Statistics, model: ir.Model
 ) -> list[Joint]:
     """Groups that read one activation in one way, and could share their first factor.
 
@@ -221,7 +221,7 @@ def find_joints(
 
 
 def _tails(
-    groups: Sequence[Group], measured: Mapping[Group, Measurement], statistics: Statistics
+    groups: Sequence[Group], measured: Mapping[Group, Spectrum], statistics: Statistics
 ) -> dict[Group, npt.NDArray[np.float64]]:
     """Energy outside the first r components, on samples that these are not fitted to if any."""
     unseen = [g for g in groups if g in statistics.fit and g in statistics.held]

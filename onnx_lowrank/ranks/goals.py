@@ -1,4 +1,8 @@
-"""Goals: what the user wants of the whole model, in the user's own units."""
+"""Goals: what decides the ranks, in the user's own units.
+
+A `Goal` is asked of each layer: an energy, a rank or a share.  A `Budget` is asked of the whole
+model; the goal then only limits the ranks.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ from typing import Any, Literal
 
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.numerics.ranks import largest_rank
 
-__all__ = ["OBJECTIVES", "Budget", "budget_of", "milliseconds_of", "only_goal", "size_of"]
+__all__ = ["OBJECTIVES", "Budget", "Goal", "budget_of", "milliseconds_of", "only_goal", "size_of"]
 
 RELATIVE_L2 = Metric()
-Kind = Literal["keep", "max-size", "tolerance", "speedup", "max-latency"]
+BudgetKind = Literal["keep", "max-size", "tolerance", "speedup", "max-latency"]
 Objective = Literal["size", "macs", "latency"]
 OBJECTIVES: tuple[Objective, ...] = ("size", "macs", "latency")
 
@@ -25,8 +31,69 @@ _SECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "": 1.0, "s": 1e3}
 
 
 @dataclass(frozen=True)
+class Goal:
+    """How ranks are chosen: by an energy, a rank, a share to keep, or a budget for all layers.
+
+    Attributes:
+        energy: share of the squared singular values, or with calibration samples of the layer's
+            output energy, to hold, in (0, 1].
+        rank: the rank, taken as it is.
+        keep: share of a layer's parameters that the pair may have, in (0, 1].
+        min_gain: a pair has at most ``1 − min_gain`` of the parameters of its weight.
+        rank_multiple: chosen ranks are rounded to a multiple of this.
+        budget: whether a `Budget` chooses, and only the limits count.
+
+    Raises:
+        UsageError: a value is out of its range, or not exactly one goal is given.
+    """
+
+    energy: float | None = None
+    rank: int | None = None
+    keep: float | None = None
+    min_gain: float = 0.1
+    rank_multiple: int = 8
+    budget: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("energy", "rank", "keep") if getattr(self, name) is not None]
+        if len(given) + self.budget != 1:
+            names = " and ".join(f"--{name}" for name in given) or "none"
+            raise UsageError(f"expected one of --energy, --rank and --keep, got {names}")
+        for name in ("energy", "keep"):
+            value = getattr(self, name)
+            if value is not None and not (_finite(value) and 0.0 < value <= 1.0):
+                raise UsageError(f"--{name}: expected a number above 0 and up to 1, got {value!r}")
+        for name in ("rank", "rank_multiple"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option}: expected a whole number from 1, got {value!r}")
+        if not (_finite(self.min_gain) and -1.0 <= self.min_gain < 1.0):
+            raise UsageError(
+                f"--min-gain: expected a number from -1 and below 1, got {self.min_gain!r}"
+            )
+
+    @property
+    def needs_spectrum(self) -> bool:
+        """Whether the choice depends on the singular values; a given rank does not."""
+        return self.rank is None
+
+    def largest(self, group: Group) -> int:
+        """Largest rank that the gain limit allows for a group."""
+        _, m, n = group.shape
+        share = 1.0 - self.min_gain
+        if group.others:  # the weight itself stays: the pair comes on top of it
+            share -= 1.0
+        return largest_rank(m, n, share)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
 class Budget:
-    """One goal for the whole model.
+    """What is asked of the whole model.
 
     Attributes:
         kind: "keep", a share of the linear layers' parameters; "max-size", bytes of OUT;
@@ -37,7 +104,7 @@ class Budget:
         metric: what a tolerance is a tolerance of.
     """
 
-    kind: Kind
+    kind: BudgetKind
     value: float
     objective: Objective = "latency"
     metric: Metric = RELATIVE_L2

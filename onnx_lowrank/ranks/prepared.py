@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_lowrank.fitting.moments import Statistics
-from onnx_lowrank.maps.choice import Choice, Measurement
+from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Finding, Group
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.report import Calibration
@@ -35,7 +35,7 @@ class Prepared:
     model: ir.Model
     finding: Finding
     early: Mapping[Group, Choice]
-    measured: Mapping[Group, Measurement]
+    measured: Mapping[Group, Spectrum]
     statistics: Statistics
     search: Statistics
     calibration: Calibration | None

@@ -21,8 +21,9 @@ from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.numerics.knapsack import Solution
 from onnx_lowrank.progress import Stages
 from onnx_lowrank.ranks.allocation import Ladders, Priced
-from onnx_lowrank.ranks.choose import Goal, choose, decide, settle
+from onnx_lowrank.ranks.choose import choose, decide, settle
 from onnx_lowrank.ranks.damage import damage_curves, find_joints, joint_curves
+from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.ranks.strategy import Plan

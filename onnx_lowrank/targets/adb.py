@@ -159,7 +159,7 @@ class Adb(Target):
                         files[f"model{number}/test_data_set_{sample}/{tensor.name}"] = tensor
                 self._push(files, folder)
                 places.append(f"{folder}/model{number}")
-            measured = perf_test.Measurement(
+            measured = perf_test.PerfTest(
                 shell=self._shell,
                 program=self._perf_test,
                 provider=self._provider,

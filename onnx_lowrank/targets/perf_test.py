@@ -24,7 +24,7 @@ from onnx_lowrank.targets.base import (
     Outcome,
 )
 
-__all__ = ["Measurement", "write_sample"]
+__all__ = ["PerfTest", "write_sample"]
 
 _TURNS = 5
 _LOAD = re.compile(r"Session creation time cost: *([0-9.e+-]+) s")
@@ -69,7 +69,7 @@ class _Found:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class PerfTest:
     """Several models, each in a folder ``model.onnx`` with its test data sets.
 
     Attributes:

@@ -42,7 +42,7 @@ from onnx_lowrank.targets.base import (
 )
 from onnx_lowrank.targets.packing import model_files
 
-__all__ = ["Web", "create", "offers"]
+__all__ = ["WebTarget", "create", "offers"]
 
 _INSTALL = "python tools/setup_web.py"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -66,7 +66,7 @@ def create(name: str) -> Target | None:
     for offer in offers():
         if offer.name == kind and not offer.usable:
             raise InputError(f"--target {name}: {offer.found}; {offer.install}")
-    return WebGpu(name) if kind == "web-webgpu" else Web(name)
+    return WebGpuTarget(name) if kind == "web-webgpu" else WebTarget(name)
 
 
 def offers() -> list[Offer]:
@@ -98,7 +98,7 @@ def offers() -> list[Offer]:
     return found
 
 
-class Web(Target):
+class WebTarget(Target):
     """WebAssembly, in Node or in a browser."""
 
     own = "CPUExecutionProvider"
@@ -157,7 +157,7 @@ class Web(Target):
         )
 
 
-class WebGpu(Web):
+class WebGpuTarget(WebTarget):
     """WebGPU in a browser, on SwiftShader."""
 
     emulated = True
@@ -169,7 +169,7 @@ class WebGpu(Web):
         """Run a job there, without timing it.
 
         Raises:
-            InputError: as in `Web.run`.
+            InputError: as in `WebTarget.run`.
         """
         untimed = Job(outputs=job.outputs, threads=1, strict=job.strict, seconds=job.seconds)
         return super().run(models, feeds, untimed, advance)

@@ -17,15 +17,15 @@ from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.fit import (
+from onnx_lowrank.numerics.moments import Accumulator, Moments
+from onnx_lowrank.numerics.ridge import Regression
+from onnx_lowrank.numerics.stacks import (
     achieved_error,
     fitted_pair,
     shift_of,
     squares,
     unseen_squares,
 )
-from onnx_lowrank.numerics.moments import Accumulator, Moments
-from onnx_lowrank.numerics.ridge import Regression
 from tests.helpers.models import (
     as_proto,
     assert_same,

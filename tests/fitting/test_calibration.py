@@ -14,7 +14,7 @@ import pytest
 from onnx_lowrank import InputError
 from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.fitting import moments as calibrate
-from onnx_lowrank.fitting.moments import Statistics, gather, statistics_of
+from onnx_lowrank.fitting.statistics import Statistics, gather, statistics_of
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import Group, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx_lowrank import UsageError, compress
 from onnx_lowrank.cli import main
 from onnx_lowrank.errors import DerivativeError
-from onnx_lowrank.fitting.fisher import Felt, felt
+from onnx_lowrank.fitting.output_gradients import Felt, felt
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.forms import all_forms

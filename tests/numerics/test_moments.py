@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from onnx_lowrank.numerics import moments as module
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.fit import achieved_error, fitted_pair, squares
 from onnx_lowrank.numerics.moments import Accumulator, Moments
 from onnx_lowrank.numerics.output_pca import output_pair, output_squares
 from onnx_lowrank.numerics.ranks import energy_at
+from onnx_lowrank.numerics.stacks import achieved_error, fitted_pair, squares
 from tests.helpers.models import known_rank
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -28,9 +28,9 @@ from onnx_lowrank.graph.load import load
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.knapsack import Solution
-from onnx_lowrank.ranks.budgets import cost_of
+from onnx_lowrank.ranks.budget_strategies import cost_of
 from onnx_lowrank.ranks.costs import CostTable
-from onnx_lowrank.ranks.damage import Curve
+from onnx_lowrank.ranks.damage import DamageCurve
 from onnx_lowrank.ranks.goals import Budget, milliseconds_of, size_of
 from onnx_lowrank.ranks.guard import put_back, slower
 from onnx_lowrank.ranks.search import furthest
@@ -343,14 +343,14 @@ def test_budgets_as_one_would_type_them() -> None:
 
 def test_a_curve_goes_through_its_points_and_falls_with_the_rank() -> None:
     tails = np.concatenate([np.cumsum((0.8 ** np.arange(20))[::-1])[::-1], [0.0]])
-    curve = Curve(((10, 1e-3), (3, 5e-2)), tails)
+    curve = DamageCurve(((10, 1e-3), (3, 5e-2)), tails)
     assert curve.at(10) == pytest.approx(1e-3)
     assert curve.at(3) == pytest.approx(5e-2)
     damages = [curve.at(rank) for rank in range(22)]
     assert all(after <= before for before, after in itertools.pairwise(damages))
     assert curve.at(20) == 0.0
     assert curve.at(15) == pytest.approx(1e-3 * tails[15] / tails[10])
-    odd = Curve(((10, 1e-3), (3, 1e-4)), tails)  # noise: less damage at a lower rank
+    odd = DamageCurve(((10, 1e-3), (3, 1e-4)), tails)  # noise: less damage at a lower rank
     assert np.isfinite([odd.at(rank) for rank in range(21)]).all()
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnx_lowrank import InputError, UsageError
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.ranks.choose import Goal
+from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.report import Layer
 from tests.helpers.models import (
     assert_same,

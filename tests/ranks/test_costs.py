@@ -19,8 +19,8 @@ from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.ranks import cost_file
 from onnx_lowrank.ranks.costs import (
+    CostKey,
     CostTable,
-    Key,
     Place,
     Times,
     measure_costs,
@@ -205,7 +205,7 @@ def test_maps_that_look_the_same_are_one_key() -> None:
     plan, groups = planned(product(24, 24, layers=3), {"x": np.ones((5, 24), F32)})
     assert len(groups) == 3
     assert list(plan.specimens) == [
-        Key("matmul-right", "MatMul", ("float[5, 24]", "float[24, 24] weight"), (1, 24, 24))
+        CostKey("matmul-right", "MatMul", ("float[5, 24]", "float[24, 24] weight"), (1, 24, 24))
     ]
     other, _ = planned(product(24, 24), {"x": np.ones((6, 24), F32)})
     assert not set(other.specimens) & set(plan.specimens)

@@ -16,11 +16,22 @@ from onnx_lowrank.errors import DerivativeError
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.walk import node_name, static_shape
 
-__all__ = ["Body", "Derivative", "Tape", "attribute", "derivative", "find_derivative", "operator"]
+__all__ = [
+    "Body",
+    "Derivative",
+    "Tape",
+    "ValueGradients",
+    "derivative",
+    "find_derivative",
+    "operator",
+    "unsupported",
+]
 
 Value = ir.Value
-Derivative = Callable[["Tape", ir.Node, Sequence[Value | None]], Sequence[Value | None]]
-"""From a node and the gradients of its outputs to those of its inputs; None stands for 0."""
+ValueGradients = Sequence[Value | None]
+"""Gradients of a node's outputs or inputs, in their order; None stands for 0."""
+Derivative = Callable[["Tape", ir.Node, ValueGradients], ValueGradients]
+"""From a node and the gradients of its outputs to those of its inputs."""
 
 _TABLE: dict[tuple[str, str], Derivative] = {}
 Attribute = int | float | str | Sequence[int]
@@ -61,18 +72,6 @@ def unsupported(node: ir.Node, why: str) -> DerivativeError:
     return DerivativeError(f"operator {name} at node {node_name(node)!r} {why}")
 
 
-def attribute(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute."""
-    found = node.attributes.get(name)
-    return default if found is None else found.as_int()
-
-
-def number(node: ir.Node, name: str, default: float) -> float:
-    """A float attribute."""
-    found = node.attributes.get(name)
-    return default if found is None else found.as_float()
-
-
 class Body:
     """Writes the nodes of one step of a Scan."""
 
@@ -95,7 +94,7 @@ class Body:
         )
 
 
-Step = Callable[[Body, Sequence[Value], Sequence[Value]], Sequence[Value]]
+ScanStep = Callable[[Body, Sequence[Value], Sequence[Value]], Sequence[Value]]
 """From the states and the items of one step to the new states and what the step gives."""
 
 
@@ -171,7 +170,7 @@ class Tape:
         self,
         states: Sequence[Value],
         items: Sequence[Value],
-        step: Step,
+        step: ScanStep,
         *,
         backwards: bool,
     ) -> tuple[Value, ...]:

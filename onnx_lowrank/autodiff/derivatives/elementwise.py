@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import onnx_ir as ir
 
 from onnx_lowrank.autodiff.derivatives.base import (
     Tape,
     Value,
+    ValueGradients,
     derivative,
-    number,
     unsupported,
 )
+from onnx_lowrank.graph.walk import float_attribute
 
 __all__: list[str] = []
 
 Slope = Callable[[Tape, ir.Node, Value, Value], Value]
-Gradients = Sequence[Value | None]
 
 
 def _unary(*op_types: str, domain: str = "") -> Callable[[Slope], Slope]:
@@ -26,7 +26,7 @@ def _unary(*op_types: str, domain: str = "") -> Callable[[Slope], Slope]:
 
     def enter(slope: Slope) -> Slope:
         @derivative(*op_types, domain=domain)
-        def _(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+        def _(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
             x, y, dy = node.inputs[0], node.outputs[0], grads[0]
             assert x is not None
             assert dy is not None
@@ -42,31 +42,31 @@ def _choice(t: Tape, condition: Value, yes: Value, no: float) -> Value:
 
 
 @derivative("Identity", "Dropout")
-def _identity(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _identity(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
         raise unsupported(node, "may be in training mode, which has no derivative here")
     return [grads[0]]
 
 
 @derivative("Sign", "Floor", "Ceil", "Round")
-def _flat(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _flat(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     return [None]
 
 
 @derivative("Cast")
-def _cast(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _cast(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, dy = node.inputs[0], grads[0]
     assert x is not None
     return [t.op("Cast", dy, to=int(x.dtype or ir.DataType.FLOAT))]
 
 
 @derivative("Neg")
-def _neg(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _neg(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     return [t.op("Neg", grads[0])]
 
 
 @derivative("Add", "Sub", "Sum", "Mean")
-def _add(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _add(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     dy, found = grads[0], list[Value | None]()
     assert dy is not None
     if node.op_type == "Mean":
@@ -81,7 +81,7 @@ def _add(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Mul")
-def _mul(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _mul(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     found: list[Value | None] = []
     for x, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
         assert x is not None
@@ -92,7 +92,7 @@ def _mul(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Div")
-def _div(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _div(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     a, b, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert a is not None
     assert b is not None
@@ -104,7 +104,7 @@ def _div(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Pow")
-def _pow(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _pow(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, p, y = node.inputs[0], node.inputs[1], node.outputs[0]
     assert x is not None
     assert p is not None
@@ -117,7 +117,7 @@ def _pow(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Where")
-def _where(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _where(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     condition, a, b = node.inputs
     assert condition is not None
     assert a is not None
@@ -133,7 +133,7 @@ def _where(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Max", "Min")
-def _extreme(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _extreme(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     dy, y = grads[0], node.outputs[0]
     assert dy is not None
     return [
@@ -145,7 +145,7 @@ def _extreme(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Clip")
-def _clip(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _clip(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     dy, x, y = grads[0], node.inputs[0], node.outputs[0]
     assert dy is not None
     if any(t.needs(limit) for limit in node.inputs[1:]):
@@ -154,14 +154,14 @@ def _clip(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Relu")
-def _relu(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _relu(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     dy, y = grads[0], node.outputs[0]
     assert dy is not None
     return [_choice(t, t.op("Greater", y, t.scalar(0.0)), dy, 0.0)]
 
 
 @derivative("PRelu")
-def _prelu(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _prelu(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, slope, dy, y = node.inputs[0], node.inputs[1], grads[0], node.outputs[0]
     assert x is not None
     assert slope is not None
@@ -175,7 +175,7 @@ def _prelu(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 @_unary("LeakyRelu")
 def _leaky(t: Tape, node: ir.Node, x: Value, y: Value) -> Value:
     positive = t.op("Greater", x, t.scalar(0.0))
-    return _choice(t, positive, t.scalar(1.0), number(node, "alpha", 0.01))
+    return _choice(t, positive, t.scalar(1.0), float_attribute(node, "alpha", 0.01))
 
 
 @_unary("Sqrt")
@@ -236,7 +236,7 @@ def _softplus(t: Tape, node: ir.Node, x: Value, y: Value) -> Value:
 
 @_unary("Elu")
 def _elu(t: Tape, node: ir.Node, x: Value, y: Value) -> Value:
-    below = t.op("Add", y, t.scalar(number(node, "alpha", 1.0)))
+    below = t.op("Add", y, t.scalar(float_attribute(node, "alpha", 1.0)))
     return t.op("Where", t.op("Greater", x, t.scalar(0.0)), t.scalar(1.0), below)
 
 
@@ -248,7 +248,7 @@ def _inside(t: Tape, x: Value, limit: float) -> Value:
 def _hard_sigmoid(t: Tape, node: ir.Node, x: Value, y: Value) -> Value:
     # Distance from the middle, 1/2, tells the straight part from the flat ones.
     middle = t.op("Sub", y, t.scalar(0.5))
-    return _choice(t, _inside(t, middle, 0.5), t.scalar(number(node, "alpha", 0.2)), 0.0)
+    return _choice(t, _inside(t, middle, 0.5), t.scalar(float_attribute(node, "alpha", 0.2)), 0.0)
 
 
 @_unary("HardSwish")
@@ -297,7 +297,7 @@ def _fused_gelu(t: Tape, node: ir.Node, x: Value, y: Value) -> Value:
 
 @_unary("QuickGelu", domain="com.microsoft")
 def _quick_gelu(t: Tape, node: ir.Node, x: Value, y: Value) -> Value:
-    alpha = t.scalar(number(node, "alpha", 1.702))
+    alpha = t.scalar(float_attribute(node, "alpha", 1.702))
     scaled = t.op("Mul", x, alpha)
     share = t.op("Sigmoid", scaled)
     rise = t.op("Mul", scaled, t.op("Sub", t.scalar(1.0), share))

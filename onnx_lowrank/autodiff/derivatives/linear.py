@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx_ir as ir
 
 from onnx_lowrank.autodiff.derivatives.base import (
     Tape,
     Value,
-    attribute,
+    ValueGradients,
     derivative,
-    number,
     unsupported,
 )
+from onnx_lowrank.graph.walk import attribute, float_attribute
 
 __all__: list[str] = []
 
-Gradients = Sequence[Value | None]
-
 
 @derivative("MatMul")
-def _matmul(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _matmul(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     a, b, dy, y = node.inputs[0], node.inputs[1], grads[0], node.outputs[0]
     assert a is not None
     assert b is not None
@@ -77,7 +73,7 @@ def _narrowed_batch(t: Tape, gradient: Value, value: Value, result: Value) -> Va
     return t.reshaped(summed, value) if other > own else summed
 
 
-def _vector(t: Tape, node: ir.Node, a: Value, b: Value, dy: Value) -> Gradients:
+def _vector(t: Tape, node: ir.Node, a: Value, b: Value, dy: Value) -> ValueGradients:
     """A product with a vector."""
     ranks = t.rank(a), t.rank(b)
     if ranks[1] == 1 and ranks[0] <= 2:
@@ -95,7 +91,7 @@ def _vector(t: Tape, node: ir.Node, a: Value, b: Value, dy: Value) -> Gradients:
 
 
 @derivative("FusedMatMul", domain="com.microsoft")
-def _fused_matmul(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _fused_matmul(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     a, b, dy, y = node.inputs[0], node.inputs[1], grads[0], node.outputs[0]
     assert a is not None
     assert b is not None
@@ -105,7 +101,7 @@ def _fused_matmul(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     if min(t.rank(a), t.rank(b)) < 2:
         raise unsupported(node, "multiplies a vector: no derivative here")
     swapped = attribute(node, "transA", 0), attribute(node, "transB", 0)
-    dy = t.op("Mul", dy, t.scalar(number(node, "alpha", 1.0)))
+    dy = t.op("Mul", dy, t.scalar(float_attribute(node, "alpha", 1.0)))
     da = db = None
     if t.needs(a):
         da = t.op("MatMul", dy, b if swapped[1] else _swapped(t, b))
@@ -125,11 +121,11 @@ def _last_two(rank: int) -> list[int]:
 
 
 @derivative("Gemm")
-def _gemm(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _gemm(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     a, b, dy, y = node.inputs[0], node.inputs[1], grads[0], node.outputs[0]
     assert dy is not None
     swap_a, swap_b = attribute(node, "transA", 0), attribute(node, "transB", 0)
-    alpha, beta = number(node, "alpha", 1.0), number(node, "beta", 1.0)
+    alpha, beta = float_attribute(node, "alpha", 1.0), float_attribute(node, "beta", 1.0)
     da = db = dc = None
     if t.needs(a):
         da = (
@@ -152,7 +148,7 @@ def _gemm(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Einsum")
-def _einsum(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _einsum(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     equation = node.attributes["equation"].as_string().replace(" ", "")
     dy = grads[0]
     terms, arrow, out = equation.partition("->")

@@ -10,22 +10,21 @@ import onnx_ir as ir
 from onnx_lowrank.autodiff.derivatives.base import (
     Tape,
     Value,
-    attribute,
+    ValueGradients,
     derivative,
     unsupported,
 )
+from onnx_lowrank.graph.walk import attribute
 
 __all__: list[str] = []
 
-Gradients = Sequence[Value | None]
 
-
-def _only_first(node: ir.Node, gradient: Value | None) -> Gradients:
+def _only_first(node: ir.Node, gradient: Value | None) -> ValueGradients:
     return [gradient, *[None] * (len(node.inputs) - 1)]
 
 
 @derivative("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-def _reshape(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _reshape(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, dy = node.inputs[0], grads[0]
     assert x is not None
     assert dy is not None
@@ -33,7 +32,7 @@ def _reshape(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Transpose")
-def _transpose(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _transpose(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, given = node.inputs[0], node.attributes.get("perm")
     assert x is not None
     rank = t.rank(x)
@@ -42,7 +41,7 @@ def _transpose(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Expand")
-def _expand(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _expand(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, dy = node.inputs[0], grads[0]
     assert x is not None
     assert dy is not None
@@ -50,7 +49,7 @@ def _expand(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Concat")
-def _concat(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _concat(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     axis = node.attributes["axis"].as_int()
     sizes = [t.size_of(x, axis) for x in node.inputs if x is not None]
     if len(sizes) == 1:
@@ -60,7 +59,7 @@ def _concat(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Split")
-def _split(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _split(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     parts = [
         t.zeros(output) if gradient is None else gradient
         for output, gradient in zip(node.outputs, grads, strict=True)
@@ -69,7 +68,7 @@ def _split(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Slice")
-def _slice(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _slice(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, y, dy = node.inputs[0], node.outputs[0], grads[0]
     assert x is not None
     starts = node.inputs[1]
@@ -133,7 +132,7 @@ def _scattered(t: Tape, node: ir.Node, x: Value, dy: Value | None) -> Value:
 
 
 @derivative("Gather")
-def _gather(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _gather(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, indices, dy = node.inputs[0], node.inputs[1], grads[0]
     assert x is not None
     assert indices is not None
@@ -158,14 +157,14 @@ def _gather(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("GatherElements", "GatherND", "Tile")
-def _chosen(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _chosen(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x = node.inputs[0]
     assert x is not None
     return _only_first(node, _scattered(t, node, x, grads[0]))
 
 
 @derivative("Pad")
-def _pad(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _pad(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x = node.inputs[0]
     assert x is not None
     mode = node.attributes.get("mode")

@@ -16,15 +16,14 @@ from onnx_lowrank.autodiff.derivatives.base import (
     Body,
     Tape,
     Value,
-    attribute,
+    ValueGradients,
     derivative,
-    number,
     unsupported,
 )
+from onnx_lowrank.graph.walk import attribute, float_attribute
 
 __all__: list[str] = []
 
-Gradients = Sequence[Value | None]
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # Without the attribute activations: one for each direction, in the order of the cell's equations.
@@ -243,7 +242,7 @@ def _check(node: ir.Node, directions: int) -> None:
     usual = _USUAL[node.op_type] * directions
     if given is not None and tuple(name.lower() for name in given.as_strings()) != usual:
         raise unsupported(node, "with other activations than the usual has no derivative here")
-    if number(node, "clip", 0.0) or attribute(node, "input_forget", 0):
+    if float_attribute(node, "clip", 0.0) or attribute(node, "input_forget", 0):
         raise unsupported(node, "with clip or input_forget has no derivative here")
     if attribute(node, "layout", 0):
         raise unsupported(node, "with the batch first has no derivative here")
@@ -255,7 +254,7 @@ def _check(node: ir.Node, directions: int) -> None:
 
 
 @derivative("LSTM", "GRU", "RNN")
-def _cell(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _cell(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     way = node.attributes["direction"].as_string() if "direction" in node.attributes else "forward"
     directions = 2 if way == "bidirectional" else 1
     _check(node, directions)

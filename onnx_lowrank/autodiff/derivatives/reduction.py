@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx_ir as ir
 
 from onnx_lowrank.autodiff.derivatives.base import (
     Tape,
     Value,
-    attribute,
+    ValueGradients,
     derivative,
-    number,
     unsupported,
 )
+from onnx_lowrank.graph.walk import attribute, float_attribute
 
 __all__: list[str] = []
-
-Gradients = Sequence[Value | None]
 
 
 def _axes(t: Tape, node: ir.Node) -> Value | None:
@@ -39,14 +35,14 @@ def _kept(t: Tape, node: ir.Node, value: Value) -> Value:
     return t.op("Unsqueeze", value, axes)
 
 
-def _reduced(node: ir.Node, gradient: Value) -> Gradients:
+def _reduced(node: ir.Node, gradient: Value) -> ValueGradients:
     if attribute(node, "noop_with_empty_axes", 0):
         raise unsupported(node, "may reduce nothing: no derivative here")
     return [gradient, *[None] * (len(node.inputs) - 1)]
 
 
 @derivative("ReduceSum")
-def _sum(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _sum(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, dy = node.inputs[0], grads[0]
     assert x is not None
     assert dy is not None
@@ -54,7 +50,7 @@ def _sum(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("ReduceMean", "GlobalAveragePool")
-def _mean(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _mean(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, y, dy = node.inputs[0], node.outputs[0], grads[0]
     assert x is not None
     assert dy is not None
@@ -69,7 +65,7 @@ def _count(t: Tape, value: Value) -> Value:
 
 
 @derivative("ReduceSumSquare")
-def _sum_square(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _sum_square(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, dy = node.inputs[0], grads[0]
     assert dy is not None
     wide = t.op("Mul", _kept(t, node, dy), t.scalar(2.0))
@@ -77,7 +73,7 @@ def _sum_square(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("ReduceL2")
-def _norm(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _norm(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, dy = node.inputs[0], grads[0]
     assert dy is not None
     # The norm of zeros has no slope: 0 is one of its subgradients.
@@ -86,7 +82,7 @@ def _norm(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("ReduceMax", "ReduceMin")
-def _extreme(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _extreme(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, dy = node.inputs[0], grads[0]
     assert dy is not None
     chosen = t.op("Equal", x, _kept(t, node, node.outputs[0]))
@@ -94,7 +90,7 @@ def _extreme(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("Softmax", "LogSoftmax")
-def _softmax(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _softmax(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     y, dy = node.outputs[0], grads[0]
     assert dy is not None
     axis = attribute(node, "axis", -1)
@@ -104,7 +100,7 @@ def _softmax(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("LayerNormalization")
-def _layer_norm(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _layer_norm(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, scale, dy, y = node.inputs[0], node.inputs[1], grads[0], node.outputs[0]
     assert x is not None
     assert scale is not None
@@ -139,7 +135,7 @@ def _count_of(t: Tape, x: Value, first: int) -> Value:
 
 
 @derivative("BatchNormalization")
-def _batch_norm(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _batch_norm(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, scale, offset, mean, variance = node.inputs
     dy = grads[0]
     assert x is not None
@@ -155,7 +151,7 @@ def _batch_norm(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
     def spread(value: Value) -> Value:
         return t.op("Reshape", value, column) if rank > 2 else value
 
-    steady = t.op("Add", variance, t.scalar(number(node, "epsilon", 1e-5)))
+    steady = t.op("Add", variance, t.scalar(float_attribute(node, "epsilon", 1e-5)))
     rate = t.op("Reciprocal", t.op("Sqrt", steady))
     others = [axis for axis in range(rank) if axis != 1]
     dx = ds = db = None

@@ -9,14 +9,13 @@ import onnx_ir as ir
 from onnx_lowrank.autodiff.derivatives.base import (
     Tape,
     Value,
-    attribute,
+    ValueGradients,
     derivative,
     unsupported,
 )
+from onnx_lowrank.graph.walk import attribute
 
 __all__: list[str] = []
-
-Gradients = Sequence[Value | None]
 
 
 def _ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
@@ -44,7 +43,7 @@ def _unpadded(t: Tape, wide: Value, x: Value, pads: Sequence[int], spatial: int)
 
 
 @derivative("Conv")
-def _conv(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _conv(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, w, dy = node.inputs[0], node.inputs[1], grads[0]
     assert x is not None
     assert w is not None
@@ -94,7 +93,7 @@ def _conv(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("MaxPool")
-def _max_pool(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _max_pool(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, dy = node.inputs[0], grads[0]
     assert x is not None
     if attribute(node, "storage_order", 0) or any(part is not None for part in grads[1:]):
@@ -108,7 +107,7 @@ def _max_pool(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
 
 
 @derivative("AveragePool")
-def _average_pool(t: Tape, node: ir.Node, grads: Gradients) -> Gradients:
+def _average_pool(t: Tape, node: ir.Node, grads: ValueGradients) -> ValueGradients:
     x, y, dy = node.inputs[0], node.outputs[0], grads[0]
     assert x is not None
     _explicit(node)

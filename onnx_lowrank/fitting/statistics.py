@@ -33,13 +33,13 @@ from onnx_lowrank.runtime.taps import (
 
 __all__ = [
     "Gathered",
-    "Key",
+    "MomentsKey",
     "Statistics",
     "gather",
     "statistics_of",
 ]
 
-Key = tuple[str, str, int]
+MomentsKey = tuple[str, str, int]
 """Whose moments: the names of activations, how they are read, and the slices."""
 
 # Accumulators of one pass over the samples; moments above this wait in a file.
@@ -169,7 +169,7 @@ def gather(
     folder: Path | None = None,
     *,
     must_fit: bool = True,
-) -> dict[Key, Gathered]:
+) -> dict[MomentsKey, Gathered]:
     """Run the samples and add up the moments.
 
     Args:
@@ -194,7 +194,7 @@ def gather(
         _check_mask(mask, fit)
     passes = list(_passes(list(streams.items())))
     total, done, masked = len(fit) + len(held), 0, False
-    gathered: dict[Key, Gathered] = {}
+    gathered: dict[MomentsKey, Gathered] = {}
     with Spool(folder) as spool:
         for chosen in passes:
             for stream in chosen.values():
@@ -229,11 +229,11 @@ def gather(
 
 def _streams(
     model: ir.Model, groups: Sequence[Group]
-) -> tuple[dict[Key, _Stream], dict[Group, list[Key]]]:
+) -> tuple[dict[MomentsKey, _Stream], dict[Group, list[MomentsKey]]]:
     """What has to be gathered, and what each group needs of it; nothing where it cannot be."""
-    sites: dict[Key, Site] = {}
-    readers: dict[Key, list[Group]] = {}
-    members: dict[Group, list[Key]] = {group: [] for group in groups}
+    sites: dict[MomentsKey, Site] = {}
+    readers: dict[MomentsKey, list[Group]] = {}
+    members: dict[Group, list[MomentsKey]] = {group: [] for group in groups}
     for group in groups:
         for member in group.members:
             site = member.site
@@ -248,7 +248,7 @@ def _streams(
     for key, users in readers.items():
         name, reading, slices = key
         together.setdefault((tuple(users), reading, slices), {})[name] = sites[key]
-    streams: dict[Key, _Stream] = {}
+    streams: dict[MomentsKey, _Stream] = {}
     for (by, reading, slices), found in together.items():
         key = (" ".join(found), reading, slices)
         streams[key] = _Stream(found)
@@ -257,9 +257,9 @@ def _streams(
     return streams, members
 
 
-def _passes(streams: Sequence[tuple[Key, _Stream]]) -> Iterator[dict[Key, _Stream]]:
+def _passes(streams: Sequence[tuple[MomentsKey, _Stream]]) -> Iterator[dict[MomentsKey, _Stream]]:
     """The streams in groups whose accumulators fit in the working memory."""
-    chosen: dict[Key, _Stream] = {}
+    chosen: dict[MomentsKey, _Stream] = {}
     used = 0
     for key, stream in streams:
         if chosen and used + stream.memory > _MEMORY:
@@ -279,7 +279,7 @@ def _check_mask(mask: str, samples: Sequence[Feed]) -> None:
 
 
 def statistics_of(
-    model: ir.Model, groups: Sequence[Group], gathered: Mapping[Key, Gathered]
+    model: ir.Model, groups: Sequence[Group], gathered: Mapping[MomentsKey, Gathered]
 ) -> Statistics:
     """The moments that belong to each group, and why some have none.
 
