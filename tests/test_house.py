@@ -126,3 +126,76 @@ def test_tests_mirror_the_packages() -> None:
     assert folders - {"helpers", "models"} <= set(FLOORS)
     loose = {path.name for path in (ROOT / "tests").glob("test_*.py")}
     assert loose <= {"test_house.py"}, "a test lies in the folder of the package that it tests"
+
+
+def is_private(name: str) -> bool:
+    """Whether a name is one module's own; ``__dunder__`` names are Python's."""
+    return name.startswith("_") and not name.endswith("__") and name.strip("_") != ""
+
+
+def written(tree: ast.Module) -> set[str]:
+    """Names that a module defines itself: functions, classes, variables and attributes."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return found
+
+
+def private_reads(tree: ast.Module) -> Iterator[str]:
+    """Private names of other modules that a module imports, reads, or names to ``setattr``."""
+    own = written(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            words = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            names = [name for name in words if is_private(name)]
+        elif isinstance(node, ast.Attribute):
+            plain = isinstance(node.value, ast.Name)
+            ours = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "os")
+            names = [node.attr] if is_private(node.attr) and not (plain and ours) else []
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            texts = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            patched = node.func.attr in ("setattr", "delattr", "patch")
+            words = [str(text).rpartition(".")[2] for text in texts[:2]] if patched else []
+            names = [name for name in words if is_private(name)]
+        else:
+            continue
+        yield from (f"{node.lineno}: {name}" for name in names if name not in own)
+
+
+@pytest.mark.parametrize("folder", ["onnx_lowrank", "tests", "tools", "models"])
+def test_a_private_name_is_used_in_its_module_only(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{read}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for read in private_reads(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from a.b import _c",
+        "from a._b import c",
+        "import a\na._c()",
+        "monkeypatch.setattr(a, '_c', 1)",
+        "monkeypatch.setattr('a.b._c', 1)",
+    ],
+)
+def test_a_private_name_of_another_module_is_seen(text: str) -> None:
+    assert list(private_reads(ast.parse(text)))
+
+
+def test_one_class_has_one_name() -> None:
+    """A name of a public class says one thing in the whole package."""
+    homes: dict[str, list[str]] = {}
+    for name, tree in MODULES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not is_private(node.name):
+                homes.setdefault(node.name, []).append(name)
+    assert not {name: places for name, places in homes.items() if len(places) > 1}

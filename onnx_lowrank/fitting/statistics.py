@@ -32,6 +32,7 @@ from onnx_lowrank.runtime.taps import (
 )
 
 __all__ = [
+    "MEMORY",
     "Gathered",
     "MomentsKey",
     "Statistics",
@@ -43,7 +44,7 @@ MomentsKey = tuple[str, str, int]
 """Whose moments: the names of activations, how they are read, and the slices."""
 
 # Accumulators of one pass over the samples; moments above this wait in a file.
-_MEMORY = 1 << 30
+MEMORY = 1 << 30
 # Fewer rows than this many times m leave the moments uncertain: said, and shrunk.
 _FEW = 1.0
 
@@ -262,7 +263,7 @@ def _passes(streams: Sequence[tuple[MomentsKey, _Stream]]) -> Iterator[dict[Mome
     chosen: dict[MomentsKey, _Stream] = {}
     used = 0
     for key, stream in streams:
-        if chosen and used + stream.memory > _MEMORY:
+        if chosen and used + stream.memory > MEMORY:
             yield chosen
             chosen, used = {}, 0
         chosen[key] = stream

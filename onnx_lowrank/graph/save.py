@@ -15,6 +15,7 @@ from onnx_lowrank.graph.serialize import PROTOBUF_LIMIT, write_beside, write_pro
 from onnx_lowrank.graph.walk import all_graphs, stored_bytes
 
 __all__ = [
+    "AUTO",
     "ExternalData",
     "check_embeddable",
     "check_target",
@@ -27,7 +28,7 @@ __all__ = [
 ExternalData = Literal["auto", "always", "never"]
 
 # Weights go beside the model above this.
-_AUTO = 1_500_000_000
+AUTO = 1_500_000_000
 
 
 def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...]) -> None:
@@ -91,7 +92,7 @@ def write(model: ir.Model, folder: Path, name: str, external: ExternalData) -> t
     """
     path = folder / name
     size = stored_bytes(model)
-    beside = external == "always" or (external == "auto" and size > _AUTO)
+    beside = external == "always" or (external == "auto" and size > AUTO)
     if beside:
         write_beside(model, path, data_name(name))
         data = folder / data_name(name)

@@ -15,12 +15,12 @@ from onnx_lowrank.graph.save import write
 from onnx_lowrank.graph.validity import invalid
 from onnx_lowrank.graph.walk import all_nodes, stored_bytes
 
-__all__ = ["SIZE_LIMIT", "simplify"]
+__all__ = ["SIZE_LIMIT", "WORKER", "simplify"]
 
 SIZE_LIMIT = 1_000_000_000
 """Bytes of weights above which a model is not simplified: onnxsim holds it in memory."""
 
-_WORKER = Path(__file__).with_name("_onnxsim_worker.py")
+WORKER = Path(__file__).with_name("_onnxsim_worker.py")
 
 # Folding small constants may cost a little; more than this is growth.
 _SLACK_SHARE, _SLACK_BYTES = 0.01, 1 << 16
@@ -52,7 +52,7 @@ def simplify(
     target = workspace / "simplified.onnx"
     done = subprocess.run(
         # -P: its folder, this package, must not stand before the standard library.
-        [sys.executable, "-P", str(_WORKER), str(given), str(target)],
+        [sys.executable, "-P", str(WORKER), str(given), str(target)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Item", "Solution", "path", "solve"]
+__all__ = ["EXACT", "Item", "Solution", "path", "solve"]
 
 Float64 = npt.NDArray[np.float64]
 
 # Points of an exact Pareto front beyond which the Lagrangian path is taken.
-_EXACT = 20_000
+EXACT = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ def _exact(items: Sequence[Item], budget: float) -> list[Solution] | None:
         falling = np.minimum.accumulate(all_damages[order])
         better = np.concatenate([[True], falling[1:] < falling[:-1]])
         kept = order[better]
-        if len(kept) > _EXACT:
+        if len(kept) > EXACT:
             return None
         backs.append((kept // len(item.costs), kept % len(item.costs)))
         costs, damages = all_costs[kept], all_damages[kept]

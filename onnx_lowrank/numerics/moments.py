@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["Accumulator", "Moments", "passes"]
+__all__ = ["BLOCK", "MEMORY", "Accumulator", "Moments", "passes"]
 
 Float64 = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
@@ -24,11 +24,11 @@ K = TypeVar("K", bound=Hashable)
 # Rows multiplied at a time.  Products of float32 rows are summed in float32 within a block, where
 # the error of a sum of 4096 terms is below 1e-5 of it at worst, and in float64 across blocks:
 # twice the speed of float64 throughout, far below what a finite sample leaves uncertain.
-_BLOCK = 4096
+BLOCK = 4096
 # Sums of squares below this, as infinite ones, are taken again in float64.
 _TINY = 1e-24
 # Bytes of moments that are added up in one pass over samples.
-_MEMORY = 1 << 30
+MEMORY = 1 << 30
 # With so many rows for each element moments are not shrunk.
 _ENOUGH = 10
 
@@ -138,11 +138,11 @@ def passes(sizes: Mapping[K, int]) -> list[dict[K, int]]:
     room = 0
     for name, size in sizes.items():
         need = 8 * size * size
-        if need > _MEMORY:
+        if need > MEMORY:
             continue
         if need > room:
             groups.append({})
-            room = _MEMORY
+            room = MEMORY
         groups[-1][name] = size
         room -= need
     return groups
@@ -190,7 +190,7 @@ class Accumulator:
         if not _finite(rows):
             raise FloatingPointError("NaN or Inf")
         self._waiting.append(rows)
-        if sum(len(part) for part in self._waiting) >= _BLOCK:
+        if sum(len(part) for part in self._waiting) >= BLOCK:
             self._flush()
 
     def _flush(self) -> None:
@@ -198,8 +198,8 @@ class Accumulator:
             return
         rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
         self._waiting = []
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
             if block.dtype != np.float64:
                 block = block.astype(np.float32, copy=False)
             product = _gram(block)

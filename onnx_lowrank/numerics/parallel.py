@@ -14,13 +14,13 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-__all__ = ["cores", "map_layers", "working_set"]
+__all__ = ["MEMORY", "cores", "map_layers", "working_set"]
 
 Work = TypeVar("Work")
 Answer = TypeVar("Answer")
 
 # What the workers may use together.  A single layer may take more; then it runs alone.
-_MEMORY = 1 << 30
+MEMORY = 1 << 30
 
 
 def cores() -> int:
@@ -70,7 +70,7 @@ def map_layers(
                 while (
                     waiting
                     and len(pending) <= count
-                    and (not pending or used + memory(waiting[0]) <= _MEMORY)
+                    and (not pending or used + memory(waiting[0]) <= MEMORY)
                 ):
                     used += memory(waiting[0])
                     pending.append((waiting[0], pool.submit(work, waiting[0])))

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import scipy.linalg
 import scipy.linalg.blas
 
-__all__ = ["gram", "row_blocks", "squared_singular_values", "unit"]
+__all__ = ["BLOCK", "gram", "row_blocks", "squared_singular_values", "unit"]
 
 # Rows that are converted to float64 at a time, in elements: 16 MB.
-_BLOCK = 1 << 21
+BLOCK = 1 << 21
 
 # Sums of squares of numbers up to 2**300 stay far within float64.
 _SAFE_EXPONENT = 300
@@ -28,7 +28,7 @@ _SAFE_EXPONENT = 300
 
 def row_blocks(rows: int, columns: int) -> list[slice]:
     """Slices over the rows of a matrix, each of about 2 M elements."""
-    step = max(1, _BLOCK // max(columns, 1))
+    step = max(1, BLOCK // max(columns, 1))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

@@ -26,9 +26,11 @@ from onnx_lowrank.errors import InputError
 __all__ = [
     "PLUGINS",
     "Plugin",
+    "browser_folders",
     "device_of",
     "install_command",
     "plugin_version",
+    "registered",
     "registered_plugins",
     "software_gpu",
 ]
@@ -101,7 +103,8 @@ PLUGINS: dict[str, Plugin] = {
     )
 }
 
-_registered: set[str] = set()
+registered: set[str] = set()
+"""Names of the plugins that this process has registered with ONNX Runtime."""
 
 
 def install_command(extra: str) -> str:
@@ -111,7 +114,7 @@ def install_command(extra: str) -> str:
 
 def registered_plugins() -> frozenset[str]:
     """Full names of the providers that this process has got from plugins."""
-    return frozenset(PLUGINS[name].provider for name in _registered)
+    return frozenset(PLUGINS[name].provider for name in registered)
 
 
 def plugin_version(plugin: Plugin) -> str | None:
@@ -141,7 +144,7 @@ def device_of(plugin: Plugin) -> Any:
             f"{install_command(plugin.name)} brings a newer one"
         )
     _prepare(plugin)
-    if plugin.name not in _registered:
+    if plugin.name not in registered:
         try:
             library = importlib.import_module(plugin.module).get_library_path()
             ort.register_execution_provider_library(plugin.provider, library)
@@ -151,7 +154,7 @@ def device_of(plugin: Plugin) -> Any:
                 f"{what}: {plugin.package} {plugin_version(plugin)} cannot be registered with "
                 f"onnxruntime {ort.__version__}: {reason}"
             ) from error
-        _registered.add(plugin.name)
+        registered.add(plugin.name)
     offered = [str(device.ep_name) for device in ort.get_ep_devices()]
     for device in ort.get_ep_devices():
         if device.ep_name == plugin.provider:
@@ -176,11 +179,11 @@ def software_gpu() -> Path | None:
     if chosen:
         path = Path(chosen.split(os.pathsep)[0])
         return path if "swiftshader" in path.name else None
-    files = (folder / "vk_swiftshader_icd.json" for folder in _browser_folders())
+    files = (folder / "vk_swiftshader_icd.json" for folder in browser_folders())
     return next((file for file in files if file.is_file()), None)
 
 
-def _browser_folders() -> Iterator[Path]:
+def browser_folders() -> Iterator[Path]:
     """Folders that hold a Chromium or Chrome."""
     for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
         found = shutil.which(name)

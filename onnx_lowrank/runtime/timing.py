@@ -19,7 +19,7 @@ from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.report import Latency, Milliseconds, Speedup
 from onnx_lowrank.runtime.session import prepare, run
 
-__all__ = ["FEWEST_PAIRS", "MOST_FEEDS", "interleave", "time_pair"]
+__all__ = ["FEWEST_PAIRS", "MOST_FEEDS", "interleave", "latency_of", "time_pair"]
 
 FEWEST_PAIRS = 5
 """Pairs that are timed whatever the time limit, unless fewer were asked for."""
@@ -64,7 +64,7 @@ def time_pair(
         run(before, feed, "the original")
         run(after, feed, "the result")
     times = interleave(calls, rounds=pairs, warmup=warmup, seconds=seconds, progress=progress)
-    return _latency(times, provider, threads)
+    return latency_of(times, provider, threads)
 
 
 def interleave(
@@ -123,7 +123,7 @@ def _time(call: Callable[[], list[Any]]) -> int:
     return time.perf_counter_ns() - start
 
 
-def _latency(times: Sequence[tuple[int, ...]], provider: str, threads: int) -> Latency:
+def latency_of(times: Sequence[tuple[int, ...]], provider: str, threads: int) -> Latency:
     """Medians and percentiles of (before, after) in nanoseconds."""
     both = np.maximum(np.asarray(times, dtype=np.float64), 1.0)  # [pairs, 2]; a clock may stand
     median, p90 = np.percentile(both / 1e6, [50, 90], axis=0)

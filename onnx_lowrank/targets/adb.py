@@ -83,12 +83,16 @@ def offers() -> list[Offer]:
 
 
 class Adb(Target):
-    """An Android device."""
+    """An Android device.
+
+    Attributes:
+        words: the words of a command that begin every call of adb.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         address = parse(name, ("perf_test", "runner", "ep", "tmp"), separator=":")
-        self._adb = ["adb", *(["-s", address.rest] if address.rest else [])]
+        self.words = ["adb", *(["-s", address.rest] if address.rest else [])]
         self._perf_test = address.get("perf_test") or "/data/local/tmp/onnxruntime_perf_test"
         self._runner = address.get("runner")
         self._provider = address.get("ep") or "cpu"
@@ -228,7 +232,7 @@ class Adb(Target):
     def _adb_run(self, words: Sequence[str], what: str, wait: float | None) -> str:
         """Run adb; its output."""
         done = subprocess.run(
-            [*self._adb, *words],
+            [*self.words, *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=wait,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from onnx_lowrank.runtime.providers import Provider
     from onnx_lowrank.runtime.session import OrtLog
 
-__all__ = ["EmulatedTarget", "LocalTarget", "create", "offers"]
+__all__ = ["EmulatedTarget", "LocalTarget", "create", "offers", "refusal"]
 
 
 class LocalTarget(Target):
@@ -287,7 +287,7 @@ def _built_in_offers() -> Iterator[Offer]:
         if name == CPU.name:
             yield Offer(name, True, ort.__version__, where, "real", None)
             continue
-        why = _refusal(name)
+        why = refusal(name)
         yield Offer(name, why is None, ort.__version__, why or where, "real", None)
 
 
@@ -297,7 +297,7 @@ def _plugin_offer(plugin: Plugin) -> Offer:
     command = install_command(plugin.name)
     if found is None:
         return Offer(plugin.name, False, None, f"{plugin.package} is not installed", times, command)
-    why = _refusal(plugin.name)
+    why = refusal(plugin.name)
     if why is not None:
         return Offer(plugin.name, False, found, why, times, command)
     where = f"plugin {plugin.package}"
@@ -307,7 +307,7 @@ def _plugin_offer(plugin: Plugin) -> Offer:
     return Offer(plugin.name, True, found, where, times, command)
 
 
-def _refusal(name: str) -> str | None:
+def refusal(name: str) -> str | None:
     """Why no session can be opened on a provider; None if one can."""
     from onnx_lowrank.runtime.log import OrtLog
     from onnx_lowrank.runtime.providers import resolve_provider

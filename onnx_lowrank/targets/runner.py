@@ -78,7 +78,7 @@ class Fault(Exception):  # noqa: N818 - as the events call it
 # --- a child: one process that loads models and runs them
 
 
-class _Model:
+class Model:
     """A model and what is known of it."""
 
     def __init__(self, folder: Path, job: dict[str, Any], index: int) -> None:
@@ -87,6 +87,7 @@ class _Model:
         self.found: dict[str, Any] = {"notes": [], "outputs": []}
 
     def load(self, **config: str) -> Any:
+        """Open a session with the given entries of its configuration."""
         import onnxruntime as ort
 
         job = self.job
@@ -143,7 +144,7 @@ class _Model:
             self.found["nodes"] = nodes
         everything = len(self.job["feeds"])
         for number in range(everything if self.job["outputs"] else min(everything, MOST_FEEDS)):
-            call = self.prepare(_feed(self.folder, self.job, number))
+            call = self.prepare(feed_of(self.folder, self.job, number))
             start = time.perf_counter_ns()
             raw = call()
             self.found.setdefault("first_ns", time.perf_counter_ns() - start)
@@ -176,7 +177,7 @@ class _Model:
 
     def _count(self) -> None:
         """Runs between marks, of which an emulator counts the instructions; empty ones first."""
-        call = self.prepare(_feed(self.folder, self.job, 0))
+        call = self.prepare(feed_of(self.folder, self.job, 0))
         for _ in range(2):
             call()
         gc.disable()  # its turn comes now and then
@@ -192,7 +193,7 @@ class _Model:
         prefix = str(self.folder / f"profile{self.index}")
         with contextlib.suppress(Exception):
             self.load(profile=prefix)
-            self.prepare(_feed(self.folder, self.job, 0))()
+            self.prepare(feed_of(self.folder, self.job, 0))()
             nodes: dict[str, list[str]] = {}
             for event in json.loads(Path(self.session.end_profiling()).read_text("utf-8")):
                 provider = event.get("args", {}).get("provider")
@@ -205,7 +206,7 @@ class _Model:
 def child_solo(folder: Path, job: dict[str, Any], indexes: list[int]) -> None:
     """Load and run some models, one after another."""
     for index in indexes:
-        model = _Model(folder, job, index)
+        model = Model(folder, job, index)
         try:
             model.solo(lambda: print("advance", flush=True))
         except Fault:
@@ -219,9 +220,9 @@ def child_solo(folder: Path, job: dict[str, Any], indexes: list[int]) -> None:
 
 def child_timing(folder: Path, job: dict[str, Any], indexes: list[int]) -> None:
     """Time the models in turns; the order flips and turns, so that none is always second."""
-    feeds = [_feed(folder, job, number) for number in range(min(len(job["feeds"]), MOST_FEEDS))]
+    feeds = [feed_of(folder, job, number) for number in range(min(len(job["feeds"]), MOST_FEEDS))]
     calls = []  # [feed][model]
-    models = [_Model(folder, job, index) for index in indexes]
+    models = [Model(folder, job, index) for index in indexes]
     for model in models:
         model.load()
     for feed in feeds:
@@ -291,7 +292,8 @@ def _version(ort: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in ort.__version__.split(".")[:2])
 
 
-def _feed(folder: Path, job: dict[str, Any], number: int) -> dict[str, Any]:
+def feed_of(folder: Path, job: dict[str, Any], number: int) -> dict[str, Any]:
+    """A sample of the job: input -> array."""
     import numpy as np
 
     feed = job["feeds"][number]

@@ -99,7 +99,11 @@ def offers() -> list[Offer]:
 
 
 class Ssh(Target):
-    """A host that is reached over ssh; whether it computes in float16 is known after a run."""
+    """A host that is reached over ssh; whether it computes in float16 is known after a run.
+
+    Attributes:
+        words: the words of a command that begin every call of ssh.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -137,7 +141,7 @@ class Ssh(Target):
             words += ["-i", str(Path(key).expanduser()), "-o", "IdentitiesOnly=yes"]
         if port:
             words += ["-p", port]
-        self._ssh = [*words, "--", user + at + host]
+        self.words = [*words, "--", user + at + host]
 
     def run(
         self, models: Sequence[Path], feeds: Sequence[Feed], job: Job, advance: Advance
@@ -164,7 +168,7 @@ class Ssh(Target):
         command = f"exec {self._python or 'python3'} -c {shlex.quote(_BOOTSTRAP)} serve"
         if self._tmp is not None:
             command += f" {shlex.quote(self._tmp)}"
-        with _Connection([*self._ssh, command], end) as connection:
+        with _Connection([*self.words, command], end) as connection:
             folder = None
             try:
                 connection.write_runner()
@@ -209,7 +213,7 @@ class Ssh(Target):
         command = f"rm -rf {shlex.quote(folder)}"
         try:
             done = subprocess.run(
-                [*self._ssh, command],
+                [*self.words, command],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=2 * _PATIENCE,

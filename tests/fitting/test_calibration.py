@@ -13,7 +13,7 @@ import pytest
 
 from onnx_lowrank import InputError
 from onnx_lowrank.data.mask import find_mask
-from onnx_lowrank.fitting import moments as calibrate
+from onnx_lowrank.fitting import statistics as module
 from onnx_lowrank.fitting.statistics import Statistics, gather, statistics_of
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import Group, find
@@ -284,7 +284,7 @@ def test_passes_over_the_samples_give_the_same(
 ) -> None:
     feeds, held = texts(rng, 4), texts(rng, 2)
     one, opened, groups = gathered(shared, feeds, held=held)
-    monkeypatch.setattr(calibrate, "_MEMORY", 100)
+    monkeypatch.setattr(module, "MEMORY", 100)
     two, passes, again = gathered(shared, feeds, held=held)
     assert [len(opened), len(passes)] == [1, 2]
     for group, other in zip(groups, again, strict=True):
@@ -297,7 +297,7 @@ def test_passes_over_the_samples_give_the_same(
 def test_progress_adds_up_to_the_samples(
     memory: int, shared: onnx.ModelProto, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "_MEMORY", memory)
+    monkeypatch.setattr(module, "MEMORY", memory)
     model, done = ir.from_proto(shared), [0]
 
     def advance(units: int) -> None:

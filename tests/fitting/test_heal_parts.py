@@ -214,12 +214,12 @@ def test_moments_are_gathered_within_a_fixed_memory(monkeypatch: pytest.MonkeyPa
         opened.append(len(copy.graph.outputs))
         return opener(copy)
 
-    monkeypatch.setattr("onnx_lowrank.numerics.moments._MEMORY", 2 * 8 * 8 * 8)
+    monkeypatch.setattr("onnx_lowrank.numerics.moments.MEMORY", 2 * 8 * 8 * 8)
     in_turns = whiten(base, arrays, feeds, None, counted).by
     assert opened == [2, 2]
     for name, (whitening, _) in at_once.items():
         np.testing.assert_array_equal(whitening.variances, in_turns[name][0].variances)
-    monkeypatch.setattr("onnx_lowrank.numerics.moments._MEMORY", 8)
+    monkeypatch.setattr("onnx_lowrank.numerics.moments.MEMORY", 8)
     assert not whiten(base, arrays, feeds, None, counted).by
 
 

@@ -265,7 +265,7 @@ def test_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_auto_puts_large_weights_beside_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnx_lowrank.graph.save._AUTO", 1000)
+    monkeypatch.setattr("onnx_lowrank.graph.save.AUTO", 1000)
     run(save_external(tmp_path / "in")).save(tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx.data").exists()
     np.testing.assert_allclose(outputs(tmp_path / "out.onnx"), reference(), rtol=1e-4, atol=1e-4)

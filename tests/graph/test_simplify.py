@@ -59,7 +59,7 @@ def undone(result: Result) -> str:
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file to write a program into that stands in for onnxsim."""
     path = tmp_path / "worker.py"
-    monkeypatch.setattr(simplify, "_WORKER", path)
+    monkeypatch.setattr(simplify, "WORKER", path)
     return path
 
 

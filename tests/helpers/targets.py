@@ -10,7 +10,7 @@ import onnx.numpy_helper
 import pytest
 
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.targets.local import _refusal
+from onnx_lowrank.targets.local import refusal
 from tests.helpers.models import (
     known_rank,
     parse,
@@ -29,7 +29,7 @@ _known: dict[str, str | None] = {}
 def require(name: str) -> None:
     """Skip the test where no session can be opened on a provider, and say why."""
     if name not in _known:
-        _known[name] = _refusal(name)
+        _known[name] = refusal(name)
     if _known[name] is not None:
         pytest.skip(str(_known[name]))
 

@@ -51,7 +51,7 @@ def test_the_lagrangian_is_feasible_and_bounded(
 ) -> None:
     items = items_of(options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knapsack, "_EXACT", 0)
+        patch.setattr(knapsack, "EXACT", 0)
         found = solve(items, budget)
     best = brute(options, budget)
     assert (found is None) == (best is None)

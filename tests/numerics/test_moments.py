@@ -55,7 +55,7 @@ def test_sums_in_blocks_are_those_of_all_rows(
     parts = [rng.standard_normal((size, m)).astype(dtype) for size in sizes]
     accumulator = Accumulator(m)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", 4)
+        patch.setattr(module, "BLOCK", 4)
         for part in parts:
             accumulator.add(part)
         found = accumulator.moments()

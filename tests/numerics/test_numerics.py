@@ -80,7 +80,7 @@ def test_empty_matrices_have_no_values() -> None:
 def test_gram_in_blocks_is_the_upper_triangle(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spectrum, "_BLOCK", 50)  # 7 rows at a time
+    monkeypatch.setattr(spectrum, "BLOCK", 50)  # 7 rows at a time
     matrix = uniform((31, 7), rng)
     exact = matrix.astype(np.float64)
     np.testing.assert_allclose(gram(matrix), np.triu(exact.T @ exact), rtol=1e-13)
@@ -151,7 +151,7 @@ def test_float16_factors_stay_within_the_range(scale: float, rng: np.random.Gene
 def test_relative_error_is_the_error_of_the_stored_factors(
     dtype: type, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spectrum, "_BLOCK", 50)
+    monkeypatch.setattr(spectrum, "BLOCK", 50)
     stack = decaying((3, 20, 12), rng, dtype)
     first, second = balanced_pair(stack, 2, dtype)
     expected = direct_error(stack, first, second)
@@ -212,7 +212,7 @@ def test_stopping_early_drops_the_rest() -> None:
 
 
 def test_memory_is_never_exceeded_unless_by_a_single_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_MEMORY", 100)
+    monkeypatch.setattr(parallel, "MEMORY", 100)
     lock, running, peaks = threading.Lock(), [], []
 
     def work(item: int) -> None:

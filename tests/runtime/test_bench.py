@@ -45,14 +45,14 @@ def test_time_limit_leaves_a_few_pairs(pairs: int, timed: int) -> None:
 
 def test_figures_from_known_times() -> None:
     times = [(2_000_000, 1_000_000), (4_000_000, 1_000_000), (6_000_000, 2_000_000)]
-    latency = bench._latency(times, "P", 2)
+    latency = bench.latency_of(times, "P", 2)
     assert latency.before_ms == Milliseconds(pytest.approx(4.0), pytest.approx(5.6))
     assert latency.after_ms == Milliseconds(pytest.approx(1.0), pytest.approx(1.8))
     # Ratios 2, 4, 3: of the pairs, not of the medians.
     assert latency.speedup == Speedup(
         pytest.approx(3.0), pytest.approx(2.2), pytest.approx(3.8), (2.0, 4.0)
     )
-    assert bench._latency([(0, 0)], "P", 1).speedup.median == 1
+    assert bench.latency_of([(0, 0)], "P", 1).speedup.median == 1
 
 
 def test_order_flips_and_feeds_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

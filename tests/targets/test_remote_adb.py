@@ -146,7 +146,7 @@ def test_names_that_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match="expected an option of perf_test"):
         open_target("adb?colour=red")
-    assert open_target("adb:10.0.0.5:5555")._adb == [  # type: ignore[attr-defined]
+    assert open_target("adb:10.0.0.5:5555").words == [  # type: ignore[attr-defined]
         "adb",
         "-s",
         "10.0.0.5:5555",

@@ -174,7 +174,7 @@ def test_old_versions_tell_the_nodes_in_a_profile(
     with packed([path], feeds_for(), Job(threads=1), in_place=True) as parcel:
         (parcel.folder / "result").mkdir()
         job = json.loads((parcel.folder / "job.json").read_text())
-        model = runner._Model(parcel.folder, job, 0)
+        model = runner.Model(parcel.folder, job, 0)
         base = ort.InferenceSession.__mro__[1]
         monkeypatch.delattr(base, "get_provider_graph_assignment_info")
         model.solo(lambda: None)
@@ -195,8 +195,8 @@ def test_the_order_of_the_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         def prepare(self, feed: Any) -> Any:
             return lambda: calls.append(self.index)
 
-    monkeypatch.setattr(runner, "_Model", Fake)
-    monkeypatch.setattr(runner, "_feed", lambda folder, job, number: {})
+    monkeypatch.setattr(runner, "Model", Fake)
+    monkeypatch.setattr(runner, "feed_of", lambda folder, job, number: {})
     (tmp_path / "result").mkdir()
     runner.child_timing(tmp_path, {"feeds": [0], "warmup": 0, "iterations": 6}, [0, 1, 2])
     assert calls[3:] == [0, 1, 2, 2, 1, 0, 1, 2, 0, 0, 2, 1, 2, 0, 1, 1, 0, 2]

@@ -331,7 +331,7 @@ def test_names_that_are_refused(name: str, said: str) -> None:
 def test_options_reach_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNX_LOWRANK_SSH", "-F none")
     target = open_target("ssh://me@[::1]:2222?key=/a%20b&option=LogLevel=QUIET&option=Port=1")
-    words = target._ssh  # type: ignore[attr-defined]
+    words = target.words  # type: ignore[attr-defined]
     assert words[:8] == ["ssh", "-T", "-o", "LogLevel=QUIET", "-o", "Port=1", "-F", "none"]
     assert words[-2:] == ["--", "me@::1"]
     assert words[words.index("-p") + 1] == "2222"

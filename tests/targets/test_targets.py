@@ -239,7 +239,7 @@ def test_peak_memory_grows_with_the_model_and_reports_crashes(
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is registered; what the test registers is forgotten."""
-    monkeypatch.setattr(plugins, "_registered", set())
+    monkeypatch.setattr(plugins, "registered", set())
 
 
 def test_unknown_target() -> None:
@@ -313,7 +313,7 @@ def test_webgpu_takes_swiftshader_only_without_a_gpu(
     monkeypatch.setenv("VK_ICD_FILENAMES", "/x/radeon.json")
     assert plugins.software_gpu() is None
     monkeypatch.delenv("VK_ICD_FILENAMES")
-    monkeypatch.setattr(plugins, "_browser_folders", lambda: [tmp_path])
+    monkeypatch.setattr(plugins, "browser_folders", lambda: [tmp_path])
     assert plugins.software_gpu() is None
     (tmp_path / "vk_swiftshader_icd.json").touch()
     assert plugins.software_gpu() == tmp_path / "vk_swiftshader_icd.json"

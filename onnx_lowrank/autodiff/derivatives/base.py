@@ -23,6 +23,7 @@ __all__ = [
     "ValueGradients",
     "derivative",
     "find_derivative",
+    "known_operators",
     "operator",
     "unsupported",
 ]
@@ -51,6 +52,11 @@ def derivative(*op_types: str, domain: str = "") -> Callable[[Derivative], Deriv
         return function
 
     return enter
+
+
+def known_operators() -> frozenset[tuple[str, str]]:
+    """Domain and name of every operator that has a derivative."""
+    return frozenset(_TABLE)
 
 
 def find_derivative(node: ir.Node) -> Derivative:
