@@ -217,8 +217,8 @@ def _line(
     angle = dice.uniform(-2, 2) * hardness
     image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=paper)
     image = image.filter(ImageFilter.GaussianBlur(dice.uniform(0, 1) * hardness))
-    pixels = np.asarray(image, np.float32)
-    pixels = pixels + noise.normal(0, dice.uniform(0, 30) * hardness, pixels.shape)
+    grey = np.asarray(image, np.float32)
+    pixels = grey + noise.normal(0, dice.uniform(0, 30) * hardness, grey.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 

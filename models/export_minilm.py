@@ -105,7 +105,8 @@ def load(path: Path) -> SentenceEncoder:
             f"{ours}.norm_mlp": f"{theirs}.output.LayerNorm",
         }
     tensors = load_file(path)
-    encoder = SentenceEncoder().eval()
+    encoder = SentenceEncoder()
+    encoder.eval()
     state = {}
     for name in encoder.state_dict():
         module, _, parameter = name.rpartition(".")
@@ -182,7 +183,7 @@ def main() -> int:
     ids, mask = (torch.from_numpy(data[name]) for name in ("input_ids", "attention_mask"))
     path = options.out / f"{options.name}.onnx"
     export(options.name, encoder, (ids[:2], mask[:2]), path)
-    np.savez(options.out / f"{options.name}.data.npz", **data)
+    np.savez(options.out / f"{options.name}.data.npz", allow_pickle=False, **data)
     shutil.copyfile(tokenizer, options.out / f"{options.name}.tokenizer.json")
 
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])

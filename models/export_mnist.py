@@ -70,7 +70,8 @@ class Block(nn.Module):
         scores = query @ key.transpose(-2, -1) * (width // self.heads) ** -0.5
         mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, tokens, width)
         x = x + self.projection(mixed)
-        return x + self.mlp(self.norm_mlp(x))
+        mapped: Tensor = self.mlp(self.norm_mlp(x))
+        return x + mapped
 
 
 class VisionTransformer(nn.Module):
@@ -141,7 +142,8 @@ def train(network: Network, digits: mnist.Digits) -> nn.Module:
             down, right = torch.randint(-2, 3, (2,)).tolist()
             moved = images[batch].roll((down, right), (1, 2)).reshape(-1, *network.shape)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(moved), labels[batch]).backward()
+            loss = nn.functional.cross_entropy(model(moved), labels[batch])
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     return model.eval()

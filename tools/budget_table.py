@@ -34,6 +34,7 @@ from tokenizers import Tokenizer
 
 from onnx_lowrank.compression.candidates import Candidates
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.plan import searching_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.fitting.fit import fit
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         held = Path(name, "held")
         held.mkdir()
         for number, feed in enumerate(judge):
-            np.savez(held / f"{number:03}.npz", **feed)
+            np.savez(held / f"{number:03}.npz", allow_pickle=False, **feed)
         return _table(options, fit_to, judge, held, Path(name))
 
 
@@ -112,7 +113,7 @@ def _table(
     context = Context(load(options.model), settings, folder, Stages(Silent()), log)
     prepared = prepare(context)
     start = time.perf_counter()
-    searching = Searching(context, prepared)
+    searching = searching_for(context, prepared)
     seconds = time.perf_counter() - start
     judging = Probe(prepared.model, list(prepared.measured), judge, context.trial.runner)
     dense = _unit(judging.reference)
@@ -157,7 +158,9 @@ def _table(
 
 def _uniform(prepared: Prepared, share: float) -> dict[Group, Factors]:
     """Output PCA, every layer at the same share."""
-    ranks = {group: largest_rank(*group.shape[1:], share) for group in prepared.measured}
+    ranks = {
+        group: largest_rank(group.shape[1], group.shape[2], share) for group in prepared.measured
+    }
     choices = {group: Choice(rank, "uniform") for group, rank in ranks.items()}
     return dict(fit(choices, prepared.statistics, lambda _: None))
 
@@ -167,7 +170,7 @@ def _whitened(prepared: Prepared, share: float) -> dict[Group, Factors]:
     pairs = {}
     for group in prepared.measured:
         weight = group.matrix.numpy()[0].astype(np.float64)
-        rank = largest_rank(*weight.shape, share)
+        rank = largest_rank(group.shape[1], group.shape[2], share)
         with threadpool_limits(1, user_api="blas"):  # two threads are far slower here
             first, second = _truncated(weight, prepared.statistics.fit[group][0], rank)
         pairs[group] = Factors(first[None], second[None], Errors(0.0))

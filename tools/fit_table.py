@@ -159,7 +159,8 @@ def accuracy(
     print("kept   " + "  ".join(f"{name:<16}" for name in columns))
     met = True
     with tempfile.TemporaryDirectory() as name:
-        np.savez(Path(name, "0.npz"), **judge[0])  # so that all others calibrate
+        # So that all others calibrate.
+        np.savez(Path(name, "0.npz"), allow_pickle=False, **judge[0])
         for share in shares:
             met &= row(path, Path(name), fit, judge, dense, share, columns)
     return met

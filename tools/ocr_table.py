@@ -83,7 +83,7 @@ def table(
     print("  ".join(["kept ", *COLUMNS]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for index, feed in enumerate(feeds(task, task.draw(HELD, HELD_SEED))):
-            np.savez(Path(folder, f"{index}.npz"), **feed)  # type: ignore[arg-type]
+            np.savez(Path(folder, f"{index}.npz"), allow_pickle=False, **feed)
         for share in shares:
             print(f"{share:<5g}", end="", flush=True)
             for name, extra in COLUMNS.items():

@@ -218,9 +218,9 @@ def _build_plugin(new: Path, python: str) -> str:
     """Compile the plugin for the interface that this qemu has, and try everything out."""
     print("compiling the plugin and trying it", flush=True)
     library, cpu = new / "libcount.so", new / "cpu" / "cortex-a76"
-    guest = [new / "sysroot" / "usr" / "bin" / python, "-c", "import onnxruntime"]
+    guest: list[str | Path] = [new / "sysroot" / "usr" / "bin" / python, "-c", "import onnxruntime"]
     environment = ["-E", f"PYTHONHOME={new}/sysroot/usr", "-E", f"PYTHONPATH={new}/site"]
-    emulator = ["qemu-aarch64", "-cpu", "cortex-a76", "-L", cpu, *environment]
+    emulator: list[str | Path] = ["qemu-aarch64", "-cpu", "cortex-a76", "-L", cpu, *environment]
     for version in range(1, _NEWEST_PLUGIN_VERSION + 1):
         _run(
             [

@@ -157,7 +157,7 @@ def test_data_that_do_not_fit(
 ) -> None:
     source, data = tmp_path / "in.onnx", tmp_path / "data.npz"
     onnx.save(linear(), source)
-    np.savez(data, **arrays)  # type: ignore[arg-type]
+    np.savez(data, allow_pickle=True, **arrays)
     assert call(source, tmp_path / "out.onnx", "--data", data, *QUICK) == 1
     text = one_line(capfd.readouterr().err)
     assert str(data) in text

@@ -160,7 +160,7 @@ def test_public_names() -> None:
     for error in (GateError, InputError, UsageError):
         assert issubclass(error, LowRankError)
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = onnx_lowrank.nonsense  # type: ignore[attr-defined]
+        _ = onnx_lowrank.nonsense
 
 
 # --- what it does
@@ -445,9 +445,11 @@ def test_options_out_of_range(
 
 
 def test_a_gate_needs_a_check(model: onnx.ModelProto) -> None:
-    for options in ({"check": False}, {"dry_run": True}):
+    for check, dry_run in ((False, False), (True, True)):
         with pytest.raises(UsageError, match="--max-error needs the check"):
-            compress(model, simplify=False, bench=False, max_error=0.1, **options)
+            compress(
+                model, simplify=False, bench=False, max_error=0.1, check=check, dry_run=dry_run
+            )
 
 
 def test_an_unknown_option_is_a_type_error(model: onnx.ModelProto) -> None:

@@ -90,7 +90,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 def written(folder: Path, feeds: Sequence[Feed]) -> Path:
     folder.mkdir()
     for index, feed in enumerate(feeds):
-        np.savez(folder / f"{index:03}.npz", **feed)
+        np.savez(folder / f"{index:03}.npz", allow_pickle=False, **feed)
     return folder
 
 

@@ -8,7 +8,7 @@ the bound is one layer's; a second test chains layers whose rank is exact.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from tests.helpers.models import (
     uniform,
 )
 
+T = TypeVar("T")
 SEEDS = range(40)
 SIZES = (1, 3, 8, 12, 16, 24, 33)
 
@@ -80,7 +81,7 @@ class Builder:
         self.count += 1
         return f"{what}{self.count}"
 
-    def pick(self, *options: Any) -> Any:
+    def pick(self, *options: T) -> T:
         return options[int(self.rng.integers(len(options)))]
 
     def weight(self, m: int, n: int, batch: tuple[int, ...] = ()) -> Weight:
@@ -322,7 +323,9 @@ def test_the_random_models_are_of_every_kind() -> None:
 def test_chained_layers_of_exact_rank(seed: int) -> None:
     rng = np.random.default_rng(seed)
     d = int(rng.choice([12, 16, 20]))
-    nodes, weights, x = [], {}, "x"
+    nodes: list[onnx.NodeProto] = []
+    weights: dict[str, Array] = {}
+    x = "x"
     for index in range(int(rng.integers(2, 6))):
         name = f"W{index}"
         if weights and rng.random() < 0.4:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from onnx_lowrank.data.samples import Samples, load_samples
 from onnx_lowrank.data.shapes import InputSpec, concrete_shapes
@@ -40,7 +40,7 @@ def load(
 
 
 def npz(path: Path, **arrays: npt.ArrayLike) -> Path:
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, allow_pickle=True, **arrays)
     return path
 
 
@@ -122,7 +122,7 @@ def test_large_npy(tmp_path: Path) -> None:
 
 def test_scalar_inputs(tmp_path: Path) -> None:
     specs = (*X, InputSpec("s", F32, ()))
-    each = load(npz(tmp_path / "a.npz", x=rows(3), s=np.float32([5, 6, 7])), specs)
+    each = load(npz(tmp_path / "a.npz", x=rows(3), s=np.array([5, 6, 7], np.float32)), specs)
     assert [float(feed["s"]) for feed in each.feeds] == [5, 6, 7]
     one = load(npz(tmp_path / "b.npz", x=rows(3), s=np.float32(5)), specs)
     assert [float(feed["s"]) for feed in one.feeds] == [5, 5, 5]
@@ -164,19 +164,19 @@ def test_lossless_casts(tmp_path: Path, source: type, target: type) -> None:
 @pytest.mark.parametrize(
     ("values", "target", "message"),
     [
-        (np.float32([[1, 0]]), np.int64, "expected int64, came float32"),
-        (np.float32([[1, 0]]), np.bool_, "expected bool, came float32"),
+        (np.array([[1, 0]], np.float32), np.int64, "expected int64, came float32"),
+        (np.array([[1, 0]], np.float32), np.bool_, "expected bool, came float32"),
         (
-            np.int64([[2**40, 0]]),
+            np.array([[2**40, 0]], np.int64),
             np.int32,
             r"expected int32, came int64 with values .*1099511627776",
         ),
-        (np.int64([[2, 0]]), np.bool_, "expected bool, came int64 with values"),
-        (np.int64([[2**24 + 1, 0]]), np.float32, "came int64 with values"),
-        (np.float64([[1e300, 0]]), np.float32, "came float64 with values"),
-        (np.float32([[1e6, 0]]), np.float16, "came float32 with values"),
+        (np.array([[2, 0]], np.int64), np.bool_, "expected bool, came int64 with values"),
+        (np.array([[2**24 + 1, 0]], np.int64), np.float32, "came int64 with values"),
+        (np.array([[1e300, 0]], np.float64), np.float32, "came float64 with values"),
+        (np.array([[1e6, 0]], np.float32), np.float16, "came float32 with values"),
         (np.array([["a", "b"]]), np.float32, "expected float32, came <U1"),
-        (np.complex64([[1, 0]]), np.float32, "expected float32, came complex64"),
+        (np.array([[1, 0]], np.complex64), np.float32, "expected float32, came complex64"),
     ],
 )
 def test_wrong_types(tmp_path: Path, values: object, target: type, message: str) -> None:
@@ -326,7 +326,7 @@ def test_test_data_sets(tmp_path: Path) -> None:
         pb(folder / "input_0.pb", ids + number)
         pb(folder / "input_1.pb", mask)
         if number != 2:
-            pb(folder / "output_0.pb", np.float32([number]))
+            pb(folder / "output_0.pb", np.array([number], np.float32))
     samples = load(tmp_path, TEXT)
     assert [int(feed["ids"][0, 0]) for feed in samples.feeds] == [1, 3, 11]
     assert [item and float(item["y"][0]) for item in samples.expected] == [0, None, 10]
@@ -358,7 +358,7 @@ def test_wrong_test_data(tmp_path: Path) -> None:
             (folder / "input_0.pb").write_bytes(content)
         with pytest.raises(InputError, match=r"input_0\.pb: expected a serialized ONNX tensor"):
             load(tmp_path)
-    away = onnx.TensorProto(data_type=1, dims=[1, 2], data_location=1)
+    away = onnx.TensorProto(data_type=1, dims=[1, 2], data_location=TensorProto.EXTERNAL)
     away.external_data.add(key="location", value="/etc/passwd")
     (folder / "input_0.pb").write_bytes(away.SerializeToString())
     with pytest.raises(InputError, match="values are in another file"):
@@ -370,7 +370,7 @@ def test_wrong_test_data(tmp_path: Path) -> None:
 
 
 def test_string_tensors(tmp_path: Path) -> None:
-    tensor = helper.make_tensor("x", TensorProto.STRING, [1, 2], ["a", "b"])
+    tensor = numpy_helper.from_array(np.array([["a", "b"]], object), "x")
     (tmp_path / "input_0.pb").write_bytes(tensor.SerializeToString())
     samples = load(tmp_path, (InputSpec("x", np.dtype(object), ("n", 2)),))
     assert samples.feeds[0]["x"].tolist() == [["a", "b"]]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
@@ -18,7 +19,7 @@ from onnx_lowrank.data.shapes import (
 from onnx_lowrank.errors import InputError, UsageError
 
 
-def spec(name: str, *shape: int | str | None, dtype: object = np.float32) -> InputSpec:
+def spec(name: str, *shape: int | str | None, dtype: npt.DTypeLike = np.float32) -> InputSpec:
     return InputSpec(name, np.dtype(dtype), shape)
 
 

@@ -67,13 +67,13 @@ def test_figures(a: object, b: object, error: float, relative: float, cosine: fl
 def test_single_precision_is_widened_first() -> None:
     a = np.full(10_000_000, 0.1, np.float32)
     assert one(a, a + np.float32(0.1)).relative_l2 == pytest.approx(1, rel=1e-7)
-    large = np.float16([60000.0])
+    large = np.array([60000.0], np.float16)
     assert one(large, -large).max_abs_error == 120000
 
 
 def test_other_types() -> None:
     assert one([1, 2], [1, 4]).max_abs_error == 2
-    assert one(np.uint8([1]), np.uint8([3])).max_abs_error == 2
+    assert one(np.array([1], np.uint8), np.array([3], np.uint8)).max_abs_error == 2
     assert one([True, False], [True, True]).max_abs_error == 1
     small = np.array([1, 2], ml_dtypes.bfloat16)
     assert one(small, small).relative_l2 == 0
@@ -146,9 +146,12 @@ def test_run_check() -> None:
     )
     y, z = check.outputs
     assert (check.provider, y.name, z.name, notes, done) == ("P", "y", "z", (), [1, 2])
-    assert (y.max_abs_error, y.relative_l2, y.top1_agreement) == (2.0, pytest.approx(0.5), None)
+    assert (y.max_abs_error, y.top1_agreement) == (2.0, None)
+    assert y.relative_l2 == pytest.approx(0.5)
     assert z == OutputCheck("z", 0.0, 0.0, 1.0, 1.0)
-    assert worst_error([check]) == ("y", pytest.approx(0.5))
+    name, error = worst_error([check])
+    assert name == "y"
+    assert error == pytest.approx(0.5)
 
 
 def test_run_check_names_the_model_that_fails() -> None:

@@ -62,7 +62,8 @@ def test_cosine_is_what_is_missing_to_one() -> None:
 
 def test_nan_in_one_model_is_an_infinite_error_and_said() -> None:
     meter = Metric.parse("relative-l2").meter()
-    meter.add(*outputs([np.nan]), *outputs([1]))
+    found, reference = outputs([np.nan], [1])
+    meter.add(found, reference)
     assert meter.result().loss == math.inf
     assert "NaN" in next(iter(meter.notes))
 
@@ -245,7 +246,7 @@ def given(samples: Samples) -> list[list[Any]] | None:
 
 @pytest.mark.parametrize("name", ["labels", "label", "targets", "target", "y"])
 def test_labels_among_the_data_are_cut_as_the_samples(tmp_path: Path, name: str) -> None:
-    np.savez(tmp_path / "d.npz", x=rows(5), **{name: np.arange(5)})  # type: ignore[arg-type]
+    np.savez(tmp_path / "d.npz", allow_pickle=False, x=rows(5), **{name: np.arange(5)})
     samples = load(tmp_path / "d.npz", dims={"n": 2})
     assert given(samples) == [[0, 1], [2, 3]]
     assert any(f"{name!r} is not an input" in note and "labels" in note for note in samples.notes)

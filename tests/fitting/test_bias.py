@@ -212,6 +212,7 @@ def test_the_mean_costs_no_rank(
     assert np.linalg.norm(before - after) < 1e-5 * np.linalg.norm(before)
     (layer,) = result.report.layers
     assert layer.rank == RANK
+    assert layer.output_error is not None
     assert layer.output_error < 1e-3  # moments are sums in float32
     assert any("mean" in note and "bias" in note for note in result.report.notes)
     # No node and no constant more than with any pair.
@@ -259,7 +260,8 @@ def test_groups_of_one_activation_agree(tmp_path: Path, rng: np.random.Generator
     weights = {"W": matrix(rng, M, N), "V": matrix(rng, M, N), "b": matrix(rng, N)}
     data = samples_in(tmp_path / "data", around(rng, 400))
     result = factored(model_of(body, "K,24", weights), data=data, rank=RANK)
-    assert all(layer.output_error > 1e-3 for layer in result.report.layers)
+    errors = [layer.output_error for layer in result.report.layers]
+    assert all(error is not None and error > 1e-3 for error in errors)
 
 
 def test_damage_counts_the_bias_in(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -272,6 +274,8 @@ def test_damage_counts_the_bias_in(tmp_path: Path, rng: np.random.Generator) -> 
     result = compress(model, data=data, keep=0.5, bench=False, rank_multiple=1)
     goal = result.report.goal
     assert goal is not None
+    assert goal.achieved_damage is not None
+    assert goal.predicted_damage is not None
     assert 0.3 < goal.achieved_damage / goal.predicted_damage < 3.0
 
 
@@ -302,4 +306,6 @@ def test_maps_that_share_a_factor_have_biases_of_their_own(
     assert check.providers[0].outputs[0].relative_l2 < 0.2
     goal = result.report.goal
     assert goal is not None
+    assert goal.achieved_damage is not None
+    assert goal.predicted_damage is not None
     assert 0.3 < goal.achieved_damage / goal.predicted_damage < 3.0

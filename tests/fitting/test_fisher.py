@@ -167,15 +167,10 @@ def test_refit_in_these_coordinates(rng: np.random.Generator) -> None:
     model = parse(text, {k: (rng.normal(size=s) * 0.3).astype("f4") for k, s in shapes.items()})
     fit, judge = rows(rng, 60), rows(np.random.default_rng(99), 8)
     options = {**OPTIONS, "rank": 6, "calibration": fit, "exclude": ["y"]}
-    errors = {
-        key: error(model, compress(model, **dict(key), **options).model, judge)
-        for key in (
-            (("refit", True),),
-            (("fisher", True),),
-            (("fisher", True), ("refit", True)),
-        )
-    }
-    plain, weighed, both = errors.values()
+    plain, weighed, both = (
+        error(model, compress(model, refit=refit, fisher=fisher, **options).model, judge)
+        for refit, fisher in ((True, False), (False, True), (True, True))
+    )
     assert both < plain
     assert both < weighed
 

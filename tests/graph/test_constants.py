@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -17,11 +19,11 @@ from tests.helpers.models import parse, run_reference, uniform
 def resolve(
     body: str,
     weight: Array,
+    others: Mapping[str, Array] | None = None,
     *,
     opset: int = 17,
     name: str = "v",
     kind: str = "float",
-    **others: Array,
 ) -> tuple[Constant | Unusable | None, Array]:
     """What value v is found to be, and its elements as onnx.reference computes them."""
     model = parse(
@@ -29,7 +31,7 @@ def resolve(
         chain (float[2] x) => ({kind} {name}) {{
             {body}
         }}""",
-        {"W": weight, **others},
+        {"W": weight, **(others or {})},
     )
     graph = ir.from_proto(model)
     expected = run_reference(model, {"x": np.zeros(2, np.float32)})[name]
@@ -85,7 +87,7 @@ EMPTY = np.zeros((0, 3), np.float32)
     ],
 )
 def test_chains(body: str, opset: int, weight: Array, others: dict[str, Array]) -> None:
-    found, expected = resolve(body, weight, opset=opset, **others)
+    found, expected = resolve(body, weight, others, opset=opset)
     assert isinstance(found, Constant)
     assert found.name == "W"
     assert found.shape == expected.shape
@@ -163,8 +165,8 @@ def test_dequantized_is_refused_with_advice() -> None:
     found, _ = resolve(
         "d = DequantizeLinear(W, s)\n v = Transpose(d)",
         np.ones((4, 6), np.int8),
+        {"s": np.array(0.5, np.float32)},
         opset=19,
-        s=np.array(0.5, np.float32),
     )
     assert isinstance(found, Unusable)
     assert found.size == 24
@@ -181,7 +183,7 @@ def test_dequantized_is_refused_with_advice() -> None:
     ],
 )
 def test_what_is_computed_is_no_constant(body: str) -> None:
-    found, _ = resolve(body, np.ones(2, np.float32), n=vector(2))
+    found, _ = resolve(body, np.ones(2, np.float32), {"n": vector(2)})
     assert found is None
 
 

@@ -248,8 +248,8 @@ def test_values_are_declared_only_where_they_were(tmp_path: Path) -> None:
     found = []
     for name, model in (("plain", plain), ("declared", declared)):
         # At this gain nothing is factored: what is written is what onnxsim made.
-        options = {"rank": 4, "min_gain": 0.99, "bench": False, "samples": 1}
-        compress(model, **options).save(tmp_path / f"{name}.onnx")
+        result = compress(model, rank=4, min_gain=0.99, bench=False, samples=1)
+        result.save(tmp_path / f"{name}.onnx")
         found.append({v.name for v in onnx.load(tmp_path / f"{name}.onnx").graph.value_info})
     assert found[0] == set()
     assert "h" in found[1]

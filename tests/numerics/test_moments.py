@@ -30,7 +30,8 @@ def correlated(rng: np.random.Generator, rows: int, m: int, decay: float = 3.0) 
     """Rows whose covariance has eigenvalues from 1 to 10^-decay, with a mean."""
     basis = np.linalg.qr(rng.standard_normal((m, m)))[0]
     spread = np.logspace(0, -decay / 2, m)
-    return (rng.standard_normal((rows, m)) * spread + 0.3 * rng.standard_normal(m)) @ basis
+    centred = rng.standard_normal((rows, m)) * spread
+    return np.asarray((centred + 0.3 * rng.standard_normal(m)) @ basis)
 
 
 def moments_of(rows: Array) -> Moments:
@@ -52,7 +53,7 @@ def test_sums_in_blocks_are_those_of_all_rows(
     dtype: type, seed: int, m: int, sizes: list[int]
 ) -> None:
     rng = np.random.default_rng(seed)
-    parts = [rng.standard_normal((size, m)).astype(dtype) for size in sizes]
+    parts: list[Array] = [rng.standard_normal((size, m)).astype(dtype) for size in sizes]
     accumulator = Accumulator(m)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", 4)
@@ -64,9 +65,9 @@ def test_sums_in_blocks_are_those_of_all_rows(
         return
     assert found is not None
     expected = moments_of(np.concatenate(parts))
-    within = {"rtol": 1e-12, "atol": 1e-12} if dtype is np.float64 else {"rtol": 1e-5, "atol": 1e-5}
-    np.testing.assert_allclose(found.second, expected.second, **within)
-    np.testing.assert_allclose(found.mean, expected.mean, **within)
+    within = 1e-12 if dtype is np.float64 else 1e-5
+    np.testing.assert_allclose(found.second, expected.second, rtol=within, atol=within)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=within, atol=within)
     assert found.rows == sum(sizes)
     assert (found.second == found.second.T).all()
 
@@ -75,7 +76,7 @@ def test_sums_in_blocks_are_those_of_all_rows(
 @pytest.mark.parametrize("scale", [1e30, 1e-30])
 @pytest.mark.filterwarnings("error")
 def test_squares_beyond_float32(dtype: type, scale: float, rng: np.random.Generator) -> None:
-    rows = (rng.standard_normal((50, 4)) * scale).astype(dtype)
+    rows: Array = (rng.standard_normal((50, 4)) * scale).astype(dtype)
     accumulator = Accumulator(4)
     accumulator.add(rows)
     found = accumulator.moments()
@@ -318,7 +319,8 @@ def test_a_weight_of_that_rank_stays_what_it_is(
     assert first.dtype == second.dtype == dtype
     product = first.astype(np.float64) @ second.astype(np.float64)
     off = np.linalg.norm(product - matrix.astype(np.float64))
-    limit = {np.float32: 1e-6, np.float16: 2e-3}.get(dtype, 2e-2)
+    limits: dict[type, float] = {np.float32: 1e-6, np.float16: 2e-3}
+    limit = limits.get(dtype, 2e-2)
     assert off < limit * np.linalg.norm(matrix.astype(np.float64))
 
 

@@ -30,7 +30,8 @@ def decaying(shape: tuple[int, ...], rng: np.random.Generator, dtype: npt.DTypeL
     """Matrices whose singular values fall from 1 to 1e-4."""
     *lead, m, n = shape
     u, _, vt = np.linalg.svd(rng.standard_normal((*lead, m, n)), full_matrices=False)
-    return ((u * np.logspace(0, -4, min(m, n))) @ vt).astype(dtype)
+    product: Array = (u * np.logspace(0, -4, min(m, n))) @ vt
+    return product.astype(dtype)
 
 
 def direct_error(stack: Array, first: Array, second: Array) -> float:
@@ -64,7 +65,7 @@ def test_what_is_beyond_the_rank_is_exactly_zero(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_matrices(dtype: type) -> None:
-    stack = np.zeros((2, 6, 4), dtype)
+    stack: Array = np.zeros((2, 6, 4), dtype)
     assert not squared_singular_values(stack).any()
     first, second = balanced_pair(stack, 3, dtype)
     assert not first.any()

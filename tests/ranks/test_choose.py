@@ -36,7 +36,8 @@ def spectrum(values: list[float], m: int, n: int, seed: int = 0) -> Array:
     """A weight with these singular values."""
     rng = np.random.default_rng(seed)
     u, _, vt = np.linalg.svd(rng.standard_normal((m, n)), full_matrices=False)
-    return ((u[:, : len(values)] * values) @ vt[: len(values)]).astype(np.float32)
+    product: Array = (u[:, : len(values)] * values) @ vt[: len(values)]
+    return product.astype(np.float32)
 
 
 def only_layer(weight: Array, **options: Any) -> Layer:

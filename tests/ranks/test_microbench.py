@@ -36,7 +36,7 @@ def rounds_of(ratios: Sequence[float], noise: float) -> tuple[Rounds, list[int]]
         asked.append(count)
         drift = generator.uniform(1, 3, (count, 1))  # a busy machine slows all models of a round
         own = 1 + noise * generator.standard_normal((count, len(ratios) + 1))
-        return 1e5 * drift * np.array([1.0, *ratios]) * own
+        return np.asarray(1e5 * drift * np.array([1.0, *ratios]) * own)
 
     return rounds, asked
 

@@ -32,7 +32,7 @@ OFFERS = {offer.name: offer for offer in all_offers()}
 web = pytest.mark.web
 
 
-def needs(name: str) -> Any:
+def needs(name: str) -> pytest.MarkDecorator:
     offer = OFFERS[name]
     return pytest.mark.skipif(not offer.usable, reason=f"{name}: {offer.found}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -253,7 +254,7 @@ def test_plugin_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     names = {plugin.module for plugin in PLUGINS.values()}
     monkeypatch.setattr(
-        plugins.importlib.util,
+        importlib.util,
         "find_spec",
         lambda name, *rest: None if name in names else real(name, *rest),
     )
@@ -275,7 +276,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, library: str) -> Plugin:
     monkeypatch.setitem(PLUGINS, "fake", plugin)
     module = SimpleNamespace(get_library_path=lambda: library)
     monkeypatch.setattr(plugins, "plugin_version", lambda _: "1.0")
-    monkeypatch.setattr(plugins.importlib, "import_module", lambda _: module)
+    monkeypatch.setattr(importlib, "import_module", lambda _: module)
     return plugin
 
 
@@ -305,7 +306,7 @@ def test_plugin_that_offers_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_webgpu_takes_swiftshader_only_without_a_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(plugins.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("VK_DRIVER_FILES", raising=False)
     monkeypatch.setenv("VK_ICD_FILENAMES", "/x/vk_swiftshader_icd.json")
     monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
@@ -341,7 +342,7 @@ def test_assignment_texts() -> None:
         "14 of 22 nodes on QNN; left to the CPU: a (Relu), b (Add), c (Add), d (Add), e (Mul), "
         "f (Mul) and 2 more (1 Mul, 1 Sub)"
     )
-    assert assignment(object()) is None  # type: ignore[arg-type]
+    assert assignment(object()) is None
 
 
 def test_emulated_targets_are_never_timed(tmp_path: Path) -> None:
