@@ -1,4 +1,4 @@
-"""Run the linters, the type checker and the tests on the example models.
+"""Run the linters, the type checker, the build of the docs and the tests on the example models.
 
     python3 tools/test.py [--exporters] [--targets] [arguments of pytest]
 
@@ -42,10 +42,10 @@ def main(arguments: list[str]) -> int:
     options, for_pytest = parser.parse_known_args(arguments)
     exporters = options.exporters
     try:
-        python = ensure_environment(["dev"])
+        python = ensure_environment(["dev", "docs"])
         if exporters:
             try:
-                python = ensure_environment(["dev", "exporters"], first=[TORCH])
+                python = ensure_environment(["dev", "docs", "exporters"], first=[TORCH])
             except SetupError as error:
                 print(f"going on without the exporters: {error}", flush=True)
                 exporters = False
@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> int:
         "ruff check": ["-m", "ruff", "check", "."],
         "ruff format": ["-m", "ruff", "format", "--check", "."],
         "mypy": ["-m", "mypy"],
+        "docs": ["-m", "mkdocs", "build", "--strict", "--quiet"],
         # Two at a time: most of a test is one thread's work, and the targets wait a lot.
         "pytest": ["-m", "pytest", "-n", "2", *for_pytest],
     }

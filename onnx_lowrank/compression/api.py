@@ -96,7 +96,7 @@ def compress(
             "xnnpack" (``--for``); default: a portable one.
         input_shapes: input -> concrete sizes, for check and timing.
         dims: symbolic dimension -> size, for check and timing.
-        data: samples for check and timing, see the README; random input without it.
+        data: samples for check and timing, a file or a folder; random input without it.
         labels: a file of the samples' labels, for a metric; default: a key of the data.
         samples: how many samples to check with.
         calibration: samples to fit the factors to: as ``data``, or ``module:callable``,
