@@ -12,12 +12,13 @@ import importlib
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,19 @@ registered: set[str] = set()
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra of this package."""
-    return f"pip install 'onnx-lowrank[{extra}]'"
+    """The command that installs what an extra of this package asks for.
+
+    It names those packages themselves, so that it works wherever this one was installed from.
+
+    Args:
+        extra: as pyproject.toml names it.
+    """
+    wanted = []
+    for entry in requires("onnx-lowrank") or ():
+        requirement, _, marker = entry.partition(";")
+        if f"extra == '{extra}'" in marker.replace('"', "'"):
+            wanted.append(shlex.quote(requirement.strip()))
+    return " ".join(["pip", "install", *sorted(wanted)])
 
 
 def registered_plugins() -> frozenset[str]:

@@ -42,7 +42,7 @@ from onnx_lowrank.targets.base import (
 )
 from onnx_lowrank.targets.packing import model_files
 
-__all__ = ["KINDS", "WebTarget", "create", "offers"]
+__all__ = ["WebTarget", "create", "offers"]
 
 _INSTALL = "python tools/setup_web.py"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -51,10 +51,7 @@ _TYPES = {"float32", "float64", "float16", "bool", "string"} | {
 }
 
 
-KINDS = frozenset({"web", "web-chromium", "web-webgpu"})
-
-
-def create(name: str) -> Target:
+def create(name: str) -> Target | None:
     """The target of ``web``, ``web-chromium`` or ``web-webgpu``.
 
     Raises:
@@ -62,6 +59,8 @@ def create(name: str) -> Target:
         UsageError: the name has options.
     """
     kind, question, _ = name.partition("?")
+    if kind not in ("web", "web-chromium", "web-webgpu"):
+        return None
     if question:
         raise UsageError(f"--target {name}: {kind} takes no options")
     for offer in offers():

@@ -189,5 +189,5 @@ def test_the_readme_is_short() -> None:
 def test_every_page_is_reached_from_the_overview() -> None:
     overview = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     reached = {match["to"] for match in LINK.finditer(overview)}
-    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
     assert pages - {"index.md"} <= reached
