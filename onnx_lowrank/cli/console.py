@@ -17,9 +17,18 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
+from onnx_lowrank.cli.tables import (
+    OUTPUT_COLUMNS,
+    alike,
+    name_text,
+    output_cells,
+    print_notes,
+    samples_text,
+    table_of,
+)
+from onnx_lowrank.phrases import counted
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import (
     BudgetReport,
@@ -86,8 +95,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print(_latency_line(latency))
     if report.goal is not None:
         console.print(Text(_goal_line(report.goal)))
-    for note in report.notes:
-        console.print(Text(f"note: {note}", style="yellow"))
+    print_notes(report.notes, console)
     if report.output.path is not None:
         console.print(f"wrote {report.output.path}")
 
@@ -101,25 +109,11 @@ def _healing_line(healing: Healing) -> str:
     )
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in columns:
-        left = column in ("layer", "form", "output", "why dense", "")
-        table.add_column(
-            column,
-            justify="left" if left else "right",
-            no_wrap=not left,
-            overflow="fold",
-        )
-    return table
-
-
 def _print_layers(layers: Sequence[Layer], console: Console) -> None:
     factored = sum(layer.status == "factored" for layer in layers)
     off = Counter((layer.form, layer.reason.partition(":")[0]) for layer in layers if layer.off)
     layers = [layer for layer in layers if not layer.off]
-    plural = "" if len(layers) == 1 else "s"
-    table = _table(
+    table = table_of(
         "layer",
         "form",
         "m×n",
@@ -129,10 +123,9 @@ def _print_layers(layers: Sequence[Layer], console: Console) -> None:
         "error",
         *(["why dense"] if any(layer.status == "dense" for layer in layers) else []),
     )
-    for layer, more in _one_a_weight(layers):
-        name = f"{layer.name} (+{more} with the same weight)" if more else layer.name
+    for layer, more in alike(layers, _fate):
         table.add_row(
-            Text(name),
+            name_text(layer.name, more),
             layer.form,
             _shape(layer),
             "–" if layer.rank is None else str(layer.rank),
@@ -144,22 +137,18 @@ def _print_layers(layers: Sequence[Layer], console: Console) -> None:
     kinds = {layer.energy_of for layer in layers}
     what = ", energy and error of the outputs" if kinds != {"weight"} else ""
     what += " as the model's outputs feel them" if "fisher" in kinds else ""
-    console.print(f"{len(layers)} linear map{plural}, {factored} factored{what}", style="bold")
+    maps = counted(len(layers), "linear map")
+    console.print(f"{maps}, {factored} factored{what}", style="bold")
     if layers:
         console.print(table)
     for (form, reason), count in off.items():
         console.print(Text(f"{count} more left dense ({form}): {reason}", style="dim"))
 
 
-def _one_a_weight(layers: Sequence[Layer]) -> Iterator[tuple[Layer, int]]:
-    """The layers, those that share weight and fate as one, with the number of the others."""
-    alike: dict[tuple[object, ...], list[Layer]] = {}
-    for index, layer in enumerate(layers):
-        unique = index if not layer.shared else None
-        key = (layer.weight, layer.form, layer.shape, layer.rank, layer.reason, unique)
-        alike.setdefault(key, []).append(layer)
-    for same in alike.values():
-        yield same[0], len(same) - 1
+def _fate(layer: Layer) -> tuple[object, ...]:
+    """What layers that read one weight and fare alike have in common; others stand alone."""
+    alone = None if layer.shared else layer.name
+    return layer.weight, layer.form, layer.shape, layer.rank, layer.reason, alone
 
 
 def _error(layer: Layer) -> str:
@@ -184,7 +173,7 @@ def _share(layer: Layer) -> float:
 
 def _print_totals(report: Report, console: Console) -> None:
     totals = report.totals
-    table = _table("", "before", "after", "change")
+    table = table_of("", "before", "after", "change")
     rows: list[tuple[str, int | None, int | None]] = [
         ("parameters", totals.parameters_before, totals.parameters_after),
         (
@@ -212,25 +201,12 @@ def _change(before: int, after: int) -> str:
 
 
 def _print_check(check: Check, console: Console) -> None:
-    samples = f"{check.samples} sample{'' if check.samples == 1 else 's'}"
-    data = "random input, not real data" if check.data == "random" else check.data
+    samples = samples_text(check.samples, check.data)
     for provider in check.providers:
-        table = _table(
-            "output",
-            "max |Δ|",
-            "relative L2",
-            "cosine",
-            "top-1 agreement",
-        )
+        table = table_of("output", *OUTPUT_COLUMNS)
         for output in provider.outputs:
-            table.add_row(
-                Text(output.name),
-                f"{output.max_abs_error:.3g}",
-                f"{output.relative_l2:.3g}",
-                f"{output.cosine:.5f}",
-                "" if output.top1_agreement is None else f"{100 * output.top1_agreement:.1f} %",
-            )
-        console.print(Text(f"check: {samples} of {data}, {provider.provider}"), style="bold")
+            table.add_row(Text(output.name), *output_cells(output))
+        console.print(Text(f"check: {samples}, {provider.provider}"), style="bold")
         console.print(table)
 
 
@@ -251,10 +227,10 @@ def _goal_line(goal: BudgetReport) -> str:
 
 
 def _latency_line(latency: Latency) -> str:
-    speedup, threads = latency.speedup, latency.threads
+    speedup, threads = latency.speedup, counted(latency.threads, "thread")
     return (
         f"latency: {latency.before_ms.median:.3g} → {latency.after_ms.median:.3g} ms (median of "
-        f"{latency.pairs} pairs in turns, {latency.provider}, {threads} thread"
-        f"{'' if threads == 1 else 's'}); {speedup.median:.2f}× as fast, "
+        f"{latency.pairs} pairs in turns, {latency.provider}, {threads}); "
+        f"{speedup.median:.2f}× as fast, "
         f"80 % of the pairs between {speedup.low:.2f}× and {speedup.high:.2f}×"
     )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnx_lowrank.cli.tables import print_notes, samples_text, table_of
 from onnx_lowrank.compression.sweep import Point, SweepReport
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import workspace, write_text
@@ -83,13 +84,11 @@ def _draw(curve: SweepReport, path: Path) -> None:
 
 def print_curve(curve: SweepReport, written: tuple[Path, ...], console: Console) -> None:
     """The points as a table, then what else the user should know."""
-    data = "random input, not real data" if curve.data == "random" else curve.data
-    console.print(Text(f"{curve.samples} samples of {data}, {curve.provider}"), style="bold")
+    samples = samples_text(curve.samples, curve.data)
+    console.print(Text(f"{samples}, {curve.provider}"), style="bold")
     console.print(_table(curve))
-    for line in curve.missed:
-        console.print(Text(f"missed: {line}", style="yellow"))
-    for note in curve.notes:
-        console.print(Text(f"note: {note}", style="yellow"))
+    print_notes(curve.missed, console, "missed")
+    print_notes(curve.notes, console)
     if not any(path.suffix == ".png" for path in written):
         console.print(
             Text("note: no picture: matplotlib is not installed (the extra [report] has it)")
@@ -99,11 +98,9 @@ def print_curve(curve: SweepReport, written: tuple[Path, ...], console: Console)
 
 
 def _table(curve: SweepReport) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
     names = ["keep", "bytes", "linear parameters", "MACs", "speedup", "error", "cosine"]
     names += ["damage", "predicted", *(["loss"] if curve.metric else [])]
-    for name in names:
-        table.add_column(name, justify="right")
+    table = table_of(*names)
     for point in curve.points:
         table.add_row(*_cells(point, curve))
     return table

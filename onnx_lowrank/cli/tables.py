@@ -1,12 +1,12 @@
-"""What a person sees of ``check``, ``bench`` and ``providers``."""
+"""Tables on a terminal: the one way to make them, and what a person sees of each verb."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePath
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -20,26 +20,39 @@ from onnx_lowrank.evaluation.bench import (
     TargetBench,
 )
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
+from onnx_lowrank.phrases import counted
 from onnx_lowrank.report import OutputCheck
 from onnx_lowrank.targets.base import Offer
 from onnx_lowrank.targets.support import ModelSupport, SupportReport
 
 __all__ = [
+    "OUTPUT_COLUMNS",
+    "alike",
+    "name_text",
+    "output_cells",
     "print_bench_report",
     "print_check_report",
     "print_inspection",
+    "print_notes",
     "print_offers",
     "print_support",
+    "samples_text",
+    "table_of",
 ]
 
+# Columns of text; all others hold numbers and stand to the right.
 _LEFT = frozenset(
-    {"", "compared", "costs", "how found, or what is missing", "install", "model", "nodes"}
-    | {"output", "target", "times"}
+    {"", "compared", "costs", "form", "how found, or what is missing", "install", "layer"}
+    | {"model", "nodes", "note", "output", "provider", "target", "times", "why dense"}
 )
+OUTPUT_COLUMNS = ("max |Δ|", "relative L2", "cosine", "top-1 agreement")
+
+Row = TypeVar("Row")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
+def table_of(*columns: str) -> Table:
+    """An empty table: text to the left and folded where it is long, numbers to the right."""
+    table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
     for column in columns:
         left = column in _LEFT
         table.add_column(
@@ -48,10 +61,46 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def output_cells(output: OutputCheck) -> list[str]:
+    """The cells of `OUTPUT_COLUMNS`."""
+    top = output.top1_agreement
+    return [
+        f"{output.max_abs_error:.3g}",
+        f"{output.relative_l2:.3g}",
+        f"{output.cosine:.5f}",
+        "" if top is None else f"{100 * top:.1f} %",
+    ]
+
+
+def samples_text(samples: int, data: str) -> str:
+    """Such as "8 samples of data.npz"."""
+    source = "random input, not real data" if data == "random" else data
+    return f"{counted(samples, 'sample')} of {source}"
+
+
+def print_notes(notes: Iterable[str], console: Console, what: str = "note") -> None:
+    """One line for each note."""
+    for note in notes:
+        console.print(Text(f"{what}: {note}", style="yellow"))
+
+
+def alike(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> Iterator[tuple[Row, int]]:
+    """The first row of each key, and how many others have it, in the order of the first ones."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return ((same[0], len(same) - 1) for same in groups.values())
+
+
+def name_text(name: str, more: int) -> Text:
+    """A layer's name, and how many others read the same weight and fare alike."""
+    return Text(f"{name} (+{more} with the same weight)" if more else name)
+
+
 def print_offers(offers: Sequence[Offer], console: Console) -> None:
     """Targets that are usable here, then the others with what is missing."""
     how = "how found, or what is missing"
-    table = _table("target", "usable", "version", "times", how, "install")
+    table = table_of("target", "usable", "version", "times", how, "install")
     for offer in sorted(offers, key=lambda offer: not offer.usable):
         table.add_row(
             offer.name,
@@ -66,12 +115,11 @@ def print_offers(offers: Sequence[Offer], console: Console) -> None:
 
 def print_check_report(report: CheckReport, console: Console) -> None:
     """One table for each target."""
-    data = "random input, not real data" if report.data == "random" else report.data
-    samples = f"{report.samples} sample{'' if report.samples == 1 else 's'}"
-    console.print(Text(f"A: {report.models[0]}; B: {report.models[1]}; {samples} of {data}"))
+    samples = samples_text(report.samples, report.data)
+    console.print(Text(f"A: {report.models[0]}; B: {report.models[1]}; {samples}"))
     for entry in report.targets:
         _print_target(entry, console)
-    _print_notes(report.notes, console)
+    print_notes(report.notes, console)
 
 
 def _print_target(entry: TargetCheck, console: Console) -> None:
@@ -81,21 +129,13 @@ def _print_target(entry: TargetCheck, console: Console) -> None:
             console.print(Text(f"{letter} does not run: {model.error}", style="red"))
         elif model.assignment:
             console.print(Text(f"{letter}: {_assigned(model)}"))
-    table = _table("output", "compared", "max |Δ|", "relative L2", "cosine", "top-1 agreement")
+    table = table_of("output", "compared", *OUTPUT_COLUMNS)
     rows: list[tuple[str, Iterable[OutputCheck]]] = [("B with A", entry.outputs)]
     for letter, model in zip("AB", entry.models, strict=True):
         rows.append((f"{letter} with {letter} on the CPU", model.against_cpu))
     for compared, outputs in rows:
         for output in outputs:
-            top = output.top1_agreement
-            table.add_row(
-                Text(output.name),
-                compared,
-                f"{output.max_abs_error:.3g}",
-                f"{output.relative_l2:.3g}",
-                f"{output.cosine:.5f}",
-                "" if top is None else f"{100 * top:.1f} %",
-            )
+            table.add_row(Text(output.name), compared, *output_cells(output))
     if table.row_count:
         console.print(table)
 
@@ -107,14 +147,14 @@ def print_bench_report(report: BenchReport, console: Console) -> None:
     for entry in report.targets:
         _print_bench(entry, console)
     console.print(Text(str(report.noise)))
-    _print_notes(report.notes, console)
+    print_notes(report.notes, console)
 
 
 def _print_bench(entry: TargetBench, console: Console) -> None:
     threads = "" if entry.threads is None else f", threads: {entry.threads}"
     console.print(Text(_target(entry.target, entry.emulated) + threads), style="bold")
     times = () if entry.emulated else ("median ms", "p90", "p99", "first", "load", "peak MB")
-    table = _table("model", *times, "costs", "nodes")
+    table = table_of("model", *times, "costs", "nodes")
     for model in entry.models:
         if model.error is not None:
             console.print(Text(f"{model.model} does not run: {model.error}", style="red"))
@@ -163,26 +203,16 @@ def _target(name: str, emulated: bool) -> str:
     return f"{name} (emulated)" if emulated else name
 
 
-def _print_notes(notes: Sequence[str], console: Console) -> None:
-    for note in notes:
-        console.print(Text(f"note: {note}", style="yellow"))
-
-
 def print_inspection(inspection: Inspection, console: Console) -> None:
     """The inspection as two tables."""
     console.print(f"{inspection.path}: {inspection.parameters:,} parameters")
-    table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
+    ranks = [f"rank at {energy:g}" for energy in ENERGIES]
+    table = table_of("layer", "form", "m×n", "of model", "break-even", *ranks, "note")
     maps = len({(row.name, row.weight) for row in inspection.entries})
-    table.title = f"{maps} linear map{'' if maps == 1 else 's'} with a constant weight"
-    for column in ("layer", "form", "m×n", "of model", "break-even"):
-        left = column in ("layer", "form")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
-    for energy in ENERGIES:
-        table.add_column(f"rank at {energy:g}", justify="right")
-    table.add_column("note", overflow="fold")
-    for row, more in _one_a_weight(inspection.entries):
+    table.title = f"{counted(maps, 'linear map')} with a constant weight"
+    for row, more in alike(inspection.entries, lambda row: replace(row, name="")):
         table.add_row(
-            Text(f"{row.name} (+{more} with the same weight)" if more else row.name),
+            name_text(row.name, more),
             row.form,
             _size(row.shape),
             _percent(row.parameters, inspection.parameters),
@@ -200,17 +230,6 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
                 f"{row.reason}"
             )
         )
-
-
-def _one_a_weight(rows: Sequence[Inspected]) -> Iterator[tuple[Inspected, int]]:
-    """The rows, those that say the same of one weight as one, with the number of the others."""
-    alike: dict[Inspected, int] = {}
-    first: dict[Inspected, Inspected] = {}
-    for row in rows:
-        key = replace(row, name="")
-        alike[key] = alike.get(key, -1) + 1
-        first.setdefault(key, row)
-    return ((first[key], more) for key, more in alike.items())
 
 
 def _ranks(row: Inspected) -> Sequence[str]:
@@ -239,11 +258,8 @@ def print_support(report: SupportReport, console: Console, *, every: bool) -> No
         console: where to.
         every: name every node; else only how many break a rule, and the first.
     """
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    both = report.before is not None
-    table.add_column("provider", no_wrap=True)
-    for title in ("nodes taken", "partitions"):
-        table.add_column(f"{title}, before → after" if both else title, justify="right")
+    change = "" if report.before is None else ", before → after"
+    table = table_of("provider", f"nodes taken{change}", f"partitions{change}")
     for entry in report.providers:
         old, new = entry.before, entry.model
         taken, groups = f"{new.taken} of {new.nodes}", str(new.partitions)
@@ -260,12 +276,10 @@ def print_support(report: SupportReport, console: Console, *, every: bool) -> No
     )
     for entry in report.providers:
         if entry.model.left:
-            count = len(entry.model.left)
-            plural = "" if count == 1 else "s"
-            console.print(Text(f"{entry.provider} leaves {count} node{plural} to the CPU:"))
+            left = counted(len(entry.model.left), "node")
+            console.print(Text(f"{entry.provider} leaves {left} to the CPU:"))
             _print_left(entry.model, console, every=every)
-    for note in report.notes:
-        console.print(Text(f"note: {note}", style="yellow"))
+    print_notes(report.notes, console)
 
 
 def _print_left(model: ModelSupport, console: Console, *, every: bool) -> None:
@@ -273,11 +287,10 @@ def _print_left(model: ModelSupport, console: Console, *, every: bool) -> None:
         for node in model.left:
             console.print(Text(f"  {node.name} ({node.op_type}): {node.rule}"))
         return
-    rules = Counter((node.op_type, _kind(node.rule)) for node in model.left)
-    for (op_type, kind), count in rules.most_common():
-        alike = [n for n in model.left if n.op_type == op_type and _kind(n.rule) == kind]
-        more = "" if count == 1 else f" and {count - 1} more {op_type}"
-        console.print(Text(f"  {alike[0].name} ({op_type}){more}: {alike[0].rule}"))
+    kinds = alike(model.left, lambda node: (node.op_type, _kind(node.rule)))
+    for node, others in sorted(kinds, key=lambda found: -found[1]):
+        more = f" and {others} more {node.op_type}" if others else ""
+        console.print(Text(f"  {node.name} ({node.op_type}){more}: {node.rule}"))
 
 
 def _kind(rule: str) -> str:

@@ -21,6 +21,7 @@ from onnx_lowrank.maps.find import (
 )
 from onnx_lowrank.maps.forms import Site, all_forms
 from onnx_lowrank.numerics.ranks import break_even, energy_rank
+from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Progress, Stages
 
 __all__ = [
@@ -128,7 +129,7 @@ def _site(site: Site, group: Group, measured: dict[Group, Spectrum]) -> Inspecte
     if found is not None and not found.finite:
         reasons.append("holds NaN or Inf")
     if group.others:
-        reasons.append(f"its constant is also read by {', '.join(group.others[:2])}")
+        reasons.append(f"its constant is also read by {listed(group.others, 2)}")
     return Inspected(
         node_name(site.node),
         site.form.name,
@@ -167,7 +168,7 @@ def _others(model: ir.Model, finding: Finding, constants: Constants, total: int)
         reason = f"read by {', '.join(kinds) or 'nothing'}, which is no linear map that is handled"
         rows.append(
             Inspected(
-                ", ".join(names[:2]), "", "", value.name or "", found.shape, size, None, (), reason
+                listed(names, 2), "", "", value.name or "", found.shape, size, None, (), reason
             )
         )
     return rows

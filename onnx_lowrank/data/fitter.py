@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from onnx_lowrank.data.labels import LABEL_NAMES, own_name
-from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec, near_names
+from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.phrases import near_names
 
 __all__ = ["Fitter", "is_floating", "require_tensors"]
 

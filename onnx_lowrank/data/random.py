@@ -14,6 +14,7 @@ from onnx_lowrank.data.fitter import is_floating
 from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.phrases import listed
 
 __all__ = ["check_random", "random_feed", "random_note"]
 
@@ -97,8 +98,5 @@ def random_note(specs: Sequence[InputSpec], bounds: Mapping[str, int], seed: int
             top = bounds.get(spec.name, 256 if spec.dtype == np.uint8 else 2)
             text = f"integers from 0 to {top - 1}"
         groups.setdefault(text, []).append(spec.name)
-    parts = [
-        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''} {text}"
-        for text, names in groups.items()
-    ]
+    parts = [f"{listed(names, 3)} {text}" for text, names in groups.items()]
     return f"random input (seed {seed}), not real data: {'; '.join(parts)}"

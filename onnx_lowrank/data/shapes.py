@@ -6,9 +6,8 @@ guess.  A symbolic dimension has one value wherever it stands.  Every guess come
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.phrases import listed, near_names
 
 __all__ = [
     "IMAGE_SIZES",
@@ -23,7 +23,6 @@ __all__ = [
     "InputSpec",
     "concrete_shapes",
     "input_specs",
-    "near_names",
     "parse_dims",
     "parse_input_shapes",
 ]
@@ -156,18 +155,6 @@ def parse_dims(texts: Sequence[str]) -> dict[str, int]:
 def _size(text: str) -> int | None:
     text = text.strip()
     return int(text) if text.isascii() and text.isdecimal() else None
-
-
-def near_names(name: str, known: Iterable[str]) -> str:
-    """What a message says about an unknown name: the nearest known ones, or all of them."""
-    names = list(known)
-    if not names:
-        return "there are none"
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    if near:
-        return "did you mean " + " or ".join(repr(item) for item in near) + "?"
-    shown = ", ".join(repr(item) for item in names[:10])
-    return f"there are {shown}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def concrete_shapes(
@@ -345,16 +332,10 @@ def _notes(
             has_names = any(isinstance(declared[axis], str) for axis in axes)
             groups.setdefault((shapes[name], ", ".join(labels), has_names), []).append(name)
     return tuple(
-        f"{_some(names)}: {list(shape)} (assumed {labels}; set with "
+        f"{listed(names, 3)}: {list(shape)} (assumed {labels}; set with "
         f"{'--dim or ' if has_names else ''}--input-shape)"
         for (shape, labels, has_names), names in groups.items()
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    if len(names) <= 4:
-        return ", ".join(names)
-    return ", ".join(names[:3]) + f" and {len(names) - 3} more"
 
 
 def _text(shape: Sequence[int | str | None]) -> str:

@@ -18,6 +18,7 @@ from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.classifiers import classifier_outputs
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.phrases import counted
 from onnx_lowrank.report import OutputCheck, ProviderCheck
 from onnx_lowrank.runtime.session import run
 
@@ -231,7 +232,7 @@ def _stored_note(outputs: Sequence[OutputCheck], samples: int) -> str:
     agrees = error <= _AGREES
     return (
         f"the original {'agrees with' if agrees else 'deviates from'} the stored outputs of "
-        f"{samples} sample{'' if samples == 1 else 's'} {'to' if agrees else 'by'} {error:.1e} "
+        f"{counted(samples, 'sample')} {'to' if agrees else 'by'} {error:.1e} "
         f"relative (worst output {name!r})"
         + ("" if agrees else ": they may belong to another version of the model")
     )

@@ -25,6 +25,7 @@ from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Accumulator, Moments
+from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.taps import (
     Runner,
@@ -323,9 +324,8 @@ def statistics_of(
             "takes over what the pair loses of the mean of its inputs"
         )
     if few:
-        shown = ", ".join(few[:2]) + (f" and {len(few) - 2} more" if len(few) > 2 else "")
         notes.append(
-            f"calibration: fewer rows than columns at {shown}; the moments are shrunk, more "
-            "samples would help"
+            f"calibration: fewer rows than columns at {listed(few, 2)}; the moments are shrunk, "
+            "more samples would help"
         )
     return Statistics(fitted, held, missing, tuple(notes))

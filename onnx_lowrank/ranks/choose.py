@@ -21,6 +21,7 @@ from onnx_lowrank.numerics.ranks import (
     largest_rank,
     rounded,
 )
+from onnx_lowrank.phrases import listed
 from onnx_lowrank.ranks.goals import Goal
 
 __all__ = [
@@ -45,7 +46,7 @@ def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | 
     if group.others and goal.min_gain >= 0:
         return Choice(
             None,
-            f"{group.matrix.name} is also read by {_listed(group.others)}: it would stay, and "
+            f"{group.matrix.name} is also read by {listed(group.others, 2)}: it would stay, and "
             "the pair would come on top",
         )
     limit = goal.largest(group)
@@ -191,8 +192,3 @@ def _refused(entry: Refused) -> Decision:
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:2])
-    return shown if len(names) <= 2 else f"{shown} and {len(names) - 2} more"

@@ -22,6 +22,7 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms.base import Site
 from onnx_lowrank.numerics.ranks import break_even
+from onnx_lowrank.phrases import counted
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.ranks.microbench import (
     Limits,
@@ -124,7 +125,7 @@ class Place:
         return cls(provider, threads, _processor(), str(ort.__version__))
 
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        threads = counted(self.threads, "thread")
         return f"{self.provider}, {threads}, {self.processor}, ONNX Runtime {self.runtime}"
 
 

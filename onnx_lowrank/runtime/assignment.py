@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from onnx_lowrank.phrases import counted, listed
+
 if TYPE_CHECKING:
     import onnxruntime as ort
 
@@ -57,14 +59,14 @@ def assignment_text(nodes: Nodes, provider: str, title: str) -> str:
     own = len(nodes.get(provider, ()))
     others = nodes_elsewhere(nodes, provider)
     total = own + len(others)
-    text = f"{own} of {total} node{'' if total == 1 else 's'} on {title}"
-    return f"{text}; left to the CPU: {_listed(others)}" if others else text
+    text = f"{own} of {counted(total, 'node')} on {title}"
+    return f"{text}; left to the CPU: {_with_kinds(others)}" if others else text
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
+def _with_kinds(names: Sequence[str]) -> str:
+    shown = listed(names, _NAMED)
     if len(names) <= _NAMED:
         return shown
     rest = Counter(name.rpartition("(")[2].rstrip(")") for name in names[_NAMED:])
     kinds = ", ".join(f"{count} {kind}" for kind, count in rest.most_common())
-    return f"{shown} and {len(names) - _NAMED} more ({kinds})"
+    return f"{shown} ({kinds})"

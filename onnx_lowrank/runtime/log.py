@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from onnx_lowrank.phrases import counted
+
 __all__ = ["LogLine", "OrtLog", "quiet_stdout", "reserve_stderr"]
 
 _SEVERITIES = {"V": "verbose", "I": "info", "W": "warning", "E": "error", "F": "fatal"}
@@ -66,7 +68,7 @@ class OrtLog:
         counts = self.counts
         errors = counts["error"] + counts["fatal"]
         parts = [
-            f"{number} ONNX Runtime {word}{'' if number == 1 else 's'}"
+            counted(number, f"ONNX Runtime {word}")
             for number, word in ((counts["warning"], "warning"), (errors, "error"))
             if number
         ]

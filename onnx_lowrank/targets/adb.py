@@ -45,7 +45,7 @@ from onnx_lowrank.targets.packing import (
     read_result,
 )
 
-__all__ = ["Adb", "create", "offers"]
+__all__ = ["KINDS", "Adb", "create", "offers"]
 
 _INSTALL = "apt-get install adb"
 _STATUS = "onnx-lowrank-status="
@@ -53,15 +53,16 @@ _PATIENCE = 30.0
 """Seconds for what only looks or tidies up."""
 
 
-def create(name: str) -> Target | None:
+KINDS = frozenset({"adb"})
+
+
+def create(name: str) -> Target:
     """The target of ``adb`` and ``adb:SERIAL``.
 
     Raises:
         InputError: there is no adb.
         UsageError: the name is not as described above.
     """
-    if name.partition("?")[0].partition(":")[0] != "adb":
-        return None
     if shutil.which("adb") is None:
         raise InputError(f"--target {name}: no adb on the PATH; {_INSTALL}")
     return Adb(name)

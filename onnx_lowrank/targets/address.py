@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from onnx_lowrank.errors import UsageError
 
-__all__ = ["Address", "parse"]
+__all__ = ["Address", "kind_of", "parse"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Address:
     def get(self, key: str) -> str | None:
         """The value of a key that was given at most once."""
         return self.options.get(key, (None,))[0]
+
+
+def kind_of(name: str) -> str:
+    """What stands before the first colon or question mark."""
+    return name.partition("?")[0].partition(":")[0]
 
 
 def parse(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.phrases import counted
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.assignment import PROVIDER_SUFFIX, assignment_text
 
@@ -134,4 +135,4 @@ def outcome_text(target: Target, outcome: Outcome) -> str:
     if target.own is not None:
         return assignment_text(outcome.nodes, target.own, target.own.removesuffix(PROVIDER_SUFFIX))
     counts = {name.removesuffix(PROVIDER_SUFFIX): len(n) for name, n in outcome.nodes.items()}
-    return "; ".join(f"{n} node{'' if n == 1 else 's'} on {name}" for name, n in counts.items())
+    return "; ".join(f"{counted(n, 'node')} on {name}" for name, n in counts.items())

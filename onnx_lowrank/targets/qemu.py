@@ -33,7 +33,7 @@ from onnx_lowrank.targets.base import (
 )
 from onnx_lowrank.targets.packing import packed, read_result
 
-__all__ = ["QemuArm64", "create", "guest_command", "offers"]
+__all__ = ["KINDS", "QemuArm64", "create", "guest_command", "offers"]
 
 _NAME = "qemu-arm64"
 _INSTALL = "apt-get install qemu-user gcc libc6-dev && python tools/setup_arm64.py"
@@ -41,14 +41,17 @@ _DEFAULT = "cortex-a76"
 _COUNTED_RUNS = 3
 
 
-def create(name: str) -> Target | None:
+KINDS = frozenset({_NAME})
+
+
+def create(name: str) -> Target:
     """The target of ``qemu-arm64``.
 
     Raises:
         InputError: it is not set up, or has no such CPU.
         UsageError: the name is not as described above.
     """
-    return QemuArm64(name) if name.partition("?")[0] == _NAME else None
+    return QemuArm64(name)
 
 
 def offers() -> list[Offer]:

@@ -54,7 +54,7 @@ from onnx_lowrank.targets.packing import (
     read_result,
 )
 
-__all__ = ["Ssh", "create", "offers"]
+__all__ = ["KINDS", "Ssh", "create", "offers"]
 
 # Understood by every Python, so that an old one can say that it is too old.
 _BOOTSTRAP = (
@@ -69,15 +69,16 @@ _PATIENCE = 15.0
 _CHUNK = 1 << 20
 
 
-def create(name: str) -> Target | None:
+KINDS = frozenset({"ssh"})
+
+
+def create(name: str) -> Target:
     """The target of ``ssh://…``.
 
     Raises:
         UsageError: the name is not as described above.
         InputError: there is no ssh client.
     """
-    if not name.startswith("ssh://"):
-        return None
     if shutil.which("ssh") is None:
         raise InputError(f"--target {name}: no ssh client here; apt-get install openssh-client")
     return Ssh(name)

@@ -42,7 +42,7 @@ from onnx_lowrank.targets.base import (
 )
 from onnx_lowrank.targets.packing import model_files
 
-__all__ = ["WebTarget", "create", "offers"]
+__all__ = ["KINDS", "WebTarget", "create", "offers"]
 
 _INSTALL = "python tools/setup_web.py"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -51,7 +51,10 @@ _TYPES = {"float32", "float64", "float16", "bool", "string"} | {
 }
 
 
-def create(name: str) -> Target | None:
+KINDS = frozenset({"web", "web-chromium", "web-webgpu"})
+
+
+def create(name: str) -> Target:
     """The target of ``web``, ``web-chromium`` or ``web-webgpu``.
 
     Raises:
@@ -59,8 +62,6 @@ def create(name: str) -> Target | None:
         UsageError: the name has options.
     """
     kind, question, _ = name.partition("?")
-    if kind not in ("web", "web-chromium", "web-webgpu"):
-        return None
     if question:
         raise UsageError(f"--target {name}: {kind} takes no options")
     for offer in offers():

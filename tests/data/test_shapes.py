@@ -12,11 +12,11 @@ from onnx_lowrank.data.shapes import (
     InputSpec,
     concrete_shapes,
     input_specs,
-    near_names,
     parse_dims,
     parse_input_shapes,
 )
 from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.phrases import near_names
 
 
 def spec(name: str, *shape: int | str | None, dtype: npt.DTypeLike = np.float32) -> InputSpec:

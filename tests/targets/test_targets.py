@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.runtime import plugins
 from onnx_lowrank.runtime.assignment import assignment, assignment_text
 from onnx_lowrank.runtime.plugins import PLUGINS, Plugin
@@ -242,6 +244,42 @@ def test_peak_memory_grows_with_the_model_and_reports_crashes(
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is registered; what the test registers is forgotten."""
     monkeypatch.setattr(plugins, "registered", set())
+
+
+@pytest.mark.parametrize(
+    "name", ["ssh://board", "ssh://me@board?ep=qnn", "ssh:board", "adb:1?colour=red"]
+)
+def test_the_kind_of_a_name_decides_before_a_provider_is_loaded(name: str, tmp_path: Path) -> None:
+    """A remote target needs no execution provider of this machine, so none is loaded for it."""
+    for program in ("ssh", "adb"):
+        (tmp_path / program).touch(mode=0o755)
+    code = (
+        "import sys\n"
+        "from onnx_lowrank.errors import LowRankError\n"
+        "from onnx_lowrank.targets import open_target\n"
+        "try:\n    open_target(sys.argv[1])\n"
+        "except LowRankError as error:\n    assert 'no such target' not in str(error)\n"
+        "print([name for name in sys.modules if name.startswith('onnxruntime')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, name],
+        env={**os.environ, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_provider_is_asked_for_a_remote_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(local, "create", asked.append)
+    with pytest.raises(UsageError, match=r"expected ssh://"):
+        open_target("ssh:board")
+    assert not asked
+    with pytest.raises(InputError, match="no such target"):
+        open_target("warp9")
+    assert asked == ["warp9"]
 
 
 def test_unknown_target() -> None:

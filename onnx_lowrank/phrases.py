@@ -1,0 +1,30 @@
+"""Phrases: how messages count things and list names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = ["counted", "listed", "near_names"]
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as "1 node" or "3 nodes"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are: "a, b and 3 more"."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """What a message says about an unknown name: the nearest known ones, or the first ones."""
+    names = list(known)
+    if not names:
+        return "there are none"
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(repr(item) for item in near) + "?"
+    return f"there are {listed([repr(item) for item in names], 10)}"
