@@ -154,7 +154,7 @@ def _refitted(
     context: Context, prepared: Prepared, choices: Mapping[Group, Choice], work: int
 ) -> Iterable[tuple[Group, Factors]] | None:
     """The pairs, fitted again to what the compressed model gives each layer."""
-    samples, settings = context.trial.fitted_to, context.settings
+    samples, settings = context.trial.split.fitted_to, context.settings
     if samples is None:
         context.say("nothing was refitted: there are no samples to fit to")
         return None
@@ -212,8 +212,8 @@ def _healed(
         unavailable = trial.unavailable
     if unavailable is not None:
         raise InputError(f"--heal: {unavailable}")
-    samples, every = trial.fitted_to, trial.calibration
-    if samples is None or every is None or not trial.healed_by:
+    samples, every = trial.split.fitted_to, trial.split.calibration
+    if samples is None or every is None or not trial.split.healed_by:
         raise InputError("--heal: expected two samples or more, one of them to judge with")
     start = time.perf_counter()
     with context.stages("heal", settings.heal) as advance:
@@ -223,7 +223,7 @@ def _healed(
                 prepared.model,
                 trained,
                 samples.feeds,
-                every.part(trial.healed_by).feeds,
+                every.part(trial.split.healed_by).feeds,
                 settings.mask or find_mask(samples.feeds[0]),
                 trial.runner,
                 HealPlan(settings.heal, settings.heal_at, seed=settings.seed),

@@ -113,7 +113,7 @@ def searching_for(
         InputError: the model does not run with its weights as inputs.
     """
     settings, trial = context.settings, context.trial
-    samples = trial.search
+    samples = trial.split.search
     if settings.data is None and settings.calibration is None:
         context.say("damage measured on random input, not real data: --data would tell more")
     return Searching(

@@ -169,12 +169,12 @@ def _gathered(
         if settings.calibration is not None:
             raise InputError(f"--calibrate: {unavailable}")
         return None, None
-    samples = trial.fitted_to
+    samples = trial.split.fitted_to
     if samples is None:
         return None, None
     mask = settings.mask or find_mask(samples.feeds[0])
     held = trial.samples.feeds
-    aside = trial.searched if settings.budget is not None else ()
+    aside = trial.split.searched if settings.budget is not None else ()
     fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
     rest = [samples.feeds[number] for number in aside]
     with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
@@ -223,9 +223,9 @@ def _felt(
 
     Samples that a search judges with have no part in it.
     """
-    settings, samples = context.settings, context.trial.fitted_to
+    settings, samples = context.settings, context.trial.split.fitted_to
     assert samples is not None  # moments were gathered of them
-    aside = set(context.trial.searched if settings.budget is not None else ())
+    aside = set(context.trial.split.searched if settings.budget is not None else ())
     feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
     mask = settings.mask or find_mask(feeds[0])
     constants = Constants(model, settings.constant_inputs)

@@ -476,4 +476,4 @@ def test_a_search_reads_some_dozen_samples(
     data = [{"x": np.zeros((rows, 32), "f4")} for _ in range(count)]
     settings = Settings(keep=0.5, calibration=data, calibration_samples=count, bench=False)
     trial = Trial(load(model), settings, tmp_path, OrtLog())
-    assert len(trial.searched) == searched
+    assert len(trial.split.searched) == searched

@@ -1,0 +1,171 @@
+"""Sample split: which samples judge the result, and which fit, search and heal the factors.
+
+No sample both fits and judges, unless there is only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
+from onnx_lowrank.data.shapes import input_specs
+from onnx_lowrank.data.sources import SampleSource, load_source, same_source
+
+__all__ = ["SampleSplit"]
+
+# A search judges with one calibration sample of so many, and with at most so many.
+_SEARCHED, _MOST_SEARCHED = 5, 32
+# Samples that are whole batches: with so many batches at most, or with so many of their rows.
+_BATCHES_SEARCHED, _ROWS_SEARCHED = 8, 128
+# Share of the calibration samples that judges the healing.
+_HEALED = 0.1
+
+
+class SampleSplit:
+    """The samples of one run by what they are for; they are loaded when they are first needed."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        settings: Settings,
+        reference: Callable[[], ort.InferenceSession],
+        notes: dict[str, None],
+    ) -> None:
+        """A split of nothing yet.
+
+        Args:
+            model: what the samples must fit.
+            settings: where they come from, and how many are wanted.
+            reference: gives a session of the model; it is asked where a size has to be guessed.
+            notes: gets assumptions and findings, for the report.
+        """
+        self._model, self._settings = model, settings
+        self._reference, self.notes = reference, notes
+
+    @property
+    def judge(self) -> Samples:
+        """The samples that judge the result: to check and to time with.
+
+        Raises:
+            InputError: the data do not fit the model.
+        """
+        return self._parts[0]
+
+    @property
+    def calibration(self) -> Samples | None:
+        """The samples to fit to, none of which are in `judge`; None if there are none.
+
+        Raises:
+            InputError: the data do not fit the model.
+        """
+        return self._parts[1]
+
+    @cached_property
+    def searched(self) -> tuple[int, ...]:
+        """Which samples of `fitted_to` a search of ranks judges with; none of few."""
+        count = 0 if self.fitted_to is None else len(self.fitted_to.feeds)
+        if self.fitted_to is None or count < _SEARCHED:
+            return ()
+        leading = {array.shape[:1] for array in self.fitted_to.feeds[0].values()}
+        (rows,) = leading.pop() if len(leading) == 1 and () not in leading else (1,)
+        most = min(_MOST_SEARCHED, max(_BATCHES_SEARCHED, _ROWS_SEARCHED // max(rows, 1)))
+        spread = np.linspace(0, count - 1, min(most, count // _SEARCHED))
+        return tuple(sorted({int(place) for place in spread}))
+
+    @cached_property
+    def healed_by(self) -> tuple[int, ...]:
+        """Which samples of `calibration` judge the healing; nothing else is fitted to them.
+
+        A start that was fitted to them would look better there than it is.
+        """
+        count = 0 if self.calibration is None else len(self.calibration.feeds)
+        if not self._settings.heal or count < 2:
+            return ()
+        spread = np.linspace(0, count - 1, max(1, round(_HEALED * count)) + 2)[1:-1]
+        return tuple(sorted({int(place) for place in spread}))
+
+    @cached_property
+    def fitted_to(self) -> Samples | None:
+        """The samples of `calibration` that factors are fitted to: all but those of the healing."""
+        samples = self.calibration
+        if samples is None or not self.healed_by:
+            return samples
+        aside = set(self.healed_by)
+        return samples.part([n for n in range(len(samples.feeds)) if n not in aside])
+
+    @property
+    def search(self) -> Samples:
+        """The samples that a search of ranks judges with.
+
+        They are not in `judge` unless nothing else is there.
+        """
+        if self.fitted_to is None:
+            return self.judge
+        return self.fitted_to.part(self.searched) if self.searched else self.fitted_to
+
+    @cached_property
+    def _parts(self) -> tuple[Samples, Samples | None]:
+        """What judges, and what the factors are fitted to."""
+        model, settings = self._model, self._settings
+        specs = input_specs(model)
+        shapes = runnable_shapes(
+            self._reference(), model, specs, settings.input_shapes, settings.dims
+        )
+        judge, fit = settings.data, settings.calibration
+
+        def loaded(source: SampleSource, limit: int) -> Samples:
+            option = "--data" if source is judge else "--calibrate"
+            return load_source(
+                source,
+                model,
+                specs,
+                shapes,
+                limit=limit,
+                seed=settings.seed,
+                option=option,
+                labels=None if settings.labels is None else Path(settings.labels),
+            )
+
+        if judge is None and fit is None:
+            self.notes.update(dict.fromkeys(shapes.notes))
+            parts: tuple[Samples, Samples | None] = (
+                random_samples(model, specs, shapes, count=settings.samples, seed=settings.seed),
+                None,
+            )
+        elif judge is not None and not settings.calibrate:
+            parts = loaded(judge, settings.samples), None
+        elif judge is not None and fit is not None and not same_source(judge, fit):
+            parts = loaded(judge, settings.samples), loaded(fit, settings.calibration_samples)
+        else:
+            source = judge if judge is not None else fit
+            assert source is not None
+            both = loaded(source, settings.samples + settings.calibration_samples)
+            parts = self._split(both)
+        for part in parts:
+            if part is not None:
+                self.notes.update(dict.fromkeys(part.notes))
+        return parts
+
+    def _split(self, both: Samples) -> tuple[Samples, Samples | None]:
+        """A held-out quarter, at most as many as are to be checked, and the rest to fit to."""
+        settings, count = self._settings, len(both.feeds)
+        if count == 1:
+            note = f"{both.source}: one sample cannot both calibrate and judge: "
+            if settings.calibration is None:
+                self.notes[note + "it judges, the factors are fitted to the weights alone"] = None
+                return both, None
+            self.notes[note + "it does, so the check is too good"] = None
+            return both, both
+        order = np.random.default_rng(settings.seed).permutation(count)
+        held = min(settings.samples, max(1, count // 4))
+        judge = sorted(int(index) for index in order[:held])
+        fit = sorted(int(index) for index in order[held:][: settings.calibration_samples])
+        self.notes[f"{both.source}: {len(fit)} samples calibrate, {len(judge)} others judge"] = None
+        return both.part(judge), both.part(fit)
