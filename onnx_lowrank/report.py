@@ -107,7 +107,7 @@ class Layer:
         macs_before: multiply-accumulates of one inference with the checked input shapes, or None.
         macs_after: the same for the pair.
         shared: how many further layers read the same constant.
-        off: whether its form was not chosen (``--ops``); such layers count in no sum of linear
+        off: whether its form was not chosen; such layers count in no sum of linear
             parameters.
         refit: relative error of what the layer should give in the compressed model, before and
             after its refit, on samples that the refit was not made with; None where not refitted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -199,3 +200,19 @@ def test_one_class_has_one_name() -> None:
             if isinstance(node, ast.ClassDef) and not is_private(node.name):
                 homes.setdefault(node.name, []).append(name)
     assert not {name: places for name, places in homes.items() if len(places) > 1}
+
+
+def documented(tree: ast.Module) -> Iterator[str]:
+    """The docstrings of a module, also those of attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield str(node.value.value)
+
+
+@pytest.mark.parametrize("own", [own for own in FLOORS if own not in ("cli", "compression")])
+def test_options_are_the_business_of_the_command(own: str) -> None:
+    """Docstrings below it use the words of the field; a flag of another program is no option."""
+    options = r"``--|--(data|ep|fisher|for|heal|metric|ops|target|input-shape|dim)\b"
+    texts = (text for name in MODULES if room(name) == own for text in documented(MODULES[name]))
+    wrong = [text for text in texts if re.search(options, text)]
+    assert not wrong, "\n".join(wrong)

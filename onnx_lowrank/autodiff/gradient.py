@@ -7,7 +7,7 @@ What is trained becomes inputs, and from the losses back to them every node's de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,7 @@ from onnx_lowrank.errors import DerivativeError, InputError
 from onnx_lowrank.graph.constants import FLOATS
 from onnx_lowrank.graph.walk import static_shape
 from onnx_lowrank.numerics.arrays import Feed
-from onnx_lowrank.runtime.taps import (
-    Runner,
-)
+from onnx_lowrank.runtime.taps import OpenModel, look
 
 __all__ = [
     "Gradients",
@@ -186,7 +184,7 @@ def _sizes(tensor: ir.TensorProtocol | None) -> tuple[int, ...]:
 def read_ranks(
     model: ir.Model,
     by: Sequence[str],
-    open_model: Callable[[ir.Model], Runner],
+    open_model: OpenModel,
     feed: Feed,
 ) -> dict[str, int]:
     """The number of axes of values that derivatives read, off a run where it is not known.
@@ -207,19 +205,8 @@ def read_ranks(
     }
     if not around:
         return {}
-    copy = model.clone()
-    known = {output.name: output for node in copy.graph for output in node.outputs}
-    del copy.graph.outputs[:]
-    probes = {}
-    for number, name in enumerate(sorted(around)):
-        node = ir.Node("", "Shape", [known[name]], name=f"{name}/shape_{number}")
-        output = node.outputs[0]
-        output.name, output.dtype, output.shape = node.name, ir.DataType.INT64, ir.Shape([None])
-        copy.graph.append(node)
-        copy.graph.outputs.append(output)
-        probes[node.name or ""] = name
-    found = open_model(copy)(feed)
-    return {name: len(found[probe]) for probe, name in probes.items()}
+    seen = look(model, around, lambda copy: open_model(copy)(feed))
+    return {name: len(shape) for name, shape in seen.shapes.items()}
 
 
 def loss_model(model: ir.Model, values: Sequence[str]) -> ir.Model:
@@ -317,7 +304,7 @@ def _losses(model: ir.Model, tape: Tape, values: Sequence[str]) -> list[tuple[ir
     found = []
     for name in values:
         if name not in known:
-            raise InputError(f"--heal-at {name}: the compressed model has no such value")
+            raise InputError(f"expected {name!r} to be a value of the main graph, found none")
         names, y = Loss.of(name), known[name]
         target, weight = (
             ir.Value(name=given, type=ir.TensorType(_FLOAT), shape=None)

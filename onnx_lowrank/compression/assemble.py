@@ -96,7 +96,7 @@ def assemble(
         choices: one for each node (see `onnx_lowrank.ranks.choose.settle`).
         destination: names the file, and says where weights go.
         folder: where the files are written.
-        healed: whether ``--heal``, if given, takes part.
+        healed: whether healing, where it is asked for, takes part.
 
     Raises:
         InputError: the result cannot be written, or is not valid.

@@ -42,7 +42,7 @@ class Inspected:
     Attributes:
         name: the node, or for a constant that is no linear map, the nodes that read it.
         form: how it stands in the graph; "" for a constant that is no linear map.
-        ops: the name by which --ops chooses the form.
+        ops: the name by which the user chooses the form.
         weight: the constant.
         shape: as (e, m, n) for a linear map, else the constant's own.
         parameters: its elements.

@@ -127,7 +127,7 @@ def cost_table(
     """How long each group takes on the provider and threads of the run, by rank.
 
     With ``multiples`` also which multiple the ranks should be on.  What a loaded table
-    (``--load-costs``) holds is not measured again.
+    holds is not measured again.
 
     Raises:
         InputError: a table cannot be read or written.

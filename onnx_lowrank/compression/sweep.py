@@ -142,7 +142,7 @@ def sweep(
     Args:
         model: a path, a protobuf or an `onnx_ir.Model`; it is not changed.
         shares: of the linear layers' parameters to keep, each in (0, 1].
-        metric: a further measure of the loss, as ``--metric`` of `compress`.
+        metric: a further measure of the loss, as for `compress`.
         models: folder for the models, ``keep-0.80.onnx`` and so on; None keeps none.
         force: overwrite models there.
         progress: shows the stages.

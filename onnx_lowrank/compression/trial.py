@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -23,7 +20,7 @@ from onnx_lowrank.evaluation.metrics import Judged, Metric
 from onnx_lowrank.evaluation.outputs import classifier_outputs, compare_outputs, run_check
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.save import runnable_file, write
-from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import Check, Latency
 from onnx_lowrank.runtime.assignment import assignment, assignment_text
@@ -190,29 +187,26 @@ class Trial:
                 )
         return None
 
-    def runner(self, model: ir.Model | onnx.ModelProto) -> Runner:
+    def runner(self, model: ir.Model | onnx.ModelProto, *, optimize: bool = True) -> Runner:
         """A function from feeds to the outputs of a model made from the original."""
         if isinstance(model, onnx.ModelProto):
-            session = self._open(model.SerializeToString())
+            session = self._open(model.SerializeToString(), optimize=optimize)
         else:
             # A folder for each: sessions that are open may still read their file.
             with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as own:
-                session = self._open(write(model, Path(own), "tapped.onnx", "auto")[-1])
+                path = write(model, Path(own), "tapped.onnx", "auto")[-1]
+                session = self._open(path, optimize=optimize)
         wanted = {item.name for item in session.get_inputs()}
 
-        def call(feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+        def call(feed: Feed) -> dict[str, Array]:
             given = {name: array for name, array in feed.items() if name in wanted}
             return self._run(session, given, "the model with its activations as outputs")
 
         return call
 
-    def outputs(self, model: ir.Model) -> Mapping[str, npt.NDArray[np.generic]]:
+    def outputs(self, model: ir.Model) -> Feed:
         """Outputs of a model with the original's inputs on the first sample."""
-        path = write(model, self._folder, "probe.onnx", "auto")[-1]
-        session = self._open(path, optimize=False)
-        wanted = {item.name for item in session.get_inputs()}
-        feed = {name: array for name, array in self.samples.feeds[0].items() if name in wanted}
-        return self._run(session, feed, "the probe")
+        return self.runner(model, optimize=False)(self.samples.feeds[0])
 
     def check(self, candidate: ort.InferenceSession, advance: Advance) -> Check:
         """Outputs of a model against the original's on every sample."""
@@ -284,8 +278,6 @@ class Trial:
             log=self._log,
         )
 
-    def _run(
-        self, session: ort.InferenceSession, feed: Mapping[str, npt.NDArray[np.generic]], what: str
-    ) -> dict[str, npt.NDArray[np.generic]]:
+    def _run(self, session: ort.InferenceSession, feed: Feed, what: str) -> dict[str, Array]:
         with self._log.capture("running"):
             return run(session, feed, what)

@@ -1,6 +1,6 @@
 """Concrete input shapes: what the model fixes, what the user gave, what has to be assumed.
 
-Order of authority: a size that the model fixes, then ``--input-shape`` and ``--dim``, then a
+Order of authority: a size that the model fixes, then one that the user gave, then a
 guess.  A symbolic dimension has one value wherever it stands.  Every guess comes back as a note.
 """
 
@@ -168,8 +168,8 @@ def concrete_shapes(
 
     Args:
         specs: the inputs of the model.
-        input_shapes: input name -> sizes, from ``--input-shape``.
-        dims: symbolic dimension -> size, from ``--dim``.
+        input_shapes: input name -> sizes that the user gave.
+        dims: symbolic dimension -> size that the user gave.
         image: height and width to assume for images.
 
     Raises:
@@ -218,7 +218,7 @@ def _given_dims(specs: Sequence[InputSpec], dims: Mapping[str, int]) -> dict[str
 def _bind(
     spec: InputSpec, sizes: tuple[int, ...], values: dict[str, int], source: dict[str, str]
 ) -> None:
-    """Check one ``--input-shape`` and note the symbolic sizes that follow from it."""
+    """Check the sizes of one input and note the symbolic sizes that follow from it."""
     text = f"{spec.name}:{','.join(map(str, sizes))}"
     if spec.shape is None:
         return

@@ -119,7 +119,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class BenchReport(TargetsReport):
-    """What `bench_models` found; the schema is that of ``onnx-lowrank bench --report``.
+    """What `bench_models` found; also the schema of the JSON report of ``bench``.
 
     Attributes:
         tool: name and version of the program.

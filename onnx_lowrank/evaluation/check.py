@@ -68,7 +68,7 @@ class TargetCheck:
 
 @dataclass(frozen=True)
 class CheckReport(TargetsReport):
-    """What `check_models` found; the schema is that of ``onnx-lowrank check --report``.
+    """What `check_models` found; also the schema of the JSON report of ``check``.
 
     Attributes:
         tool: name and version of the program.

@@ -57,7 +57,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, as ``--metric`` names it.
+    """A metric of the loss.
 
     Attributes:
         text: as the user wrote it.

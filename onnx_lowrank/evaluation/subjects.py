@@ -26,7 +26,7 @@ class SampleOptions:
     """What the models are run on.
 
     Attributes:
-        data: where the samples come from, as ``--data``; None for random input.
+        data: the path of the samples; None for random input.
         samples: how many.
         seed: of random input, and of the choice among more.
         input_shapes: input -> concrete sizes.

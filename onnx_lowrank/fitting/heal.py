@@ -31,14 +31,9 @@ from onnx_lowrank.graph.elements import elements_of
 from onnx_lowrank.numerics.adam import Adam, schedule
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.runtime.taps import (
-    Runner,
-    tapped,
-)
+from onnx_lowrank.runtime.taps import OpenModel, tapped
 
 __all__ = ["BATCH", "DEFAULT_RATE", "HealPlan", "Healed", "heal"]
-
-Opener = Callable[[ir.Model], Runner]
 
 BATCH = 16
 DEFAULT_RATE = 4e-3
@@ -106,7 +101,7 @@ def heal(
     feeds: Sequence[Feed],
     held: Sequence[Feed],
     mask: str | None,
-    open_model: Opener,
+    open_model: OpenModel,
     plan: HealPlan,
     advance: Advance,
     show: Callable[[int, float], None] | None = None,
@@ -138,9 +133,11 @@ def heal(
     made = {value.name or "" for node in original.graph for value in node.outputs}
     inside = plan.at or bottlenecks(base, trained, ranks, made, _INSIDE)
     values = tuple(dict.fromkeys((*outputs, *inside)))
+    ours = {value.name or "" for node in base.graph for value in node.outputs}
     for name in values:
-        if name not in made:
-            raise InputError(f"--heal-at {name}: the original model has no such value")
+        for which, names in (("original", made), ("compressed", ours)):
+            if name not in names:
+                raise InputError(f"--heal-at {name}: the {which} model has no such value")
     source = tapped(original, values, open_model)
     (fit, judging), said = joined(model, (feeds, held), plan.batch, source)
     notes = list(said)
@@ -211,7 +208,7 @@ def heal(
 class _Judge:
     """The error of the outputs on held-out batches."""
 
-    def __init__(self, batches: Batches, base: ir.Model, open_model: Opener) -> None:
+    def __init__(self, batches: Batches, base: ir.Model, open_model: OpenModel) -> None:
         self._batches = batches
         self._values = batches.values
         self._run = open_model(loss_model(base, batches.values))

@@ -29,10 +29,7 @@ from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import Accumulator, passes
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.runtime.taps import (
-    Runner,
-    tapped,
-)
+from onnx_lowrank.runtime.taps import OpenModel, tapped
 
 __all__ = ["Felt", "felt"]
 
@@ -80,7 +77,7 @@ def felt(
     groups: Sequence[Group],
     feeds: Sequence[Feed],
     mask: str | None,
-    open_model: Callable[[ir.Model], Runner],
+    open_model: OpenModel,
     advance: Advance,
     seed: int = 0,
 ) -> Felt:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.data.mask import kept_rows, spread_mask
-from onnx_lowrank.fitting.segments import Open, Walk
+from onnx_lowrank.fitting.segments import OpenProto, Walk
 from onnx_lowrank.fitting.spectra import group_memory
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constant, Constants
@@ -144,7 +144,7 @@ def refit(
     statistics: Statistics,
     feeds: Sequence[Feed],
     mask: str | None,
-    open_model: Open,
+    open_model: OpenProto,
     advance: Advance,
 ) -> Refitted:
     """Refit the pairs of a model that is not rewritten yet.

@@ -20,9 +20,9 @@ from onnx_lowrank.runtime.taps import (
     Runner,
 )
 
-__all__ = ["Open", "Walk"]
+__all__ = ["OpenProto", "Walk"]
 
-Open = Callable[[onnx.ModelProto], Runner]
+OpenProto = Callable[[onnx.ModelProto], Runner]
 
 # What these make is no tensor and cannot be handed from one piece to the next.
 _NO_TENSORS = frozenset(
@@ -38,7 +38,7 @@ class Walk:
         live: for each sample the values that are known and still needed, by name.
     """
 
-    def __init__(self, model: ir.Model, feeds: Sequence[Feed], open_model: Open) -> None:
+    def __init__(self, model: ir.Model, feeds: Sequence[Feed], open_model: OpenProto) -> None:
         self._model = model
         self._nodes = list(model.graph)
         for node in self._nodes:

@@ -9,7 +9,7 @@ in one place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,10 +27,7 @@ from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Accumulator, Moments
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.runtime.taps import (
-    Runner,
-    tapped,
-)
+from onnx_lowrank.runtime.taps import OpenModel, tapped
 
 __all__ = [
     "MEMORY",
@@ -163,7 +160,7 @@ def _spooled(moments: Moments, spool: Spool) -> Moments:
 def gather(
     model: ir.Model,
     groups: Sequence[Group],
-    open_model: Callable[[ir.Model], Runner],
+    open_model: OpenModel,
     fit: Sequence[Feed],
     held: Sequence[Feed],
     mask: str | None,

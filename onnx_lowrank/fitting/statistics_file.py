@@ -2,9 +2,9 @@
 
 An ``.npz`` without pickles: ``header``, JSON as bytes, and for every stream of vectors, slice and
 part ("fit", "held") the arrays ``second`` (of a full matrix its upper triangle, row by row) and
-``mean``; with ``--fisher`` also the roots of the Fisher information, lower triangles.  A stream is
-known by the name of its activation and how it is read, a root by the name and size of its weight;
-the file as a whole by a fingerprint of the model.
+``mean``; where it was measured also the roots of the Fisher information, lower triangles.  A
+stream is known by the name of its activation and how it is read, a root by the name and size of
+its weight; the file as a whole by a fingerprint of the model.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ of the graph like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,7 @@ from onnx_lowrank.graph.walk import attribute
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.moments import Accumulator, Moments, passes
 from onnx_lowrank.numerics.whitening import Whitening
-from onnx_lowrank.runtime.taps import (
-    Runner,
-    tapped,
-)
+from onnx_lowrank.runtime.taps import OpenModel, tapped
 
 __all__ = ["Whitened", "whiten"]
 
@@ -87,7 +84,7 @@ def whiten(
     arrays: Mapping[str, Array],
     feeds: Sequence[Feed],
     mask: str | None,
-    open_model: Callable[[ir.Model], Runner],
+    open_model: OpenModel,
 ) -> Whitened:
     """White coordinates for what MatMul and Gemm multiply with.
 
@@ -138,7 +135,7 @@ def _moments(
     sizes: Mapping[str, int],
     feeds: Sequence[Feed],
     mask: str | None,
-    open_model: Callable[[ir.Model], Runner],
+    open_model: OpenModel,
 ) -> dict[str, Moments]:
     """Moments of the rows of values, by their name."""
     run = tapped(model, sizes, open_model)

@@ -45,7 +45,7 @@ def elements_of(model: ir.Model, name: str) -> Array:
     """
     value = float_constants(model).get(name)
     if value is None:
-        raise InputError(f"--heal: expected {name!r} to be a float constant of the main graph")
+        raise InputError(f"expected {name!r} to be a float constant of the main graph")
     producer = value.producer()
     tensor = value.const_value if producer is None else _tensor(producer)
     assert tensor is not None

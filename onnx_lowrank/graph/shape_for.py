@@ -1,4 +1,4 @@
-"""``--for``: the result in the shape that one kind of target likes.
+"""Shape for a target: the graph in the form that one kind of target runs best.
 
 Every step changes only how a linear map with a constant weight stands in the graph, never what it
 computes:
@@ -63,7 +63,7 @@ WISHES: dict[str, Wishes] = {
     # XNNPACK's Gemm takes the number of rows from the model.
     "xnnpack": Wishes(16, fixed=True, plain=True, matrices=True, bias=True, right=True),
 }
-"""By the names that ``--for`` takes."""
+"""By the name of the target."""
 
 
 def shape_for(model: ir.Model, target: str, sizes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class Refused:
         form: how the map stands there.
         refusal: why.
         site: where it could be factored; None where its form refuses it.
-        off: whether its form was not chosen (see ``--ops``).
+        off: whether its form was not chosen.
     """
 
     node: ir.Node

@@ -35,6 +35,7 @@ from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.runtime.session import prepare, run
 from onnx_lowrank.runtime.taps import Seen
+from onnx_lowrank.runtime.timing import Clock, interleave
 
 __all__ = [
     "Alignment",
@@ -53,7 +54,6 @@ Rounds = Callable[[int], npt.NDArray[np.float64]]
 """Runs so many further rounds and gives nanoseconds, shape [rounds, models]."""
 Timer = Callable[[Sequence[bytes], Feed], Rounds]
 """Loads serialized models, runs each once on the feed, and gives what times them in turns."""
-Clock = Callable[[], int]
 
 _WARMUP = 2
 _STEP = 10
@@ -217,18 +217,20 @@ def session_timer(
         for session in sessions:
             run(session, feed, "the map alone")  # the first run allocates, and names what fails
         calls = [prepare(session, feed) for session in sessions]
-        for call in calls * _WARMUP:
-            call()
-        generator = np.random.default_rng(0)
+        done = 0
 
         def rounds(count: int) -> npt.NDArray[np.float64]:
-            times = np.empty((count, len(calls)))
-            for row in times:
-                for index in generator.permutation(len(calls)):
-                    start = clock()
-                    calls[index]()
-                    row[index] = clock() - start
-            return times
+            nonlocal done
+            times = interleave(
+                [calls],
+                rounds=count,
+                warmup=0 if done else _WARMUP,
+                seconds=None,
+                clock=clock,
+                first=done,
+            )
+            done += count
+            return np.array(times, np.float64)
 
         return rounds
 

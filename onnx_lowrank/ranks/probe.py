@@ -6,7 +6,7 @@ the weight's place: that computes what the two chained maps compute, with the gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,9 +15,7 @@ from onnx_lowrank.evaluation.outputs import damage_of
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.numerics.arrays import Feed
-from onnx_lowrank.runtime.taps import (
-    Runner,
-)
+from onnx_lowrank.runtime.taps import OpenModel, Runner
 
 __all__ = ["Probe"]
 
@@ -36,7 +34,7 @@ class Probe:
         model: ir.Model,
         groups: Sequence[Group],
         feeds: Sequence[Feed],
-        open_model: Callable[[ir.Model], Runner],
+        open_model: OpenModel,
     ) -> None:
         """Open the session and run the reference.
 

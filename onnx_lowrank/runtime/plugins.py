@@ -44,7 +44,7 @@ class Plugin:
     """A plugin execution provider.
 
     Attributes:
-        name: as ``--ep`` takes it; also the extra of this package that installs it.
+        name: as the user writes it; also the extra of this package that installs it.
         title: how messages call it.
         provider: the name under which ONNX Runtime knows it.
         module: what its package is imported as.

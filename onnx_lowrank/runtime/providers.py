@@ -31,7 +31,7 @@ class Provider:
     """An execution provider of this process.
 
     Attributes:
-        name: as ``--ep`` takes it.
+        name: as the user writes it.
         full: as ONNX Runtime calls it.
         title: how messages call it.
         emulated: whether its times mean nothing.

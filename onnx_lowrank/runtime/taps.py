@@ -1,25 +1,28 @@
-"""What the values of a model are in one run: shapes, and contents where they are asked for.
+"""Values inside a model, read off a copy that gives them out.
 
-Static shape inference gives up on the reshapes that exporters write for dynamic shapes, so the
-model is run once with a Shape node behind every value that matters, or an Identity behind those
-whose contents matter.
+`tapped` gives the values themselves, for any sample; `look` gives their shapes in one run, and
+their contents where these are asked for.  Static shape inference gives up on the reshapes that
+exporters write for dynamic shapes, so `look` runs the model once with a Shape node behind every
+value that matters, or an Identity behind those whose contents matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.numerics.arrays import Array, Feed
 
-__all__ = ["Run", "Seen", "look", "tapped"]
+__all__ = ["OpenModel", "Run", "Runner", "Seen", "look", "tapped"]
 
-Run = Callable[[ir.Model], Mapping[str, npt.NDArray[Any]]]
+Run = Callable[[ir.Model], Feed]
 """Runs a model on one sample and gives its outputs by name."""
+Runner = Callable[[Feed], Feed]
+"""Runs one model on a sample and gives its outputs by name."""
+OpenModel = Callable[[ir.Model], Runner]
+"""Makes a runner of a model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class Seen:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    contents: Mapping[str, npt.NDArray[Any]]
+    contents: Feed
 
 
 def look(
@@ -49,19 +52,10 @@ def look(
     Raises:
         InputError: from ``run``.
     """
-    copy = model.clone()
     shapes: dict[str, tuple[int, ...]] = {}
     probes: dict[str, str] = {}
-    del copy.graph.outputs[:]
-    found = {
-        value.name: value
-        for node in copy.graph
-        for value in (*node.inputs, *node.outputs)
-        if value is not None and value.name in names
-    }
+    copy, found = _without_outputs(model, names)
     for name, value in found.items():
-        if not name:
-            continue
         if value.const_value is not None and value.is_initializer():
             shapes[name] = tuple(int(d) for d in value.const_value.shape)  # type: ignore[arg-type]
             continue
@@ -77,7 +71,7 @@ def look(
         copy.graph.append(probe)
         copy.graph.outputs.append(output)
         probes[output.name] = name
-    elements: dict[str, npt.NDArray[Any]] = {}
+    elements: dict[str, Array] = {}
     if probes:
         for label, array in run(copy).items():
             name = probes[label]
@@ -89,12 +83,7 @@ def look(
     return Seen(shapes, elements)
 
 
-Runner = Callable[[Feed], Mapping[str, Array]]
-
-
-def tapped(
-    model: ir.Model, names: Iterable[str], open_model: Callable[[ir.Model], Runner]
-) -> Runner:
+def tapped(model: ir.Model, names: Iterable[str], open_model: OpenModel) -> Runner:
     """From a feed to values of the main graph by name, what is fed among them.
 
     Args:
@@ -105,10 +94,20 @@ def tapped(
     wanted = set(names)
     if wanted.issubset(value.name for value in model.graph.inputs):
         return lambda feed: feed
-    copy = model.clone()
-    del copy.graph.outputs[:]
-    for value in [v for node in copy.graph for v in node.outputs if v.name in wanted]:
-        value.shape = None  # a declared shape may be too narrow for what is fed
-        copy.graph.outputs.append(value)
+    copy, found = _without_outputs(model, wanted)
+    for value in found.values():
+        if value.producer() is not None:
+            value.shape = None  # a declared shape may be too narrow for what is fed
+            copy.graph.outputs.append(value)
     run = open_model(copy)
     return lambda feed: {**feed, **run(feed)}
+
+
+def _without_outputs(
+    model: ir.Model, names: Collection[str]
+) -> tuple[ir.Model, dict[str, ir.Value]]:
+    """A copy that gives nothing out, and those of its values that are named."""
+    copy = model.clone()
+    del copy.graph.outputs[:]
+    values = (v for node in copy.graph for v in (*node.inputs, *node.outputs) if v is not None)
+    return copy, {value.name: value for value in values if value.name and value.name in names}

@@ -19,12 +19,17 @@ from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.report import Latency, Milliseconds, Speedup
 from onnx_lowrank.runtime.session import prepare, run
 
-__all__ = ["FEWEST_PAIRS", "MOST_FEEDS", "interleave", "latency_of", "time_pair"]
+__all__ = ["FEWEST_PAIRS", "MOST_FEEDS", "Clock", "interleave", "latency_of", "time_pair"]
 
 FEWEST_PAIRS = 5
 """Pairs that are timed whatever the time limit, unless fewer were asked for."""
 MOST_FEEDS = 8
 """Feeds held in memory while timing."""
+Clock = Callable[[], int]
+"""Gives nanoseconds, from any start."""
+
+# So many models are timed in every order.
+_ALL_ORDERS = 3
 
 
 def time_pair(
@@ -74,6 +79,8 @@ def interleave(
     warmup: int,
     seconds: float | None,
     progress: Callable[[int], None] | None = None,
+    clock: Clock = time.perf_counter_ns,
+    first: int = 0,
 ) -> list[tuple[int, ...]]:
     """Time every model once a round, in an order that changes from round to round.
 
@@ -84,6 +91,8 @@ def interleave(
         seconds: time after which no further round is begun, once there are `FEWEST_PAIRS`;
             None for no limit.
         progress: called after each round with the number of rounds done.
+        clock: nanoseconds.
+        first: number of the first round, where others were timed before.
 
     Returns:
         For each round the nanoseconds of every model.
@@ -93,21 +102,25 @@ def interleave(
             call()
     times: list[tuple[int, ...]] = []
     end = None if seconds is None else time.perf_counter() + seconds
-    for number in range(rounds):
-        if end is not None and number >= FEWEST_PAIRS and time.perf_counter() >= end:
+    for number in range(first, first + rounds):
+        if end is not None and len(times) >= FEWEST_PAIRS and time.perf_counter() >= end:
             break
         row = calls[number % len(calls)]
         took = [0] * len(row)
         for index in _order(number, len(row)):
-            took[index] = _time(row[index])
+            start = clock()
+            row[index]()
+            took[index] = clock() - start
         times.append(tuple(took))
         if progress is not None:
-            progress(number + 1)
+            progress(len(times))
     return times
 
 
 def _order(number: int, count: int) -> list[int]:
-    """The order of a round: begins with another model every time, and now and then backwards."""
+    """The order of a round: of up to three models all orders in turn, of more any."""
+    if count > _ALL_ORDERS:  # in turns each would always follow the same one
+        return [int(index) for index in np.random.default_rng(number).permutation(count)]
     first = number % count if count else 0
     order = [*range(first, count), *range(first)]
     return order[::-1] if count > 2 and (number // count) % 2 else order
@@ -115,12 +128,6 @@ def _order(number: int, count: int) -> list[int]:
 
 def _same_shapes(feeds: Sequence[Mapping[str, npt.NDArray[Any]]]) -> bool:
     return len({tuple((name, feed[name].shape) for name in feed) for feed in feeds}) == 1
-
-
-def _time(call: Callable[[], list[Any]]) -> int:
-    start = time.perf_counter_ns()
-    call()
-    return time.perf_counter_ns() - start
 
 
 def latency_of(times: Sequence[tuple[int, ...]], provider: str, threads: int) -> Latency:

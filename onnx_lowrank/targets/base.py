@@ -78,7 +78,7 @@ class Offer:
     """What `onnx-lowrank providers` says of a target.
 
     Attributes:
-        name: as ``--target`` or ``--ep`` takes it.
+        name: as the user writes it.
         usable: whether it can be used here and now.
         version: of what runs the models; None where it is not there.
         found: how it was found, or why it is not usable.

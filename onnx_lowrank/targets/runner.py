@@ -25,7 +25,8 @@ and gets a folder ``result`` with ``result.json``::
                      where there are any; "outputs" [{"file": npz, "outputs": [{"name", "type"}]}],
                      one entry for each sample, arrays "0", "1", …
 
-A model that crashes costs its own result and no other's.
+A model that crashes costs its own result and no other's.  Models are timed in turns, as in
+`onnx_lowrank.runtime.timing`, by a loop of this file: that module stays at home.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Support:
 
 @dataclass(frozen=True)
 class SupportReport(JsonReport):
-    """What `support_of` found; the schema is that of ``onnx-lowrank support --report``."""
+    """What `support_of` found; also the schema of the JSON report of ``support``."""
 
     tool: str
     model: str

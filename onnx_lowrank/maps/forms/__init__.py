@@ -21,7 +21,7 @@ def all_forms() -> tuple[Form, ...]:
 
 
 def chosen_forms(ops: Iterable[str] | None) -> tuple[Form, ...]:
-    """The forms that ``--ops`` names; the plain linear maps where it is not given (None).
+    """The forms of these names; the plain linear maps where none are given (None).
 
     Raises:
         UsageError: an entry is neither "all", "default" nor the ``ops`` of a form.

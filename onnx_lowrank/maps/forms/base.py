@@ -122,11 +122,11 @@ class Form(abc.ABC):
     name: ClassVar[str]
     """Name of the form, as it is reported."""
     ops: ClassVar[str]
-    """The name under which ``--ops`` chooses it."""
+    """The name under which the user chooses it."""
     shares_first: ClassVar[bool] = False
     """Whether its first map is a MatMul of the activation with A, which several nodes can share."""
     default: ClassVar[bool] = True
-    """Whether it is on without ``--ops``."""
+    """Whether it is on unless the user chooses others."""
     targets: ClassVar[frozenset[tuple[str, str]]]
     """(domain, operator) of the nodes to look at."""
 
