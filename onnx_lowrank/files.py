@@ -1,81 +1,299 @@
-"""Files: may a file be written here, and writing it whole or not at all."""
+"""Files: may a file be written here, and writing it whole or not at all.
+
+A run names everything that it writes as an `Output` and has all of them checked at once, against
+each other and against everything that it reads, before the work begins.  A regular file is written
+beside its place and renamed.  A link that exists is followed.  A device, a pipe or a descriptor
+such as ``/dev/stdout`` is written through: it has no place that a rename could take.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import secrets
 import shutil
+import stat
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from onnx_lowrank.errors import InputError
 
-__all__ = ["check_report_target", "check_statistics_target", "data_name", "workspace", "write_text"]
+__all__ = [
+    "Output",
+    "atomic",
+    "check_outputs",
+    "exists",
+    "is_file",
+    "is_standard_output",
+    "pending",
+    "place",
+    "resolved",
+    "same_file",
+    "workspace",
+    "write_text",
+    "written_through",
+]
+
+_PREFIX = ".onnx-lowrank-"
+_LINKS = 40  # as many as Linux follows
+_DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd|/dev/fd")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a run is going to write.
+
+    Attributes:
+        path: where to.
+        option: what named it, such as "--report"; empty for the result itself.
+        force: whether a regular file that stands there may be replaced.
+        beside: names of further files that may be written in its folder.
+    """
+
+    path: Path
+    option: str = ""
+    force: bool = True
+    beside: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.path}" if self.option else str(self.path)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file and those beside it."""
+        return self.path, *(resolved(self.path).with_name(name) for name in self.beside)
+
+
+def check_outputs(outputs: Sequence[Output], inputs: Iterable[Path]) -> None:
+    """Refuse places that cannot or must not be written.
+
+    Args:
+        outputs: everything that the run writes.
+        inputs: every file that it reads.
+
+    Raises:
+        InputError: naming the place and what is wrong with it.
+    """
+    read = tuple(inputs)
+    for output in outputs:
+        _check_place(output)
+        for source in read:
+            if same_file(output.path, source):
+                raise InputError(f"{output}: would overwrite the input {source}")
+        if not output.force and not written_through(output.path) and output.path.exists():
+            raise InputError(f"{output}: exists; --force overwrites it")
+    # A device such as /dev/null may be written twice.
+    kept = [output for output in outputs if not output.path.is_char_device()]
+    for number, output in enumerate(kept):
+        for other in kept[:number]:
+            if any(same_file(one, two) for one in output.paths for two in other.paths):
+                raise InputError(f"{output}: would overwrite {other}, which this run writes too")
+
+
+def _check_place(output: Output) -> None:
+    """Check one place by itself.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = output.path
+    try:
+        found = os.stat(path)  # noqa: PTH116 - Path.stat is the same, but for the errors
+    except ValueError as error:
+        raise InputError(f"{str(path)!r}: expected a file name, got one with a NUL") from error
+    except FileNotFoundError:
+        found = None
+    except NotADirectoryError as error:
+        raise InputError(f"{output}: folder {path.parent} does not exist") from error
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror or error}") from error
+    if found is None and path.is_symlink():
+        raise InputError(
+            f"{output}: expected a file or a new name, got a link to {path.readlink()}, "
+            "which does not exist"
+        )
+    if found is not None and stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{output}: expected a file to write, got a folder; it cannot be written")
+    if written_through(path):
+        if found is None or not os.access(path, os.W_OK):
+            raise InputError(f"{output}: cannot be written")
+        return
+    folder = resolved(path).parent
+    if not folder.is_dir():
+        raise InputError(f"{output}: folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{output}: folder {folder} cannot be written")
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names lead to one file, which need not exist."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+    except ValueError:  # a NUL: no such file
+        return False
+
+
+def resolved(path: Path) -> Path:
+    """The file that a link leads to; any other path as it is."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114
+
+
+def written_through(path: Path) -> bool:
+    """Whether a path is a device, a pipe, a socket or an open descriptor, not a regular file."""
+    if _descriptor(path) is not None:
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _descriptor(path: Path) -> int | None:
+    """The descriptor of this process that a path such as ``/dev/stdout`` names; or None."""
+    for _ in range(_LINKS):
+        folder = _DESCRIPTORS.fullmatch(os.path.realpath(path.parent))
+        if folder is not None and path.name.isdecimal():
+            own = folder[1] is None or int(folder[1]) == os.getpid()
+            return int(path.name) if own else None
+        if not os.path.islink(path):  # noqa: PTH114 - for names that no file system takes
+            return None
+        path = path.parent / path.readlink()
+    return None
+
+
+def exists(path: Path) -> bool:
+    """As `Path.exists`, for any text: a name that no file system takes does not exist."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """As `Path.is_file`, for any text: a name that no file system takes is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_standard_output(path: Path) -> bool:
+    """Whether a path leads to where this process's standard output goes, other than a device."""
+    try:
+        found, own = path.stat(), os.fstat(1)
+    except (OSError, ValueError):
+        return False
+    return os.path.samestat(found, own) and not stat.S_ISCHR(own.st_mode)
+
+
+_PENDING: list[None] = []  # one entry for each; a list, since threads may come and go
+
+
+def pending() -> bool:
+    """Whether there is a workspace or an unfinished file that has to be removed before the end."""
+    return bool(_PENDING)
+
+
+@contextmanager
+def _unfinished() -> Iterator[None]:
+    _PENDING.append(None)
+    try:
+        yield
+    finally:
+        _PENDING.pop()
 
 
 @contextmanager
 def workspace(folder: Path | None) -> Iterator[Path]:
-    """A hidden folder that is removed afterwards, in the given one or the system's."""
+    """A hidden folder that is removed afterwards.
+
+    Args:
+        folder: where it is made; None for the system's folder of temporary files.
+
+    Raises:
+        InputError: it cannot be made; or an operation of the block on a file fails, as on a full
+            disk.
+    """
+    with _unfinished(), _one_line(None if folder is None else str(folder)):
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _one_line(name: str | None) -> Iterator[None]:
+    """Turn an `OSError` into one line that names a file or a folder."""
     try:
-        path = Path(tempfile.mkdtemp(prefix=".onnx-lowrank-", dir=folder))
+        yield
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+        where = name or tempfile.gettempdir()
+        if error.filename is not None and _PREFIX not in os.fsdecode(error.filename):
+            where = os.fsdecode(error.filename)
+        why = f"{where}: {error.strerror or error}; nothing written"
+        raise InputError(why) from error
 
 
-def data_name(name: str) -> str:
-    """The external data file of a model file."""
-    return f"{name}.data"
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of ``path`` when the block ends, and not if it fails.
 
-
-def check_report_target(path: Path, others: tuple[Path, ...]) -> None:
-    """Refuse a place for a report before the work is done; raises InputError."""
-    if not path.parent.is_dir():
-        raise InputError(f"--report {path}: folder {path.parent} does not exist")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--report {path}: cannot be written")
-    for other in (*others, *(other.with_name(data_name(other.name)) for other in others)):
-        if path.absolute() == other.absolute() or (
-            path.exists() and other.exists() and path.samefile(other)
-        ):
-            raise InputError(f"--report {path}: would overwrite the model {other}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.  Raises InputError where it cannot be written."""
-    beside: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=".onnx-lowrank-", delete=False, encoding="utf-8"
-        ) as file:
-            beside = Path(file.name)
-            file.write(text)
-        beside.chmod(0o666 & ~_umask())
-        beside.replace(path)
-    except OSError as error:
-        if beside is not None:
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = Path(tempfile.gettempdir()) if written_through(path) else resolved(path).parent
+    beside = folder / f"{_PREFIX}{secrets.token_hex(8)}"
+    with _unfinished():
+        try:
+            with beside.open("xb") as file:
+                yield file
+            place(beside, path)
+        finally:
             beside.unlink(missing_ok=True)
-        raise InputError(f"{path}: {error.strerror or error}") from error
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def place(file: Path, path: Path) -> None:
+    """Move a finished file to its place: by one rename, or through what is not a regular file.
+
+    Args:
+        file: the file, on the file system of ``path`` if that is a regular file or a new name.
+        path: its place.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    if not written_through(path):
+        os.replace(file, resolved(path))  # noqa: PTH105 - Path.replace is the same
+        return
+    number = _descriptor(path)
+    if number is not None and sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):  # what was printed before comes before
+            sys.stdout.flush()
+    with (
+        file.open("rb") as content,
+        path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as through,
+    ):
+        shutil.copyfileobj(content, through, 1 << 20)
+    file.unlink()
 
 
-def check_statistics_target(
-    path: Path, inputs: tuple[Path, ...], option: str = "--save-stats"
-) -> None:
-    """Refuse a place for what an option saves before the work is done; raises InputError."""
-    if not path.parent.is_dir():
-        raise InputError(f"{option} {path}: folder {path.parent} does not exist")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"{option} {path}: cannot be written")
-    for other in inputs:
-        if path.absolute() == other.absolute() or (path.exists() and path.samefile(other)):
-            raise InputError(f"{option} {path}: would overwrite the input {other}")
+def write_text(output: Output, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        with atomic(output.path) as file:
+            file.write(text.encode("utf-8", errors="backslashreplace"))
+    except OSError as error:
+        raise InputError(f"{output}: {error.strerror or error}") from error

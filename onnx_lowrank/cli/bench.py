@@ -15,6 +15,7 @@ from onnx_lowrank.cli.options import (
     subjects,
     terminal_progress,
 )
+from onnx_lowrank.cli.reports import JSON, ReportFile
 from onnx_lowrank.errors import InputError, UsageError
 
 __all__ = ["command"]
@@ -47,9 +48,8 @@ def command(
     """Time models in turns on every target, and measure their memory."""
     from onnx_lowrank.cli.console import output_console
     from onnx_lowrank.cli.tables import print_bench_report
-    from onnx_lowrank.evaluation.bench import bench_models
+    from onnx_lowrank.evaluation.bench import BenchReport, bench_models
     from onnx_lowrank.evaluation.check import open_targets
-    from onnx_lowrank.files import check_report_target, write_text
 
     for name, values, least in (
         ("threads", threads, 1),
@@ -58,13 +58,10 @@ def command(
     ):
         if any(value < least for value in values):
             raise UsageError(f"--{name}: expected a whole number from {least}, got {min(values)}")
-    if report_path is not None:
-        if report_path.suffix not in (".json", ".csv"):
-            raise UsageError(f"--report {report_path}: expected a name with .json or .csv")
-        check_report_target(report_path, models)
+    written = ReportFile(report_path, {**JSON, ".csv": BenchReport.to_csv})
     opened = open_targets(targets)
     progress = terminal_progress()
-    with subjects(models, **options) as given:
+    with subjects(models, written.outputs, **options) as given:
         found = bench_models(
             given,
             opened,
@@ -74,10 +71,8 @@ def command(
             strict=strict,
             progress=progress,
         )
-    if report_path is not None:
-        text = found.to_csv() if report_path.suffix == ".csv" else found.to_json() + "\n"
-        write_text(report_path, text)
+    written.write(found)
     with reader_may_leave():
-        print_bench_report(found, output_console())
+        print_bench_report(found, output_console(report_path))
     if found.errors:
         raise InputError(found.errors[0])

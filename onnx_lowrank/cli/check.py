@@ -15,6 +15,7 @@ from onnx_lowrank.cli.options import (
     subjects,
     terminal_progress,
 )
+from onnx_lowrank.cli.reports import ReportFile
 from onnx_lowrank.errors import InputError, LimitError, UsageError
 
 __all__ = ["command"]
@@ -46,17 +47,15 @@ def command(
     from onnx_lowrank.cli.console import output_console
     from onnx_lowrank.cli.tables import print_check_report
     from onnx_lowrank.evaluation.check import check_models, open_targets
-    from onnx_lowrank.files import check_report_target, write_text
 
     if max_error is not None and not 0 <= max_error < float("inf"):
         raise UsageError(f"--max-error: expected a finite number from 0, got {max_error!r}")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads: expected a whole number from 1, got {threads}")
-    if report_path is not None:
-        check_report_target(report_path, (before, after))
+    written = ReportFile(report_path)
     opened = open_targets(targets)
     progress = terminal_progress()
-    with subjects((before, after), **options) as given:
+    with subjects((before, after), written.outputs, **options) as given:
         found = check_models(
             given,
             opened,
@@ -65,10 +64,9 @@ def command(
             max_error=max_error,
             progress=progress,
         )
-    if report_path is not None:
-        write_text(report_path, found.to_json() + "\n")
+    written.write(found)
     with reader_may_leave():
-        print_check_report(found, output_console())
+        print_check_report(found, output_console(report_path))
     if found.missed is not None:
         raise LimitError(found.missed)
     if found.errors:

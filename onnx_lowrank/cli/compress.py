@@ -20,7 +20,9 @@ from onnx_lowrank.cli.options import (
     terminal_progress,
     verbose,
 )
+from onnx_lowrank.cli.reports import ReportFile
 from onnx_lowrank.errors import GateError, InputError
+from onnx_lowrank.files import exists
 
 __all__ = ["command"]
 
@@ -119,27 +121,24 @@ def command(
     from onnx_lowrank.compression.result import Destination
     from onnx_lowrank.compression.run import execute
     from onnx_lowrank.compression.settings import Settings
-    from onnx_lowrank.files import check_report_target, write_text
     from onnx_lowrank.runtime.session import OrtLog
 
     settings = Settings(**plain(options), check=not no_check)
     group = click.get_current_context().parent
     verbs = list(group.command.commands) if group and isinstance(group.command, click.Group) else []
-    if not source.exists() and (near := difflib.get_close_matches(str(source), verbs, 1)):
+    if not exists(source) and (near := difflib.get_close_matches(str(source), verbs, 1)):
         raise InputError(f"{source}: no such file; did you mean the verb {near[0]!r}?")
-    if report_path is not None:
-        check_report_target(report_path, (source, target))
+    written = ReportFile(report_path)
     log = OrtLog()
     progress = terminal_progress()
-    console = output_console()
+    console = output_console(report_path, target)
     place = Destination(target, external_data, force)
     missed: GateError | None = None
     try:
-        found = execute(source, settings, place, progress, log).report
+        found = execute(source, settings, place, progress, log, written.outputs).report
     except GateError as error:
         missed, found = error, error.report
-    if report_path is not None:
-        write_text(report_path, found.to_json() + "\n")
+    written.write(found)
     with reader_may_leave():
         print_report(found, console)
     if verbose:

@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -28,6 +30,7 @@ from onnx_lowrank.cli.tables import (
     samples_text,
     table_of,
 )
+from onnx_lowrank.files import is_standard_output
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import (
@@ -45,11 +48,21 @@ __all__ = ["TerminalProgress", "output_console", "print_report"]
 _PIPE_WIDTH = 200
 
 
-def output_console() -> Console:
-    """The console for results: standard output, wide where it is no terminal."""
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(width=_PIPE_WIDTH, highlight=False, no_color=True)
+def output_console(*written: Path | None) -> Console:
+    """The console for results: standard output, wide where it is no terminal.
+
+    Names are shown as they are: brackets and colons in a path are no markup.
+
+    Args:
+        written: files of this run.  Where one of them is standard output itself, such as
+            ``/dev/stdout`` in a pipe, the tables go to standard error.
+    """
+    taken = any(path is not None and is_standard_output(path) for path in written)
+    stream = sys.stderr if taken else sys.stdout
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    if stream.isatty():
+        return Console(file=stream, **plain)
+    return Console(file=stream, width=_PIPE_WIDTH, no_color=True, **plain)
 
 
 class TerminalProgress:
@@ -60,7 +73,9 @@ class TerminalProgress:
     """
 
     def __init__(self) -> None:
-        self._console = Console(file=os.fdopen(os.dup(2), "w"))
+        # Names are shown as they are: neither brackets nor what the terminal cannot encode stop it.
+        stream = os.fdopen(os.dup(2), "w", errors="replace")
+        self._console = Console(file=stream, markup=False, emoji=False)
         self._say: Callable[[str], None] = lambda _: None
 
     @contextmanager
@@ -68,7 +83,7 @@ class TerminalProgress:
         """Show a bar, or a spinner where the amount of work is not known."""
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             *((BarColumn(), TaskProgressColumn()) if total else ()),
             TimeElapsedColumn(),
         )

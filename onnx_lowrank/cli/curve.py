@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
@@ -12,46 +14,51 @@ from rich.text import Text
 from onnx_lowrank.cli.tables import print_notes, samples_text, table_of
 from onnx_lowrank.compression.sweep import Point, SweepReport
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.files import workspace, write_text
+from onnx_lowrank.files import Output, atomic, write_text
 
-__all__ = ["check_folder", "print_curve", "write_curve"]
+__all__ = ["curve_outputs", "print_curve", "write_curve"]
 
-_FILES = ("sweep.json", "sweep.csv", "sweep.png")
+_NAMES = ("sweep.json", "sweep.csv", "sweep.png")
 
 
-def check_folder(folder: Path, *, force: bool) -> None:
-    """Make the folder for a sweep.
+def curve_outputs(folder: Path, *, force: bool) -> tuple[Output, ...]:
+    """Make the folder for a sweep; the files that go there.
 
     Raises:
-        InputError: it cannot be made, or holds a sweep already and must not be overwritten.
+        InputError: it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: {error.strerror or error}") from error
-    there = [name for name in _FILES if (folder / name).exists()]
-    if there and not force:
-        raise InputError(f"--out {folder}: holds {there[0]} already; --force overwrites it")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {folder}: {why}") from error
+    names = _NAMES if importlib.util.find_spec("matplotlib") is not None else _NAMES[:2]
+    return tuple(Output(folder / name, "--out", force=force) for name in names)
 
 
-def write_curve(curve: SweepReport, folder: Path) -> tuple[Path, ...]:
+def write_curve(curve: SweepReport, outputs: Sequence[Output]) -> tuple[Path, ...]:
     """Write the files; the picture only where matplotlib is installed.
 
     Returns:
         what was written.
+
+    Raises:
+        InputError: a file cannot be written.
     """
-    written = [folder / "sweep.json", folder / "sweep.csv"]
-    write_text(written[0], curve.to_json() + "\n")
-    write_text(written[1], curve.to_csv())
-    if importlib.util.find_spec("matplotlib") is not None:
-        written.append(folder / "sweep.png")
-        with workspace(folder) as place:
-            _draw(curve, place / "sweep.png")
-            (place / "sweep.png").replace(written[2])
-    return tuple(written)
+    for output in outputs:
+        if output.path.suffix == ".png":
+            try:
+                with atomic(output.path) as file:
+                    _draw(curve, file)
+            except OSError as error:
+                raise InputError(f"{output}: {error.strerror or error}") from error
+        else:
+            text = curve.to_csv() if output.path.suffix == ".csv" else curve.to_json() + "\n"
+            write_text(output, text)
+    return tuple(output.path for output in outputs)
 
 
-def _draw(curve: SweepReport, path: Path) -> None:
+def _draw(curve: SweepReport, file: IO[bytes]) -> None:
     from matplotlib.figure import Figure  # no pyplot: no display, no state
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -79,7 +86,7 @@ def _draw(curve: SweepReport, path: Path) -> None:
                     xytext=(4, 4),
                     fontsize=8,
                 )
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, format="png", dpi=120)
 
 
 def print_curve(curve: SweepReport, written: tuple[Path, ...], console: Console) -> None:

@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from onnx_lowrank.evaluation.subjects import Subjects
+    from onnx_lowrank.files import Output
     from onnx_lowrank.progress import Progress
 
 __all__ = [
@@ -48,6 +49,7 @@ def listed(text: str | None) -> tuple[str, ...] | None:
 @contextlib.contextmanager
 def subjects(
     paths: Sequence[Path],
+    outputs: Sequence[Output],
     *,
     input_shape: Sequence[str],
     dim: Sequence[str],
@@ -73,7 +75,7 @@ def subjects(
     )
     log = OrtLog()
     with workspace(None) as folder:
-        yield open_subjects(paths, given, folder, log)
+        yield open_subjects(paths, given, folder, log, outputs)
     if verbose:
         for line in log.lines:
             click.echo(f"{line.what}: {line.text}", err=True)

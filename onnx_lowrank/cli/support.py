@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from onnx_lowrank.cli.options import reader_may_leave, report, shapes
+from onnx_lowrank.cli.reports import ReportFile
 
 __all__ = ["command"]
 
@@ -35,13 +36,11 @@ def command(
     from onnx_lowrank.cli.console import output_console
     from onnx_lowrank.cli.tables import print_support
     from onnx_lowrank.data.shapes import parse_dims, parse_input_shapes
-    from onnx_lowrank.files import check_report_target, write_text
     from onnx_lowrank.targets.support import support_of
 
-    if report_path is not None:
-        check_report_target(report_path, (model,) if before is None else (model, before))
-    found = support_of(model, before, parse_input_shapes(input_shape), parse_dims(dim))
-    if report_path is not None:
-        write_text(report_path, found.to_json() + "\n")
+    written = ReportFile(report_path)
+    sizes = parse_input_shapes(input_shape), parse_dims(dim)
+    found = support_of(model, before, *sizes, written.outputs)
+    written.write(found)
     with reader_may_leave():
-        print_support(found, output_console(), every=nodes)
+        print_support(found, output_console(report_path), every=nodes)

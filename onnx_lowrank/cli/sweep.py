@@ -55,12 +55,12 @@ def command(
 ) -> None:
     """Compress IN at several budgets: size, MACs and latency against error, in one run."""
     from onnx_lowrank.cli.console import output_console
-    from onnx_lowrank.cli.curve import check_folder, print_curve, write_curve
+    from onnx_lowrank.cli.curve import curve_outputs, print_curve, write_curve
     from onnx_lowrank.compression.sweep import SHARES, sweep
     from onnx_lowrank.runtime.session import OrtLog
 
     shares = SHARES if budgets is None else tuple(_share(part) for part in listed(budgets) or ())
-    check_folder(out, force=force)
+    outputs = curve_outputs(out, force=force)
     curve = sweep(
         source,
         shares=shares,
@@ -69,9 +69,10 @@ def command(
         force=force,
         progress=terminal_progress(),
         log=OrtLog(),
+        outputs=outputs,
         **plain(options),
     )
-    written = write_curve(curve, out)
+    written = write_curve(curve, outputs)
     with reader_may_leave():
         print_curve(curve, written, output_console())
 

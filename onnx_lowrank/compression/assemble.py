@@ -127,7 +127,7 @@ def assemble(
         for value in _declared(model):
             if value.name in inferred:
                 value.type = value.shape = None
-    destination = destination or Destination(Path("model.onnx"))
+    destination = destination or Destination(folder / "model.onnx")
     with context.stages("write"):
         files = destination.write(model, folder)
         _check_validity(context, model)

@@ -11,12 +11,20 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnx_lowrank.errors import InputError
-from onnx_lowrank.files import workspace
+from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.files import (
+    Output,
+    check_outputs,
+    resolved,
+    same_file,
+    workspace,
+    written_through,
+)
 from onnx_lowrank.graph.save import (
     ExternalData,
-    check_target,
     commit,
+    data_name,
+    free_data_name,
     write,
     written_bytes,
 )
@@ -50,8 +58,9 @@ class Result:
 
         Args:
             path: where to.
-            external_data: "always" puts weights beside the model in ``<path>.data``, "never"
-                into it, "auto" beside it above 1.5 GB.
+            external_data: "always" puts weights beside the model in ``<path>.data``, or in
+                ``<path>.1.data`` and so on where that stands already; "never" into it; "auto"
+                beside it above 1.5 GB.
             force: overwrite an existing file.
 
         Returns:
@@ -59,14 +68,15 @@ class Result:
 
         Raises:
             InputError: the place cannot be written.
-            UsageError: "never" for a model above 2 GiB.
+            UsageError: "never" for a model above 2 GiB, or "always" where nothing can stand
+                beside the model: at a pipe, or at a link into another folder.
         """
         target = Destination(Path(path), external_data, force)
         target.check(self.sources)
         with target.workspace() as folder:
             files = target.write(self.model, folder)
             size = written_bytes(files)
-            commit(files, target.path)
+            target.commit(files, self.sources)
         output = dataclasses.replace(self.report.output, path=str(target.path), bytes=size)
         return dataclasses.replace(self.report, output=output)
 
@@ -79,17 +89,60 @@ class Destination:
     external_data: ExternalData = "auto"
     force: bool = False
 
-    def check(self, inputs: Sequence[Path]) -> None:
-        """Raise InputError where it cannot or must not be written."""
-        check_target(self.path, force=self.force, inputs=tuple(inputs))
+    @property
+    def output(self) -> Output:
+        """The place among everything that a run writes."""
+        beside = () if self._alone else (data_name(resolved(self.path).name),)
+        return Output(self.path, force=self.force, beside=beside)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether no data file can stand beside the model and be found there.
+
+        ONNX Runtime looks for it in the folder of the name that it gets, which for a link may be
+        another one than the model's own.
+        """
+        folder = resolved(self.path).parent
+        return written_through(self.path) or not same_file(self.path.parent, folder)
+
+    def check(self, inputs: Sequence[Path], others: Sequence[Output] = ()) -> None:
+        """Check the place, and everything else that the run writes, before the work.
+
+        Args:
+            inputs: every file that the run reads.
+            others: the other files that it writes.
+
+        Raises:
+            InputError: a place cannot or must not be written.
+            UsageError: weights cannot stand beside the model there.
+        """
+        check_outputs((self.output, *others), inputs)
+        if self.external_data == "always" and self._alone:
+            raise UsageError(
+                f"--external-data always: expected a file in the folder of {self.path}, got a link "
+                "to another folder, a pipe or a device"
+            )
 
     def workspace(self) -> contextlib.AbstractContextManager[Path]:
         """A folder on the same file system, for a rename at the end."""
-        return workspace(self.path.parent)
+        return workspace(None if written_through(self.path) else resolved(self.path).parent)
 
     def write(self, model: ir.Model, folder: Path) -> tuple[Path, ...]:
-        """Write the model into the folder under its final name."""
+        """Write the model into the folder, ready for `commit`."""
+        name = resolved(self.path).name
+        external = "never" if self._alone else self.external_data
         try:
-            return write(model, folder, self.path.name, self.external_data)
+            return write(model, folder, name, external, free_data_name(self.path))
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror or error}; nothing written") from error
+
+    def commit(self, files: tuple[Path, ...], inputs: Sequence[Path]) -> None:
+        """Move what `write` wrote to its place; the files that the run reads stay.
+
+        Raises:
+            InputError: the place cannot be written; what stood there is as it was.
+        """
+        try:
+            commit(files, self.path, inputs)
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror or error}; nothing written") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -15,16 +14,16 @@ import onnx_ir as ir
 from onnx_lowrank.compression.assemble import predicted
 from onnx_lowrank.compression.candidates import Candidate, Candidates
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.plan import Chosen, cost_table, strategy_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination, Result
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.summary import layers, nothing_gained, totals
-from onnx_lowrank.errors import GateError, InputError
+from onnx_lowrank.errors import GateError
 from onnx_lowrank.evaluation.outputs import worst_error
-from onnx_lowrank.files import check_statistics_target, workspace
+from onnx_lowrank.files import Output, check_outputs, workspace
 from onnx_lowrank.graph.load import load
-from onnx_lowrank.graph.save import commit
 from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.maps.choice import Decision
 from onnx_lowrank.progress import Progress, Stages
@@ -53,6 +52,7 @@ def execute(
     target: Destination | None,
     progress: Progress,
     log: OrtLog,
+    outputs: Sequence[Output] = (),
 ) -> Result:
     """Run all stages; with a target, write the result there at the end.
 
@@ -62,6 +62,7 @@ def execute(
         target: where the result goes; None keeps it in memory.
         progress: shows the stages.
         log: collects ONNX Runtime's messages.
+        outputs: what the caller writes of the result, checked with the rest before the work.
 
     Raises:
         As `compress` does.
@@ -69,30 +70,26 @@ def execute(
     stages = Stages(progress)
     with stages("load"):
         source = load(model)
-    if target is not None:
+    inputs = read_files(source, settings)
+    outputs = (*side_outputs(settings), *outputs)
+    if target is None:
+        check_outputs(outputs, inputs)
+    else:
         place = dataclasses.replace(target, force=True) if settings.dry_run else target
-        place.check(source.files)
-    saved = {"--save-stats": settings.save_stats, "--save-costs": settings.save_costs}
-    for option, path in saved.items():
-        if path is not None:
-            own = () if target is None else (target.path,)
-            check_statistics_target(Path(path), (*source.files, *own), option)
-    with contextlib.ExitStack() as stack:
-        home = workspace(None) if target is None or settings.dry_run else target.workspace()
-        folder = stack.enter_context(home)
+        place.check(inputs, outputs)
+    home = workspace(None) if target is None or settings.dry_run else target.workspace()
+    with home as folder:
         context = Context(source, settings, folder, stages, log)
-        try:
-            return _Run(context, target).result()
-        except OSError as error:
-            name = source.name if target is None else str(target.path)
-            raise InputError(f"{name}: {error.strerror or error}; nothing written") from error
+        return _Run(context, target, inputs).result()
 
 
 class _Run:
     """One run; what is the same for every goal is in `Prepared`."""
 
-    def __init__(self, context: Context, target: Destination | None) -> None:
-        self._context, self._target = context, target
+    def __init__(
+        self, context: Context, target: Destination | None, inputs: tuple[Path, ...]
+    ) -> None:
+        self._context, self._target, self._inputs = context, target, inputs
         self._before = File(
             _text(context.source.path), context.source.bytes, elements(context.source.model)
         )
@@ -101,7 +98,7 @@ class _Run:
 
     def result(self) -> Result:
         """Go through the stages; nothing is written before the last line but one."""
-        context, source = self._context, self._context.source
+        context, inputs = self._context, self._inputs
         prepared = prepare(context)
         self._candidates = Candidates(context, prepared)
         try:
@@ -111,7 +108,7 @@ class _Run:
                 plan = chosen.strategy.first()
             if context.settings.dry_run:
                 report = self._planned(prepared, chosen, plan)
-                return Result(prepared.model, report, source.files)
+                return Result(prepared.model, report, inputs)
             found = self._accepted(prepared, chosen, plan)
         except Unreachable as missed:
             report = self._planned(prepared, None, missed.plan)
@@ -125,10 +122,10 @@ class _Run:
         )
         self._gate(report)
         if self._target is None:
-            return Result(assembled.model, report, source.files)
-        commit(assembled.files, self._target.path)
+            return Result(assembled.model, report, inputs)
+        self._target.commit(assembled.files, inputs)
         after = dataclasses.replace(after, path=str(self._target.path))
-        return Result(assembled.model, dataclasses.replace(report, output=after), source.files)
+        return Result(assembled.model, dataclasses.replace(report, output=after), inputs)
 
     def _planned(self, prepared: Prepared, chosen: Chosen | None, plan: Plan) -> Report:
         """The report of a plan that is not carried out."""

@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.compression.candidates import Candidates
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.plan import searching_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination
@@ -28,9 +29,8 @@ from onnx_lowrank.compression.summary import layers, totals
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.evaluation.outputs import worst_error
-from onnx_lowrank.files import workspace
+from onnx_lowrank.files import Output, check_outputs, workspace
 from onnx_lowrank.graph.load import load
-from onnx_lowrank.graph.save import commit
 from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.progress import Progress, Silent, Stages
 from onnx_lowrank.ranks.budget_strategies import Keep
@@ -135,6 +135,7 @@ def sweep(
     force: bool = False,
     progress: Progress | None = None,
     log: OrtLog | None = None,
+    outputs: Sequence[Output] = (),
     **options: Any,
 ) -> SweepReport:
     """Compress a model at several budgets.
@@ -147,10 +148,12 @@ def sweep(
         force: overwrite models there.
         progress: shows the stages.
         log: collects ONNX Runtime's messages.
+        outputs: what the caller writes of the curve, checked with the rest before the work.
         options: of `onnx_lowrank.compress`, but for goals.
 
     Raises:
-        InputError: the model or the data are not what they should be, or the model does not run.
+        InputError: the model or the data are not what they should be, the model does not run, or
+            a file cannot or must not be written.
         UsageError: an option is out of its range.
     """
     if not shares:
@@ -160,6 +163,14 @@ def sweep(
     stages = Stages(progress or Silent())
     with stages("load"):
         source = load(model)
+    inputs = read_files(source, settings, metric)
+    places = {}
+    if models is not None:
+        shown = (1.0, *(budget.value for budget in budgets if budget is not None))
+        places = {keep: Destination(_model_path(Path(models), keep), force=force) for keep in shown}
+    check_outputs(
+        [*(place.output for place in places.values()), *side_outputs(settings), *outputs], inputs
+    )
     with workspace(None if models is None else Path(models)) as folder:
         context = Context(source, settings, folder, stages, log or OrtLog())
         prepared = prepare(context)
@@ -167,7 +178,8 @@ def sweep(
             why = context.trial.unavailable or "neither check nor timing may run it"
             raise InputError(f"sweep needs a model that runs: {why}")
         searching = searching_for(context, prepared)
-        work = _Sweep(context, prepared, Metric.parse(metric) if metric else None, models, force)
+        judged = Metric.parse(metric) if metric else None
+        work = _Sweep(context, prepared, judged, places, inputs)
         points, missed = [work.point(1.0, searching.plan(None, None))], []
         for budget in budgets:
             assert budget is not None
@@ -190,6 +202,10 @@ def sweep(
         )
 
 
+def _model_path(folder: Path, keep: float) -> Path:
+    return folder / f"keep-{keep:.2f}.onnx"
+
+
 def _planned(searching: Searching, budget: Budget) -> Plan:
     return Keep(searching, budget).first()
 
@@ -202,20 +218,17 @@ class _Sweep:
         context: Context,
         prepared: Prepared,
         metric: Metric | None,
-        models: str | os.PathLike[str] | None,
-        force: bool,
+        places: Mapping[float, Destination],
+        inputs: tuple[Path, ...],
     ) -> None:
         self._context, self._metric = context, metric
         self._candidates = Candidates(context, prepared)
-        self._models, self._force = None if models is None else Path(models), force
+        self._places, self._inputs = places, inputs
         self._macs: Macs | None = prepared.macs
 
     def point(self, keep: float, plan: Plan) -> Point:
         """Assemble and measure one budget."""
-        destination = None
-        if self._models is not None:
-            destination = Destination(self._models / f"keep-{keep:.2f}.onnx", force=self._force)
-            destination.check(self._context.source.files)
+        destination = self._places.get(keep)
         found = self._candidates.make(plan, self._metric, destination, heal=True)
         check = self._candidates.check()
         assembled, latency = found.assembled, found.measured.latency
@@ -224,7 +237,7 @@ class _Sweep:
         sums = totals(assembled.decisions, rows, self._macs, parameters, parameters)
         outputs = [output for provider in check.providers for output in provider.outputs]
         if destination is not None:
-            commit(assembled.files, destination.path)
+            destination.commit(assembled.files, self._inputs)
         return Point(
             keep=keep,
             bytes=found.measured.bytes,

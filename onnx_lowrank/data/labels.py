@@ -16,6 +16,7 @@ from onnx_lowrank.data.sample_files import (
     read_npz,
 )
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.files import is_file
 from onnx_lowrank.numerics.arrays import Array
 
 __all__ = ["LABEL_NAMES", "all_or_none", "cut", "own_name", "read_labels"]
@@ -41,7 +42,7 @@ def read_labels(path: Path) -> Array:
         InputError: the file cannot be read, or is something else.
     """
     option = f"--labels {path}"
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{option}: no such file")
     if path.suffix == ".npy":
         labels = read_npy(path)

@@ -38,10 +38,11 @@ from onnx_lowrank.data.shapes import (
     concrete_shapes,
 )
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.files import exists
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.session import OrtLog, run
 
-__all__ = ["Samples", "load_samples", "random_samples", "runnable_shapes"]
+__all__ = ["Samples", "load_samples", "random_samples", "runnable_shapes", "sample_files"]
 
 Expected = Mapping[str, Array] | None
 _T = TypeVar("_T")
@@ -204,7 +205,7 @@ def load_samples(
         InputError: whatever is wrong with the data, naming file, input, expected and found.
     """
     fitter = Fitter(specs, shapes, output_names, own_labels=labels is None)
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"{option} {path}: no such file or folder")
     if path.is_dir():
         return _from_folder(path, fitter, specs, limit, seed, output_names, option, labels)
@@ -222,6 +223,14 @@ def load_samples(
         f"{option} {path}: expected .npz, .npy or a folder of .npz files or test_data_set_*, "
         f"came a file {path.suffix or 'without suffix'!r}"
     )
+
+
+def sample_files(path: Path) -> tuple[Path, ...]:
+    """The files that samples of a file or a folder are read from, whatever is in them."""
+    if not exists(path) or not path.is_dir():
+        return (path,)
+    patterns = ("*.npz", "*.pb", "test_data_set_*/*.pb")
+    return tuple(file for pattern in patterns for file in path.glob(pattern))
 
 
 def _choose(total: int, limit: int, seed: int, fitter: Fitter) -> list[int]:

@@ -13,13 +13,13 @@ import onnx_ir as ir
 
 from onnx_lowrank.data.fitter import Fitter
 from onnx_lowrank.data.labels import all_or_none
-from onnx_lowrank.data.samples import Samples, load_samples
+from onnx_lowrank.data.samples import Samples, load_samples, sample_files
 from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
 from onnx_lowrank.data.usercode import UserCode, failure
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["SampleSource", "load_source", "same_source", "source_name"]
+__all__ = ["SampleSource", "load_source", "same_source", "source_files", "source_name"]
 
 SampleSource = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 """A path, ``module:callable``, ``file.py:callable``, an iterable of feeds, or a reader."""
@@ -30,6 +30,17 @@ def source_name(source: SampleSource) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     return f"a {type(source).__name__} of feeds"
+
+
+def source_files(source: SampleSource) -> tuple[Path, ...]:
+    """The files that a source, or a function in a file, is read from; none that is not on disk."""
+    if not isinstance(source, str | os.PathLike):
+        return ()
+    text = os.fspath(source)
+    code = UserCode.parse(text)
+    if code is not None:
+        return (Path(code.module),) if code.module.endswith(".py") else ()
+    return sample_files(Path(text))
 
 
 def same_source(one: SampleSource | None, other: SampleSource | None) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.files import exists, is_file
 
 __all__ = ["UserCode", "failure"]
 
@@ -34,7 +35,7 @@ class UserCode:
     def parse(cls, text: str) -> UserCode | None:
         """The place that a text names; None if it is something else, such as a path."""
         module, colon, name = text.rpartition(":")
-        if not (colon and module and name.isidentifier()) or Path(text).exists():
+        if not (colon and module and name.isidentifier()) or exists(Path(text)):
             return None
         return cls(text, module, name)
 
@@ -56,7 +57,7 @@ class UserCode:
         Raises:
             InputError: there is no such file or name, or its module fails.
         """
-        if self.module.endswith(".py") and not Path(self.module).is_file():
+        if self.module.endswith(".py") and not is_file(Path(self.module)):
             raise InputError(f"{self.text}: no such file {self.module}")
         try:
             if self.module.endswith(".py"):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
 from onnx_lowrank.data.shapes import InputSpec, input_specs
-from onnx_lowrank.data.sources import load_source
+from onnx_lowrank.data.sources import load_source, source_files
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes
 from onnx_lowrank.graph.load import LoadedModel, load
 from onnx_lowrank.graph.save import runnable_file, write
@@ -65,7 +66,11 @@ class Subjects:
 
 
 def open_subjects(
-    paths: Sequence[Path], options: SampleOptions, folder: Path, log: OrtLog
+    paths: Sequence[Path],
+    options: SampleOptions,
+    folder: Path,
+    log: OrtLog,
+    outputs: Sequence[Output] = (),
 ) -> Subjects:
     """Load models that have the same inputs, and the samples for them.
 
@@ -74,12 +79,15 @@ def open_subjects(
         options: the samples.
         folder: for copies of models.
         log: collects ONNX Runtime's messages.
+        outputs: what the caller writes of the result, checked before the work.
 
     Raises:
-        InputError: a model cannot be read, two models have different inputs, or the samples do
-            not fit them.
+        InputError: a model cannot be read, two models have different inputs, the samples do not
+            fit them, or a file cannot or must not be written.
     """
     sources = [load(path) for path in paths]
+    data = () if options.data is None else source_files(options.data)
+    check_outputs(outputs, (*(file for source in sources for file in source.files), *data))
     specs = _common_specs(sources)
     files = []
     for number, source in enumerate(sources):

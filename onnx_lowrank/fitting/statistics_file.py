@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.files import atomic, is_file
 from onnx_lowrank.fitting.statistics import Gathered, MomentsKey
 from onnx_lowrank.graph.walk import all_graphs
 from onnx_lowrank.numerics.arrays import Array
@@ -115,34 +114,25 @@ def save(path: Path, saved: SavedStatistics) -> None:
         ],
         "fisher": None if saved.fisher is None else [list(weight) for weight in saved.fisher],
     }
-    beside: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=".onnx-lowrank-", delete=False
-        ) as file:
-            beside = Path(file.name)
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                _put(archive, "header", np.frombuffer(json.dumps(header).encode(), np.uint8))
-                for index, moments in enumerate(saved.gathered.values()):
-                    for part in _PARTS:
-                        for slot, one in enumerate(getattr(moments, part)):
-                            if one is not None:
-                                stem = f"{index}.{part}.{slot}"
-                                _put(archive, f"{stem}.second", _packed(one))
-                                _put(archive, f"{stem}.mean", one.mean)
-                for index, fisher in enumerate((saved.fisher or {}).values()):
-                    if fisher.root is not None:
-                        lower = np.tril_indices(len(fisher.root))
-                        _put(archive, f"{index}.fisher", fisher.root[lower])
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)
-        beside.replace(path)
+        with (
+            atomic(path) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        ):
+            _put(archive, "header", np.frombuffer(json.dumps(header).encode(), np.uint8))
+            for index, moments in enumerate(saved.gathered.values()):
+                for part in _PARTS:
+                    for slot, one in enumerate(getattr(moments, part)):
+                        if one is not None:
+                            stem = f"{index}.{part}.{slot}"
+                            _put(archive, f"{stem}.second", _packed(one))
+                            _put(archive, f"{stem}.mean", one.mean)
+            for index, fisher in enumerate((saved.fisher or {}).values()):
+                if fisher.root is not None:
+                    lower = np.tril_indices(len(fisher.root))
+                    _put(archive, f"{index}.fisher", fisher.root[lower])
     except OSError as error:
         raise InputError(f"--save-stats {path}: {error.strerror or error}") from error
-    finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
 
 
 def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
@@ -157,7 +147,7 @@ def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
         InputError: the file cannot be read, is something else, or belongs to another model.
     """
     option = f"--load-stats {path}"
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{option}: no such file")
     try:
         with np.load(path, allow_pickle=False) as archive:

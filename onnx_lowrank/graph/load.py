@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.files import exists, is_file
 from onnx_lowrank.graph.serialize import graph_protos
 from onnx_lowrank.graph.walk import (
     all_graphs,
@@ -81,7 +82,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> LoadedMo
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"{path}: no such file")
     if not path.is_file():
         raise InputError(f"{path}: expected an ONNX file, got a folder or device")
@@ -168,7 +169,7 @@ def _resolve_external(model: ir.Model, path: Path) -> None:
             return tensor
         location = os.fspath(tensor.location)
         parts = Path(os.path.normpath(location)).parts
-        if Path(location).is_absolute() or parts[:1] == ("..",):
+        if Path(location).is_absolute() or parts[:1] == ("..",) or "\0" in location:
             raise InputError(
                 f"{path}: initializer {tensor.name!r}: expected external data in the model's "
                 f"folder, got {location!r}"
@@ -243,7 +244,7 @@ def _check_external(tensor: ir.ExternalTensor, name: str, files: dict[Path, int]
     file = Path(tensor.path)
     where = f"{name}: initializer {tensor.name!r}"
     if file not in files:
-        if not file.is_file():
+        if not is_file(file):
             raise InputError(f"{where}: external data file {file} is missing")
         files[file] = file.stat().st_size
     start, length = tensor.offset or 0, tensor.length or tensor.nbytes

@@ -1,25 +1,40 @@
-"""Save: write a model beside its place, then rename; never half a file, never a damaged one."""
+"""Save: write a model beside its place, then rename; never half a file, never a damaged one.
+
+A model whose weights stand in a file of their own is two files.  The data file of a new model gets
+a name that nothing has, and the model refers to it; so the rename of the model alone decides, and
+whenever a run ends, there is the old model on the old weights or the new one on the new ones.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+import onnx
 import onnx_ir as ir
 
-from onnx_lowrank.errors import InputError, UsageError
-from onnx_lowrank.files import data_name
+from onnx_lowrank.errors import UsageError
+from onnx_lowrank.files import place, resolved, same_file, written_through
 from onnx_lowrank.graph.load import LoadedModel
-from onnx_lowrank.graph.serialize import PROTOBUF_LIMIT, write_beside, write_protobuf
-from onnx_lowrank.graph.walk import all_graphs, stored_bytes
+from onnx_lowrank.graph.serialize import (
+    PROTOBUF_LIMIT,
+    data_locations,
+    write_beside,
+    write_protobuf,
+)
+from onnx_lowrank.graph.walk import stored_bytes
 
 __all__ = [
     "AUTO",
     "ExternalData",
     "check_embeddable",
-    "check_target",
     "commit",
+    "data_name",
+    "free_data_name",
     "runnable_file",
     "write",
     "written_bytes",
@@ -29,59 +44,40 @@ ExternalData = Literal["auto", "always", "never"]
 
 # Weights go beside the model above this.
 AUTO = 1_500_000_000
+# Bytes of a file's name that the usual file systems take.
+_LONGEST_NAME = 255
+_NUMBERED = re.compile(r"(?:\.(\d+))?\.data$")
 
 
-def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...]) -> None:
-    """Refuse a place where a model cannot or must not be written.
+def data_name(name: str, number: int = 0) -> str:
+    """The name of a model's data file: ``<name>.data``, or ``<name>.<number>.data`` from 1.
 
-    Args:
-        path: where the model is to go.
-        force: whether an existing model may be overwritten.
-        inputs: files that are being read, which must stay.
-
-    Raises:
-        InputError: naming the path and what is wrong with it.
+    A name that no file system would take is cut.
     """
-    folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: output folder {folder} does not exist")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{path}: output folder {folder} cannot be written")
-    if path.is_dir():
-        raise InputError(f"{path}: expected a file to write, it is a folder")
-    data = folder / data_name(path.name)
-    for source in inputs:
-        for target in (path, data):
-            if target.exists() and target.samefile(source):
-                raise InputError(f"{target}: would overwrite the input {source}")
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists; --force overwrites it")
-    if data.exists() and not (path.exists() and data in _data_files(path)):
-        raise InputError(f"{data}: exists and belongs to another model; choose another name")
+    suffix = f".{number}.data" if number else ".data"
+    while len(os.fsencode(name)) + len(suffix) > _LONGEST_NAME:
+        name = name[:-1]
+    return name + suffix
 
 
-def _data_files(path: Path) -> set[Path]:
-    """The external data files that a model on disk refers to."""
-    try:
-        model = ir.load(path)
-    except Exception:  # not a model: it refers to nothing
-        return set()
-    return {
-        path.parent / tensor.location
-        for graph in all_graphs(model)
-        for tensor in (value.const_value for value in graph.initializers.values())
-        if isinstance(tensor, ir.ExternalTensor)
-    }
+def free_data_name(path: Path) -> str:
+    """The first name of a data file for a model at this place that nothing there has yet."""
+    path = resolved(path)
+    names = (data_name(path.name, number) for number in itertools.count())
+    return next(name for name in names if not os.path.lexists(path.with_name(name)))
 
 
-def write(model: ir.Model, folder: Path, name: str, external: ExternalData) -> tuple[Path, ...]:
+def write(
+    model: ir.Model, folder: Path, name: str, external: ExternalData, data: str | None = None
+) -> tuple[Path, ...]:
     """Write a model into a folder.
 
     Args:
         model: the model; it is not changed.
         folder: where to.
-        name: the model's file name; external data goes to ``<name>.data``.
+        name: the model's file name.
         external: where the weights go; "auto": beside the model above 1.5 GB.
+        data: the name of the data file; default: ``<name>.data``.
 
     Returns:
         The files, the model last.
@@ -94,9 +90,9 @@ def write(model: ir.Model, folder: Path, name: str, external: ExternalData) -> t
     size = stored_bytes(model)
     beside = external == "always" or (external == "auto" and size > AUTO)
     if beside:
-        write_beside(model, path, data_name(name))
-        data = folder / data_name(name)
-        return (data, path) if data.exists() else (path,)
+        weights = folder / (data or data_name(name))
+        write_beside(model, path, weights.name)
+        return (weights, path) if weights.exists() else (path,)
     check_embeddable(size)
     write_protobuf(model, path)
     return (path,)
@@ -127,23 +123,50 @@ def check_embeddable(size: int) -> None:
         )
 
 
-def commit(files: tuple[Path, ...], target: Path) -> None:
-    """Move written files to their place, the model last; remove data that the old one had.
+def commit(files: tuple[Path, ...], target: Path, keep: Iterable[Path] = ()) -> None:
+    """Move written files to their place: the data first, then the model, which decides.
+
+    Data that only the old model had are removed after that.
 
     Args:
-        files: as `write` returned them, in a folder on the same file system.
+        files: as `write` returned them, in a folder on the same file system; the data file under a
+            name of `free_data_name`.
         target: the model's place.
+        keep: files that are never removed, such as those that the run reads.
+
+    Raises:
+        OSError: a file cannot be moved; the old model is as it was.
     """
-    own = target.parent / data_name(target.name)
-    # The old model is only looked into where there is something to remove.
-    stale = _data_files(target) if own.exists() and target.exists() else set()
-    placed = set()
-    for file in files:
-        place = target if file == files[-1] else own
-        file.replace(place)
-        placed.add(place)
-    if own in stale - placed:
-        own.unlink(missing_ok=True)
+    *data, model = files
+    stale = set() if written_through(target) else _own_data(resolved(target))
+    placed = [resolved(target).with_name(file.name) for file in data]
+    try:
+        for file, spot in zip(data, placed, strict=True):
+            place(file, spot)
+        place(model, target)
+    finally:
+        if model.exists():  # it did not get to its place
+            for spot in placed:
+                spot.unlink(missing_ok=True)
+    for spot in stale.difference(placed):
+        if not any(same_file(spot, other) for other in keep):
+            spot.unlink(missing_ok=True)
+
+
+def _own_data(path: Path) -> set[Path]:
+    """The data files of the model that stands at a place, as far as their names are its own."""
+    own = set()
+    for file in path.parent.iterdir():
+        number = _NUMBERED.search(file.name)
+        if number is not None and file.name == data_name(path.name, int(number[1] or 0)):
+            own.add(file)
+    if not own or not path.exists():  # the old model is only read where there is something
+        return set()
+    try:
+        locations = data_locations(onnx.load(path, load_external_data=False))
+    except Exception:  # not a model: it refers to nothing
+        return set()
+    return {file for file in own if file.name in locations}
 
 
 def written_bytes(files: tuple[Path, ...]) -> int:

@@ -18,7 +18,15 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.walk import all_graphs, static_shape
 
-__all__ = ["PROTOBUF_LIMIT", "graph_protos", "hollow", "to_proto", "write_beside", "write_protobuf"]
+__all__ = [
+    "PROTOBUF_LIMIT",
+    "data_locations",
+    "graph_protos",
+    "hollow",
+    "to_proto",
+    "write_beside",
+    "write_protobuf",
+]
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
 """Bytes of weights that a protobuf can hold, with some room for the graph itself."""
@@ -110,6 +118,16 @@ def graph_protos(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
                     waiting.append(attribute.g)
                 waiting.extend(attribute.graphs)
         nodes = []
+
+
+def data_locations(proto: onnx.ModelProto) -> set[str]:
+    """The files of a model's external data as the model names them, relative to its folder."""
+    found: set[str] = set()
+    for graph in graph_protos(proto):
+        constants = (item.t for node in graph.node for item in node.attribute if item.HasField("t"))
+        for tensor in (*graph.initializer, *constants):
+            found.update(e.value for e in tensor.external_data if e.key == "location")
+    return found
 
 
 def write_beside(model: ir.Model, path: Path, data: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.files import write_text
+from onnx_lowrank.files import Output, write_text
 from onnx_lowrank.ranks.costs import (
     CostKey,
     CostTable,
@@ -34,10 +34,7 @@ def save(path: Path, table: CostTable) -> None:
         "place": asdict(table.place),
         "maps": [{**asdict(key), **asdict(times)} for key, times in sorted(table.times.items())],
     }
-    try:
-        write_text(path, json.dumps(content, indent=1) + "\n")
-    except InputError as error:
-        raise InputError(f"--save-costs {error}") from error
+    write_text(Output(path, "--save-costs"), json.dumps(content, indent=1) + "\n")
 
 
 def load(path: Path) -> CostTable:

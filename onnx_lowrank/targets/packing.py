@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.files import is_file
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.base import (
@@ -118,29 +119,24 @@ def model_files(model: Path) -> list[tuple[str, Path]]:
     """
     import onnx
 
-    from onnx_lowrank.graph.serialize import graph_protos
+    from onnx_lowrank.graph.serialize import data_locations
 
-    if not model.is_file():
+    if not is_file(model):
         raise InputError(f"{model}: no such file")
     found: dict[str, Path] = {model.name: model}
     try:
         proto = onnx.load(model, load_external_data=False)
     except Exception:  # in ONNX Runtime's own format, or what the target will refuse
         return list(found.items())
-    for graph in graph_protos(proto):
-        constants = (item.t for node in graph.node for item in node.attribute if item.HasField("t"))
-        for tensor in (*graph.initializer, *constants):
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    inside = PurePosixPath(entry.value)
-                    if inside.is_absolute() or ".." in inside.parts:
-                        raise InputError(
-                            f"{model}: expected external data in the model's folder, "
-                            f"came {entry.value}"
-                        )
-                    found[str(inside)] = model.parent / inside
+    for location in sorted(data_locations(proto)):
+        inside = PurePosixPath(location)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise InputError(
+                f"{model}: expected external data in the model's folder, came {location}"
+            )
+        found[str(inside)] = model.parent / inside
     for path in found.values():
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(f"{model}: external data file {path} is missing")
     return list(found.items())
 

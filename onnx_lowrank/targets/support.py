@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes, infer_shapes
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.graph.walk import node_name
@@ -86,6 +87,7 @@ def support_of(
     before: Path | None,
     input_shapes: Mapping[str, tuple[int, ...]],
     dims: Mapping[str, int],
+    outputs: Sequence[Output] = (),
 ) -> SupportReport:
     """Judge a model, and the one that it was made from, by every provider's rules.
 
@@ -94,12 +96,16 @@ def support_of(
         before: the original, or None.
         input_shapes: input -> sizes to fix for the question.
         dims: symbolic dimension -> size to fix for the question.
+        outputs: what the caller writes of the result, checked before the work.
 
     Raises:
-        InputError: a model cannot be read, or the sizes do not fit it.
+        InputError: a model cannot be read, the sizes do not fit it, or a file cannot or must not
+            be written.
     """
     notes: dict[str, None] = {}
-    models = {place: load(place).model for place in (path, before) if place is not None}
+    sources = {place: load(place) for place in (path, before) if place is not None}
+    check_outputs(outputs, [file for source in sources.values() for file in source.files])
+    models = {place: source.model for place, source in sources.items()}
     symbols = {a for m in models.values() for spec in input_specs(m) for a in spec.shape or ()}
     for name, size in dims.items():
         if name not in symbols:

@@ -19,6 +19,7 @@ import pytest
 from tests.helpers.commands import (
     COMMAND,
     QUICK,
+    M,
     call,
     error,
     litter,
@@ -56,21 +57,32 @@ def test_in_is_never_overwritten(
         os.link(source, target)
     args = [source, target]
     if kind == "report":
-        args = [source, source.with_name("out.onnx"), "--report", source]
+        target = source.with_name("report.json")
+        os.link(source, target)
+        args = [source, source.with_name("out.onnx"), "--report", target]
     assert call(*args, "--force", *QUICK) == 1
     assert "would overwrite" in error(capfd)
     assert source.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["out.onnx", "out.onnx.data"])
-def test_the_report_does_not_overwrite_out(
-    name: str, source: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("out", "option", "name"),
+    [
+        ("out.json", "--report", "out.json"),
+        ("out.onnx", "--save-stats", "out.onnx"),
+        ("out.onnx", "--save-stats", "out.onnx.data"),
+        ("out.onnx", "--save-costs", "out.onnx"),
+    ],
+)
+def test_nothing_that_is_written_overwrites_out(
+    out: str, option: str, name: str, source: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    report = source.with_name(name)
-    args = ("--report", report, "--external-data", "always")
-    assert call(source, source.with_name("out.onnx"), *args, *QUICK) == 1
-    assert str(report) in error(capfd)
-    assert names(source.parent) == ["in.onnx"]
+    data = source.with_name("data.npz")
+    np.savez(data, x=np.zeros((8, M), np.float32))
+    args = ("--data", data, option, source.with_name(name), "--external-data", "always")
+    assert call(source, source.with_name(out), *args, *QUICK) == 1
+    assert f"{option} {source.with_name(name)}: would overwrite" in error(capfd)
+    assert names(source.parent) == ["data.npz", "in.onnx"]
 
 
 @pytest.mark.parametrize("place", ["nosuch/r.json", "in.onnx/r.json", "."])
@@ -132,22 +144,27 @@ def test_a_small_model_keeps_its_weights(mode: str, large: Path) -> None:
 
 def test_force_removes_the_data_of_the_old_model(large: Path) -> None:
     out = large.with_name("out.onnx")
-    assert call(large, out, "--external-data", "always", *QUICK) == 0
-    assert call(large, out, "--external-data", "always", "--force", *QUICK) == 0
+    always = (large, out, "--external-data", "always", "--force", *QUICK)
+    assert call(*always) == 0
+    assert names(large.parent) == ["in.onnx", "out.onnx", "out.onnx.data"]
+    assert call(*always) == 0  # the old data stay whole until the new model is in its place
+    assert names(large.parent) == ["in.onnx", "out.onnx", "out.onnx.1.data"]
+    ort.InferenceSession(str(out))
+    assert call(*always) == 0
     assert names(large.parent) == ["in.onnx", "out.onnx", "out.onnx.data"]
     assert call(large, out, "--external-data", "never", "--force", *QUICK) == 0
     assert names(large.parent) == ["in.onnx", "out.onnx"]
     ort.InferenceSession(str(out))
 
 
-def test_data_of_another_model_is_not_overwritten(
-    large: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_data_of_another_model_stay(large: Path) -> None:
     data = large.with_name("out.onnx.data")
     data.write_bytes(b"another model's")
-    args = (large, large.with_name("out.onnx"), "--external-data", "always", "--force", *QUICK)
-    assert call(*args) == 1
-    assert "belongs to another model" in error(capfd)
+    out = large.with_name("out.onnx")
+    assert call(large, out, "--external-data", "always", *QUICK) == 0
+    assert {location for location, _, _ in external(out).values()} == {"out.onnx.1.data"}
+    assert call(large, out, "--external-data", "never", "--force", *QUICK) == 0
+    assert names(large.parent) == ["in.onnx", "out.onnx", "out.onnx.data"]
     assert data.read_bytes() == b"another model's"
 
 

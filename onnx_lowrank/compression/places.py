@@ -1,0 +1,37 @@
+"""Places: every file that a run reads, and every file that it writes beside the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.data.sources import source_files
+from onnx_lowrank.files import Output
+from onnx_lowrank.graph.load import LoadedModel
+
+__all__ = ["read_files", "side_outputs"]
+
+
+def read_files(
+    source: LoadedModel, settings: Settings, metric: str | None = None
+) -> tuple[Path, ...]:
+    """The files of the model, the samples, the labels, the user's code and what is loaded.
+
+    Args:
+        source: the model.
+        settings: the options.
+        metric: a further metric, which may be a function in a file.
+    """
+    named = (settings.data, settings.calibration, settings.metric, metric)
+    plain = (settings.labels, settings.load_stats, settings.load_costs)
+    return (
+        *source.files,
+        *(file for item in named if item is not None for file in source_files(item)),
+        *(Path(path) for path in plain if path is not None),
+    )
+
+
+def side_outputs(settings: Settings) -> tuple[Output, ...]:
+    """Statistics and costs, which replace what an earlier run wrote."""
+    saved = (("--save-stats", settings.save_stats), ("--save-costs", settings.save_costs))
+    return tuple(Output(Path(path), option) for option, path in saved if path is not None)
