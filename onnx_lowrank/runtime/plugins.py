@@ -49,6 +49,7 @@ class Plugin:
         provider: the name under which ONNX Runtime knows it.
         module: what its package is imported as.
         package: what its package is called.
+        needs: what a machine must have for the plugin to offer a device.
         options: provider options; see `emulated_options`.
         emulated_options: further ones where there is no such hardware and it is emulated.
     """
@@ -58,6 +59,7 @@ class Plugin:
     provider: str
     module: str
     package: str
+    needs: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     emulated_options: Mapping[str, str] = field(default_factory=dict)
 
@@ -83,6 +85,7 @@ PLUGINS: dict[str, Plugin] = {
             "OpenVINOExecutionProvider",
             "onnxruntime_ep_openvino",
             "onnxruntime-ep-openvino",
+            "an Intel processor, GPU or NPU",
         ),
         Plugin(
             "qnn",
@@ -90,6 +93,7 @@ PLUGINS: dict[str, Plugin] = {
             "QNNExecutionProvider",
             "onnxruntime_qnn",
             "onnxruntime-qnn",
+            "a Qualcomm NPU, or x86-64, where it is emulated",
             {"backend_type": "htp", "enable_htp_fp16_precision": "1"},
             # Snapdragon 8 Gen 2: the emulator has to be told what it is.
             {"htp_arch": "73", "soc_model": "43"},
@@ -100,6 +104,7 @@ PLUGINS: dict[str, Plugin] = {
             "WebGpuExecutionProvider",
             "onnxruntime_ep_webgpu",
             "onnxruntime-ep-webgpu",
+            "a GPU, or on Linux SwiftShader, which chromium brings",
         ),
     )
 }
@@ -171,9 +176,7 @@ def device_of(plugin: Plugin) -> Any:
     for device in ort.get_ep_devices():
         if device.ep_name == plugin.provider:
             return device
-    hint = ""
-    if plugin.name == "webgpu" and sys.platform == "linux":
-        hint = "; without a GPU it needs SwiftShader, which comes with chromium"
+    hint = f"; it needs {plugin.needs}" if plugin.needs else ""
     raise InputError(
         f"{what}: the plugin offers no device on this machine, only "
         f"{', '.join(offered) or 'none'} are there{hint}"

@@ -25,6 +25,7 @@ from tests.helpers.models import (
     as_proto,
     assert_same,
     assert_valid,
+    distance,
     factored,
     known_rank,
     linear_model,
@@ -471,6 +472,11 @@ class Feeds(CalibrationDataReader):  # type: ignore[misc]
 def test_the_result_can_be_quantized(
     name: str, how: str, rng: np.random.Generator, tmp_path: Path
 ) -> None:
+    """What int8 adds to the error of OUT is judged against what it adds to that of IN.
+
+    Weights have 7 bits: without int8 dot products a processor adds two products in 16 bits, which
+    saturate with 8-bit weights, in IN and OUT at different values.
+    """
     model, feeds = quantizable(name, rng)
     quantized = []
     onnx.save(model, tmp_path / "in.onnx")
@@ -478,9 +484,9 @@ def test_the_result_can_be_quantized(
     for label in ("in", "out"):
         source, target = tmp_path / f"{label}.onnx", tmp_path / f"{label}.quantized.onnx"
         if how == "dynamic":
-            quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+            quantize_dynamic(source, target, weight_type=QuantType.QInt8, reduce_range=True)
         else:
-            quantize_static(source, target, Feeds(feeds))
+            quantize_static(source, target, Feeds(feeds), reduce_range=True)
         quantized.append(onnx.load(target))
     weights = [
         {t.name: t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT8}
@@ -489,7 +495,7 @@ def test_the_result_can_be_quantized(
     large = [[t for t in each.values() if len(t.dims) == 2] for each in weights]
     assert len(large[0]) == 1
     assert len(large[1]) == 2  # both factors are quantized
-    before, found = (run_ort(proto, feeds)["y"] for proto in quantized)
     exact = run_ort(model, feeds)["y"]
-    assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
-    assert np.linalg.norm(before - exact) < 0.05 * np.linalg.norm(exact)
+    before, found = (distance(run_ort(proto, feeds)["y"], exact) for proto in quantized)
+    assert before < 0.05
+    assert found < before + 0.03

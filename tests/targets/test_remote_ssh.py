@@ -226,7 +226,7 @@ def test_this_side_dies_mid_run(sshd: Sshd, models: list[Path], tmp_path: Path) 
     program = (
         "import sys; from pathlib import Path; import os, signal\n"
         "from onnx_lowrank.targets import open_target; from onnx_lowrank.targets.base import Job\n"
-        "from tests.remote import feeds_for\n"
+        "from tests.helpers.remote import feeds_for\n"
         "job = Job(iterations=10_000_000, threads=1, outputs=False)\n"
         "end = lambda _: os.killpg(0, signal.SIGKILL)\n"
         "open_target(sys.argv[1]).run([Path(p) for p in sys.argv[2:]], feeds_for(), job, end)\n"

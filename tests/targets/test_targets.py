@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -336,6 +337,10 @@ def test_plugin_that_offers_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, "unused")
     monkeypatch.setattr(ort, "register_execution_provider_library", lambda *_: None)
     with pytest.raises(InputError, match="--ep fake: the plugin offers no device on this machine"):
+        resolve_provider("fake")
+    needy = replace(PLUGINS["fake"], needs="a fake processor")
+    monkeypatch.setitem(PLUGINS, "fake", needy)
+    with pytest.raises(InputError, match=r"are there; it needs a fake processor$"):
         resolve_provider("fake")
     # ONNX Runtime lists a registered plugin among its own providers; a session on that name alone
     # would run on the CPU.
