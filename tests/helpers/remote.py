@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -111,6 +112,9 @@ def serving(folder: Path) -> Iterator[Sshd]:
     program = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None or shutil.which("ssh") is None:
         pytest.skip("no sshd and ssh here: apt-get install openssh-server openssh-client")
+    shell = pwd.getpwuid(os.geteuid()).pw_shell
+    if Path(shell).name in ("nologin", "false"):
+        pytest.skip(f"sshd lets {getpass.getuser()} run nothing: the login shell is {shell}")
     if os.geteuid() == 0:  # where it separates its privileges
         with contextlib.suppress(OSError):
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)

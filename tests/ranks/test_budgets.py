@@ -287,7 +287,9 @@ def test_without_running_a_share_is_that_of_every_layer(model: onnx.ModelProto) 
 
 
 def test_multiples_can_be_measured(model: onnx.ModelProto) -> None:
-    result = budgeted(model, keep=0.6, rank_multiple="auto", bench=True, threads=1)
+    # What is slower here stays: the guard would make it dense again on a machine that is busy.
+    options = {"rank_multiple": "auto", "bench": True, "allow_slower": True, "threads": 1}
+    result = budgeted(model, keep=0.6, **options)
     totals = result.report.totals
     assert totals.linear_parameters_after <= 0.6 * totals.linear_parameters_before
     assert "time layers" in result.report.seconds

@@ -68,6 +68,7 @@ def wrapper(folder: Path, before: str, python: str = sys.executable) -> Path:
 def recording(folder: Path) -> tuple[str, Callable[[], list[int]]]:
     """A Python that writes its process id down: first that of the runner, then its children's."""
     pids = folder / "pids"
+    pids.touch()  # nothing may have begun there when the time is up
     python = wrapper(folder, f'echo $$ >> "{pids}"')
     return f"python={python}", lambda: [int(line) for line in pids.read_text().split()]
 
