@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.graph.layout import Layout
+from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.walk import all_nodes, static_shape
 
 __all__ = ["FLOATS", "Constant", "Constants", "Unusable", "in_chain"]
@@ -139,6 +140,14 @@ class Constants:
             return self._dequantized(node)
         if in_chain(node, 0):
             source = self.resolve(node.inputs[0] if node.inputs else None)
+            if isinstance(source, Constant) and (open_ := unresolved(node)):
+                return Unusable(
+                    source.name,
+                    source.size,
+                    source.shape,
+                    f"is read through {node.op_type}, whose {', '.join(open_)} depends on the call "
+                    "of the function around it",
+                )
             if isinstance(source, Constant):
                 return self._step(node, source)
             return source

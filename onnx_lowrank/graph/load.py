@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import exists, is_file
+from onnx_lowrank.graph.references import resolve
 from onnx_lowrank.graph.serialize import graph_protos
 from onnx_lowrank.graph.walk import (
     all_graphs,
@@ -59,6 +60,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> LoadedMo
     """
     if isinstance(model, ir.Model):
         copy = model.clone()
+        resolve(copy)
         data = _check_tensors(copy, "model")
         return LoadedModel(copy, None, "model", stored_bytes(copy), data)
     if isinstance(model, onnx.ModelProto):
@@ -124,6 +126,7 @@ def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
     except Exception as error:
         raise InputError(f"{name}: malformed model: {_first_line(error)}") from error
     _check_values(model, name)
+    resolve(model)
     return model
 
 

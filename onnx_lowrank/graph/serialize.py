@@ -16,6 +16,7 @@ from typing import IO
 import onnx
 import onnx_ir as ir
 
+from onnx_lowrank.graph.references import written_as_references
 from onnx_lowrank.graph.walk import all_graphs, static_shape
 
 __all__ = [
@@ -85,7 +86,8 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     One with metadata came with the model and stays.  And the metadata of a tensor, which comes out
     twice.
     """
-    proto = ir.to_proto(model)
+    with written_as_references(model):
+        proto = ir.to_proto(model)
     for graph in graph_protos(proto):
         own = {tensor.name for tensor in graph.initializer}
         kept = [

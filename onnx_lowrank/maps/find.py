@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
+from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.walk import all_nodes, node_name
 from onnx_lowrank.maps.forms import Form, Refusal, Site
 
@@ -112,11 +113,18 @@ def find(
     entries: list[Factorable | Refused] = []
     for node in all_nodes(model):
         domain = "" if node.domain == "ai.onnx" else node.domain
-        matches = [
-            (form, match)
-            for form in by_target.get((domain, node.op_type), ())
-            if (match := form.match(node, constants)) is not None
-        ]
+        possible = by_target.get((domain, node.op_type), ())
+        if open_ := unresolved(node):
+            refusal = _depends_on_call(node, open_, constants)
+            matches: list[tuple[Form, Site | Refusal]] = (
+                [] if refusal is None else [(form, refusal) for form in possible]
+            )
+        else:
+            matches = [
+                (form, match)
+                for form in possible
+                if (match := form.match(node, constants)) is not None
+            ]
         if matches:
             entries.append(_entry(node, matches, forms if chosen is None else chosen))
     sites = [site for e in entries if isinstance(e, Factorable) for site in e.sites]
@@ -141,6 +149,20 @@ def _entry(
     form, refused = matches[0]
     assert isinstance(refused, Refusal)
     return Refused(node, form, refused, off=form.name not in names)
+
+
+def _depends_on_call(node: ir.Node, names: Sequence[str], constants: Constants) -> Refusal | None:
+    """Why a node of a function is left whose attributes only a call knows; None: no constant."""
+    for value in node.inputs:
+        found = constants.resolve(value)
+        if isinstance(found, Constant) and len(found.shape) > 1:
+            return Refusal(
+                found.name,
+                found.size,
+                found.shape,
+                f"its {', '.join(names)} depends on the call of the function around it",
+            )
+    return None
 
 
 def _groups(sites: Sequence[Site], constants: Constants) -> Iterator[Group]:
