@@ -40,6 +40,21 @@ class Context:
         if note is not None:
             self.notes[note] = None
 
+    def question(self) -> None:
+        """Say what onnx.checker has against the input.
+
+        Raises:
+            InputError: it has something, and ONNX Runtime does not load the model either.
+        """
+        objection, name = self.source.objection, self.source.name
+        if objection is None:
+            return
+        with self.stages("prepare"):
+            refused = self.trial.refused
+        if refused is not None:
+            raise InputError(f"{name}: expected a valid ONNX model; onnx.checker: {objection}")
+        self.say(f"onnx.checker rejects the input, which ONNX Runtime loads: {objection}")
+
     def runs(self) -> bool:
         """Whether the model can and may be run in ONNX Runtime; says why not."""
         settings = self.settings

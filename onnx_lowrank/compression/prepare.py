@@ -56,6 +56,7 @@ def prepare(context: Context) -> Prepared:
         InputError: the model or the data are not what they should be.
     """
     goal, selection = context.settings.goal, context.settings.selection
+    context.question()
     model = _simplified(context)
     with context.stages("find"):
         finding = find_maps(context, model)

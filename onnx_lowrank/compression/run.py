@@ -24,6 +24,7 @@ from onnx_lowrank.errors import GateError
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.files import Output, check_outputs, workspace
 from onnx_lowrank.graph.load import load
+from onnx_lowrank.graph.references import restore
 from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.maps.choice import Decision
 from onnx_lowrank.progress import Progress, Stages
@@ -108,6 +109,7 @@ class _Run:
                 plan = chosen.strategy.first()
             if context.settings.dry_run:
                 report = self._planned(prepared, chosen, plan)
+                restore(prepared.model)
                 return Result(prepared.model, report, inputs)
             found = self._accepted(prepared, chosen, plan)
         except Unreachable as missed:
@@ -121,6 +123,7 @@ class _Run:
             prepared, chosen, found.plan, after, assembled.decisions, found, check
         )
         self._gate(report)
+        restore(assembled.model)
         if self._target is None:
             return Result(assembled.model, report, inputs)
         self._target.commit(assembled.files, inputs)

@@ -90,6 +90,15 @@ class Trial:
         return runnable_file(self._source, self._folder / "original")
 
     @cached_property
+    def refused(self) -> str | None:
+        """Why ONNX Runtime does not load the original on the CPU; None if it does."""
+        try:
+            _ = self._reference
+        except InputError as error:
+            return str(error)
+        return None
+
+    @cached_property
     def unavailable(self) -> str | None:
         """Why ONNX Runtime cannot run the original; None if it can."""
         settings = self._settings

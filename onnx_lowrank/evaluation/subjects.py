@@ -115,7 +115,16 @@ def open_subjects(
         sizes = ", ".join(f"{name} {list(shape)}" for name, shape in samples.shapes.items())
         notes = (*notes, f"copies with fixed inputs are run: {sizes}")
     subjects = (Subject(source, file) for source, file in zip(sources, files, strict=True))
-    return Subjects(tuple(subjects), samples, (*notes, *samples.notes))
+    notes = (*_objections(sources), *notes, *samples.notes)
+    return Subjects(tuple(subjects), samples, notes)
+
+
+def _objections(sources: Sequence[LoadedModel]) -> tuple[str, ...]:
+    return tuple(
+        f"onnx.checker rejects {source.name}: {source.objection}"
+        for source in sources
+        if source.objection is not None
+    )
 
 
 def _fixed(source: LoadedModel, samples: Samples, folder: Path) -> Path:

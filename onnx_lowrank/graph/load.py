@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import exists, is_file
 from onnx_lowrank.graph.references import resolve
 from onnx_lowrank.graph.serialize import graph_protos
+from onnx_lowrank.graph.validity import objection
 from onnx_lowrank.graph.walk import (
     all_graphs,
     all_nodes,
@@ -37,6 +39,7 @@ class LoadedModel:
         name: how messages call it.
         bytes: size of its file and its external data; for a model in memory, of its tensors.
         data_files: files with external data, as they are on disk (symbolic links resolved).
+        objection: what onnx.checker has against the model, in one line; None if nothing.
     """
 
     model: ir.Model
@@ -44,6 +47,7 @@ class LoadedModel:
     name: str
     bytes: int
     data_files: tuple[Path, ...]
+    objection: str | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -72,7 +76,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> LoadedMo
                 "and no file; pass its path instead"
             )
         _check_tensors(parsed, "model")
-        return LoadedModel(parsed, None, "model", stored_bytes(parsed), ())
+        return LoadedModel(parsed, None, "model", stored_bytes(parsed), (), objection(model))
     path = Path(model)
     proto = _read(path)
     _check_proto(proto, str(path))
@@ -80,7 +84,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> LoadedMo
     _resolve_external(parsed, path)
     data = _check_tensors(parsed, str(path))
     size = path.stat().st_size + sum(file.stat().st_size for file in data)
-    return LoadedModel(parsed, path, str(path), size, data)
+    return LoadedModel(parsed, path, str(path), size, data, objection(proto))
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -113,11 +117,35 @@ def _check_proto(proto: onnx.ModelProto, name: str) -> None:
             "expected an inference model"
         )
     for graph in graph_protos(proto):
+        _check_names(graph, name)
         if graph.sparse_initializer:
             raise InputError(
                 f"{name}: graph {graph.name!r} has {len(graph.sparse_initializer)} sparse "
                 "initializers, which cannot be carried over; expected dense ones"
             )
+
+
+def _check_names(graph: onnx.GraphProto, name: str) -> None:
+    """Refuse a name that two things give: ONNX Runtime and onnx_ir take different ones."""
+    places = (
+        ("inputs", [value.name for value in graph.input]),
+        ("initializers", [tensor.name for tensor in graph.initializer]),
+        ("node outputs", [output for node in graph.node for output in node.output if output]),
+    )
+    for place, names in places:
+        twice = next((each for each, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise InputError(
+                f"{name}: graph {graph.name!r}: expected one of each name among its {place}, "
+                f"got {twice!r} twice"
+            )
+    outside = {*places[0][1], *places[1][1]}
+    both = next((output for output in places[2][1] if output in outside), None)
+    if both is not None:
+        raise InputError(
+            f"{name}: graph {graph.name!r}: expected one thing to give {both!r}, got a node "
+            "output and an input or initializer of that name"
+        )
 
 
 def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
@@ -223,6 +251,11 @@ def _check_stored(tensor: ir.TensorProtocol, proto: onnx.TensorProto, name: str)
     if kind == ir.DataType.UNDEFINED:
         raise InputError(f"{name}: initializer {tensor.name!r}: expected an element type, got none")
     if proto.HasField("raw_data"):
+        if any(map(len, _lists(proto))):
+            raise InputError(
+                f"{name}: initializer {tensor.name!r}: expected its data once, got raw bytes and "
+                "a list of numbers"
+            )
         found, expected, unit = len(proto.raw_data), tensor.nbytes, "bytes"
     else:
         if kind.bitwidth < 8:

@@ -6,9 +6,12 @@ import onnx
 import onnx.checker
 import onnx_ir as ir
 
-from onnx_lowrank.graph.serialize import hollow
+from onnx_lowrank.graph.serialize import graph_protos, hollow
 
-__all__ = ["invalid"]
+__all__ = ["invalid", "objection"]
+
+# Bytes from which an initializer is declared only.
+_LARGE = 1 << 16
 
 
 def invalid(model: ir.Model) -> str | None:
@@ -33,8 +36,67 @@ def invalid(model: ir.Model) -> str | None:
             )
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
+    return _complaint(proto, full=True)
+
+
+def objection(proto: onnx.ModelProto) -> str | None:
+    """What onnx.checker has against a model as its file says it.
+
+    Large initializers, and those whose data are external, take part as inputs of the same type
+    and shape: no weight is read or copied.
+
+    Args:
+        proto: the model as it was read, external data not loaded; it is not changed.
+
+    Returns:
+        Its complaint in one line; None if it has none, or where weights in subgraphs or nodes
+        are external, which it could not look at without their files.
+    """
+    light = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name == "graph":
+            continue
+        if field.is_repeated:
+            getattr(light, field.name).extend(value)
+        else:
+            setattr(light, field.name, value)
+    known = {value.name for value in proto.graph.input}
+    for field, value in proto.graph.ListFields():
+        if field.name == "initializer":
+            for tensor in value:
+                if _small(tensor):
+                    light.graph.initializer.append(tensor)
+                elif tensor.name not in known:
+                    light.graph.input.append(
+                        onnx.helper.make_tensor_value_info(
+                            tensor.name, tensor.data_type, tensor.dims
+                        )
+                    )
+        elif field.is_repeated:
+            getattr(light.graph, field.name).extend(value)
+        else:
+            setattr(light.graph, field.name, value)
+    if _has_external(light):
+        return None
+    return _complaint(light, full=False)
+
+
+def _small(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location != tensor.EXTERNAL and tensor.ByteSize() < _LARGE
+
+
+def _has_external(proto: onnx.ModelProto) -> bool:
+    graphs = list(graph_protos(proto))
+    nodes = [node for graph in graphs for node in graph.node]
+    nodes += [node for function in proto.functions for node in function.node]
+    stored = [tensor for graph in graphs for tensor in graph.initializer]
+    stored += [a.t for node in nodes for a in node.attribute if a.HasField("t")]
+    return any(tensor.data_location == tensor.EXTERNAL for tensor in stored)
+
+
+def _complaint(proto: onnx.ModelProto, *, full: bool) -> str | None:
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(proto, full_check=full)
     except Exception as error:  # its exceptions have no common base
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return lines[0] if lines else type(error).__name__
