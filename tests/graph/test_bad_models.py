@@ -231,7 +231,7 @@ def negative_size(model: onnx.ModelProto) -> None:
         (dangling_input, "node 'fc' reads 'nosuch', which nothing gives"),
         (dangling_output, "graph 'linear' reads 'nosuch', which nothing gives"),
         (cycle, "cycle"),
-        (output_twice, "redeclared"),
+        (output_twice, "'y' twice"),
         (no_type, "'W': expected an element type"),
         (unknown_type, "99"),
         (negative_size, "[-64, 48]"),
