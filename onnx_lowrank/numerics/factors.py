@@ -3,7 +3,8 @@
 By Eckart and Young (Psychometrika 1, 1936) the rank-k matrix closest to W in the Frobenius norm
 is ``U_k Σ_k V_kᵀ``.  With ``V_k`` the leading eigenvectors of ``WᵀW`` that is ``(W V_k) V_kᵀ``,
 which needs no inverse and stays exact however small the singular values are.  The square root of
-Σ goes into each factor, so that both have the same scale and survive a cast to float16.
+Σ goes into each factor, so that both have the same scale and survive a cast to float16, and the
+rank axis is rotated, so that all of its channels have (see `onnx_lowrank.numerics.rotation`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import scipy.linalg
 
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.rotation import rotated_first, rotated_second
 from onnx_lowrank.numerics.spectrum import gram, row_blocks, unit
 
 __all__ = ["balanced_pair", "leading_eigenvectors", "relative_error"]
@@ -36,10 +38,9 @@ def balanced_pair(stack: Array, rank: int, dtype: npt.DTypeLike) -> tuple[Array,
     for index, matrix in enumerate(stack):
         if m >= n:
             left, right = _tall_pair(matrix, rank)
-            first[index], second[index] = left, right.T
         else:  # (Wᵀ)ᵀ: the pair of the transpose, swapped
-            left, right = _tall_pair(matrix.T, rank)
-            first[index], second[index] = right, left.T
+            right, left = _tall_pair(matrix.T, rank)
+        first[index], second[index] = rotated_first(left), rotated_second(right.T)
     return first, second
 
 

@@ -18,6 +18,7 @@ import scipy.linalg
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.factors import leading_eigenvectors
 from onnx_lowrank.numerics.moments import Moments
+from onnx_lowrank.numerics.rotation import rotated_first, rotated_second
 
 __all__ = ["component_energies", "output_energies", "output_pair", "output_squares"]
 
@@ -44,15 +45,17 @@ def output_squares(matrix: Array, moments: Moments) -> Float64:
 def output_pair(
     matrix: Array, moments: Moments, rank: int, dtype: npt.DTypeLike
 ) -> tuple[Array, Array]:
-    """``A[m, k]`` and ``B[k, n]`` with ``A @ B = W V Vᵀ``, balanced.
+    """``A[m, k]`` and ``B[k, n]`` with ``A @ B = W V Vᵀ``, balanced and rotated.
 
-    Components without any energy are zeros.
+    Components without any energy add nothing.  The rotation of the rank axis leaves the product as
+    it is (see `onnx_lowrank.numerics.rotation`).
     """
     basis = _basis(matrix, moments, rank)
     projected = np.asarray(matrix, np.float64) @ basis  # [m, k]
     scale = np.sqrt(np.linalg.norm(projected, axis=0))
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    return (projected * inverse).astype(dtype), (basis * scale).T.astype(dtype)
+    first, second = rotated_first(projected * inverse), rotated_second((basis * scale).T)
+    return first.astype(dtype), second.astype(dtype)
 
 
 def component_energies(matrix: Array, fitted: Moments, other: Moments) -> Float64:
