@@ -36,7 +36,6 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\[[^\]]*\]\((?P<to>[^)\s]+)\)")
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
-FILE = re.compile(r"\b(?:onnx_lowrank|tools|tests|models|docs)/[\w./-]+")
 RUN = ("python", "sh", "console")
 PROGRAM = "onnx-lowrank"
 
@@ -181,16 +180,6 @@ def test_options_exist(name: str) -> None:
     spans = [] if name == "CHANGELOG.md" else re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
     used = {o for s in spans if s.startswith(("--", PROGRAM)) for o in OPTION.findall(s)}
     assert used <= known, used - known
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_files_exist(name: str) -> None:
-    """Those that a page names, but for what is made and what stands for a name."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    spans = re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
-    named = {file for span in spans for file in FILE.findall(span) if "NAME" not in file}
-    wrong = [f for f in named if not f.startswith("models/cache") and not (ROOT / f).exists()]
-    assert not wrong
 
 
 def test_the_readme_is_short() -> None:

@@ -1,0 +1,88 @@
+"""Rounding that makes up for itself: GPTQ on the second moments of the inputs.
+
+E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: accurate post-training quantization for
+generative pre-trained transformers", ICLR 2023.  The rows of ``W[m, n]`` are rounded one after the
+other; what a row is off by is spread over the rows that are still to come, such that
+``E‖x (W − Ŵ)‖²`` under ``C = E[xᵀ x]`` stays least.  With ``C⁻¹ = Uᵀ U``, U upper triangular, row i
+off by e takes ``e / U[i, i] · U[i, j]`` off each later row j.
+
+The inputs with the largest mean square come first, when most rows can still make up for them.  The
+scales are those of the plain matrix, so that the blocks stay blocks in the file (“static groups”).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
+from onnx_lowrank.numerics.moments import Moments
+
+__all__ = ["gptq"]
+
+Float64 = npt.NDArray[np.float64]
+
+# What is added to the diagonal of C, as a share of its mean.
+_DAMPING = 0.01
+# Rows after which what they are off by is spread over all the rest in one product.
+_PANEL = 128
+
+
+def gptq(
+    matrix: Array, moments: Moments, bits: Bits, block: int, *, symmetric: bool = True
+) -> Blocks:
+    """Codes of a matrix for inputs with known second moments.
+
+    Args:
+        matrix: ``W[m, n]``, finite.
+        moments: C of its inputs, shrunk where there are few rows (see `Moments.fitting`).  Where
+            only the diagonal is kept every row is on its own: rounded to nearest.
+        bits: of a code, 4 or 8.
+        block: rows that share a scale.
+        symmetric: False gives each block a zero point.
+
+    Raises:
+        ValueError: as `round_blocks`.
+    """
+    weights = moments.second if moments.diagonal else np.diagonal(moments.second)
+    grid = round_blocks(matrix, bits, block, weights=np.maximum(weights, 0.0), symmetric=symmetric)
+    if moments.diagonal or not weights.max() > 0.0:
+        return grid
+    order = np.argsort(-weights, kind="stable")
+    upper = _inverse_root(moments.second, order)
+    rest = np.asarray(matrix, np.float64)[order].astype(np.float32)
+    scales = grid.scales.astype(np.float32)[order // grid.block]
+    zeros = None if grid.zeros is None else grid.zeros.astype(np.float32)[order // grid.block]
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if symmetric else (0, (1 << bits) - 1)
+    codes = np.empty(rest.shape, grid.codes.dtype)
+    for start in range(0, len(rest), _PANEL):
+        end = min(start + _PANEL, len(rest))
+        off = np.empty((end - start, rest.shape[1]), np.float32)
+        for row in range(start, end):
+            zero = np.float32(0.0) if zeros is None else zeros[row]
+            code = np.clip(np.rint(rest[row] / scales[row]) + zero, low, high)
+            codes[row] = code
+            wrong = (rest[row] - (code - zero) * scales[row]) / upper[row, row]
+            rest[row + 1 : end] -= upper[row, row + 1 : end, None] * wrong
+            off[row - start] = wrong
+        rest[end:] -= upper[start:end, end:].T @ off
+    found = np.empty_like(codes)
+    found[order] = codes
+    return Blocks(found, grid.scales, grid.zeros, bits, grid.block)
+
+
+def _inverse_root(second: Float64, order: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    """U, upper triangular, with ``C⁻¹ = Uᵀ U``, of C with its rows and columns in an order."""
+    damped = second[np.ix_(order, order)]
+    mean = float(np.trace(damped)) / len(damped)
+    damped[np.diag_indices(len(damped))] += _DAMPING * mean
+    # With rows and columns reversed C = L Lᵀ; turned back that is C = R Rᵀ with R upper triangular,
+    # and U = R⁻¹: one factorization, and no inverse of C.
+    lower = scipy.linalg.cholesky(damped[::-1, ::-1], lower=True, check_finite=False)
+    size = len(damped)
+    inverse = scipy.linalg.solve_triangular(
+        lower[::-1, ::-1], np.eye(size), lower=False, check_finite=False
+    )
+    return np.asarray(inverse, np.float32)

@@ -1,0 +1,214 @@
+"""Integers in blocks: rounding, GPTQ, corrections and pairs made for them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.blocks import Bits, Blocks, pack4, round_blocks, unpack4
+from onnx_lowrank.numerics.correction import corrected, felt_error
+from onnx_lowrank.numerics.fisher import Fisher
+from onnx_lowrank.numerics.gptq import gptq
+from onnx_lowrank.numerics.moments import Accumulator, Moments
+from onnx_lowrank.numerics.output_pca import output_pair
+from onnx_lowrank.numerics.quantized_pair import quantized_pair, refitted_second
+
+
+def moments_of(rows: Array) -> Moments:
+    adding = Accumulator(int(rows.shape[1]))
+    adding.add(rows)
+    found = adding.moments()
+    assert found is not None
+    return found
+
+
+def correlated(rng: np.random.Generator, count: int, size: int) -> Array:
+    """Rows with a covariance that falls steeply, in no direction of an axis."""
+    basis = np.linalg.qr(rng.standard_normal((size, size)))[0]
+    return np.asarray(rng.standard_normal((count, size)) * np.exp(-np.arange(size) / 10) @ basis)
+
+
+def dequantized(blocks: Blocks) -> Array:
+    """What `onnx.reference` makes of the codes."""
+    kind: int = {
+        (4, True): onnx.TensorProto.INT4,
+        (4, False): onnx.TensorProto.UINT4,
+        (8, True): onnx.TensorProto.INT8,
+        (8, False): onnx.TensorProto.UINT8,
+    }[blocks.bits, blocks.zeros is None]
+
+    def constant(array: Array, name: str) -> onnx.TensorProto:
+        raw = pack4(array) if blocks.bits == 4 else array
+        return onnx.helper.make_tensor(name, kind, array.shape, raw.tobytes(), raw=True)
+
+    scales = blocks.scales.astype(np.float32)
+    weights = [constant(blocks.codes, "q"), onnx.numpy_helper.from_array(scales, "s")]
+    inputs = ["q", "s"]
+    if blocks.zeros is not None:
+        weights.append(constant(blocks.zeros, "z"))
+        inputs.append("z")
+    node = onnx.helper.make_node("DequantizeLinear", inputs, ["y"], axis=0, block_size=blocks.block)
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, blocks.shape)
+    graph = onnx.helper.make_graph([node], "g", [], [output], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    (found,) = ReferenceEvaluator(model).run(None, {})
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", [(64, 5), (32, 1)])
+def test_values_are_those_of_dequantize_linear(
+    bits: Bits, symmetric: bool, shape: tuple[int, int], rng: np.random.Generator
+) -> None:
+    blocks = round_blocks(rng.standard_normal(shape), bits, 16, symmetric=symmetric)
+    np.testing.assert_array_equal(blocks.values(), dequantized(blocks))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "limit"), [(4, 0.12), (8, 0.006)])
+@pytest.mark.parametrize("rows", [7, 32, 75])
+def test_rounding_is_as_close_as_its_levels(
+    bits: Bits, limit: float, rows: int, symmetric: bool, rng: np.random.Generator
+) -> None:
+    """Also where the rows are no multiple of the block, or fewer."""
+    matrix = rng.standard_normal((rows, 40)) * np.exp(rng.standard_normal((1, 40)))
+    blocks = round_blocks(matrix, bits, 32, symmetric=symmetric)
+    assert blocks.shape == matrix.shape
+    assert blocks.block == min(rows, 32)
+    assert np.linalg.norm(blocks.values() - matrix) < limit * np.linalg.norm(matrix)
+    levels = 1 << bits
+    assert int(blocks.codes.max()) - int(blocks.codes.min()) < levels
+
+
+def test_smaller_blocks_and_clips_lose_less(rng: np.random.Generator) -> None:
+    matrix = rng.standard_t(4, (256, 64))
+    lost = [
+        np.linalg.norm(round_blocks(matrix, 4, block).values() - matrix) for block in (256, 64, 16)
+    ]
+    assert lost[0] > lost[1] > lost[2]
+    largest = np.abs(matrix).reshape(4, 64, 64).max(axis=1)
+    scale = np.repeat(largest / 7.5, 64, axis=0)
+    whole = np.clip(np.rint(matrix / scale), -8, 7) * scale
+    assert lost[1] < 0.97 * np.linalg.norm(whole - matrix)
+
+
+def test_rows_that_count_more_are_closer(rng: np.random.Generator) -> None:
+    matrix = rng.standard_t(3, (64, 200))
+    weights = np.where(np.arange(64) % 8 == 0, 100.0, 0.1)
+    plain = round_blocks(matrix, 4, 32).values() - matrix
+    weighed = round_blocks(matrix, 4, 32, weights=weights).values() - matrix
+    assert weights @ (weighed**2).sum(axis=1) < 0.9 * (weights @ (plain**2).sum(axis=1))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-7, 1e30])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_and_extreme_scales(scale: float, symmetric: bool, rng: np.random.Generator) -> None:
+    matrix = scale * rng.standard_normal((32, 3))
+    matrix[:, 1] = 0.0
+    blocks = round_blocks(matrix, 4, 16, symmetric=symmetric)
+    assert (blocks.scales > 0).all()
+    assert not blocks.values()[:, 1].any()
+    assert np.linalg.norm(blocks.values() - matrix) <= 0.15 * np.linalg.norm(matrix)
+
+
+@pytest.mark.parametrize("count", [6, 7])
+@pytest.mark.parametrize("signed", [True, False])
+def test_packing_is_that_of_onnx(count: int, signed: bool, rng: np.random.Generator) -> None:
+    low = -8 if signed else 0
+    codes = rng.integers(low, low + 16, count).astype(np.int8 if signed else np.uint8)
+    packed = pack4(codes)
+    kind = onnx.TensorProto.INT4 if signed else onnx.TensorProto.UINT4
+    tensor = onnx.helper.make_tensor("x", kind, [count], packed.tobytes(), raw=True)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(int), codes)
+    np.testing.assert_array_equal(unpack4(packed, (count,), signed=signed), codes)
+
+
+def test_no_matrix_no_blocks() -> None:
+    for shape, block in (((0, 4), 16), ((4, 0), 16), ((4, 4), 0)):
+        with pytest.raises(ValueError, match="expected a matrix and a block"):
+            round_blocks(np.zeros(shape), 4, block)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gptq_loses_far_less_of_the_outputs(symmetric: bool, rng: np.random.Generator) -> None:
+    """And that it does so by C: with another C it loses more."""
+    matrix, rows = rng.standard_normal((200, 80)), correlated(rng, 3000, 200)
+    own = moments_of(rows)
+    other = moments_of(correlated(np.random.default_rng(9), 3000, 200))
+
+    def lost(blocks: Blocks) -> float:
+        return felt_error(matrix - blocks.values(), own)
+
+    plain = lost(round_blocks(matrix, 4, 32, symmetric=symmetric))
+    assert lost(gptq(matrix, own, 4, 32, symmetric=symmetric)) < 0.3 * plain
+    assert lost(gptq(matrix, other, 4, 32, symmetric=symmetric)) > 0.8 * plain
+
+
+def test_gptq_of_white_inputs_is_rounding_to_nearest(rng: np.random.Generator) -> None:
+    matrix = rng.standard_normal((64, 10))
+    plain = round_blocks(matrix, 4, 16)
+    for second in (np.ones(64), np.eye(64)):
+        found = gptq(matrix, Moments(second, np.zeros(64), 9), 4, 16)
+        np.testing.assert_array_equal(found.codes, plain.codes)
+
+
+def test_gptq_with_singular_moments(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((100, 5)) @ rng.standard_normal((5, 60))
+    rows[:, 7] = 0.0
+    matrix, own = rng.standard_normal((60, 20)), moments_of(rows)
+    found = gptq(matrix, own, 4, 32)
+    plain = round_blocks(matrix, 4, 32)
+    before = felt_error(matrix - plain.values(), own)
+    assert felt_error(matrix - found.values(), own) < 0.2 * before
+    nothing = Moments(np.zeros((60, 60)), np.zeros(60), 5)
+    np.testing.assert_array_equal(gptq(matrix, nothing, 4, 32).codes, plain.codes)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_correction_takes_what_the_outputs_feel(known: bool, rng: np.random.Generator) -> None:
+    matrix, own = rng.standard_normal((120, 60)), moments_of(correlated(rng, 2000, 120))
+    root = rng.standard_normal((60, 60))
+    fisher = Fisher.of(root @ root.T, 10_000) if known else Fisher()
+
+    def rounding(target: Array) -> Blocks:
+        return gptq(target, own, 4, 32)
+
+    alone = felt_error(matrix - rounding(matrix).values(), own, fisher)
+    found = corrected(matrix, own, 8, rounding, fisher)
+    assert found.first.shape, found.second.shape == ((120, 8), (8, 60))
+    assert found.error == pytest.approx(felt_error(matrix - found.values(), own, fisher), rel=1e-3)
+    assert found.error < 0.6 * alone
+    # Once, without going back to the codes, it takes less.
+    first, second = output_pair(fisher.into(matrix - rounding(matrix).values()), own, 8, np.float64)
+    once = felt_error(matrix - rounding(matrix).values() - first @ fisher.back(second), own, fisher)
+    assert found.error <= once * (1 + 1e-6)
+
+
+def test_a_correction_without_samples(rng: np.random.Generator) -> None:
+    matrix = rng.standard_normal((40, 30))
+    found = corrected(matrix, None, 30, lambda target: round_blocks(target, 4, 16))
+    assert found.error < 1e-6 * np.vdot(matrix, matrix)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_pair_is_fitted_to_its_rounded_first_factor(
+    sampled: bool, rng: np.random.Generator
+) -> None:
+    matrix = rng.standard_normal((100, 70))
+    own = moments_of(correlated(rng, 2000, 100)) if sampled else moments_of(np.eye(100))
+    given = own if sampled else None
+    first, second = output_pair(matrix, own, 24, np.float64)
+    a, b = quantized_pair(matrix, first, second, given, 4, 32)
+    whole = felt_error(matrix - first @ second, given)
+    apart = round_blocks(first, 4, 32).values() @ round_blocks(second, 4, 32).values()
+    added = felt_error(matrix - a.values() @ b.values(), given) - whole
+    assert added < 0.9 * (felt_error(matrix - apart, given) - whole)
+    np.testing.assert_allclose(
+        refitted_second(matrix, first, second, given), second, atol=0.02 * np.abs(second).max()
+    )
