@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Literal
 
 __all__ = [
@@ -29,9 +30,16 @@ __all__ = [
     "Speedup",
     "TargetsReport",
     "Totals",
+    "tool_name",
 ]
 
 REPORT_VERSION = 1
+
+
+def tool_name() -> str:
+    """Name and version of the program, as reports give it."""
+    return f"onnx-lowrank {version('onnx-lowrank')}"
+
 
 Status = Literal["factored", "dense"]
 

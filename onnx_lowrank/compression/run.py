@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -39,6 +38,7 @@ from onnx_lowrank.report import (
     Check,
     File,
     Report,
+    tool_name,
 )
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -228,7 +228,7 @@ class _Run:
             )
         return Report(
             version=REPORT_VERSION,
-            tool=f"onnx-lowrank {version('onnx-lowrank')}",
+            tool=tool_name(),
             input=self._before,
             output=after,
             layers=rows,

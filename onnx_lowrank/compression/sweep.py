@@ -11,7 +11,6 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import JsonReport
+from onnx_lowrank.report import JsonReport, tool_name
 from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["SHARES", "Point", "SweepReport", "sweep"]
@@ -189,7 +188,7 @@ def sweep(
                 missed.append(str(error))
         samples = context.trial.samples
         return SweepReport(
-            tool=f"onnx-lowrank {version('onnx-lowrank')}",
+            tool=tool_name(),
             input=None if source.path is None else str(source.path),
             metric=metric,
             data=samples.source,

@@ -8,14 +8,13 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 
 from onnx_lowrank.evaluation.subjects import Subjects
 from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import TargetsReport
+from onnx_lowrank.report import TargetsReport, tool_name
 from onnx_lowrank.runtime.assignment import nodes_elsewhere
 from onnx_lowrank.targets.base import Job, Outcome, Target, outcome_text
 
@@ -219,7 +218,7 @@ def bench_models(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     spread = float(np.median(spreads)) if spreads else None
     return BenchReport(
-        tool=f"onnx-lowrank {version('onnx-lowrank')}",
+        tool=tool_name(),
         data=subjects.samples.source,
         shapes=subjects.samples.shapes,
         targets=tuple(entries),

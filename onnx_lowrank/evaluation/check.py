@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 from onnx_lowrank.errors import UsageError
@@ -13,7 +12,7 @@ from onnx_lowrank.evaluation.outputs import Comparison, classifier_outputs, wors
 from onnx_lowrank.evaluation.subjects import Subject, Subjects
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import OutputCheck, ProviderCheck, TargetsReport
+from onnx_lowrank.report import OutputCheck, ProviderCheck, TargetsReport, tool_name
 from onnx_lowrank.targets import open_target
 from onnx_lowrank.targets.base import (
     Job,
@@ -148,7 +147,7 @@ def check_models(
     if not halves and any(computes_half(subject.source.model) for subject in subjects.models):
         notes[half_note([target.name for target in targets])] = None
     return CheckReport(
-        tool=f"onnx-lowrank {version('onnx-lowrank')}",
+        tool=tool_name(),
         models=tuple(subject.name for subject in subjects.models),
         data=subjects.samples.source,
         samples=len(feeds),

@@ -1,4 +1,4 @@
-"""Constants of the main graph by name: their elements, and new ones in their place."""
+"""Constants: new ones, the elements of those of the main graph, and others in their place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from onnx_lowrank.graph.constants import FLOATS
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["elements_of", "float_constants", "install", "put_elements"]
+__all__ = ["constant_value", "elements_of", "float_constants", "install", "put_elements"]
+
+
+def constant_value(tensor: ir.TensorProtocol) -> ir.Value:
+    """A value that holds a tensor under its name; it belongs to no graph yet."""
+    return ir.Value(
+        name=tensor.name,
+        const_value=tensor,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape([int(size) for size in tensor.shape]),  # type: ignore[arg-type]
+    )
 
 
 def float_constants(model: ir.Model) -> dict[str, ir.Value]:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnx.reference import ReferenceEvaluator
 
+from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.walk import static_shape
 
 __all__ = ["fix_shapes", "infer_shapes"]
@@ -84,14 +85,7 @@ def _fold(model: ir.Model) -> bool:
         output = node.outputs[0]
         if array is None or output.is_graph_output() or output.name is None:
             continue
-        name = output.name
-        tensor = ir.tensor(array, name=name)
-        constant = ir.Value(
-            name=name,
-            const_value=tensor,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(array.shape),
-        )
+        constant = constant_value(ir.tensor(array, name=output.name))
         ir.convenience.replace_all_uses_with(output, constant)
         graph.remove(node, safe=True)
         graph.register_initializer(constant)

@@ -22,9 +22,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.fixed import fix_shapes
 from onnx_lowrank.graph.names import Names
-from onnx_lowrank.graph.walk import attribute, node_name, only_sum, static_shape
+from onnx_lowrank.graph.walk import attribute, float_attribute, node_name, only_sum, static_shape
 
 __all__ = ["SHAPED", "WISHES", "Wishes", "shape_for"]
 
@@ -139,7 +140,7 @@ class _Shaper:
                 self._set_constant(node, 1, weight.numpy())
                 self.done["weights stored as they are read"] += 1
             return
-        alpha, beta = _scale(node, "alpha"), _scale(node, "beta")
+        alpha, beta = float_attribute(node, "alpha", 1.0), float_attribute(node, "beta", 1.0)
         bias = self.constants.resolve(node.inputs[2] if len(node.inputs) > 2 else None)
         if beta != 1.0 and not isinstance(bias, Constant) and bias is not None:
             self.left.append((node_name(node), "its scaled C is no constant"))
@@ -210,7 +211,7 @@ class _Shaper:
 
     def _to_matmul(self, node: ir.Node) -> None:
         """``Gemm(X, W)`` -> ``X @ W``."""
-        if _scale(node, "alpha") != 1.0 or attribute(node, "transA", 0):
+        if float_attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "transA", 0):
             return
         if attribute(node, "transB", 0):
             weight = self.constants.resolve(node.inputs[1])
@@ -305,14 +306,7 @@ class _Shaper:
         self._unread.append(old)
 
     def _store(self, array: npt.NDArray[np.generic], name: str) -> ir.Value:
-        name = self.names.new(name)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(
-            name=name,
-            const_value=tensor,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(array.shape),
-        )
+        value = constant_value(ir.tensor(array, name=self.names.new(name)))
         self.graph.register_initializer(value)
         return value
 
@@ -355,11 +349,6 @@ class _Shaper:
                     if source.is_initializer() and not source.uses() and source.name is not None:
                         self.graph.initializers.pop(source.name, None)
                 producer = sources[0].producer() if sources else None
-
-
-def _scale(node: ir.Node, name: str) -> float:
-    found = node.attributes.get(name)
-    return 1.0 if found is None else float(found.as_float())
 
 
 def _scaled(array: npt.NDArray[np.generic], scale: float) -> npt.NDArray[np.generic]:

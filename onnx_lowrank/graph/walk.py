@@ -15,6 +15,7 @@ __all__ = [
     "float_attribute",
     "node_name",
     "only_sum",
+    "operator",
     "static_shape",
     "stored_bytes",
     "tensors",
@@ -82,6 +83,11 @@ def only_sum(value: ir.Value) -> tuple[ir.Node, ir.Value] | None:
 def attribute(node: ir.Node, name: str, default: int) -> int:
     """An integer attribute of a node."""
     return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def operator(node: ir.Node) -> tuple[str, str]:
+    """Domain and name of a node's operator; the domain of ONNX itself is "" in either spelling."""
+    return "" if node.domain == "ai.onnx" else node.domain, node.op_type
 
 
 def float_attribute(node: ir.Node, name: str, default: float) -> float:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constant
+from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
@@ -103,12 +104,7 @@ class Storage:
         name = self._names.new(name)
         tensor = self._spool.store(array, name)
         if not self._old and id(graph) not in self._bodies:
-            value = ir.Value(
-                name=name,
-                const_value=tensor,
-                type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(array.shape),
-            )
+            value = constant_value(tensor)
             graph.register_initializer(value)
             return value
         return self.derive(

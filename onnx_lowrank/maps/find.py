@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
 from onnx_lowrank.graph.references import unresolved
-from onnx_lowrank.graph.walk import all_nodes, node_name
+from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 from onnx_lowrank.maps.forms import Form, Refusal, Site
 
 __all__ = ["Factorable", "Finding", "Group", "Member", "Refused", "Selection", "find"]
@@ -112,8 +112,7 @@ def find(
             by_target.setdefault(target, []).append(form)
     entries: list[Factorable | Refused] = []
     for node in all_nodes(model):
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        possible = by_target.get((domain, node.op_type), ())
+        possible = by_target.get(operator(node), ())
         if open_ := unresolved(node):
             refusal = _depends_on_call(node, open_, constants)
             matches: list[tuple[Form, Site | Refusal]] = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.walk import attribute
+from onnx_lowrank.graph.walk import attribute, operator
 from onnx_lowrank.maps.find import Finding
 from onnx_lowrank.maps.forms.base import Cost, Site
 from onnx_lowrank.runtime.taps import Run, look
@@ -46,7 +46,7 @@ def count_macs(model: ir.Model, finding: Finding, run: Run) -> Macs:
     wanted = {
         value.name
         for node in model.graph
-        if _key(node) in _COUNTED or _key(node) == ("", "Gather")
+        if operator(node) in _COUNTED or operator(node) == ("", "Gather")
         for value in (*node.inputs, *node.outputs)
         if value is not None and value.name
     }
@@ -71,7 +71,7 @@ def _total(model: ir.Model, shapes: Shapes) -> int | None:
         if _counts_inside(model, node):
             return None
         hidden = node.graph is not model.graph
-        count = _COUNTED.get(_key(node))
+        count = _COUNTED.get(operator(node))
         if count is None:
             continue
         if hidden:
@@ -89,13 +89,9 @@ def _counts_inside(model: ir.Model, node: ir.Node) -> bool:
     """Whether a node calls a function that, in the end, does what is counted."""
     function = model.functions.get(node.op_identifier())
     return function is not None and any(
-        _key(inner) in _COUNTED or _counts_inside(model, inner)
+        operator(inner) in _COUNTED or _counts_inside(model, inner)
         for inner in ir.traversal.RecursiveGraphIterator(function)
     )
-
-
-def _key(node: ir.Node) -> tuple[str, str]:
-    return "" if node.domain == "ai.onnx" else node.domain, node.op_type
 
 
 Input = tuple[int, ...] | None

@@ -24,6 +24,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.emit import Storage, StoredFactor
@@ -131,10 +132,10 @@ class Specimen:
         computed, known = self._split()
         made = {value: self._value(value) for value in computed}
         held = {
-            value: _initializer(value, constant.numpy().astype(constant.dtype.numpy()))
+            value: _held(value, constant.numpy().astype(constant.dtype.numpy()))
             for value, constant in known.items()
         }
-        held[weight_value] = _initializer(weight_value, weight)
+        held[weight_value] = _held(weight_value, weight)
         made |= held
         copy = ir.Node(
             node.domain,
@@ -173,14 +174,9 @@ class Specimen:
         )
 
 
-def _initializer(value: ir.Value, array: Array) -> ir.Value:
-    tensor = ir.Tensor(array, name=value.name)
-    return ir.Value(
-        name=value.name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(array.shape),
-        const_value=tensor,
-    )
+def _held(value: ir.Value, array: Array) -> ir.Value:
+    """A constant in place of a value."""
+    return constant_value(ir.Tensor(array, name=value.name))
 
 
 def _random(shape: Sequence[int], dtype: ir.DataType, terms: int) -> Array:

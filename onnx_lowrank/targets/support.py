@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,7 +14,7 @@ from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes, infer_shapes
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.graph.walk import node_name
-from onnx_lowrank.report import JsonReport
+from onnx_lowrank.report import JsonReport, tool_name
 from onnx_lowrank.targets.rules import Graph, Rules, all_rules
 from onnx_lowrank.targets.rules.partitions import partitions
 
@@ -136,7 +135,7 @@ def support_of(
             )
         )
     return SupportReport(
-        tool=f"onnx-lowrank {version('onnx-lowrank')}",
+        tool=tool_name(),
         model=str(path),
         before=None if before is None else str(before),
         providers=tuple(found),

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.errors import DerivativeError
+from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.names import Names
-from onnx_lowrank.graph.walk import node_name, static_shape
+from onnx_lowrank.graph.walk import node_name, operator, static_shape
 
 __all__ = [
     "Body",
@@ -24,7 +25,6 @@ __all__ = [
     "derivative",
     "find_derivative",
     "known_operators",
-    "operator",
     "unsupported",
 ]
 
@@ -36,11 +36,6 @@ Derivative = Callable[["Tape", ir.Node, ValueGradients], ValueGradients]
 
 _TABLE: dict[tuple[str, str], Derivative] = {}
 Attribute = int | float | str | Sequence[int]
-
-
-def operator(node: ir.Node) -> tuple[str, str]:
-    """Domain and name of a node's operator."""
-    return ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
 
 
 def derivative(*op_types: str, domain: str = "") -> Callable[[Derivative], Derivative]:
@@ -251,12 +246,7 @@ class Tape:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             tensor = ir.Tensor(array, name=self.new_name("constant"))
-            value = ir.Value(
-                name=tensor.name,
-                const_value=tensor,
-                type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(array.shape),
-            )
+            value = constant_value(tensor)
             self.graph.register_initializer(value)
             self._constants[key] = value
         return self._constants[key]

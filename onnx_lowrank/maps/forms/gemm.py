@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constant, Constants
-from onnx_lowrank.graph.walk import attribute
+from onnx_lowrank.graph.walk import attribute, float_attribute
 from onnx_lowrank.maps.emit import Emitter, Pair
 from onnx_lowrank.maps.forms.base import (
     Form,
@@ -95,11 +95,7 @@ class GemmRight(Form):
 
 def _scales(node: ir.Node) -> tuple[float, float]:
     """α and β."""
-    alpha, beta = (
-        node.attributes[name].as_float() if name in node.attributes else 1.0
-        for name in ("alpha", "beta")
-    )
-    return alpha, beta
+    return float_attribute(node, "alpha", 1.0), float_attribute(node, "beta", 1.0)
 
 
 class GemmLeft(Form):

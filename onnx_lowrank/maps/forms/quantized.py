@@ -13,6 +13,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.walk import operator
 from onnx_lowrank.maps.emit import Emitter, Pair
 from onnx_lowrank.maps.forms.base import Form, Refusal, Site
 
@@ -44,7 +45,7 @@ class Quantized(Form):
 
     def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
         """Always a refusal, where the weight is constant."""
-        index = _WEIGHT[("" if node.domain == "ai.onnx" else node.domain, node.op_type)]
+        index = _WEIGHT[operator(node)]
         weight = constants.resolve(node.inputs[index] if index < len(node.inputs) else None)
         if weight is None:
             return None

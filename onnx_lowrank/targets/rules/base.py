@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.walk import attribute, static_shape
+from onnx_lowrank.graph.walk import attribute, float_attribute, operator, static_shape
 
 __all__ = ["Graph", "Rules", "listed_operators"]
 
@@ -85,8 +85,8 @@ class Gemm:
         if node.op_type == "MatMul":
             return cls()
         return cls(
-            _float(node, "alpha"),
-            _float(node, "beta"),
+            float_attribute(node, "alpha", 1.0),
+            float_attribute(node, "beta", 1.0),
             bool(attribute(node, "transA", 0)),
             bool(attribute(node, "transB", 0)),
         )
@@ -96,11 +96,6 @@ class Gemm:
         if self.alpha != 1.0 or self.beta != 1.0:
             return f"alpha and beta must be 1, they are {self.alpha:g} and {self.beta:g}"
         return "transA must be 0" if self.trans_a else None
-
-
-def _float(node: ir.Node, name: str) -> float:
-    found = node.attributes.get(name)
-    return 1.0 if found is None else float(found.as_float())
 
 
 class Rules(abc.ABC):
@@ -126,7 +121,7 @@ class Rules(abc.ABC):
 
     def refusal(self, graph: Graph, node: ir.Node) -> str | None:
         """The rule that leaves a node to the CPU; None if the provider takes it."""
-        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}:"
+        domain = f"{operator(node)[0]}:".lstrip(":")
         known = self.operators()
         if known is not None and f"{domain}{node.op_type}" not in known:
             return f"{domain}{node.op_type} is not among its operators"
@@ -166,6 +161,14 @@ def bias_is_vector(graph: Graph, node: ir.Node) -> bool | None:
         return None
     shape, output = graph.dims(c), graph.dims(node.outputs[0])
     return shape is not None and len(shape) == 1 and (output is None or shape[0] == output[-1])
+
+
+def only_floats(graph: Graph, node: ir.Node) -> str | None:
+    """Why A is no float32 or float16."""
+    dtype = graph.dtype(node.inputs[0])
+    if dtype in (None, ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return None
+    return f"float32 and float16 only, A is {dtype.name.lower()}"
 
 
 def two_dimensional(graph: Graph, node: ir.Node) -> str | None:

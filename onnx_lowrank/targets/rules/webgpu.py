@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnx_lowrank.targets.rules.base import Graph, Rules
+from onnx_lowrank.targets.rules.base import Graph, Rules, only_floats
 
 __all__ = ["WebGpu"]
 
@@ -28,7 +28,6 @@ _OPERATORS = frozenset(
         *("com.microsoft:SkipLayerNormalization",),
     )
 )
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 class WebGpu(Rules):
@@ -42,7 +41,4 @@ class WebGpu(Rules):
 
     def product(self, graph: Graph, node: ir.Node) -> str | None:
         """Any product of floats."""
-        dtype = graph.dtype(node.inputs[0])
-        if dtype is not None and dtype not in _FLOATS:
-            return f"float32 and float16 only, A is {dtype.name.lower()}"
-        return None
+        return only_floats(graph, node)

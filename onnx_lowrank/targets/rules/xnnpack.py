@@ -10,6 +10,7 @@ from onnx_lowrank.targets.rules.base import (
     Rules,
     bias_is_vector,
     constant_weights,
+    only_floats,
     spatial_axes,
 )
 
@@ -19,7 +20,6 @@ _OPERATORS = frozenset(
     {"AveragePool", "Conv", "ConvTranspose", "Gemm", "MatMul", "MaxPool", "Resize", "Softmax"}
     | {"QLinearConv", "QLinearAveragePool", "QLinearSoftmax"}
 )
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 class Xnnpack(Rules):
@@ -33,10 +33,8 @@ class Xnnpack(Rules):
 
     def product(self, graph: Graph, node: ir.Node) -> str | None:
         """A Gemm without C must not get there: ONNX Runtime then reads through a null pointer."""
-        dtype = graph.dtype(node.inputs[0])
-        if dtype is not None and dtype not in _FLOATS:
-            return f"float32 and float16 only, A is {dtype.name.lower()}"
-        why = Gemm.of(node).scaled() or constant_weights(graph, node, {1: "B", 2: "C"})
+        why = only_floats(graph, node) or Gemm.of(node).scaled()
+        why = why or constant_weights(graph, node, {1: "B", 2: "C"})
         if why is not None:
             return why
         ranks = [graph.rank(value) for value in node.inputs[:2]]
