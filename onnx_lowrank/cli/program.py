@@ -7,6 +7,7 @@ until a job is known to run, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -98,6 +99,9 @@ def _terminate(_: int, __: FrameType | None) -> NoReturn:
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command and exit; every failure is one line on standard error."""
     reserve_stderr()  # before ONNX Runtime is imported, in case standard error is closed
+    # ONNX Runtime 1.32 sends usage data to its maker, and writes a warning to standard error where
+    # it cannot keep an identifier in the home folder.  Who wants that sets the variable to 0.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(exit_code(sys.argv[1:] if args is None else args))
 

@@ -217,6 +217,22 @@ def test_an_interrupt_leaves_nothing_behind(
     assert names(tmp_path) == ["in.onnx"]
 
 
+def test_a_home_that_takes_no_files(source: Path) -> None:
+    """Libraries that keep something in the home folder do not speak on standard error."""
+    home = source.with_name("home")
+    home.touch()  # a file, which is closed to root too
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_"))}
+    done = subprocess.run(
+        [str(COMMAND), str(source), str(source.with_name("out.onnx")), *QUICK],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "HOME": str(home)},
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
 def test_a_reader_that_goes_away_is_no_error(source: Path) -> None:
     out = source.with_name("out.onnx")
     reading, writing = os.pipe()
