@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from tests.helpers.commands import (
     names,
     one_line,
 )
+from tests.helpers.disks import small_disk
 from tests.helpers.models import (
     known_rank,
     linear_model,
@@ -251,28 +252,19 @@ def test_a_disk_that_fills_up(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> object:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("no mount command")
-    if done.returncode:
-        pytest.skip(f"may not mount: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("external", ["always", "never"])
-def test_a_disk_that_is_full(external: str, small_disk: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full(external: str, disk: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.onnx"
     onnx.save(linear_model(uniform([1200, 1200], np.random.default_rng(0))), source)
     done = subprocess.run(
         [
-            *(str(COMMAND), str(source), str(small_disk / "out.onnx"), "--rank", "500"),
+            *(str(COMMAND), str(source), str(disk / "out.onnx"), "--rank", "500"),
             *("--external-data", external, "--no-check", *QUICK),
         ],
         capture_output=True,
@@ -281,7 +273,7 @@ def test_a_disk_that_is_full(external: str, small_disk: Path, tmp_path: Path) ->
     )
     assert done.returncode == 1
     assert "No space left" in one_line(done.stderr)
-    assert not names(small_disk)
+    assert not names(disk)
 
 
 def test_a_report_on_a_full_disk(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.targets import open_target, runner
 from onnx_lowrank.targets.base import Job
+from tests.helpers.disks import small_disk
 from tests.helpers.models import linear_model, uniform
 from tests.helpers.places import ROOT
 from tests.helpers.remote import (
@@ -283,16 +284,7 @@ def test_no_room_for_the_outputs(sshd: Sshd, tmp_path: Path) -> None:
 
 def test_disk_full(sshd: Sshd, tmp_path: Path) -> None:
     """A real file system of 1 MB: the models fit, the outputs do not; or not even the models."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except OSError as error:
-        pytest.skip(f"mount: {error}")
-    if done.returncode:
-        pytest.skip(f"may not mount a small file system: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "1m") as disk:
         path = tmp_path / "wide.onnx"
         rng = np.random.default_rng(1)
         onnx.save(linear_model(uniform((2, 40_000), rng)), path)  # 320 kB
@@ -303,8 +295,6 @@ def test_disk_full(sshd: Sshd, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"expected .* bytes free in"):
             target.run(two_models(tmp_path, 100_000), feeds_for(100_000), Job(), silent)
         assert eventually(lambda: not any(disk.iterdir()))
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_no_such_folder_there(sshd: Sshd, models: list[Path], tmp_path: Path) -> None:
