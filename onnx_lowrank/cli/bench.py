@@ -72,7 +72,7 @@ def command(
             progress=progress,
         )
     written.write(found)
-    with reader_may_leave():
+    with reader_may_leave(kept=report_path is not None):
         print_bench_report(found, output_console(report_path))
     if found.errors:
         raise InputError(found.errors[0])

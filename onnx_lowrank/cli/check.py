@@ -65,7 +65,7 @@ def command(
             progress=progress,
         )
     written.write(found)
-    with reader_may_leave():
+    with reader_may_leave(kept=report_path is not None):
         print_check_report(found, output_console(report_path))
     if found.missed is not None:
         raise LimitError(found.missed)

@@ -139,7 +139,7 @@ def command(
     except GateError as error:
         missed, found = error, error.report
     written.write(found)
-    with reader_may_leave():
+    with reader_may_leave(kept=found.output.path is not None or report_path is not None):
         print_report(found, console)
     if verbose:
         for line in log.lines:

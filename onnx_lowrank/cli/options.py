@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -82,10 +83,29 @@ def subjects(
 
 
 @contextlib.contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Go on when a reader such as head has what it wants, where rich would end the program."""
-    with contextlib.suppress(SystemExit, BrokenPipeError):
+def reader_may_leave(*, kept: bool = False) -> Iterator[None]:
+    """Go on when a reader such as head has what it wants, where rich would end the program.
+
+    Args:
+        kept: whether the result is in a file.  Then a standard output that fails, as on a full
+            disk, is a warning: the exit code tells of the files.
+
+    Raises:
+        InputError: standard output fails, and the result is nowhere else.
+    """
+    from onnx_lowrank.errors import InputError
+
+    try:
         yield
+    except (SystemExit, BrokenPipeError):
+        pass
+    except OSError as error:
+        with Path(os.devnull).open("wb") as null:  # else the end of the program fails once more
+            os.dup2(null.fileno(), 1)
+        text = f"standard output: {error.strerror or error}"
+        if not kept:
+            raise InputError(text) from error
+        click.echo(f"onnx-lowrank: warning: {text}; the files are written", err=True)
 
 
 def terminal_progress() -> Progress:

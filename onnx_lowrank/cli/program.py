@@ -6,13 +6,11 @@ until a job is known to run, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
-from typing import NoReturn
 
 import click
 
@@ -23,10 +21,10 @@ from onnx_lowrank.cli.inspect import command as inspect
 from onnx_lowrank.cli.providers import command as providers
 from onnx_lowrank.cli.support import command as support
 from onnx_lowrank.cli.sweep import command as sweep
-from onnx_lowrank.errors import LowRankError, Terminated
+from onnx_lowrank.errors import LowRankError
 from onnx_lowrank.runtime.log import reserve_stderr
 
-__all__ = ["exit_code", "main"]
+__all__ = ["exit_code", "run"]
 
 _MAIN = "compress"
 
@@ -92,18 +90,16 @@ for _verb in (compress, bench, check, inspect, providers, support, sweep):
     cli.add_command(_verb)
 
 
-def _terminate(_: int, __: FrameType | None) -> NoReturn:
-    raise Terminated  # the same way out as Ctrl-C: every workspace is removed
-
-
-def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command and exit; every failure is one line on standard error."""
+def run(args: list[str]) -> int:
+    """Run the command as a program of its own, and return its exit code."""
     reserve_stderr()  # before ONNX Runtime is imported, in case standard error is closed
     # ONNX Runtime 1.32 sends usage data to its maker, and writes a warning to standard error where
     # it cannot keep an identifier in the home folder.  Who wants that sets the variable to 0.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(exit_code(sys.argv[1:] if args is None else args))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a stream cannot encode, such as × in an old code page, must not end the program.
+        sys.stdout.reconfigure(errors="replace")
+    return exit_code(args)
 
 
 def exit_code(args: list[str]) -> int:
@@ -121,6 +117,9 @@ def exit_code(args: list[str]) -> int:
         return _fail("interrupted; nothing written", 130)
     except MemoryError:
         return _fail("out of memory; nothing written", 1)
+    except OSError as error:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return _fail(f"{where}{error.strerror or error}", 1)
     except Exception as error:  # a fault of this program
         if "--verbose" in args:
             traceback.print_exc()

@@ -42,5 +42,5 @@ def command(
     sizes = parse_input_shapes(input_shape), parse_dims(dim)
     found = support_of(model, before, *sizes, written.outputs)
     written.write(found)
-    with reader_may_leave():
+    with reader_may_leave(kept=report_path is not None):
         print_support(found, output_console(report_path), every=nodes)

@@ -73,7 +73,7 @@ def command(
         **plain(options),
     )
     written = write_curve(curve, outputs)
-    with reader_may_leave():
+    with reader_may_leave(kept=True):
         print_curve(curve, written, output_console())
 
 

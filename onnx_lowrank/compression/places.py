@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnx_lowrank.compression.settings import Settings
-from onnx_lowrank.data.sources import source_files
+from onnx_lowrank.data.sources import code_files, source_files
 from onnx_lowrank.files import Output
 from onnx_lowrank.graph.load import LoadedModel
 
@@ -22,11 +22,12 @@ def read_files(
         settings: the options.
         metric: a further metric, which may be a function in a file.
     """
-    named = (settings.data, settings.calibration, settings.metric, metric)
+    named = (settings.data, settings.calibration)
     plain = (settings.labels, settings.load_stats, settings.load_costs)
     return (
         *source.files,
         *(file for item in named if item is not None for file in source_files(item)),
+        *(file for item in (settings.metric, metric) for file in code_files(item)),
         *(Path(path) for path in plain if path is not None),
     )
 

@@ -19,7 +19,14 @@ from onnx_lowrank.data.usercode import UserCode, failure
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["SampleSource", "load_source", "same_source", "source_files", "source_name"]
+__all__ = [
+    "SampleSource",
+    "code_files",
+    "load_source",
+    "same_source",
+    "source_files",
+    "source_name",
+]
 
 SampleSource = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 """A path, ``module:callable``, ``file.py:callable``, an iterable of feeds, or a reader."""
@@ -37,10 +44,13 @@ def source_files(source: SampleSource) -> tuple[Path, ...]:
     if not isinstance(source, str | os.PathLike):
         return ()
     text = os.fspath(source)
-    code = UserCode.parse(text)
-    if code is not None:
-        return (Path(code.module),) if code.module.endswith(".py") else ()
-    return sample_files(Path(text))
+    return sample_files(Path(text)) if UserCode.parse(text) is None else code_files(text)
+
+
+def code_files(named: object) -> tuple[Path, ...]:
+    """The file of ``file.py:callable``; of anything else none."""
+    code = UserCode.parse(named) if isinstance(named, str) else None
+    return () if code is None or not code.module.endswith(".py") else (Path(code.module),)
 
 
 def same_source(one: SampleSource | None, other: SampleSource | None) -> bool:

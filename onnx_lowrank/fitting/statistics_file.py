@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +23,6 @@ import onnx_ir as ir
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import atomic, is_file
 from onnx_lowrank.fitting.statistics import Gathered, MomentsKey
-from onnx_lowrank.graph.walk import all_graphs
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import Moments
@@ -31,10 +30,16 @@ from onnx_lowrank.numerics.moments import Moments
 __all__ = ["SavedStatistics", "Weight", "fingerprint", "load", "save"]
 
 
-_VERSION = 1
+# 2: the fingerprint is of the graph too.
+_VERSION = 2
 # Elements of a constant that enter the fingerprint: enough to tell two trainings apart.
 _PROBED = 64
 _PARTS = ("fit", "held")
+
+
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
 
 Weight = tuple[str, int, int]
 """A layer's weight: its name, m and n."""
@@ -67,28 +72,77 @@ class SavedStatistics:
 
 
 def fingerprint(model: ir.Model) -> str:
-    """A hash of the constants' names, types and shapes, and of some of their elements."""
+    """A hash of what a model computes: its graph, and some elements of each constant.
+
+    That is the operators with their attributes, what each of them reads and gives, inputs, outputs,
+    functions and opsets; of constants the names, types, shapes and at most 64 elements.  Names of
+    nodes, descriptions, metadata and the sizes of inputs have no part in it.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(_constants(model), key=lambda item: item[0]):
-        shape = [int(size) for size in tensor.shape.numpy()]
-        digest.update(f"{name}\n{tensor.dtype.name}\n{shape}\n".encode())
-        if tensor.dtype != ir.DataType.STRING and tensor.size:
-            flat = tensor.numpy().reshape(-1)
-            digest.update(flat[:: max(1, flat.size // _PROBED)][:_PROBED].tobytes())
-            del flat
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
+    opsets = sorted(model.opset_imports.items())
+    _add(digest, "opsets", *(f"{domain}={version}" for domain, version in opsets))
+    _add_graph(digest, model.graph)
+    for name, function in sorted(model.functions.items()):
+        defaults = sorted(function.attributes.values(), key=lambda item: item.name)
+        _add(digest, "function", *name)
+        for attribute in defaults:
+            _add_attribute(digest, attribute)
+        _add_body(digest, function)
     return digest.hexdigest()
 
 
-def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    for graph in all_graphs(model):
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.name or "", value.const_value
-        for node in graph:
-            if node.op_type == "Constant" and "value" in node.attributes:
-                yield node.outputs[0].name or "", node.attributes["value"].as_tensor()
+def _add(digest: _Digest, *words: object) -> None:
+    digest.update(json.dumps([str(word) for word in words]).encode())
+
+
+def _add_graph(digest: _Digest, graph: ir.Graph) -> None:
+    for name, value in sorted(graph.initializers.items()):
+        if value.const_value is not None:
+            _add(digest, "constant", name)
+            _add_tensor(digest, value.const_value)
+    _add_body(digest, graph)
+
+
+def _add_body(digest: _Digest, body: ir.Graph | ir.Function) -> None:
+    _add(digest, "inputs", *(value.name for value in body.inputs))
+    _add(digest, "outputs", *(value.name for value in body.outputs))
+    for node in body:
+        _add(digest, "node", node.domain, node.op_type, node.overload)
+        _add(digest, *("" if value is None else value.name for value in node.inputs))
+        _add(digest, *(value.name for value in node.outputs))
+        for _, attribute in sorted(node.attributes.items()):
+            _add_attribute(digest, attribute)
+
+
+def _add_attribute(digest: _Digest, attribute: ir.Attr) -> None:
+    _add(digest, "attribute", attribute.name, attribute.type.name, attribute.ref_attr_name)
+    if attribute.is_ref():
+        return
+    match attribute.type:
+        case ir.AttributeType.GRAPH:
+            _add_graph(digest, attribute.as_graph())
+        case ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                _add_graph(digest, graph)
+        case ir.AttributeType.TENSOR:
+            _add_tensor(digest, attribute.as_tensor())
+        case ir.AttributeType.TENSORS:
+            for tensor in attribute.as_tensors():
+                _add_tensor(digest, tensor)
+        case _:
+            _add(digest, repr(attribute.value))
+
+
+def _add_tensor(digest: _Digest, tensor: ir.TensorProtocol) -> None:
+    _add(digest, tensor.dtype.name, *tensor.shape.numpy())
+    if tensor.dtype == ir.DataType.STRING:
+        _add(digest, *tensor.numpy().reshape(-1)[:_PROBED])
+    elif tensor.size:
+        flat = tensor.numpy().reshape(-1)
+        digest.update(flat[:: max(1, flat.size // _PROBED)][:_PROBED].tobytes())
+        del flat
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
 
 
 def save(path: Path, saved: SavedStatistics) -> None:
@@ -154,12 +208,13 @@ def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
             header = json.loads(archive["header"].tobytes())
             if header["version"] != _VERSION:
                 raise InputError(
-                    f"{option}: expected version {_VERSION} of the format, came {header['version']}"
+                    f"{option}: expected version {_VERSION} of the format, got "
+                    f"{header['version']}; write the file again with --save-stats"
                 )
             if header["model"] != fingerprint(model):
                 raise InputError(
-                    f"{option}: belongs to another model, {header['name']}: its constants are not "
-                    f"those of {name}"
+                    f"{option}: belongs to another model, {header['name']}: its operators or "
+                    f"constants are not those of {name}"
                 )
             return SavedStatistics(
                 model=header["model"],

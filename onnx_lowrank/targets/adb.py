@@ -137,7 +137,7 @@ class Adb(Target):
             self._folder() as folder,
         ):
             self._push(dict(parcel.files), folder)
-            code, said = self._shell(f"{command} {folder}")
+            code, said = self._shell(f"{command} {shlex.quote(folder)}")
             if code != 0:
                 raise InputError(f"{where}: {command} ended with status {code}: {_last(said)}")
             self._adb_run(["pull", f"{folder}/result", here], "no result there", self._left())
@@ -180,7 +180,7 @@ class Adb(Target):
     def _folder(self) -> Iterator[str]:
         """A folder there, which is gone afterwards, and what still runs in it too."""
         folder = f"{self._tmp}/onnx-lowrank-{secrets.token_hex(6)}"
-        code, said = self._shell(f"mkdir {shlex.quote(folder)}")
+        code, said = self._shell(f"mkdir -- {shlex.quote(folder)}")
         if code != 0:
             raise InputError(f"--target {self.name}: {_last(said) or f'no {self._tmp} there'}")
         try:
@@ -197,17 +197,17 @@ class Adb(Target):
     def _clear(self, folder: str, *, running: bool) -> str:
         """Remove the folder; what to say if that failed."""
         try:
-            if running:  # its name is in the arguments of whatever runs in it
+            if running:  # its name, which is unique, is in the arguments of whatever runs in it
                 with contextlib.suppress(InputError):  # of the shell that is to say how it went too
-                    self._shell(f"pkill -9 -f {folder}", _PATIENCE)
-            code, _ = self._shell(f"rm -rf {folder}", _PATIENCE)
+                    self._shell(f"pkill -9 -f {PurePosixPath(folder).name}", _PATIENCE)
+            code, _ = self._shell(f"rm -rf -- {shlex.quote(folder)}", _PATIENCE)
         except (InputError, subprocess.TimeoutExpired):
             code = 1
         return "" if code == 0 else f"{folder} is left there, since the device does not answer"
 
     def _push(self, files: Mapping[str, Path], folder: str) -> None:
         folders = {str(PurePosixPath(folder, name).parent) for name in files}
-        self._shell(f"mkdir -p {' '.join(map(shlex.quote, sorted(folders)))}")
+        self._shell(shlex.join(["mkdir", "-p", "--", *sorted(folders)]))
         for name, path in files.items():
             self._adb_run(["push", str(path), f"{folder}/{name}"], f"push {name}", self._left())
 

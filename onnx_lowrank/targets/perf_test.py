@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -130,9 +130,9 @@ class PerfTest:
         if self.job.strict and self.provider != "cpu":
             strict = ["-C", "session.disable_cpu_ep_fallback|1"]
         words = ["-e", self.provider, "-m", "times", "-r", str(runs), *threads, *strict, *further]
-        folder = str(Path(self.program).parent)
+        library = f"LD_LIBRARY_PATH={shlex.quote(str(PurePosixPath(self.program).parent))}"
         arguments = shlex.join([self.program, *words, f"{place}/model.onnx", f"{place}/times"])
-        return f"cd {place} && rm -f times && LD_LIBRARY_PATH={shlex.quote(folder)} {arguments}"
+        return f"cd -- {shlex.quote(place)} && rm -f times && {library} {arguments}"
 
     def _try(self, place: str, model: _Found) -> None:
         """Run once: whether it runs at all, how long loading takes; then who takes which nodes."""
@@ -144,7 +144,7 @@ class PerfTest:
             return
         self._read(said, model)
         command = self._command(place, 1, "-p", f"{place}/profile")
-        code, text = self.shell(f"{command} > output && cat {place}/profile*")
+        code, text = self.shell(f"{command} > output && cat profile*")
         if code == 0:
             model.nodes = _nodes(text)
 

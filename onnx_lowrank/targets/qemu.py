@@ -131,7 +131,10 @@ def guest_command(cpu: str, counts: Path | None = None) -> list[str]:
         InputError: the emulator is not set up.
     """
     setup, folder = _setup(), _folder()
-    plugin = [] if counts is None else ["-plugin", f"{folder}/libcount.so,out={counts}"]
+    plugin = []
+    if counts is not None:  # qemu takes a comma for the end of a value, unless there are two
+        library, out = (str(path).replace(",", ",,") for path in (folder / "libcount.so", counts))
+        plugin = ["-plugin", f"{library},out={out}"]
     variables = {
         "PYTHONHOME": f"{folder}/sysroot/usr",
         "PYTHONPATH": f"{folder}/site",

@@ -211,7 +211,7 @@ class Ssh(Target):
 
     def _clear(self, folder: str) -> str:
         """Remove the folder of a runner that may not have done so itself; what to say of it."""
-        command = f"rm -rf {shlex.quote(folder)}"
+        command = f"rm -rf -- {shlex.quote(folder)}"
         try:
             done = subprocess.run(
                 [*self.words, command],

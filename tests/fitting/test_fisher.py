@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_lowrank import UsageError, compress
-from onnx_lowrank.cli import main
+from onnx_lowrank.cli.program import exit_code
 from onnx_lowrank.errors import DerivativeError
 from onnx_lowrank.fitting.output_gradients import Felt, felt
 from onnx_lowrank.graph.constants import Constants
@@ -322,9 +322,7 @@ def test_the_command_says_what_energy_it_is(
     arguments = [str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--energy", "0.9"]
     arguments += ["--data", str(tmp_path / "data.npz"), "--fisher", "--no-bench"]
     arguments += ["--report", str(tmp_path / "report.json")]
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 0
+    assert exit_code(arguments) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "energy and error of the outputs as the model's outputs feel them" in shown
     report = json.loads((tmp_path / "report.json").read_text())

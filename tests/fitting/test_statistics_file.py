@@ -90,6 +90,59 @@ def test_statistics_of_another_model(
         factored(tmp_path / "two.onnx", rank=3, load_stats=path)
 
 
+SIGNIFICANT = """<ir_version: 8, opset_import: ["" : 17]> g (float[n, 32] x) => (float[n, 8] y) {
+    h = LeakyRelu <alpha = 0.5> (x)
+    k = Identity(h)
+    y = MatMul(k, W)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("LeakyRelu", "Elu"),
+        ("alpha = 0.5", "alpha = 0.25"),
+        ("Identity(h)", "Identity(x)"),
+        ('"" : 17', '"" : 16'),
+    ],
+)
+def test_the_fingerprint_is_of_the_graph_too(old: str, new: str) -> None:
+    """The same weights after another operator, attribute, topology or opset are another model."""
+    weights = {"W": uniform((32, 8), np.random.default_rng(0))}
+    one, two = (
+        ir.from_proto(parse(text, weights)) for text in (SIGNIFICANT, SIGNIFICANT.replace(old, new))
+    )
+    assert fingerprint(one) != fingerprint(two)
+    one.graph[0].name, one.graph[0].doc_string = "renamed", "described"
+    assert fingerprint(one) == fingerprint(ir.from_proto(parse(SIGNIFICANT, weights)))
+
+
+def test_the_fingerprint_reads_subgraphs_and_functions() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18, "own" : 1]>
+    g (float[n] x, bool c) => (float[n] y) {
+        h = own.f(x)
+        y = If(c) <then_branch = t () => (float[n] a) { a = Neg(h) },
+                   else_branch = e () => (float[n] b) { b = Abs(h) }>
+    }
+    <domain: "own", opset_import: ["" : 18]> f (u) => (v) { v = Exp(u) }"""
+    models = [text, text.replace("Neg", "Ceil"), text.replace("Exp", "Log")]
+    assert len({fingerprint(ir.from_proto(onnx.parser.parse_model(t))) for t in models}) == 3
+
+
+def test_statistics_of_the_same_weights_in_another_graph(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    weights = {"W": uniform((32, 8), rng)}
+    for name in ("Relu", "Tanh"):
+        text = SIGNIFICANT.replace("LeakyRelu <alpha = 0.5>", name)
+        onnx.save(parse(text, weights), tmp_path / f"{name}.onnx")
+    path = tmp_path / "moments.npz"
+    feeds = [{"x": uniform((4, 32), rng)} for _ in range(4)]
+    factored(tmp_path / "Tanh.onnx", rank=3, calibration=feeds, save_stats=path)
+    with pytest.raises(InputError, match=r"belongs to another model, .*Tanh\.onnx: its operators"):
+        factored(tmp_path / "Relu.onnx", rank=3, load_stats=path)
+
+
 def test_layers_that_the_file_does_not_hold(
     shared: onnx.ModelProto, rng: np.random.Generator, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import ml_dtypes
@@ -250,3 +251,38 @@ def test_log_with_closed_sys_stderr(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     log = OrtLog()
     open_session(proto(WARNS), log=log)
     assert log.lines
+
+
+def test_captures_of_several_threads() -> None:
+    """Each one sees its own records, and both descriptors are what they were at the end."""
+    before = [os.fstat(number) for number in (1, 2)]
+    logs = [OrtLog() for _ in range(4)]
+
+    def work(log: OrtLog) -> None:
+        for _ in range(20):
+            with log.capture("loading"), ortlog.quiet_stdout():
+                os.write(2, b"2026-01-31 12:00:00.123 [W:onnxruntime:, graph.cc:1 f] text\n")
+
+    threads = [threading.Thread(target=work, args=(log,)) for log in logs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(log.counts["warning"] >= 20 for log in logs)
+    for number, old in zip((1, 2), before, strict=True):
+        assert os.path.samestat(os.fstat(number), old)
+
+
+def test_the_last_of_several_captures_gives_standard_error_back(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The first to begin is the first to end, as in threads that overlap."""
+    one, two = (OrtLog().capture(name) for name in ("one", "two"))
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    os.write(2, b"between\n")
+    assert capfd.readouterr().err == ""
+    two.__exit__(None, None, None)
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "between\nafter\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import onnx
 import pytest
@@ -68,6 +69,31 @@ def test_times_memory_and_nodes(device: Path, tmp_path: Path) -> None:
     assert "Protobuf parsing failed" in str(bad.error)
     assert bad.times_ns == ()
     assert not any(device.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["My Files", "it's", "a;touch x", "$(touch x)", "-rf", "*"])
+def test_every_word_is_quoted_there(
+    folder: str, device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the temporary folder and of the program; what else is there stays."""
+    monkeypatch.chdir(device)
+    place = device / folder
+    place.mkdir()
+    (place / "mine").write_text("kept")
+    (device / "My").write_text("kept")
+    program = place / "perf_test"
+    program.symlink_to(tmp_path / "bin" / "perf_test")
+    name = f"adb?tmp={quote(str(place))}&perf_test={quote(str(program))}"
+    model = two_models(tmp_path)[:1]
+    (outcome,) = open_target(name).run(model, feeds_for(), Job(iterations=2), silent)
+    assert outcome.error is None
+    assert len(outcome.times_ns) == 2
+    assert outcome.nodes
+    command = f"{sys.executable} {runner.__file__} run"
+    name = f"adb?tmp={quote(str(place))}&runner={quote(command)}"
+    assert_outputs(open_target(name).run(model, feeds_for(), Job(), silent), model, feeds_for())
+    assert sorted(item.name for item in device.iterdir()) == sorted(["My", folder])
+    assert sorted(item.name for item in place.iterdir()) == ["mine", "perf_test"]
 
 
 def test_outputs_alone_are_not_to_be_had(device: Path, tmp_path: Path) -> None:
