@@ -44,15 +44,16 @@ ExternalData = Literal["auto", "always", "never"]
 
 # Weights go beside the model above this.
 AUTO = 1_500_000_000
-# Bytes of a file's name that the usual file systems take.
-_LONGEST_NAME = 255
+# Bytes of a data file's name: file systems take 255, and onnx_ir writes it in a folder whose name
+# is longer.
+_LONGEST_NAME = 200
 _NUMBERED = re.compile(r"(?:\.(\d+))?\.data$")
 
 
 def data_name(name: str, number: int = 0) -> str:
     """The name of a model's data file: ``<name>.data``, or ``<name>.<number>.data`` from 1.
 
-    A name that no file system would take is cut.
+    A name that would be too long for a file system is cut.
     """
     suffix = f".{number}.data" if number else ".data"
     while len(os.fsencode(name)) + len(suffix) > _LONGEST_NAME:
