@@ -20,7 +20,7 @@ from onnx_lowrank.maps.find import (
     find,
 )
 from onnx_lowrank.maps.forms import Site, all_forms
-from onnx_lowrank.numerics.ranks import break_even, energy_rank
+from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Progress, Stages
 
@@ -88,7 +88,7 @@ def inspect_model(
         finding = find(model, constants, all_forms())
     wanted = [group for group in finding.groups if 0 not in group.shape]
     with stages("measure", sum(group.matrix.size for group in wanted)) as advance:
-        measured = measure(wanted, Statistics(), advance)
+        measured, _ = measure(wanted, Statistics(), advance)
     total = elements(model)
     return Inspection(
         os.fspath(path),
@@ -124,7 +124,6 @@ def _entries(finding: Finding, measured: dict[Group, Spectrum]) -> list[Inspecte
 
 def _site(site: Site, group: Group, measured: dict[Group, Spectrum]) -> Inspected:
     found = measured.get(group)
-    squares = None if found is None or not found.finite else found.squares
     reasons = [] if site.form.default else [f"off by default; --ops {site.form.ops}"]
     if found is not None and not found.finite:
         reasons.append("holds NaN or Inf")
@@ -138,7 +137,7 @@ def _site(site: Site, group: Group, measured: dict[Group, Spectrum]) -> Inspecte
         (site.slices, site.m, site.n),
         site.operand.size,
         break_even(site.m, site.n),
-        () if squares is None else tuple(energy_rank(squares, e) for e in ENERGIES),
+        tuple(found.needed(e) for e in ENERGIES) if found is not None and found.finite else (),
         "; ".join(reasons),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -30,11 +31,13 @@ from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.simplify import SIZE_LIMIT
 from onnx_lowrank.graph.simplify import simplify as simplify_model
 from onnx_lowrank.graph.walk import node_name, stored_bytes
+from onnx_lowrank.maps.choice import Spectrum
 from onnx_lowrank.maps.find import Finding, Group, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
-from onnx_lowrank.ranks.choose import worth_measuring
+from onnx_lowrank.ranks.choose import choose, worth_measuring
+from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.report import Calibration
@@ -65,7 +68,18 @@ def prepare(context: Context) -> Prepared:
     undecided = [group for group, choice in early.items() if choice is None]
     statistics, search, calibration = _calibrated(context, model, undecided)
     with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
-        measured = measure(undecided, search, advance, spectra=goal.needs_spectrum)
+        measured, bases = measure(
+            undecided,
+            search,
+            advance,
+            spectra=goal.needs_spectrum,
+            energy=goal.energy,
+            wanted=None if context.settings.dry_run else partial(_wanted, goal),
+            folder=context.folder,
+        )
+    search = replace(search, bases=bases)
+    if search.fit is statistics.fit:
+        statistics = replace(statistics, bases=bases)
     return Prepared(
         model=model,
         finding=finding,
@@ -76,6 +90,11 @@ def prepare(context: Context) -> Prepared:
         calibration=calibration,
         macs=_macs(context, model, finding),
     )
+
+
+def _wanted(goal: Goal, group: Group, spectrum: Spectrum) -> int | None:
+    """How many components of a group factors may be made of, if any."""
+    return goal.largest(group) if goal.budget else choose(group, spectrum, goal).rank
 
 
 def _simplified(context: Context) -> ir.Model:

@@ -53,7 +53,8 @@ def fit(
         fishers = [statistics.coordinates(group) for group in task]
         felt = [fisher.into(stack) for fisher, stack in zip(fishers, stacks, strict=True)]
         if joint is None:
-            pairs = [fitted_pair(felt[0], moments, rank, felt[0].dtype)]
+            known = statistics.bases.get(task[0], ())
+            pairs = [fitted_pair(felt[0], moments, rank, felt[0].dtype, known)]
         else:
             matrices = [stack[0] for stack in felt]
             first, seconds = joint_pair(

@@ -1,17 +1,22 @@
-"""Measure: the spectra of the groups, layers in parallel."""
+"""Measure: the spectra of the groups and their leading components, layers in parallel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import EnergyOf, Spectrum
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.components import Basis
 from onnx_lowrank.numerics.parallel import map_layers, working_set
-from onnx_lowrank.numerics.spectrum import row_blocks
-from onnx_lowrank.numerics.stacks import squares
+from onnx_lowrank.numerics.sketch import sketch
+from onnx_lowrank.numerics.spectrum import row_blocks, squared_norm
+from onnx_lowrank.numerics.stacks import StackComponents
 
 __all__ = ["group_memory", "largest_first", "measure"]
 
@@ -33,38 +38,77 @@ def measure(
     advance: Callable[[int], None],
     *,
     spectra: bool = True,
-) -> dict[Group, Spectrum]:
-    """The spectrum of every group's matrix, values only.
+    energy: float | None = None,
+    wanted: Callable[[Group, Spectrum], int | None] | None = None,
+    folder: Path | None = None,
+) -> tuple[dict[Group, Spectrum], dict[Group, tuple[Basis, ...]]]:
+    """The spectrum of every group's matrix, and its leading components where they are wanted.
 
     Args:
         groups: what to measure.
         statistics: moments of their inputs; a group without is measured by its weight alone.
         advance: called with the number of elements of every group that is done.
         spectra: False only looks whether the weights are finite.
+        energy: the only share of the energy that is asked about, if so: only so many components
+            are found then where they are few.
+        wanted: of how many components of a group the vectors are wanted, None for none.
+        folder: where vectors wait; default: the system's temporary one.
     """
-    measured = {}
+    measured: dict[Group, Spectrum] = {}
+    bases: dict[Group, tuple[Basis, ...]] = {}
 
-    def work(group: Group) -> Spectrum:
-        return _measure_one(group, statistics, spectra)
+    def work(group: Group) -> tuple[Spectrum, tuple[Basis, ...]]:
+        return _measured(group, statistics, spectra, energy, wanted)
 
-    for group, result in map_layers(work, largest_first(groups), group_memory):
-        measured[group] = result
-        advance(group.matrix.size)
-    return measured
+    with Spool(folder) as spool:
+        for group, (spectrum, own) in map_layers(work, largest_first(groups), group_memory):
+            measured[group] = spectrum
+            if own:
+                bases[group] = tuple(_spooled(basis, spool) for basis in own)
+            advance(group.matrix.size)
+    return measured, bases
 
 
-def _measure_one(group: Group, statistics: Statistics, spectra: bool) -> Spectrum:
+def _measured(
+    group: Group,
+    statistics: Statistics,
+    spectra: bool,
+    energy: float | None,
+    wanted: Callable[[Group, Spectrum], int | None] | None,
+) -> tuple[Spectrum, tuple[Basis, ...]]:
     moments, fisher = statistics.fit.get(group), statistics.coordinates(group)
     stack = group.matrix.numpy()
+    weighed: EnergyOf = "fisher" if fisher.known else "output"
+    of = "weight" if moments is None else weighed
+    bases: tuple[Basis, ...] = ()
     try:
-        finite = all(
-            bool(np.isfinite(matrix[block]).all())
-            for matrix in stack
-            for block in row_blocks(*matrix.shape)
-        )
-        values = squares(fisher.into(stack), moments) if finite and spectra else None
+        if not all(_finite(matrix) for matrix in stack):
+            return Spectrum(None, False, of), ()
+        if not spectra:
+            return Spectrum(None, True, of), ()
+        if moments is None and energy is not None and len(stack) == 1:
+            found = sketch(stack[0], energy=energy)
+            if found is not None:
+                return Spectrum(found.squares, True, of, found.rest), (found.basis,)
+        components = StackComponents(fisher.into(stack), moments)
+        spectrum = Spectrum(components.squares, True, of)
+        rank = None if wanted is None else wanted(group, spectrum)
+        if rank:
+            bases = components.bases(rank)
+            if stack.dtype != np.float64:
+                bases = tuple(basis.narrow() for basis in bases)
+        return spectrum, bases
     finally:
         del stack
-    group.matrix.release()
-    weighed: EnergyOf = "fisher" if fisher.known else "output"
-    return Spectrum(values, finite, "weight" if moments is None else weighed)
+        group.matrix.release()
+
+
+def _finite(matrix: Array) -> bool:
+    """Whether there is no NaN and no Inf."""
+    if matrix.dtype != np.float64 and np.isfinite(squared_norm(matrix)):
+        return True
+    return all(bool(np.isfinite(matrix[block]).all()) for block in row_blocks(*matrix.shape))
+
+
+def _spooled(basis: Basis, spool: Spool) -> Basis:
+    return Basis(np.asarray(spool.store(basis.vectors, "basis").numpy()), basis.transposed)

@@ -23,6 +23,7 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.components import Basis
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Accumulator, Moments
 from onnx_lowrank.phrases import listed
@@ -75,6 +76,8 @@ class Statistics:
         missing: why a group has none: it is factored by its weight alone.
         notes: what else the user should know.
         fisher: what the model's outputs feel of the groups' outputs, where that is known.
+        bases: leading components of groups, one basis for each slice, where they were found with
+            these moments already.
     """
 
     fit: Mapping[Group, tuple[Moments, ...]] = field(default_factory=dict)
@@ -82,6 +85,7 @@ class Statistics:
     missing: Mapping[Group, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     fisher: Mapping[Group, Fisher] = field(default_factory=dict)
+    bases: Mapping[Group, tuple[Basis, ...]] = field(default_factory=dict)
 
     def coordinates(self, group: Group) -> Fisher:
         """In what coordinates of its outputs a group's errors count alike."""

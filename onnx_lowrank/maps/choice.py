@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms import Site
+from onnx_lowrank.numerics.ranks import energy_at, energy_rank
 
 __all__ = ["Choice", "Decision", "Spectrum", "linear_parameters", "removed_parameters"]
 
@@ -24,16 +25,29 @@ class Spectrum:
     """What is known of a group's matrix.
 
     Attributes:
-        squares: squared singular values, falling, summed over the slices, shape [min(m, n)];
-            None where the goal does not ask for them.
+        squares: squared singular values, falling, summed over the slices, of all min(m, n)
+            components or of the leading ones; None where the goal does not ask for them.
         finite: whether all elements are.
         of: what the squares are the energy of: the "weight" itself, or its "output" on samples
             (see `onnx_lowrank.numerics.output_pca`).
+        rest: what the squares of the components that are not in ``squares`` add up to.
     """
 
     squares: npt.NDArray[np.float64] | None
     finite: bool
     of: EnergyOf = "weight"
+    rest: float = 0.0
+
+    def needed(self, energy: float) -> int:
+        """The smallest rank that holds a share of the energy; there have to be squares."""
+        assert self.squares is not None
+        return energy_rank(self.squares, energy, self.rest)
+
+    def held(self, rank: int) -> float | None:
+        """The share of the energy that a rank holds; None without squares, or beyond them."""
+        if self.squares is None or (self.rest and rank > len(self.squares)):
+            return None
+        return energy_at(self.squares, rank, self.rest)
 
 
 @dataclass(frozen=True, eq=False)

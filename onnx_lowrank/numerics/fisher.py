@@ -52,7 +52,7 @@ class Fisher:
             return PLAIN
         shrunk = Moments(second / scale, np.zeros(size), draws).shrunk().second.copy()
         shrunk[np.diag_indices(size)] += _DAMPING
-        return cls(scipy.linalg.cholesky(shrunk, lower=True, check_finite=False))
+        return cls(np.asarray(np.linalg.cholesky(shrunk), np.float64))
 
     @property
     def known(self) -> bool:

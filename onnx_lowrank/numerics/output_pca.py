@@ -3,9 +3,8 @@
 For ``Y = X W`` with ``C = E[xᵀ x]`` the best rank-k map is ``W V Vᵀ``, V the k leading
 eigenvectors of ``Wᵀ C W``: the projection of the outputs on their own principal components
 (Eckart & Young on ``X W``).  It equals truncating the whitened weight (SVD-LLM, Wang et al., ICLR
-2025) by algebra, and needs no Cholesky factor and no inverse, so that a singular C does no harm.
-Where n > m the m×m side is used: with ``C = Q Λ Qᵀ``, the eigenvectors u of ``√Λ Qᵀ W Wᵀ Q √Λ``
-give ``v = Wᵀ Q √Λ u / σ``.  Everything is in float64: the eigenvalues are squares, and a tail of
+2025) by algebra, and needs no Cholesky factor and no inverse, so that a singular C does no harm
+(`onnx_lowrank.numerics.components`).  The energies are in float64: they are squares, and a tail of
 1e-4 of the energy has singular values of 1e-2 of the largest, far above 1e-8.
 """
 
@@ -13,12 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.factors import leading_eigenvectors
+from onnx_lowrank.numerics.components import Components
 from onnx_lowrank.numerics.moments import Moments
-from onnx_lowrank.numerics.rotation import rotated_first, rotated_second
 
 __all__ = ["component_energies", "output_energies", "output_pair", "output_squares"]
 
@@ -35,11 +32,7 @@ def output_squares(matrix: Array, moments: Moments) -> Float64:
     Returns:
         shape [min(m, n)]; values below the rounding error are exactly 0.
     """
-    gram, _ = _gram(matrix, moments)
-    if gram.size == 0:
-        return np.zeros(0)
-    squares = scipy.linalg.eigvalsh(gram, overwrite_a=True, check_finite=False)[::-1]
-    return np.where(squares > _floor(squares), squares, 0.0).astype(np.float64)
+    return Components(matrix, moments).squares
 
 
 def output_pair(
@@ -50,12 +43,7 @@ def output_pair(
     Components without any energy add nothing.  The rotation of the rank axis leaves the product as
     it is (see `onnx_lowrank.numerics.rotation`).
     """
-    basis = _basis(matrix, moments, rank)
-    projected = np.asarray(matrix, np.float64) @ basis  # [m, k]
-    scale = np.sqrt(np.linalg.norm(projected, axis=0))
-    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    first, second = rotated_first(projected * inverse), rotated_second((basis * scale).T)
-    return first.astype(dtype), second.astype(dtype)
+    return Components(matrix, moments).basis(rank).pair(matrix, rank, dtype)
 
 
 def component_energies(matrix: Array, fitted: Moments, other: Moments) -> Float64:
@@ -72,21 +60,10 @@ def component_energies(matrix: Array, fitted: Moments, other: Moments) -> Float6
     Returns:
         shape [min(m, n)], in the order of the components.
     """
-    projected = np.asarray(matrix, np.float64) @ _basis(matrix, fitted, min(matrix.shape))
+    basis = Components(matrix, fitted).basis(min(matrix.shape))
+    projected = np.asarray(matrix, np.float64) @ basis.vectors
     energies = np.einsum("mk,mk->k", projected, other.applied(projected))
     return np.asarray(np.maximum(energies, 0.0))
-
-
-def _basis(matrix: Array, moments: Moments, rank: int) -> Float64:
-    """The leading principal components of the outputs, V[n, rank]; zeros without any energy."""
-    gram, root = _gram(matrix, moments)
-    values, basis = leading_eigenvectors(gram, rank)
-    if root is None:
-        return np.asarray(basis)
-    inverse = np.zeros(rank)  # from the m×m side: v = Wᵀ Q √Λ u / σ
-    kept = values > _floor(values)
-    inverse[kept] = 1.0 / np.sqrt(values[kept])
-    return np.asarray((np.asarray(matrix, np.float64).T @ (root @ basis)) * inverse)
 
 
 def output_energies(
@@ -108,23 +85,3 @@ def output_energies(
     if shift is not None:
         error += float(shift @ (shift - 2.0 * (moments.mean @ difference)))
     return max(error, 0.0), max(total, 0.0)
-
-
-def _gram(matrix: Array, moments: Moments) -> tuple[Float64, Float64 | None]:
-    """``Wᵀ C W`` or, where that is the larger, its m×m counterpart and ``Q √Λ``."""
-    m, n = matrix.shape
-    exact = np.asarray(matrix, np.float64)
-    if n <= m:
-        return exact.T @ moments.applied(exact), None
-    if moments.diagonal:
-        root = np.diag(np.sqrt(moments.second))
-    else:
-        values, vectors = scipy.linalg.eigh(moments.second, check_finite=False)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))
-    half = root.T @ exact  # [m, n]
-    return half @ half.T, root
-
-
-def _floor(squares: Array) -> float:
-    largest = float(np.max(squares, initial=0.0))
-    return len(squares) * float(np.finfo(np.float64).eps) * largest

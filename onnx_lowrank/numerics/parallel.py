@@ -66,10 +66,11 @@ def map_layers(
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
         try:
             while waiting or pending:
-                # An item that is too large for the memory left waits until it is alone.
+                # An item that is too large for the memory left waits until it is alone.  Some
+                # more than there are workers are begun, so that none idles behind a large one.
                 while (
                     waiting
-                    and len(pending) <= count
+                    and len(pending) <= 2 * count
                     and (not pending or used + memory(waiting[0]) <= MEMORY)
                 ):
                     used += memory(waiting[0])

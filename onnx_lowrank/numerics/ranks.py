@@ -30,27 +30,28 @@ def largest_rank(m: int, n: int, share: float) -> int:
     return max(0, min(m, n, math.floor(share * break_even(m, n) + _SLACK)))
 
 
-def energy_rank(squares: npt.NDArray[np.float64], energy: float) -> int:
+def energy_rank(squares: npt.NDArray[np.float64], energy: float, rest: float = 0.0) -> int:
     """Smallest rank whose squared singular values hold the share ``energy`` of their sum.
 
     Args:
         squares: squared singular values, falling, shape [s].
         energy: share in (0, 1].
+        rest: sum of further ones; those that are given have to hold the share.
 
     Returns:
         A rank in 1..s; 1 for a matrix of zeros, which any rank represents.
     """
     # What is cut off, summed from the small end so that small tails keep their digits:
     # tails[k] is the energy outside the first k.
-    tails = np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
+    tails = np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]]) + rest
     enough = tails <= (1.0 - energy) * tails[0]
     return max(1, int(np.argmax(enough)))
 
 
-def energy_at(squares: npt.NDArray[np.float64], rank: int) -> float:
-    """Share of the sum of the squared singular values that the first ``rank`` hold."""
-    total = float(squares.sum())
-    return 1.0 if total == 0.0 else 1.0 - float(squares[rank:].sum()) / total
+def energy_at(squares: npt.NDArray[np.float64], rank: int, rest: float = 0.0) -> float:
+    """Share of the sum of the squared singular values, and a rest, that the first ``rank`` hold."""
+    total = float(squares.sum()) + rest
+    return 1.0 if total == 0.0 else 1.0 - (float(squares[rank:].sum()) + rest) / total
 
 
 def rounded(rank: int, multiple: int, largest: int, *, up: bool) -> int:

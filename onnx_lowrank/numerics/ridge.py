@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
@@ -132,7 +131,7 @@ class Regression:
                 xx - np.outer(self._x, self._x) / rows**2,
                 xy - np.outer(self._x, self._y) / rows**2,
             )
-        values, vectors = scipy.linalg.eigh(xx, check_finite=False)
+        values, vectors = np.linalg.eigh(xx)
         values = np.maximum(values, 0.0)
         mean = float(values.mean())
         if mean <= 0.0:

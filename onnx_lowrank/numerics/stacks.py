@@ -15,17 +15,57 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.factors import balanced_pair
+from onnx_lowrank.numerics.components import Basis, Components
 from onnx_lowrank.numerics.moments import Moments
-from onnx_lowrank.numerics.output_pca import (
-    component_energies,
-    output_energies,
-    output_pair,
-    output_squares,
-)
-from onnx_lowrank.numerics.spectrum import squared_singular_values
+from onnx_lowrank.numerics.output_pca import component_energies, output_energies
+from onnx_lowrank.numerics.sketch import sketch
 
-__all__ = ["achieved_error", "fitted_pair", "shift_of", "squares", "unseen_squares"]
+__all__ = [
+    "StackComponents",
+    "achieved_error",
+    "fitted_pair",
+    "shift_of",
+    "squares",
+    "unseen_squares",
+]
+
+# Reductions of slices that are held until their vectors are asked for, in elements; others are
+# done again.
+_HELD = 1 << 25
+
+
+class StackComponents:
+    """The components of a stack of matrices: their energies now, the vectors when asked for.
+
+    Attributes:
+        squares: what each further unit of rank adds, falling, summed over the slices, shape
+            [min(m, n)]: squared singular values of ``W[e, m, n]``, or with moments (one for each
+            slice) the energy of its outputs by principal component.
+    """
+
+    def __init__(self, stack: Array, moments: Sequence[Moments] | None) -> None:
+        self._stack, self._moments = stack, moments
+        self.squares = np.zeros(min(stack.shape[1:]), np.float64)
+        side = min(stack.shape[1:])
+        held = len(stack) == 1 or len(stack) * side * side <= _HELD
+        self._parts: list[Components] = []
+        for index, matrix in enumerate(stack):
+            part = self._part(index)
+            self.squares += part.squares
+            if moments is not None:
+                self.squares[:1] += _energy_of(matrix, moments[index].centre)
+            if held:
+                self._parts.append(part)
+
+    def _part(self, index: int) -> Components:
+        if index < len(self._parts):
+            return self._parts[index]
+        own = None if self._moments is None else self._moments[index].fitting()
+        return Components(self._stack[index], own)
+
+    def bases(self, rank: int) -> tuple[Basis, ...]:
+        """The leading components of every slice."""
+        return tuple(self._part(index).basis(rank) for index in range(len(self._stack)))
 
 
 def squares(stack: Array, moments: Sequence[Moments] | None) -> npt.NDArray[np.float64]:
@@ -34,13 +74,7 @@ def squares(stack: Array, moments: Sequence[Moments] | None) -> npt.NDArray[np.f
     Squared singular values of ``W[e, m, n]``, or with moments (one for each slice) the energy of
     its outputs by principal component.
     """
-    if moments is None:
-        return squared_singular_values(stack)
-    total = np.zeros(min(stack.shape[1:]), np.float64)
-    for matrix, own in zip(stack, moments, strict=True):
-        total += output_squares(matrix, own.fitting())
-        total[:1] += _energy_of(matrix, own.centre)
-    return total
+    return StackComponents(stack, moments).squares
 
 
 def unseen_squares(
@@ -63,16 +97,33 @@ def _energy_of(matrix: Array, row: npt.NDArray[np.float64] | None) -> float:
 
 
 def fitted_pair(
-    stack: Array, moments: Sequence[Moments] | None, rank: int, dtype: npt.DTypeLike
+    stack: Array,
+    moments: Sequence[Moments] | None,
+    rank: int,
+    dtype: npt.DTypeLike,
+    bases: Sequence[Basis] = (),
 ) -> tuple[Array, Array]:
-    """``A[e, m, k]`` and ``B[e, k, n]``: closest to W, or with moments closest in the outputs."""
-    if moments is None:
-        return balanced_pair(stack, rank, dtype)
-    pairs = [
-        output_pair(matrix, own.fitting(), rank, dtype)
-        for matrix, own in zip(stack, moments, strict=True)
-    ]
-    return np.stack([first for first, _ in pairs]), np.stack([second for _, second in pairs])
+    """``A[e, m, k]`` and ``B[e, k, n]``: closest to W, or with moments closest in the outputs.
+
+    Args:
+        stack: ``W[e, m, n]``.
+        moments: of the inputs, by slice; None for the weights by themselves.
+        rank: k.
+        dtype: of the factors.
+        bases: components by slice where they are known; they are used if there are enough.
+    """
+    slices, m, n = stack.shape
+    first, second = np.empty((slices, m, rank), dtype), np.empty((slices, rank, n), dtype)
+    for index, matrix in enumerate(stack):
+        basis = bases[index] if bases and bases[index].rank >= rank else None
+        if basis is None and moments is None:
+            found = sketch(matrix, rank=rank)
+            basis = None if found is None else found.basis
+        if basis is None:
+            own = None if moments is None else moments[index].fitting()
+            basis = Components(matrix, own).basis(rank)
+        first[index], second[index] = basis.pair(matrix, rank, dtype)
+    return first, second
 
 
 def shift_of(

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.lapack import Tridiagonal
 from onnx_lowrank.numerics.moments import Moments
 
 __all__ = ["Whitening"]
@@ -52,9 +52,7 @@ class Whitening:
         if not mean > 0.0:
             return None
         kept = max(1, round(_KEPT * size))
-        values, basis = scipy.linalg.eigh(
-            second, subset_by_index=(size - kept, size - 1), check_finite=False
-        )
+        values, basis = Tridiagonal(second.copy()).leading(kept)
         values = np.maximum(values, 0.0)
         others = max(moments.trace - float(values.sum()), 0.0) / max(size - kept, 1)
         variances = (values + _FLOOR * mean) / (others + _FLOOR * mean)

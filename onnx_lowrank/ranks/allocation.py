@@ -12,7 +12,7 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Factorable, Finding, Group
 from onnx_lowrank.numerics.knapsack import Item, Solution
-from onnx_lowrank.numerics.ranks import energy_at, largest_rank
+from onnx_lowrank.numerics.ranks import largest_rank
 from onnx_lowrank.ranks.damage import DamageCurve
 from onnx_lowrank.ranks.goals import Goal
 
@@ -169,11 +169,10 @@ class Ladders:
                 why = "dense: any rank here would hurt more than elsewhere"
                 choices[group] = Choice(None, why, of=found.of)
                 continue
-            assert found.squares is not None
             guessed = "" if self._curves[group].measured else " (guessed from other layers)"
             damage = self._curves[group].at(rank) if part.joint is None else part.damage
             why = f"rank {rank} of the budget, predicted damage {damage:.3g}{guessed}"
-            energy: float | None = energy_at(found.squares, rank)
+            energy = found.held(rank)
             if part.joint is not None:
                 names = [node_name(g.members[0].site.node) for g in part.ranks if g is not group]
                 why += f" together with {', '.join(names)}, whose first factor it shares"

@@ -16,8 +16,6 @@ from onnx_lowrank.maps.find import (
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.numerics.ranks import (
     break_even,
-    energy_at,
-    energy_rank,
     largest_rank,
     rounded,
 )
@@ -77,8 +75,7 @@ def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
         if rank < goal.rank:
             why += f", {rank} is full rank"
     elif goal.energy is not None:
-        assert measured.squares is not None
-        needed = energy_rank(measured.squares, goal.energy)
+        needed = measured.needed(goal.energy)
         if needed > limit:
             return Choice(
                 None,
@@ -106,7 +103,7 @@ def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
         return Choice(rank, why, None, needed, measured.of)
     if not measured.squares.any():
         why += "; the weight is all zeros"
-    return Choice(rank, why, energy_at(measured.squares, rank), needed, measured.of)
+    return Choice(rank, why, measured.held(rank), needed, measured.of)
 
 
 def settle(finding: Finding, choices: Mapping[Group, Choice], goal: Goal) -> dict[Group, Choice]:

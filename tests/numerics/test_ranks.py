@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnx_lowrank.numerics.factors import squared_singular_values
 from onnx_lowrank.numerics.ranks import (
     break_even,
     energy_at,
@@ -17,7 +18,6 @@ from onnx_lowrank.numerics.ranks import (
     largest_rank,
     rounded,
 )
-from onnx_lowrank.numerics.spectrum import squared_singular_values
 from tests.helpers.models import known_rank
 
 Squares = npt.NDArray[np.float64]

@@ -1,0 +1,164 @@
+"""Principal components: of a weight by itself, or of what it makes of given inputs.
+
+By Eckart and Young (Psychometrika 1, 1936) the rank-k matrix closest to W in the Frobenius norm is
+``(W V) Vᵀ`` with V the k leading eigenvectors of ``WᵀW``, which needs no inverse and stays exact
+however small the singular values are; of the outputs of inputs with ``C = E[xᵀx]`` it is the same
+with those of ``WᵀCW``.  Where the other side is the smaller one its eigenvectors are taken: of the
+weight by itself those of ``WWᵀ``, as the transpose has the same pair the other way round; of
+outputs, with ``C = Q Λ Qᵀ``, the eigenvectors u of ``√Λ Qᵀ W Wᵀ Q √Λ`` give ``v = Wᵀ Q √Λ u / σ``.
+
+The energies come first; the vectors come when a rank is known (`onnx_lowrank.numerics.lapack`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.lapack import Tridiagonal
+from onnx_lowrank.numerics.moments import Moments
+from onnx_lowrank.numerics.rotation import rotated_first, rotated_second
+from onnx_lowrank.numerics.spectrum import gram, row_blocks, unit
+
+__all__ = ["Basis", "Components"]
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Leading components of a map ``W[m, n]``.
+
+    Attributes:
+        vectors: ``V[n, k]``, orthonormal columns, or zeros for a component without energy; of the
+            transpose ``[m, k]``.
+        transposed: whether they are those of ``Wᵀ``.
+    """
+
+    vectors: Array
+    transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        """How many components there are."""
+        return int(self.vectors.shape[1])
+
+    def narrow(self) -> Basis:
+        """The same in float32, for factors that are stored in no more than that."""
+        return Basis(np.ascontiguousarray(self.vectors, np.float32), self.transposed)
+
+    def pair(self, matrix: Array, rank: int, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+        """``A[m, k]`` and ``B[k, n]`` with ``A @ B`` closest to W, balanced and rotated.
+
+        The square root of the singular values goes into each factor, so that both have the same
+        scale and survive a cast to float16; the rank axis is rotated, so that all of its channels
+        have (see `onnx_lowrank.numerics.rotation`).
+        """
+        tall = matrix.T if self.transposed else matrix
+        # Float32 is enough for what is stored in no more than that.
+        work = np.promote_types(self.vectors.dtype, np.float32)
+        if np.dtype(dtype) == np.float64:
+            work = np.dtype(np.float64)
+        vectors = self.vectors[:, :rank].astype(work, copy=False)
+        projected = np.empty((len(tall), rank), work)
+        for block in row_blocks(*tall.shape):
+            np.matmul(np.asarray(tall[block], work), vectors, out=projected[block])
+        # The columns of W V are U Σ: their norms are the singular values.
+        safe = unit(matrix)
+        scale = np.sqrt(np.linalg.norm(projected * safe if safe != 1.0 else projected, axis=0))
+        scale = scale / math.sqrt(safe)
+        inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+        first, second = projected * inverse, vectors * scale
+        if self.transposed:
+            first, second = second, first
+        first, second = rotated_first(first), rotated_second(second.T)
+        return first.astype(dtype, copy=False), second.astype(dtype, copy=False)
+
+
+class Components:
+    """The components of a matrix ``W[m, n]``.
+
+    Attributes:
+        squares: energy of each, falling, shape [min(m, n)]: squared singular values of W, or of
+            ``√C W``.  Values below the rounding error are exactly 0.  Of a float64 weight whose
+            squares leave the range of float64 they are in another unit (see
+            `onnx_lowrank.numerics.spectrum.unit`).
+    """
+
+    squares: Float64
+
+    def __init__(self, matrix: Array, moments: Moments | None = None) -> None:
+        """Find the energies.
+
+        Args:
+            matrix: W, finite; may be a memory-mapped view.
+            moments: C of the inputs; None takes the weight by itself.
+        """
+        self._matrix = matrix
+        self._reduced: Tridiagonal | None = None
+        self._root: Float64 | None = None
+        self._plain = moments is None
+        m, n = matrix.shape
+        if min(m, n) == 0:
+            self.squares = np.zeros(0)
+            return
+        if moments is None and matrix.dtype == np.float64:
+            values = np.linalg.svd(matrix, compute_uv=False) * unit(matrix)
+            floor = max(m, n) * np.finfo(np.float64).eps * values[0]
+            self.squares = np.where(values > floor, values, 0.0) ** 2
+            return
+        if moments is None:
+            square = gram(matrix if m >= n else matrix.T)
+        else:
+            square, self._root = _outputs(matrix, moments)
+        self._reduced = Tridiagonal(square)
+        squares = self._reduced.values()
+        self.squares = np.where(squares > _floor(squares), squares, 0.0)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that are held for `basis`."""
+        reduced = 0 if self._reduced is None else 8 * self._reduced.size**2
+        return reduced + (0 if self._root is None else self._root.nbytes)
+
+    def basis(self, rank: int) -> Basis:
+        """The leading components, at most ``min(m, n)``."""
+        m, n = self._matrix.shape
+        if self._reduced is None:  # a float64 weight, or an empty one
+            if m >= n:
+                return Basis(np.linalg.svd(self._matrix, full_matrices=False)[2][:rank].T)
+            return Basis(np.linalg.svd(self._matrix, full_matrices=False)[0][:, :rank], True)
+        values, vectors = self._reduced.leading(rank)
+        if self._plain:
+            return Basis(vectors, m < n)
+        if self._root is None:
+            return Basis(vectors)
+        inverse = np.zeros(rank)  # from the m×m side: v = Wᵀ Q √Λ u / σ
+        kept = values > _floor(self.squares)
+        inverse[kept] = 1.0 / np.sqrt(values[kept])
+        exact = np.asarray(self._matrix, np.float64)
+        return Basis((exact.T @ (self._root @ vectors)) * inverse)
+
+
+def _outputs(matrix: Array, moments: Moments) -> tuple[Float64, Float64 | None]:
+    """``Wᵀ C W`` or, where that is the larger, its m×m counterpart and ``Q √Λ``."""
+    m, n = matrix.shape
+    exact = np.asarray(matrix, np.float64)
+    if n <= m:
+        return exact.T @ moments.applied(exact), None
+    if moments.diagonal:
+        root = np.diag(np.sqrt(moments.second))
+    else:
+        values, vectors = np.linalg.eigh(moments.second)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+    half = root.T @ exact  # [m, n]
+    return half @ half.T, root
+
+
+def _floor(squares: Array) -> float:
+    largest = float(np.max(squares, initial=0.0))
+    return len(squares) * float(np.finfo(np.float64).eps) * largest

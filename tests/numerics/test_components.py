@@ -1,0 +1,161 @@
+"""Leading components: by one reduction, and by a sketch, against what numpy finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.components import Components
+from onnx_lowrank.numerics.factors import relative_error, squared_singular_values
+from onnx_lowrank.numerics.lapack import Tridiagonal
+from onnx_lowrank.numerics.ranks import energy_at, energy_rank
+from onnx_lowrank.numerics.sketch import sketch
+from onnx_lowrank.numerics.spectrum import squared_norm
+from onnx_lowrank.numerics.stacks import fitted_pair
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(5)
+
+
+def with_values(m: int, n: int, values: Array, rng: np.random.Generator) -> Array:
+    """A float32 matrix with these singular values."""
+    left = np.linalg.qr(rng.standard_normal((m, len(values))))[0]
+    right = np.linalg.qr(rng.standard_normal((n, len(values))))[0]
+    return np.asarray((left * values) @ right.T, np.float32)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 120])
+def test_one_reduction_gives_values_and_any_number_of_vectors(
+    size: int, rng: np.random.Generator
+) -> None:
+    half = rng.standard_normal((size + 2, size))
+    square = half.T @ half
+    expected = np.linalg.eigvalsh(square)[::-1]
+    reduced = Tridiagonal(square.copy())
+    np.testing.assert_allclose(reduced.values(), expected, rtol=1e-10, atol=1e-12 * expected[0])
+    for count in {1, (size + 1) // 2, size}:
+        values, vectors = reduced.leading(count)
+        np.testing.assert_allclose(values, expected[:count], rtol=1e-9, atol=1e-11 * expected[0])
+        np.testing.assert_allclose(square @ vectors, vectors * values, atol=1e-9 * expected[0])
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(count), atol=1e-10)
+
+
+def test_equal_eigenvalues_have_orthonormal_vectors() -> None:
+    values, vectors = Tridiagonal(np.diag(np.repeat([4.0, 1.0, 0.0], 10))).leading(20)
+    np.testing.assert_allclose(values, np.repeat([4.0, 1.0], 10))
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(20), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((2, 3)),
+        np.zeros((0, 0)),
+        np.eye(3, dtype=np.float32),
+        np.eye(3, order="F"),
+        np.zeros((3, 6))[:, ::2],
+    ],
+)
+def test_what_cannot_be_reduced_in_place_is_refused(bad: Array) -> None:
+    with pytest.raises(ValueError, match="square float64 array in C order"):
+        Tridiagonal(bad)
+
+
+DECAYING: dict[str, Callable[[Array], Array]] = {
+    "exponential": lambda i: np.exp(-i / 12.0),
+    "power": lambda i: 1.0 / (i + 1.0),
+    "a step": lambda i: np.where(i < 18, 1.0, 0.03),
+    "in pairs": lambda i: 0.8 ** (i // 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "dtype"),
+    [
+        *((kind, (320, 320), np.float32) for kind in DECAYING),
+        ("power", (400, 320), np.float32),
+        ("power", (320, 400), np.float32),
+        ("exponential", (320, 400), np.float16),
+        ("exponential", (400, 320), ml_dtypes.bfloat16),
+    ],
+)
+def test_a_sketch_finds_the_rank_and_loses_no_more_than_the_best_pair(
+    kind: str, shape: tuple[int, int], dtype: npt.DTypeLike, rng: np.random.Generator
+) -> None:
+    matrix = with_values(*shape, DECAYING[kind](np.arange(320.0)), rng).astype(dtype)
+    exact = squared_singular_values(matrix[None])
+    found = sketch(matrix, energy=0.95)
+    assert found is not None
+    total = float(exact.sum())
+    assert found.squares.sum() + found.rest == pytest.approx(total, rel=1e-5)
+    known = len(found.squares)
+    # Never more than there is, and of what is lost hardly more than the best pair loses.
+    assert (np.cumsum(found.squares) <= np.cumsum(exact)[:known] * (1 + 1e-5)).all()
+    rank, best = energy_rank(found.squares, 0.95, found.rest), energy_rank(exact, 0.95)
+    assert rank == best
+    first, second = found.basis.pair(matrix, rank, np.float32)
+    lost = relative_error(matrix[None], first[None], second[None]) ** 2
+    assert lost <= 0.05
+    assert lost <= 1.002 * (1.0 - energy_at(exact, rank))
+    assert lost == pytest.approx(1.0 - energy_at(found.squares, rank, found.rest), rel=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "power"])
+def test_a_sketch_of_a_given_rank(kind: str, rng: np.random.Generator) -> None:
+    matrix = with_values(320, 320, DECAYING[kind](np.arange(320.0)), rng)
+    exact = squared_singular_values(matrix[None])
+    found = sketch(matrix, rank=25)
+    assert found is not None
+    first, second = fitted_pair(matrix[None], None, 25, np.float32)
+    lost = relative_error(matrix[None], first, second) ** 2
+    assert lost <= 1.002 * (1.0 - energy_at(exact, 25))
+
+
+def test_a_sketch_is_the_same_every_time(rng: np.random.Generator) -> None:
+    matrix = with_values(320, 320, DECAYING["power"](np.arange(320.0)), rng)
+    one, other = sketch(matrix, energy=0.9), sketch(matrix, energy=0.9)
+    assert one is not None
+    assert other is not None
+    np.testing.assert_array_equal(one.basis.vectors, other.basis.vectors)
+
+
+def test_no_sketch_where_a_reduction_is_sooner_done_or_more_exact(
+    rng: np.random.Generator,
+) -> None:
+    flat = rng.standard_normal((320, 320)).astype(np.float32)
+    assert sketch(flat, energy=0.95) is None  # too many are needed
+    assert sketch(flat[:, :64], energy=0.5) is None  # too small
+    assert sketch(flat.astype(np.float64), energy=0.05) is None
+    assert sketch(np.zeros((320, 320), np.float32), energy=0.95) is None
+    low = with_values(320, 320, np.geomspace(1.0, 1e-4, 12), rng)
+    assert sketch(low, energy=1.0 - 1e-7) is None  # what is lost is rounding in float32
+    assert sketch(low, rank=12) is None
+    flat[3, 5] = np.nan
+    assert sketch(flat, rank=5) is None
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_squared_norm(dtype: npt.DTypeLike, rng: np.random.Generator) -> None:
+    matrix = rng.standard_normal((130, 77)).astype(dtype)
+    expected = float(np.square(matrix.astype(np.float64)).sum())
+    for view in (matrix, matrix.T, matrix[::2], np.asfortranarray(matrix)):
+        share = float(np.square(view.astype(np.float64)).sum())
+        assert squared_norm(view) == pytest.approx(share, rel=1e-6)
+    assert squared_norm(matrix[:0]) == 0.0
+    assert expected > 0.0
+    for bad in (np.nan, np.inf):
+        matrix[100, 7] = bad
+        assert not np.isfinite(squared_norm(matrix))
+
+
+def test_components_of_an_empty_matrix() -> None:
+    found = Components(np.zeros((0, 4), np.float32))
+    assert found.squares.shape == (0,)
+    assert found.memory == 0
