@@ -79,7 +79,7 @@ def _show(options: argparse.Namespace) -> None:
     source = load(options.model)
     with workspace(None) as folder:
         trial = Trial(source, settings, folder, log)
-        model, _ = simplify(source, folder, trial.differs)
+        model = simplify(source, folder, trial.differs).model or source.model
         groups = find(model, Constants(model), all_forms(), chosen_forms(ops)).groups
         place = Place.here(trial.provider.full, trial.threads)
         start = time.perf_counter()

@@ -24,6 +24,7 @@ from onnx_lowrank.fitting.refit import refit
 from onnx_lowrank.fitting.trainable import constant_names, trainable
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.elements import install
+from onnx_lowrank.graph.face import differences, drop_inferred
 from onnx_lowrank.graph.save import check_embeddable, written_bytes
 from onnx_lowrank.graph.shape_for import SHAPED, shape_for
 from onnx_lowrank.graph.spool import Spool
@@ -38,6 +39,8 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.report import Healing
 
 __all__ = ["Assembled", "assemble", "predicted"]
+
+_CHANGED = "the result's face differs from the input's: "
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,18 +118,15 @@ def assemble(
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
         healing = _healed(context, prepared, model, known, spool) if healed else None
+        for note in [text for text in context.notes if text.startswith((SHAPED, _CHANGED))]:
+            del context.notes[note]  # of an earlier assembly
         if context.settings.shape_for is not None:
-            for note in [text for text in context.notes if text.startswith(SHAPED)]:
-                del context.notes[note]  # of an earlier assembly
             for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
                 context.say(note)
-    if not _declared(context.source.model):
-        # Simplification declares every value; what came without that is not to come out larger for
-        # it.  The values that are new say what they are.
-        inferred = {value.name for value in _declared(prepared.model)}
-        for value in _declared(model):
-            if value.name in inferred:
-                value.type = value.shape = None
+    drop_inferred(model)
+    if context.settings.shape_for is None:  # else it has been said
+        for change in differences(context.source.model, model):
+            context.say(f"{_CHANGED}{change}")
     destination = destination or Destination(folder / "model.onnx")
     with context.stages("write"):
         files = destination.write(model, folder)
@@ -138,16 +138,6 @@ def assemble(
         errors={group: errors[other] for group, other in own.items() if other in errors},
         healing=healing,
     )
-
-
-def _declared(model: ir.Model) -> list[ir.Value]:
-    """Values between the nodes of the main graph that have a type or a shape."""
-    return [
-        value
-        for node in model.graph
-        for value in node.outputs
-        if not value.is_graph_output() and (value.type is not None or value.shape is not None)
-    ]
 
 
 def _refitted(

@@ -28,11 +28,10 @@ from onnx_lowrank.fitting.statistics import (
 )
 from onnx_lowrank.fitting.statistics_file import SavedStatistics, Weight, fingerprint
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.graph.simplify import SIZE_LIMIT
-from onnx_lowrank.graph.simplify import simplify as simplify_model
+from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
 from onnx_lowrank.graph.walk import node_name, stored_bytes
 from onnx_lowrank.maps.choice import Spectrum
-from onnx_lowrank.maps.find import Finding, Group, find
+from onnx_lowrank.maps.find import Finding, Group, Selection, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
@@ -58,12 +57,11 @@ def prepare(context: Context) -> Prepared:
     Raises:
         InputError: the model or the data are not what they should be.
     """
-    goal, selection = context.settings.goal, context.settings.selection
+    goal = context.settings.goal
     context.question()
-    model = _simplified(context)
+    model, selection = _simplified(context)
     with context.stages("find"):
         finding = find_maps(context, model)
-        selection.check(entry.node for entry in finding.entries)
         early = {group: worth_measuring(group, goal, selection) for group in finding.groups}
     undecided = [group for group, choice in early.items() if choice is None]
     statistics, search, calibration = _calibrated(context, model, undecided)
@@ -97,22 +95,46 @@ def _wanted(goal: Goal, group: Group, spectrum: Spectrum) -> int | None:
     return goal.largest(group) if goal.budget else choose(group, spectrum, goal).rank
 
 
-def _simplified(context: Context) -> ir.Model:
-    """A model to work on: simplified, or a copy of the original and a note that says why."""
-    source = context.source
-    if not context.settings.simplify:
-        return source.model.clone()
+def _simplified(context: Context) -> tuple[ir.Model, Selection]:
+    """A model to work on, simplified or a copy of the original, and which of its nodes are chosen.
+
+    Globs name nodes of the original, as ``inspect`` lists them, and those of the simplified model.
+
+    Raises:
+        InputError: a glob names neither.
+    """
+    source, settings = context.source, context.settings
+    selection = settings.selection
+    nodes: list[ir.Node] = []
+    if selection.include or selection.exclude:
+        nodes = [entry.node for entry in find_maps(context, source.model).entries]
+    if not settings.simplify:
+        selection.check(nodes)
+        return source.model.clone(), selection
 
     def compared(path: Path) -> str | None:
-        if context.settings.check:
+        if settings.check:
             return context.trial.differs(path)
         context.say("simplified, but not compared with the original (--no-check)")
         return None
 
     with context.stages("simplify"):
-        model, why = simplify_model(source, context.folder, compared)
-    context.say(why)
-    return source.model.clone() if model is source.model else model
+        found = simplify(
+            source,
+            context.folder,
+            compared,
+            named=selection.named(nodes),
+            constant_inputs=settings.constant_inputs,
+        )
+    for note in found.notes:
+        context.say(note)
+    if found.model is None:
+        selection.check(nodes)
+        return source.model.clone(), selection
+    if nodes:
+        nodes += [entry.node for entry in find_maps(context, found.model).entries]
+    selection.check(nodes)
+    return found.model, selection.carried(found.merged)
 
 
 def _calibrated(

@@ -10,6 +10,7 @@ from onnx_lowrank.errors import UsageError
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.outputs import Comparison, classifier_outputs, worst_error
 from onnx_lowrank.evaluation.subjects import Subject, Subjects
+from onnx_lowrank.graph.face import differences
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.report import OutputCheck, ProviderCheck, TargetsReport, tool_name
@@ -137,6 +138,9 @@ def check_models(
     cpu = next((target for target in targets if target.name == _CPU), None)
     reference = run(cpu if cpu is not None else open_target(_CPU))
     notes: dict[str, None] = dict.fromkeys(subjects.notes)
+    first, other = subjects.models
+    faces = differences(first.source.model, other.source.model)
+    notes.update(dict.fromkeys(f"{other.name} beside {first.name}: {face}" for face in faces))
     entries, halves = [], False
     for target in targets:
         outcomes = reference if target is cpu else run(target)

@@ -1,4 +1,4 @@
-"""Runs onnxsim on a file, in a process of its own: ``python _onnxsim_worker.py IN OUT``.
+"""Runs onnxsim on a file, in a process of its own: ``python _onnxsim_worker.py IN OUT [SKIP…]``.
 
 A process of its own, because onnxsim takes hundreds of MB to import, prints to the standard
 streams, and can bring the whole process down with it.  Run by its path, so that it imports
@@ -12,8 +12,8 @@ import sys
 import onnx
 
 
-def main(source: str, target: str) -> None:
-    """Simplify ``source`` into ``target``."""
+def main(source: str, target: str, *skipped: str) -> None:
+    """Simplify ``source`` into ``target`` without these optimizers of onnxsim."""
     # onnxsim imports torch where it is installed, for a part that is not used here.  That would
     # be two thirds of the time that onnxsim takes to start.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
@@ -21,8 +21,7 @@ def main(source: str, target: str) -> None:
 
     simplified, _ = onnxsim.simplify(
         source,
-        # It would turn every 3-D MatMul+Add into Reshape+Gemm+Reshape.
-        skipped_optimizers=["fuse_matmul_add_bias_into_gemm_batched"],
+        skipped_optimizers=list(skipped),
         # Constants above this are not folded into larger ones.
         tensor_size_threshold="1KB",
     )
@@ -30,4 +29,4 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import exists, is_file
 from onnx_lowrank.graph.references import resolve
-from onnx_lowrank.graph.serialize import graph_protos
+from onnx_lowrank.graph.serialize import graph_protos, mark_declared
 from onnx_lowrank.graph.validity import objection
 from onnx_lowrank.graph.walk import (
     all_graphs,
@@ -153,6 +153,7 @@ def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
         model = ir.from_proto(proto)
     except Exception as error:
         raise InputError(f"{name}: malformed model: {_first_line(error)}") from error
+    mark_declared(model, proto)
     _check_values(model, name)
     resolve(model)
     return model

@@ -16,6 +16,7 @@ from typing import IO
 import onnx
 import onnx_ir as ir
 
+from onnx_lowrank.graph.presence import mark_empty, put_empty
 from onnx_lowrank.graph.references import written_as_references
 from onnx_lowrank.graph.walk import all_graphs, static_shape
 
@@ -24,6 +25,7 @@ __all__ = [
     "data_locations",
     "graph_protos",
     "hollow",
+    "mark_declared",
     "to_proto",
     "write_beside",
     "write_protobuf",
@@ -32,6 +34,8 @@ __all__ = [
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
 """Bytes of weights that a protobuf can hold, with some room for the graph itself."""
 
+# Marks an initializer that a value_info declares too.
+_DECLARED = "onnx_lowrank.declared"
 # Smaller initializers are serialized with the graph.
 _LARGE = 1 << 16
 # Beside the model go those above this; the others stay where shape inference can see them.
@@ -79,30 +83,56 @@ def hollow(model: ir.Model) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.Tens
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """The model as a protobuf, without what onnx_ir adds of its own.
+    """The model as a protobuf in which what was read stands as it stood.
 
-    That is a value_info for every initializer: it declares its type and shape itself, and a second
-    declaration goes stale when a tool such as ONNX Runtime's quantizer changes the initializer.
-    One with metadata came with the model and stays.  And the metadata of a tensor, which comes out
-    twice.
+    onnx_ir adds a value_info for every initializer: it declares its type and shape itself, and a
+    second declaration goes stale when a tool such as ONNX Runtime's quantizer changes the
+    initializer.  One that was there stays.  It writes the metadata of a tensor twice, and leaves
+    out empty texts.
     """
     with written_as_references(model):
         proto = ir.to_proto(model)
+    put_empty(model, proto)
     for graph in graph_protos(proto):
         own = {tensor.name for tensor in graph.initializer}
+        initializers = model.graph.initializers if graph is proto.graph else {}
         kept = [
             value
             for value in graph.value_info
-            if value.name not in own or value.metadata_props or value.doc_string
+            if value.name not in own
+            or value.metadata_props
+            or value.doc_string
+            or (value.name in initializers and initializers[value.name].meta.get(_DECLARED))
         ]
         del graph.value_info[:]
         graph.value_info.extend(kept)
-        for tensor in graph.initializer:
-            if tensor.metadata_props:
-                once = {entry.key: entry for entry in tensor.metadata_props}
-                del tensor.metadata_props[:]
-                tensor.metadata_props.extend(once.values())
+    for tensor in _tensor_protos(proto):
+        if tensor.metadata_props:
+            once = {entry.key: entry for entry in tensor.metadata_props}
+            del tensor.metadata_props[:]
+            tensor.metadata_props.extend(once.values())
     return proto
+
+
+def mark_declared(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """Mark what a model, as it was read from the protobuf, says beyond what onnx_ir keeps."""
+    mark_empty(model, proto)
+    for value in proto.graph.value_info:
+        if value.name in model.graph.initializers:
+            model.graph.initializers[value.name].meta[_DECLARED] = True
+
+
+def _tensor_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The initializers and the tensors in attributes."""
+    nodes = [node for function in proto.functions for node in function.node]
+    for graph in graph_protos(proto):
+        yield from graph.initializer
+        nodes.extend(graph.node)
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
 
 
 def graph_protos(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
@@ -142,6 +172,11 @@ def write_beside(model: ir.Model, path: Path, data: str) -> None:
     tensors = [value.const_value for value in values]
     try:
         ir.external_data.unload_from_model(model, path.parent, data, size_threshold_bytes=_INLINE)
+        for value, tensor in zip(values, tensors, strict=True):
+            beside = value.const_value
+            if tensor is not None and isinstance(beside, ir.ExternalTensor):
+                beside.doc_string = tensor.doc_string
+                beside.metadata_props.update(tensor.metadata_props)
         path.write_bytes(to_proto(model).SerializeToString())
     finally:
         for value, tensor in zip(values, tensors, strict=True):

@@ -1,21 +1,31 @@
-"""Simplify: onnxsim before the factoring, guarded, and undone with a reason where it does harm."""
+"""Simplify: onnxsim before the factoring, guarded, and undone with a reason where it does harm.
+
+onnxsim gets a copy in which every node is named by its number, so that what it keeps is known
+again, and in which inputs with a default value have none, so that it cannot take the default for
+a constant.  What it makes gets the face of the original back.
+"""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.graph import merged
+from onnx_lowrank.graph.face import lift_constants, restore
+from onnx_lowrank.graph.fixed import infer_shapes
 from onnx_lowrank.graph.load import LoadedModel, load
 from onnx_lowrank.graph.save import write
 from onnx_lowrank.graph.validity import invalid
-from onnx_lowrank.graph.walk import all_nodes, stored_bytes
+from onnx_lowrank.graph.walk import all_nodes, node_name, stored_bytes
 
-__all__ = ["SIZE_LIMIT", "WORKER", "simplify"]
+__all__ = ["SIZE_LIMIT", "WORKER", "Simplified", "simplify"]
 
 SIZE_LIMIT = 1_000_000_000
 """Bytes of weights above which a model is not simplified: onnxsim holds it in memory."""
@@ -25,34 +35,141 @@ WORKER = Path(__file__).with_name("_onnxsim_worker.py")
 # Folding small constants may cost a little; more than this is growth.
 _SLACK_SHARE, _SLACK_BYTES = 0.01, 1 << 16
 
+# These give a linear map another name, or make one of several.  ONNX Runtime fuses a MatMul with
+# its bias by itself, and several maps of one activation share their first factor here.
+_SKIPPED = ("fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv")
+# This one changes the weights of the convolution.
+_FOLDS_NORMALIZATION = "fuse_bn_into_conv"
+
+_NUMBER = re.compile(r"^node(\d+):")
+_FREE_INITIALIZERS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Simplified:
+    """What became of a model.
+
+    Attributes:
+        model: simplified; None where the original is to be used.
+        notes: why it is not, or what else the user should know.
+        merged: node of the original -> node of the model that it was merged into, for those that
+            were asked for and are not in the model any more.
+    """
+
+    model: ir.Model | None
+    notes: tuple[str, ...] = ()
+    merged: Mapping[ir.Node, ir.Node] = field(default_factory=dict)
+
+
+class _UndoneError(Exception):
+    """Why the model stays as it was."""
+
 
 def simplify(
-    source: LoadedModel, workspace: Path, compare: Callable[[Path], str | None]
-) -> tuple[ir.Model, str | None]:
-    """The simplified model, or the model as it was and the reason.
+    source: LoadedModel,
+    workspace: Path,
+    compare: Callable[[Path], str | None],
+    *,
+    named: Collection[ir.Node] = (),
+    constant_inputs: bool = False,
+) -> Simplified:
+    """Simplify a model.
 
     Args:
         source: the model.
         workspace: a folder for intermediate files.
         compare: runs the simplified file against the original and answers with what is wrong
             with it, or None.
+        named: nodes of the model that the user named: their weights stay as they are.
+        constant_inputs: whether inputs that have a default value are constants.
 
     Returns:
-        A model, and None or the sentence that says why it is the unsimplified one.
+        The result, which has the face of the original.
     """
-    size = stored_bytes(source.model)
+    try:
+        return _simplified(source, workspace, compare, named, constant_inputs)
+    except _UndoneError as why:
+        return Simplified(None, (f"not simplified: {why}",))
+
+
+def _simplified(
+    source: LoadedModel,
+    workspace: Path,
+    compare: Callable[[Path], str | None],
+    named: Collection[ir.Node],
+    constant_inputs: bool,
+) -> Simplified:
+    original, size = source.model, stored_bytes(source.model)
     if size > SIZE_LIMIT:
-        return source.model, (
-            f"not simplified: {size / 1e9:.1f} GB of weights is above the limit of "
-            f"{SIZE_LIMIT / 1e9:.0f} GB"
+        raise _UndoneError(
+            f"{size / 1e9:.1f} GB of weights is above the limit of {SIZE_LIMIT / 1e9:.0f} GB"
         )
-    given = source.path
-    if given is None or source.data_files:
-        given = write(source.model, workspace, "unsimplified.onnx", "never")[-1]
-    target = workspace / "simplified.onnx"
+    given = write(_numbered(original, constant_inputs), workspace, "unsimplified.onnx", "never")[-1]
+    model = _run(given, workspace / "simplified.onnx", _skipped(named))
+    given.unlink()
+    origins = _origins(model, original)
+    lifted = 0
+    if original.ir_version >= _FREE_INITIALIZERS:
+        lifted = lift_constants(model)
+        origins = {node: old for node, old in origins.items() if node.graph is not None}
+    if not _same_interface(model, original):
+        raise _UndoneError("onnxsim changed the model's inputs or outputs")
+    restore(model, original, origins)
+    _name(model, original, origins)
+    grown = stored_bytes(model) - size
+    if grown > _SLACK_SHARE * size + _SLACK_BYTES:
+        raise _UndoneError(f"onnxsim made it {grown} bytes larger")
+    final = write(model, workspace, "simplified.onnx", "never")[-1]
+    complaint = invalid(model)
+    if complaint is not None and invalid(original) is None:
+        raise _UndoneError(f"onnx.checker rejects what onnxsim made: {complaint}")
+    wrong = compare(final)
+    if wrong is not None:
+        raise _UndoneError(wrong)
+    found, lost = merged.resolve(named, model, original, origins)
+    if lost is not None:
+        raise _UndoneError(f"onnxsim changed {node_name(lost)!r}, which a glob names")
+    return Simplified(model, _lifted(lifted), found)
+
+
+def _lifted(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    nodes = (
+        "1 Constant node is an initializer"
+        if count == 1
+        else f"{count} Constant nodes are initializers"
+    )
+    return (f"{nodes} now, so that quantizers see the weights",)
+
+
+def _numbered(original: ir.Model, constant_inputs: bool) -> ir.Model:
+    """A copy whose nodes are named by their place, and whose inputs have no default values."""
+    model = original.clone()
+    for number, node in enumerate(all_nodes(model)):
+        node.name = f"node{number}:{node.name or ''}"
+    if not constant_inputs:
+        for value in model.graph.inputs:
+            if value.is_initializer() and value.name is not None:
+                del model.graph.initializers[value.name]
+                value.const_value = None
+    if any(value.shape is None for value in model.graph.outputs):
+        infer_shapes(model)  # onnxsim refuses an output of which nothing is known
+    return model
+
+
+def _skipped(named: Collection[ir.Node]) -> tuple[str, ...]:
+    """The optimizers that may not run."""
+    behind = (use.node for node in named for value in node.outputs for use in value.uses())
+    if any(node.op_type == "BatchNormalization" for node in behind):
+        return (*_SKIPPED, _FOLDS_NORMALIZATION)
+    return _SKIPPED
+
+
+def _run(given: Path, target: Path, skipped: tuple[str, ...]) -> ir.Model:
     done = subprocess.run(
         # -P: its folder, this package, must not stand before the standard library.
-        [sys.executable, "-P", str(WORKER), str(given), str(target)],
+        [sys.executable, "-P", str(WORKER), str(given), str(target), *skipped],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -64,69 +181,51 @@ def simplify(
         why = lines[-1].strip() if lines else f"exit code {done.returncode}"
         if done.returncode < 0:
             why = f"it crashed with signal {-done.returncode}"
-        return source.model, f"not simplified: onnxsim failed: {why[:200]}"
+        raise _UndoneError(f"onnxsim failed: {why[:200]}")
     try:
-        simplified = load(target).model
+        return load(target).model
     except InputError as error:
-        return source.model, f"not simplified: onnxsim made an unusable model: {error}"
-    grown = stored_bytes(simplified) - size
-    if grown > _SLACK_SHARE * size + _SLACK_BYTES:
-        return source.model, f"not simplified: onnxsim made it {grown} bytes larger"
-    _restore(simplified, source.model)
-    if _interface(simplified) != _interface(source.model):
-        return source.model, "not simplified: onnxsim changed the model's inputs or outputs"
-    final = write(simplified, workspace, "simplified.onnx", "never")[-1]
-    complaint = invalid(simplified)
-    if complaint is not None and invalid(source.model) is None:
-        return source.model, f"not simplified: onnx.checker rejects what onnxsim made: {complaint}"
-    wrong = compare(final)
-    if wrong is not None:
-        return source.model, f"not simplified: {wrong}"
-    return simplified, None
+        raise _UndoneError(f"onnxsim made an unusable model: {error}") from error
 
 
-def _interface(model: ir.Model) -> list[str | None]:
-    inputs = [value.name for value in model.graph.inputs if not value.is_initializer()]
-    return [*inputs, "->", *(value.name for value in model.graph.outputs)]
+def _origins(model: ir.Model, original: ir.Model) -> dict[ir.Node, ir.Node]:
+    """Nodes of the model -> those of the original that they stand for, by their numbers."""
+    by_name = {
+        f"node{number}:{node.name or ''}": node for number, node in enumerate(all_nodes(original))
+    }
+    found = ((node, by_name.get(node.name or "")) for node in all_nodes(model))
+    return {node: old for node, old in found if old is not None and old.op_type == node.op_type}
 
 
-def _values(model: ir.Model) -> Iterator[ir.Value]:
-    """The values of the main graph; those of subgraphs may have the same names."""
-    yield from model.graph.inputs
-    yield from model.graph.initializers.values()
-    for node in model.graph:
-        yield from node.outputs
+def _same_interface(model: ir.Model, original: ir.Model) -> bool:
+    inputs = {value.name for value in original.graph.inputs}
+    outputs = [[value.name for value in graph.outputs] for graph in (model.graph, original.graph)]
+    return (
+        inputs.issuperset(value.name for value in model.graph.inputs)
+        and len({tuple(names) for names in outputs}) == 1
+    )
 
 
-def _restore(simplified: ir.Model, original: ir.Model) -> None:
-    """Put back what onnxsim drops: metadata, documentation, and names of nodes."""
-    for key in [key for key in simplified.metadata_props if key.startswith("onnxsim.")]:
-        del simplified.metadata_props[key]
-    old_graph, graph = original.graph, simplified.graph
-    graph.metadata_props.update({**old_graph.metadata_props, **graph.metadata_props})
-    values = {value.name: value for value in _values(original)}
-    for value in _values(simplified):
-        if value.name in values:
-            same = values[value.name]
-            value.metadata_props.update({**same.metadata_props, **value.metadata_props})
-            value.doc_string = value.doc_string or same.doc_string
-    before: dict[str | None, ir.Node] = {}
-    for node in all_nodes(original):
-        for value in node.outputs:
-            before[value.name] = node
-    taken = {node.name for node in all_nodes(simplified)}
-    for node in all_nodes(simplified):
-        old = next((before[v.name] for v in node.outputs if v.name in before), None)
-        if old is None:
+def _name(model: ir.Model, original: ir.Model, origins: Mapping[ir.Node, ir.Node]) -> None:
+    """Give nodes the names that they had; new ones that of the node whose output they give."""
+    for node, old in origins.items():
+        node.name = old.name
+        if not old.name and node_name(node) != node_name(old):
+            node.name = node_name(old)  # onnxsim gave it another output
+    kept = set(origins.values())
+    gone = {v.name: old for old in all_nodes(original) if old not in kept for v in old.outputs}
+    taken = {node.name for node in origins}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node in origins:
             continue
-        # A fused node has the output of the last of the nodes that it replaces; the torch scope
-        # of the linear map is that of the MatMul, the one before.
-        sources = [old]
-        if old.op_type == "Add" and node.op_type == "Gemm":
-            producers = [v.producer() for v in old.inputs if v is not None]
-            sources = [p for p in producers if p is not None and p.op_type == "MatMul"] or sources
-        node.metadata_props.update({**sources[0].metadata_props, **node.metadata_props})
-        node.doc_string = node.doc_string or sources[0].doc_string
-        if sources[0].name and sources[0].name not in taken:
-            taken.add(sources[0].name)
-            node.name = sources[0].name
+        node.name = _NUMBER.sub("", node.name or "")
+        before = next((gone[v.name] for v in node.outputs if v.name in gone), None)
+        if before is not None:
+            node.metadata_props.update(before.metadata_props)
+            node.doc_string = node.doc_string or before.doc_string
+            node.name = before.name or node.name
+        wanted, count = node.name, 1
+        while node.name and node.name in taken:
+            count += 1
+            node.name = f"{wanted}_{count}"
+        taken.add(node.name)

@@ -22,7 +22,11 @@ from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
 
-__all__ = ["Emitter", "Factor", "Pair", "Storage", "StoredFactor"]
+__all__ = ["PAIR", "Emitter", "Factor", "Pair", "Storage", "StoredFactor"]
+
+
+PAIR = "onnx_lowrank.pair"
+"""Metadata of the nodes before a pair's second one: the name of that node."""
 
 
 @dataclass(eq=False)
@@ -87,9 +91,10 @@ class TypedShape:
 class Storage:
     """Puts constants, and what is derived from them alone, where a model can keep them.
 
-    They belong to the graph that owns the constant they replace.  A function body has no
-    initializers, and before IR version 4 every initializer is an input that a caller may
-    override: Constant nodes there.
+    They belong to the graph that owns the constant they replace, and stand as it stood: in an
+    initializer or in a Constant node, so that whatever reads the model next takes all weights
+    alike.  A function body has no initializers, and before IR version 4 every initializer is an
+    input that a caller may override: Constant nodes there.
     """
 
     def __init__(self, model: ir.Model, names: Names, spool: Spool) -> None:
@@ -99,11 +104,13 @@ class Storage:
         self._old = model.ir_version < 4
         self._heads: dict[int, ir.Node | None] = {}
 
-    def store(self, graph: ir.Graph, array: npt.NDArray[Any], name: str) -> ir.Value:
-        """A new constant of the graph."""
+    def store(
+        self, graph: ir.Graph, array: npt.NDArray[Any], name: str, *, in_node: bool
+    ) -> ir.Value:
+        """A new constant of the graph; ``in_node`` asks for a Constant node."""
         name = self._names.new(name)
         tensor = self._spool.store(array, name)
-        if not self._old and id(graph) not in self._bodies:
+        if not (in_node or self._old or id(graph) in self._bodies):
             value = constant_value(tensor)
             graph.register_initializer(value)
             return value
@@ -145,7 +152,7 @@ class Storage:
 
 
 class Emitter:
-    """Writes the nodes of one site's chain, just before the site's node."""
+    """Writes the nodes of one site's chain, just before the site's node, marked as its pair."""
 
     def __init__(self, node: ir.Node, operand: Constant, storage: Storage) -> None:
         self._node, self._operand = node, operand
@@ -154,6 +161,7 @@ class Emitter:
         owner = _owner(operand)
         assert owner is not None
         self._owner: ir.Graph = owner
+        self._in_node = operand.root.producer() is not None
 
     def node(
         self,
@@ -174,7 +182,7 @@ class Emitter:
             list(inputs),
             attributes,
             name=name,
-            metadata_props=dict(self._node.metadata_props),
+            metadata_props={**self._node.metadata_props, PAIR: self._base},
         )
         output = node.outputs[0]
         output.name = self._storage.new_name(f"{name}_out")
@@ -221,7 +229,10 @@ class Emitter:
     def integers(self, values: Sequence[int], suffix: str) -> ir.Value:
         """A constant vector of int64, such as a shape."""
         return self._storage.store(
-            self._owner, np.array(values, np.int64), f"{self._base}.{suffix}"
+            self._owner,
+            np.array(values, np.int64),
+            f"{self._base}.{suffix}",
+            in_node=self._in_node,
         )
 
     def replace(self, index: int, value: ir.Value) -> None:
@@ -249,7 +260,7 @@ class Emitter:
             assert source.array is not None
             array = np.ascontiguousarray(factor.layout.apply(source.array))
             source._values[key] = self._storage.store(
-                self._owner, array, f"{self._base}.{source.suffix}"
+                self._owner, array, f"{self._base}.{source.suffix}", in_node=self._in_node
             )
             source._stored, source.array = factor.layout, None
         if key not in source._values:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import fnmatch
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -14,6 +14,7 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
 from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
+from onnx_lowrank.maps.chains import chained
 from onnx_lowrank.maps.forms import Form, Refusal, Site
 
 __all__ = ["Factorable", "Finding", "Group", "Member", "Refused", "Selection", "find"]
@@ -29,7 +30,7 @@ class Refused:
         node: the node.
         form: how the map stands there.
         refusal: why.
-        site: where it could be factored; None where its form refuses it.
+        site: how it could be factored; None where its form refuses it.
         off: whether its form was not chosen.
     """
 
@@ -126,8 +127,28 @@ def find(
             ]
         if matches:
             entries.append(_entry(node, matches, forms if chosen is None else chosen))
+    entries = _without_chains(entries)
     sites = [site for e in entries if isinstance(e, Factorable) for site in e.sites]
     return Finding(tuple(entries), tuple(_groups(sites, constants)))
+
+
+def _without_chains(entries: Sequence[Factorable | Refused]) -> list[Factorable | Refused]:
+    """Maps that are half of a pair already are refused."""
+    sites: list[Site] = []
+    for entry in entries:
+        if isinstance(entry, Factorable):
+            sites += entry.sites
+        elif entry.site is not None:
+            sites.append(entry.site)
+    chains, kept = chained(sites), list[Factorable | Refused]()
+    for entry in entries:
+        reason = chains.get(entry.node)
+        if isinstance(entry, Factorable) and reason is not None:
+            site, constant = entry.sites[0], entry.sites[0].operand
+            refusal = Refusal(constant.name, constant.size, constant.shape, reason)
+            entry = Refused(entry.node, site.form, refusal, site)
+        kept.append(entry)
+    return kept
 
 
 def _entry(
@@ -206,10 +227,35 @@ def _bias(members: Sequence[Member], constants: Constants) -> Constant | None:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which nodes may be factored: globs on a node's name or its torch scopes."""
+    """Which nodes may be factored: globs on a node's name or its torch scopes.
+
+    Attributes:
+        include: nothing else is factored, where there are any.
+        exclude: these are not.
+        left: name of a node that no glob leaves out -> why it is left out all the same.
+    """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    def named(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        """The nodes that a glob matches."""
+        globs = (*self.include, *self.exclude)
+        return [node for node in nodes if _match(globs, _labels(node)) is not None]
+
+    def carried(self, merged: Mapping[ir.Node, ir.Node]) -> Selection:
+        """The selection for a model in which nodes were merged into others.
+
+        Args:
+            merged: node -> what it was merged into, which stays where either is to stay.
+        """
+        left = {
+            node_name(node): f"{node_name(old)!r} is merged into it: {reason}"
+            for old, node in merged.items()
+            if (reason := self.reason(old)) is not None and self.reason(node) is None
+        }
+        return replace(self, left={**self.left, **left})
 
     def check(self, nodes: Iterable[ir.Node]) -> None:
         """Raise InputError for a glob that matches none of the linear maps."""
@@ -232,7 +278,9 @@ class Selection:
         if self.include and not _match(self.include, labels):
             return "no --include glob matches it"
         glob = _match(self.exclude, labels)
-        return None if glob is None else f"left out by --exclude {glob!r}"
+        if glob is not None:
+            return f"left out by --exclude {glob!r}"
+        return self.left.get(node_name(node))
 
 
 def _match(globs: Sequence[str], labels: Sequence[str]) -> str | None:

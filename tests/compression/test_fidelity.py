@@ -252,7 +252,9 @@ def test_the_new_node_carries_the_old_ones_metadata(
 ) -> None:
     after = outcome(rich(rng), tmp_path, saved=False)
     nodes = by_name(after.graph.node)
-    assert nodes["fc.lowrank"].metadata_props == nodes["fc"].metadata_props
+    own = {entry.key: entry.value for entry in nodes["fc"].metadata_props}
+    new = {entry.key: entry.value for entry in nodes["fc.lowrank"].metadata_props}
+    assert new == {**own, "onnx_lowrank.pair": "fc"}
     values = by_name(after.graph.value_info)
     shape = values[nodes["fc.lowrank"].output[0]].type.tensor_type.shape
     assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ["batch", RANK]

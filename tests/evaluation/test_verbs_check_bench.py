@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from onnx_lowrank.evaluation import check as comparison
@@ -62,6 +63,23 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome) -> None:
 
 
 # check
+
+
+def test_check_says_how_the_faces_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An input with a default value need not be fed, so the outputs alone do not show it."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[2, 4] x{}) => (float[2, 4] y) {{ y = Mul(x, w) }}"""
+    files = []
+    for name, inputs in (("a", ", float[4] w"), ("b", "")):
+        model = parse(text.format(inputs), {"w": np.arange(4, dtype=np.float32)})
+        files.append(tmp_path / f"{name}.onnx")
+        onnx.save(model, files[-1])
+    report = report_of("check", *files, "--samples", 1, folder=tmp_path)
+    wanted = f"{files[1]} beside {files[0]}: input 'w' is gone"
+    assert wanted in report["notes"]
+    assert "input 'w' is gone" in " ".join(capsys.readouterr().out.split())
 
 
 def test_check_compares_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,13 +199,15 @@ def test_names_and_metadata_survive() -> None:
         assert holder.metadata_props[SCOPES] == "['', 'layer', 'layer.fc']"
 
 
-def test_a_fused_gemm_keeps_the_name_and_scope_of_its_matmul() -> None:
+def test_a_matmul_with_a_bias_stays_itself() -> None:
+    """onnxsim would make one Gemm of the two under the name of the Add."""
     model = linear_model(weight(), bias=uniform([64], np.random.default_rng(1)), rows=3)
     entry = model.graph.node[0].metadata_props.add()
     entry.key, entry.value = SCOPES, "['', 'layer']"
     result = run(model, include=["layer"])
     (layer,) = result.report.layers
-    assert (layer.name, layer.op_type, layer.rank) == ("fc", "Gemm", 4)
+    assert (layer.name, layer.op_type, layer.rank) == ("fc", "MatMul", 4)
+    assert op_types(result.model) == ["MatMul", "MatMul", "Add"]
 
 
 def test_three_dimensional_matmul_stays_a_matmul() -> None:

@@ -110,8 +110,11 @@ def check(case: Case, rng: np.random.Generator) -> onnx.ModelProto:
     totals = result.report.totals
     assert totals.macs_before == case.macs
     # The pair's cost is a form's own sum; counted on the result it has to be the same.
-    again = factored(after, rank=RANK, exclude=["*"], ops=("all",), **options)
+    again = factored(after, rank=RANK - 1, ops=("all",), **options)
     assert again.report.totals.macs_before == totals.macs_after
+    # A pair stays a pair.
+    assert tuple(op_types(again.model)) == case.ops
+    assert any(f"of a pair of rank {RANK}" in row.reason for row in again.report.layers)
     return after
 
 

@@ -105,10 +105,11 @@ def test_loop_and_scan(kind: str, owner: str, rng: np.random.Generator) -> None:
     assert [layer.status for layer in result.report.layers] == ["factored"]
     assert parameters(after) == PAIR
     home = after.graph if owner == "main" else subgraph(after, "body")
-    assert len([t for t in home.initializer if t.data_type == onnx.TensorProto.FLOAT]) == 2
+    floats = [t for t in home.initializer if t.data_type == onnx.TensorProto.FLOAT]
     ops = [node.op_type for node in subgraph(after, "body").node]
     assert ops.count("MatMul") == 2
-    assert "Constant" not in ops
+    stored = (0, 2) if owner == "Constant" else (2, 0)  # as the weight was
+    assert (len(floats), ops.count("Constant")) == stored
     onnx.checker.check_model(after, full_check=True)
     check_unique_names(after)
     shape = (3, D) if kind == "Loop" else (5, 3, D)
@@ -401,7 +402,11 @@ def test_the_node_itself_is_the_second_of_the_pair(rng: np.random.Generator) -> 
     assert list(second.output) == ["m"]
     assert second.doc_string == "doc 1"
     assert list(second.metadata_props) == list(before["/layer/MatMul_1"].metadata_props)
-    assert list(first.metadata_props) == list(second.metadata_props)
+    own = {entry.key: entry.value for entry in second.metadata_props}
+    assert {entry.key: entry.value for entry in first.metadata_props} == {
+        **own,
+        "onnx_lowrank.pair": "/layer/MatMul_1",
+    }
     assert list(second.input) == [first.output[0], "/layer/MatMul_1.lowrank_B"]
     assert list(first.input) == ["h", "/layer/MatMul_1.lowrank_A"]
     hidden = next(v for v in after.graph.value_info if v.name == first.output[0])

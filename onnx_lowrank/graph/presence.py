@@ -1,0 +1,54 @@
+"""Which empty texts a node has: in a protobuf a field that is empty is not one that is left out.
+
+onnx_ir reads both alike and writes neither, so what is to stay byte for byte is marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+import onnx_ir as ir
+
+__all__ = ["mark_empty", "put_empty"]
+
+_FIELDS = ("name", "domain", "overload", "doc_string")
+_MARK = "onnx_lowrank.empty"
+
+
+def mark_empty(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """Mark the nodes of a model, as it was read from the protobuf, that have empty texts."""
+    for node, message in _pairs(model, proto):
+        empty = tuple(
+            name for name in _FIELDS if message.HasField(name) and not getattr(message, name)
+        )
+        if empty:
+            node.meta[_MARK] = empty
+
+
+def put_empty(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """Set the empty texts of marked nodes in the protobuf that a model was written to."""
+    for node, message in _pairs(model, proto):
+        for name in node.meta.get(_MARK, ()):
+            if not message.HasField(name):
+                setattr(message, name, "")
+
+
+def _pairs(model: ir.Model, proto: onnx.ModelProto) -> Iterator[tuple[ir.Node, onnx.NodeProto]]:
+    yield from _within(model.graph, proto.graph.node)
+    functions = ((f.domain, f.name, f.overload) for f in proto.functions)
+    for key, function in zip(functions, proto.functions, strict=True):
+        yield from _within(model.functions[key], function.node)
+
+
+def _within(
+    nodes: Iterable[ir.Node], messages: Iterable[onnx.NodeProto]
+) -> Iterator[tuple[ir.Node, onnx.NodeProto]]:
+    for node, message in zip(nodes, messages, strict=True):
+        yield node, message
+        for attribute in message.attribute:
+            if attribute.HasField("g"):
+                yield from _within(node.attributes[attribute.name].as_graph(), attribute.g.node)
+            for number, graph in enumerate(attribute.graphs):
+                inner = node.attributes[attribute.name].as_graphs()[number]
+                yield from _within(inner, graph.node)
