@@ -8,6 +8,7 @@ Constant linear maps are replaced by two chained ones, ``W[m, n] ≈ A[m, k] B[k
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from onnx_lowrank.errors import (
@@ -19,34 +20,68 @@ from onnx_lowrank.errors import (
 from onnx_lowrank.report import Report
 
 if TYPE_CHECKING:
-    from onnx_lowrank.compression.api import compress
+    from onnx_lowrank.compression.api import bench, check, compress, inspect, providers, support
+    from onnx_lowrank.compression.inspection import Inspection
     from onnx_lowrank.compression.result import Result
-    from onnx_lowrank.compression.sweep import sweep
+    from onnx_lowrank.compression.sweep import SweepReport, sweep
+    from onnx_lowrank.evaluation.bench import BenchReport
+    from onnx_lowrank.evaluation.check import CheckReport
+    from onnx_lowrank.targets.base import Offer
+    from onnx_lowrank.targets.support import SupportReport
+
+    __version__: str
 
 __all__ = [
+    "BenchReport",
+    "CheckReport",
     "GateError",
     "InputError",
+    "Inspection",
     "LowRankError",
+    "Offer",
     "Report",
     "Result",
+    "SupportReport",
+    "SweepReport",
     "UsageError",
+    "__version__",
+    "bench",
+    "check",
     "compress",
+    "inspect",
+    "providers",
+    "support",
     "sweep",
 ]
 
+# Imported only when they are asked for: ``--help`` must answer at once.
+_HOMES = {
+    "BenchReport": "evaluation.bench",
+    "CheckReport": "evaluation.check",
+    "Inspection": "compression.inspection",
+    "Offer": "targets.base",
+    "Result": "compression.result",
+    "SupportReport": "targets.support",
+    "SweepReport": "compression.sweep",
+    "bench": "compression.api",
+    "check": "compression.api",
+    "compress": "compression.api",
+    "inspect": "compression.api",
+    "providers": "compression.api",
+    "support": "compression.api",
+    "sweep": "compression.sweep",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import what needs ONNX Runtime only when it is asked for: ``--help`` must answer at once."""
-    if name == "compress":
-        from onnx_lowrank.compression.api import compress
-
-        return compress
-    if name == "sweep":
-        from onnx_lowrank.compression.sweep import sweep
-
-        return sweep
-    if name == "Result":
-        from onnx_lowrank.compression.result import Result
-
-        return Result
+    """What needs ONNX Runtime, and the version of the package."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("onnx-lowrank")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Also what is imported only when it is asked for."""
+    return sorted({*globals(), *__all__})

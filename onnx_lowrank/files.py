@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 
 __all__ = [
     "Output",
@@ -51,7 +51,7 @@ class Output:
 
     Attributes:
         path: where to.
-        option: what named it, such as "--report"; empty for the result itself.
+        option: the argument that named it, such as "save_stats"; empty for the result itself.
         force: whether a regular file that stands there may be replaced.
         beside: names of further files that may be written in its folder.
     """
@@ -62,7 +62,7 @@ class Output:
     beside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.option} {self.path}" if self.option else str(self.path)
+        return named(self.option, self.path) if self.option else str(self.path)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -87,7 +87,7 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[Path]) -> None:
             if same_file(output.path, source):
                 raise InputError(f"{output}: would overwrite the input {source}")
         if not output.force and not written_through(output.path) and output.path.exists():
-            raise InputError(f"{output}: exists; --force overwrites it")
+            raise InputError(f"{output}: exists; {named('force', True)} overwrites it")
     # A device such as /dev/null may be written twice.
     kept = [output for output in outputs if not output.path.is_char_device()]
     for number, output in enumerate(kept):

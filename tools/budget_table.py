@@ -113,7 +113,7 @@ def _table(
     context = Context(load(options.model), settings, folder, Stages(Silent()), log)
     prepared = prepare(context)
     start = time.perf_counter()
-    searching = searching_for(context, prepared)
+    searching, _ = searching_for(context, prepared, timed=False)
     seconds = time.perf_counter() - start
     judging = Probe(prepared.model, list(prepared.measured), judge, context.trial.runner)
     dense = _unit(judging.reference)

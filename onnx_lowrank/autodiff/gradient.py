@@ -18,7 +18,7 @@ from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from onnx_lowrank.autodiff.derivatives import Tape, find_derivative
 from onnx_lowrank.autodiff.derivatives.base import unsupported
-from onnx_lowrank.errors import DerivativeError, InputError
+from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.graph.constants import FLOATS
 from onnx_lowrank.graph.walk import static_shape
 from onnx_lowrank.numerics.arrays import Feed
@@ -171,7 +171,9 @@ def _open(model: ir.Model, trained: Sequence[str]) -> None:
             graph.remove(node, safe=True)
             graph.inputs.append(value)
         else:
-            raise InputError(f"--heal: expected {name!r} to be a constant of the main graph")
+            raise InputError(
+                f"{named('heal')}: expected {name!r} to be a constant of the main graph"
+            )
 
 
 def _sizes(tensor: ir.TensorProtocol | None) -> tuple[int, ...]:

@@ -8,62 +8,37 @@ from typing import Any
 import click
 
 from onnx_lowrank.cli.options import (
-    number,
-    on_targets,
+    command_of,
+    print_log,
     reader_may_leave,
-    report,
-    subjects,
     terminal_progress,
+    values_of,
 )
 from onnx_lowrank.cli.reports import ReportFile
-from onnx_lowrank.errors import InputError, LimitError, UsageError
+from onnx_lowrank.compression.verbs import CHECK
+from onnx_lowrank.errors import InputError, LimitError
 
 __all__ = ["command"]
 
 
-@click.command("check")
+@command_of(CHECK)
 @click.argument("before", metavar="A", type=click.Path(path_type=Path))
 @click.argument("after", metavar="B", type=click.Path(path_type=Path))
-@on_targets
-@number("--threads", "Intra-op threads.  [default: each target's own]")
-@click.option(
-    "--max-error",
-    type=float,
-    help="Exit 3 if the mean relative L2 error of an output is above, on any target.",
-)
-@report()
-def command(
-    before: Path,
-    after: Path,
-    *,
-    targets: tuple[str, ...],
-    strict: bool,
-    threads: int | None,
-    max_error: float | None,
-    report_path: Path | None,
-    **options: Any,
-) -> None:
-    """Compare the outputs of B with those of A on every target, and each with the CPU."""
+def command(before: Path, after: Path, **options: Any) -> None:
+    """Compare the outputs of B with those of A."""
     from onnx_lowrank.cli.console import output_console
     from onnx_lowrank.cli.tables import print_check_report
-    from onnx_lowrank.evaluation.check import check_models, open_targets
+    from onnx_lowrank.compression.api import check
+    from onnx_lowrank.runtime.session import OrtLog
 
-    if max_error is not None and not 0 <= max_error < float("inf"):
-        raise UsageError(f"--max-error: expected a finite number from 0, got {max_error!r}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads: expected a whole number from 1, got {threads}")
+    values = values_of(CHECK, options)
+    report_path, verbose = values.pop("report_path"), values.pop("verbose")
     written = ReportFile(report_path)
-    opened = open_targets(targets)
-    progress = terminal_progress()
-    with subjects((before, after), written.outputs, **options) as given:
-        found = check_models(
-            given,
-            opened,
-            strict=strict,
-            threads=threads,
-            max_error=max_error,
-            progress=progress,
-        )
+    log = OrtLog()
+    found = check(
+        before, after, **values, progress=terminal_progress(), log=log, outputs=written.outputs
+    )
+    print_log(log, verbose=verbose)
     written.write(found)
     with reader_may_leave(kept=report_path is not None):
         print_check_report(found, output_console(report_path))

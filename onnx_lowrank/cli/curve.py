@@ -33,7 +33,7 @@ def curve_outputs(folder: Path, *, force: bool) -> tuple[Output, ...]:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"--out {folder}: {why}") from error
     names = _NAMES if importlib.util.find_spec("matplotlib") is not None else _NAMES[:2]
-    return tuple(Output(folder / name, "--out", force=force) for name in names)
+    return tuple(Output(folder / name, "out", force=force) for name in names)
 
 
 def write_curve(curve: SweepReport, outputs: Sequence[Output]) -> tuple[Path, ...]:

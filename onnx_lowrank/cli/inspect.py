@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from onnx_lowrank.cli.options import reader_may_leave, terminal_progress
+from onnx_lowrank.cli.options import command_of, reader_may_leave, terminal_progress, values_of
+from onnx_lowrank.compression.verbs import INSPECT
 
 __all__ = ["command"]
 
 
-@click.command("inspect")
+@command_of(INSPECT)
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.option("--constant-inputs", is_flag=True, help="As in the main job.")
-def command(source: Path, constant_inputs: bool) -> None:
-    """List every linear map of IN: form, shape, ranks at several energies, and what is left out."""
+def command(source: Path, **options: Any) -> None:
+    """List every linear map of IN."""
     from onnx_lowrank.cli.console import output_console
     from onnx_lowrank.cli.tables import print_inspection
-    from onnx_lowrank.compression.inspection import inspect_model
+    from onnx_lowrank.compression.api import inspect
 
-    progress = terminal_progress()
-    inspection = inspect_model(source, constant_inputs, progress)
+    found = inspect(source, **values_of(INSPECT, options), progress=terminal_progress())
     with reader_may_leave():
-        print_inspection(inspection, output_console())
+        print_inspection(found, output_console())

@@ -1,4 +1,4 @@
-"""Options that several verbs take, in groups."""
+"""The command's options, made from the table of `onnx_lowrank.compression.options`."""
 
 from __future__ import annotations
 
@@ -11,75 +11,195 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnx_lowrank.compression.option import Option, check_values
+from onnx_lowrank.compression.options import GROUPS, OPTIONS
+from onnx_lowrank.compression.verbs import Verb
+from onnx_lowrank.errors import UsageError, named
+
 if TYPE_CHECKING:
-    from onnx_lowrank.evaluation.subjects import Subjects
-    from onnx_lowrank.files import Output
     from onnx_lowrank.progress import Progress
+    from onnx_lowrank.runtime.log import OrtLog
 
 __all__ = [
-    "Decorator",
-    "listed",
-    "number",
-    "on_targets",
-    "plain",
+    "VerbCommand",
+    "command_of",
+    "print_log",
     "reader_may_leave",
-    "report",
-    "running",
-    "samples",
-    "selection",
-    "shapes",
-    "subjects",
     "terminal_progress",
-    "verbose",
+    "values_of",
+    "write_groups",
 ]
 
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def number(name: str, text: str, **extra: Any) -> Decorator:
-    """An option that takes a whole number."""
-    return click.option(name, type=int, help=text, **extra)
+Decorator = Callable[[Callable[..., Any]], "VerbCommand"]
 
 
-def listed(text: str | None) -> tuple[str, ...] | None:
-    """The parts of a list with commas."""
-    return None if text is None else tuple(part.strip() for part in text.split(","))
+class _TableOption(click.Option):
+    """An option of the command that knows its entry in the table."""
+
+    def __init__(self, *args: Any, entry: Option, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.entry = entry
 
 
-@contextlib.contextmanager
-def subjects(
-    paths: Sequence[Path],
-    outputs: Sequence[Output],
-    *,
-    input_shape: Sequence[str],
-    dim: Sequence[str],
-    fix_shapes: bool,
-    verbose: bool,
-    **options: Any,
-) -> Iterator[Subjects]:
-    """The models and samples of the options `on_targets`, in a workspace that goes away again."""
-    from onnx_lowrank.data.shapes import parse_dims, parse_input_shapes
-    from onnx_lowrank.errors import UsageError
-    from onnx_lowrank.evaluation.subjects import SampleOptions, open_subjects
-    from onnx_lowrank.files import workspace
-    from onnx_lowrank.runtime.session import OrtLog
+class VerbCommand(click.Command):
+    """A verb whose help has its options in groups, and an example."""
 
-    for name, least in (("samples", 1), ("seed", 0)):
-        if options[name] < least:
-            raise UsageError(f"--{name}: expected a whole number from {least}, got {options[name]}")
-    given = SampleOptions(
-        **options,
-        input_shapes=parse_input_shapes(input_shape),
-        dims=parse_dims(dim),
-        fix=fix_shapes,
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The groups."""
+        write_groups(self, ctx, formatter, examples=False)
+
+
+def write_groups(
+    command: click.Command, ctx: click.Context, formatter: click.HelpFormatter, *, examples: bool
+) -> None:
+    """Write the options of a command under the headings of their groups.
+
+    Args:
+        command: with options of the table.
+        ctx: its context.
+        formatter: takes the text.
+        examples: whether each group begins with one.
+    """
+    found: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+    others = []
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+        if record is not None and isinstance(param, _TableOption):
+            found[param.entry.group].append(record)
+        elif record is not None:
+            others.append(record)
+    others += [("--version", "Show the version and exit.")] if examples else []
+    for group, records in found.items():
+        if not records:
+            continue
+        with formatter.section(group):
+            if examples:
+                formatter.write(f"{'':>{formatter.current_indent}}{GROUPS[group]}\n\n")
+            formatter.write_dl(records)
+    if others:
+        with formatter.section("Other"):
+            formatter.write_dl(others)
+
+
+def command_of(verb: Verb, **settings: Any) -> Decorator:
+    """Make a function the command of a verb, with the options of the table."""
+
+    def decorate(function: Callable[..., Any]) -> VerbCommand:
+        for option in reversed(verb.options):
+            function = _decorator(option)(function)
+        text = f"{verb.help}\n\n\b\nExample:  {verb.example}"
+        made = click.command(
+            verb.name, cls=VerbCommand, help=text, short_help=verb.help, **settings
+        )
+        return made(function)
+
+    return decorate
+
+
+def _decorator(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    default = option.default_text(lambda name: OPTIONS[name].option)
+    text = option.text(lambda name: name if name in ("IN", "OUT") else OPTIONS[name].option)
+    extra: dict[str, Any] = {}
+    if option.kind in ("switch", "off"):
+        extra = {"is_flag": True}
+    elif option.kind in ("wholes", "texts", "shapes", "dims"):
+        extra = {"multiple": True, "type": int if option.kind == "wholes" else str}
+        if option.kind in ("wholes", "texts"):
+            extra["default"] = option.default
+    elif option.kind not in ("list", "numbers"):
+        extra = {"type": _type(option), "default": option.default}
+    if option.choices:
+        extra["shell_complete"] = _completing(option.choices)
+    return click.option(
+        *(*option.aliases, option.option, option.name),
+        cls=_TableOption,
+        entry=option,
+        help=f"{text}  [default: {default}]" if default else text,
+        metavar=option.metavar or (f"[{'|'.join(option.choices)}]" if option.choices else None),
+        required=option.required,
+        **extra,
     )
-    log = OrtLog()
-    with workspace(None) as folder:
-        yield open_subjects(paths, given, folder, log, outputs)
-    if verbose:
-        for line in log.lines:
-            click.echo(f"{line.what}: {line.text}", err=True)
+
+
+def _type(option: Option) -> Any:
+    match option.kind:
+        case "number":
+            return float
+        case "whole":
+            return int
+        case "path" | "model":
+            return click.Path(path_type=Path)
+        case "samples":
+            return click.Path()
+    return str
+
+
+def _completing(names: Sequence[str]) -> Callable[..., list[str]]:
+    """Names for the shell to offer.  Whether a value is one of them, the table judges."""
+
+    def complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def values_of(verb: Verb, given: dict[str, Any]) -> dict[str, Any]:
+    """The values that were typed, as the functions take them.
+
+    Args:
+        verb: whose options they are.
+        given: name -> value, as click has it.
+
+    Raises:
+        UsageError: a value is none that its option takes.
+    """
+    values = {option.name: _value(option, given[option.name]) for option in verb.options}
+    check_values(verb.options, values)
+    return values
+
+
+def _value(option: Option, value: Any) -> Any:
+    if value is None:
+        return option.default
+    match option.kind:
+        case "off":
+            return not value
+        case "list":
+            return _parts(value)
+        case "numbers":
+            return tuple(_number(option, part) for part in _parts(value))
+        case "multiple":
+            return _multiple(value)
+        case "shapes":
+            from onnx_lowrank.data.shapes import parse_input_shapes
+
+            return parse_input_shapes(value)
+        case "dims":
+            from onnx_lowrank.data.shapes import parse_dims
+
+            return parse_dims(value)
+    return value
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _number(option: Option, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(
+            f"{named(option.name)}: expected numbers such as 0.8, got {text!r}"
+        ) from None
+
+
+def _multiple(text: str) -> int | str:
+    """A whole number; of another text the table says what was expected."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 @contextlib.contextmanager
@@ -116,252 +236,7 @@ def terminal_progress() -> Progress:
     return TerminalProgress() if sys.stderr.isatty() else Silent()
 
 
-def _all(options: Sequence[Decorator]) -> Decorator:
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def _multiple(text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is neither a whole number nor auto") from None
-
-
-def plain(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of all groups under the names of `onnx_lowrank.compression.settings.Settings`.
-
-    Raises:
-        UsageError: a shape or dimension is not one.
-    """
-    from onnx_lowrank.data.shapes import parse_dims, parse_input_shapes
-
-    named = dict(options)
-    return {
-        "ops": listed(named.pop("ops")),
-        "input_shapes": parse_input_shapes(named.pop("input_shape")),
-        "dims": parse_dims(named.pop("dim")),
-        "calibrate": not named.pop("no_calibrate"),
-        "simplify": not named.pop("no_simplify"),
-        "bench": not named.pop("no_bench"),
-        **named,
-    }
-
-
-_drawn = _all(
-    [
-        number("--samples", "How many samples to use.", default=16, show_default=True),
-        number(
-            "--seed", "Of random input, and of the choice of samples.", default=0, show_default=True
-        ),
-    ]
-)
-
-shapes = _all(
-    [
-        click.option(
-            "--input-shape",
-            multiple=True,
-            metavar="NAME:1,128",
-            help="Concrete shape of an input, for what runs the model; repeatable.",
-        ),
-        click.option(
-            "--dim",
-            multiple=True,
-            metavar="NAME=1",
-            help="Size of a symbolic dimension, for what runs the model; repeatable.",
-        ),
-    ]
-)
-"""Sizes that a model leaves open."""
-
-verbose = click.option("--verbose", is_flag=True, help="Show ONNX Runtime's own messages.")
-
-on_targets = _all(
-    [
-        click.option(
-            "--ep",
-            "--target",
-            "targets",
-            multiple=True,
-            default=("cpu",),
-            show_default=True,
-            metavar="NAME",
-            help="Where to run, as providers lists it; repeatable.",
-        ),
-        click.option(
-            "--data",
-            type=click.Path(path_type=Path),
-            help="Samples, as in the main job.  [default: seeded random input]",
-        ),
-        _drawn,
-        shapes,
-        click.option(
-            "--fix-shapes",
-            is_flag=True,
-            help="Run copies whose inputs have fixed sizes, as QNN and NNAPI need.",
-        ),
-        click.option(
-            "--strict", is_flag=True, help="A node that a target leaves to the CPU is an error."
-        ),
-        verbose,
-    ]
-)
-"""Where models are run, and on which samples."""
-
-
-def report(text: str = "Write the whole result as JSON.") -> Decorator:
-    """The option for a report file."""
-    return click.option(
-        "--report",
-        "report_path",
-        metavar="FILE",
-        type=click.Path(path_type=Path),
-        help=text,
-    )
-
-
-selection = _all(
-    [
-        click.option(
-            "--include",
-            multiple=True,
-            metavar="GLOB",
-            help="Factor only nodes whose name or torch scope matches; repeatable.",
-        ),
-        click.option(
-            "--exclude", multiple=True, metavar="GLOB", help="Leave such nodes dense; repeatable."
-        ),
-        click.option(
-            "--ops",
-            metavar="LIST",
-            help="Forms to factor, separated by commas: default, all, or names as inspect lists "
-            "them.",
-        ),
-        click.option(
-            "--constant-inputs",
-            is_flag=True,
-            help="Treat weights that are also graph inputs as constants.",
-        ),
-        click.option(
-            "--min-gain",
-            type=float,
-            default=0.1,
-            show_default=True,
-            help="Replace a layer only if the pair saves this share of its parameters.",
-        ),
-        click.option(
-            "--rank-multiple",
-            metavar="M",
-            callback=lambda _, __, text: _multiple(text),
-            help="Round chosen ranks to a multiple: for --energy up where --min-gain allows, for "
-            "--keep down; auto: what each layer likes here, measured.  [default: 8, or what the "
-            "target of --for likes]",
-        ),
-        click.option(
-            "--for",
-            "shape_for",
-            metavar="TARGET",
-            help="Shape OUT for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks, fixed "
-            "sizes, 2-D products, Gemm or MatMul.  [default: portable]",
-        ),
-    ]
-)
-"""Which layers, and how they are factored."""
-
-samples = _all(
-    [
-        click.option(
-            "--data",
-            type=click.Path(path_type=Path),
-            help="Samples for the check: .npz (an array for each input, axis 0 the samples), .npy, "
-            "a folder of .npz feeds or of test_data_set_*.  [default: seeded random input]",
-        ),
-        click.option(
-            "--labels",
-            type=click.Path(path_type=Path),
-            help="Labels of the samples for --metric: .npy, .npz, .txt or .csv.  "
-            "[default: in --data]",
-        ),
-        _drawn,
-        click.option(
-            "--calibrate",
-            "calibration",
-            metavar="SOURCE",
-            help="Samples to fit the factors to: as --data, or module:callable or file.py:callable "
-            "that returns an iterable of feeds.  Without it a part of --data is used, the rest "
-            "judges.",
-        ),
-        number(
-            "--calibration-samples", "How many samples to fit to.", default=256, show_default=True
-        ),
-        click.option(
-            "--mask",
-            metavar="INPUT",
-            help="Input whose zeros mark padding, left out of the calibration.  "
-            "[default: attention_mask]",
-        ),
-        click.option(
-            "--fisher",
-            is_flag=True,
-            help="Weigh what each layer loses by what the model's outputs feel of it, by "
-            "derivatives.",
-        ),
-        click.option(
-            "--refit",
-            is_flag=True,
-            help="Fit each layer again, to the inputs that the compressed model gives it and the "
-            "outputs that the original had.",
-        ),
-        click.option(
-            "--save-stats",
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Write what the calibration gathered (.npz), for runs with other budgets.",
-        ),
-        click.option(
-            "--load-stats",
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Fit to what --save-stats wrote for this model; no samples are run for it.",
-        ),
-        number(
-            "--heal",
-            "Steps of gradient descent on the factors against the original's outputs, on the "
-            "samples to fit to.  [default: none]",
-            default=0,
-        ),
-        click.option(
-            "--heal-at",
-            multiple=True,
-            metavar="NAME",
-            help="A value inside that --heal compares beside the outputs, with the same name in "
-            "both models; repeatable.  [default: some that everything factored passes through]",
-        ),
-        click.option(
-            "--no-calibrate", is_flag=True, help="Fit to the weights alone, in spite of --data."
-        ),
-    ]
-)
-"""Samples to fit to and to judge with."""
-
-running = _all(
-    [
-        click.option("--no-simplify", is_flag=True, help="Do not run onnxsim first."),
-        click.option("--no-bench", is_flag=True, help="Do not time."),
-        number("--threads", "Intra-op threads of check and timing.  [default: physical cores]"),
-        click.option(
-            "--ep",
-            default="cpu",
-            show_default=True,
-            help="Execution provider of check and timing.",
-        ),
-    ]
-)
-"""What is run, and where."""
+def print_log(log: OrtLog, *, verbose: bool) -> None:
+    """ONNX Runtime's own messages on standard error, where they were asked for."""
+    for line in log.lines if verbose else ():
+        click.echo(f"{line.what}: {line.text}", err=True)

@@ -13,20 +13,23 @@ import sys
 import traceback
 
 import click
+from click.shell_completion import CompletionItem
 
 from onnx_lowrank.cli.bench import command as bench
 from onnx_lowrank.cli.check import command as check
 from onnx_lowrank.cli.compress import command as compress
 from onnx_lowrank.cli.inspect import command as inspect
+from onnx_lowrank.cli.options import write_groups
 from onnx_lowrank.cli.providers import command as providers
 from onnx_lowrank.cli.support import command as support
 from onnx_lowrank.cli.sweep import command as sweep
-from onnx_lowrank.errors import LowRankError
+from onnx_lowrank.compression.verbs import COMPRESS, spelling
+from onnx_lowrank.errors import LowRankError, spelled
 from onnx_lowrank.runtime.log import reserve_stderr
 
 __all__ = ["exit_code", "run"]
 
-_MAIN = "compress"
+_MAIN = COMPRESS.name
 
 
 # \b keeps click from filling the lines of a paragraph.
@@ -62,11 +65,7 @@ class _Verbs(click.Group):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The main job's options, then the verbs."""
-        job = self.commands[_MAIN]
-        options = [p for p in job.get_params(ctx) if isinstance(p, click.Option)]
-        records = [r for option in options if (r := option.get_help_record(ctx)) is not None]
-        with formatter.section("Options"):
-            formatter.write_dl([*records, ("--version", "Show the version and exit.")])
+        write_groups(self.commands[_MAIN], ctx, formatter, examples=True)
         verbs = [
             (name, command.get_short_help_str(200))
             for name, command in sorted(self.commands.items())
@@ -74,6 +73,17 @@ class _Verbs(click.Group):
         ]
         with formatter.section("Verbs (onnx-lowrank VERB --help)"):
             formatter.write_dl(verbs)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The first word: a verb, an option of the main job, or the file IN."""
+        job = self.commands[_MAIN]
+        own = super().shell_complete(ctx, incomplete)
+        taken = {item.value for item in own}
+        with click.Context(job, parent=ctx, info_name=_MAIN) as inner:
+            own += [i for i in job.shell_complete(inner, incomplete) if i.value not in taken]
+        if not incomplete.startswith("-"):
+            own.append(CompletionItem(incomplete, type="file"))
+        return own
 
 
 @click.group(
@@ -106,6 +116,11 @@ def exit_code(args: list[str]) -> int:
     """Run the command; a failure is printed on standard error.  Returns the exit code."""
     # Nothing that a library logs about a model belongs on standard error.
     logging.getLogger().addHandler(logging.NullHandler())
+    with spelled(spelling):
+        return _exit_code(args)
+
+
+def _exit_code(args: list[str]) -> int:
     try:
         cli.main(args=args or ["--help"], prog_name="onnx-lowrank", standalone_mode=False)
         return 0 if args else 2

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import click
-
-from onnx_lowrank.cli.options import reader_may_leave, terminal_progress
+from onnx_lowrank.cli.options import command_of, reader_may_leave, terminal_progress
+from onnx_lowrank.compression.verbs import PROVIDERS
 
 __all__ = ["command"]
 
 
-@click.command("providers")
+@command_of(PROVIDERS)
 def command() -> None:
-    """List where a model can be run: what is usable here, and how to get the rest."""
+    """List where a model can be run."""
     from onnx_lowrank.cli.console import output_console
     from onnx_lowrank.cli.tables import print_offers
-    from onnx_lowrank.progress import Stages
-    from onnx_lowrank.targets import all_offers
+    from onnx_lowrank.compression.api import providers
 
-    with Stages(terminal_progress())("look"):
-        offers = all_offers()
+    offers = providers(progress=terminal_progress())
     with reader_may_leave():
         print_offers(offers, output_console())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnx_lowrank.errors import UsageError
+from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.files import Output, write_text, written_through
 
 if TYPE_CHECKING:
@@ -47,13 +47,14 @@ class ReportFile:
             return
         if self.path.suffix.lower() not in self.writers:
             raise UsageError(
-                f"--report {self.path}: expected a name with {' or '.join(self.writers)}"
+                f"{named('report_path', self.path)}: expected a name with "
+                f"{' or '.join(self.writers)}"
             )
 
     @property
     def outputs(self) -> tuple[Output, ...]:
         """The file among everything that a run writes."""
-        return () if self.path is None else (Output(self.path, "--report"),)
+        return () if self.path is None else (Output(self.path, "report_path"),)
 
     def write(self, report: JsonReport) -> None:
         """Write the report, if that is wanted.

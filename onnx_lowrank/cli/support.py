@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from onnx_lowrank.cli.options import reader_may_leave, report, shapes
+from onnx_lowrank.cli.options import command_of, reader_may_leave, terminal_progress, values_of
 from onnx_lowrank.cli.reports import ReportFile
+from onnx_lowrank.compression.verbs import SUPPORT
 
 __all__ = ["command"]
 
 
-@click.command("support")
+@command_of(SUPPORT)
 @click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option(
-    "--before",
-    metavar="ORIGINAL",
-    type=click.Path(path_type=Path),
-    help="The model that MODEL was made from, judged beside it.",
-)
-@shapes
-@click.option("--nodes", is_flag=True, help="Name every node that is left to the CPU.")
-@report("Write the whole result, every node, as JSON.")
-def command(
-    model: Path,
-    *,
-    before: Path | None,
-    input_shape: tuple[str, ...],
-    dim: tuple[str, ...],
-    nodes: bool,
-    report_path: Path | None,
-) -> None:
-    """Say which nodes NNAPI, CoreML, XNNPACK, QNN, WebGPU and OpenVINO would take, and why not."""
+def command(model: Path, **options: Any) -> None:
+    """Say which nodes each provider would take."""
     from onnx_lowrank.cli.console import output_console
     from onnx_lowrank.cli.tables import print_support
-    from onnx_lowrank.data.shapes import parse_dims, parse_input_shapes
-    from onnx_lowrank.targets.support import support_of
+    from onnx_lowrank.compression.api import support
 
+    values = values_of(SUPPORT, options)
+    report_path, nodes = values.pop("report_path"), values.pop("nodes")
     written = ReportFile(report_path)
-    sizes = parse_input_shapes(input_shape), parse_dims(dim)
-    found = support_of(model, before, *sizes, written.outputs)
+    found = support(model, **values, progress=terminal_progress(), outputs=written.outputs)
     written.write(found)
     with reader_may_leave(kept=report_path is not None):
         print_support(found, output_console(report_path), every=nodes)

@@ -1,25 +1,40 @@
-"""`compress`: the library's face, with the names and defaults of the command."""
+"""The library's face: a function for each job, with the names and defaults of the command.
+
+Every error that is raised on purpose is a `LowRankError`: `UsageError` for an argument,
+`InputError` for a model, data or the machine.  The arguments are written by
+``tools/write_options.py`` from the table of the options.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import onnx
-import onnx_ir as ir
-
+from onnx_lowrank.compression import verbs
+from onnx_lowrank.compression.inspection import Inspection, inspect_model
+from onnx_lowrank.compression.option import check_relations, check_values
 from onnx_lowrank.compression.result import Result
 from onnx_lowrank.compression.run import execute
-from onnx_lowrank.compression.settings import DEFAULT_CALIBRATION_SAMPLES, DEFAULT_SAMPLES, Settings
+from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.sources import SampleSource
-from onnx_lowrank.progress import Progress, Silent
+from onnx_lowrank.evaluation.bench import BenchReport, bench_models
+from onnx_lowrank.evaluation.check import CheckReport, check_models, open_targets
+from onnx_lowrank.evaluation.metrics import Score
+from onnx_lowrank.evaluation.subjects import SampleOptions, open_subjects
+from onnx_lowrank.files import Output, workspace
+from onnx_lowrank.graph.load import ModelLike
+from onnx_lowrank.progress import Progress, Silent, Stages
 from onnx_lowrank.runtime.session import OrtLog
+from onnx_lowrank.targets import all_offers
+from onnx_lowrank.targets.base import Offer
+from onnx_lowrank.targets.support import SupportReport, support_of
 
-__all__ = ["compress"]
+__all__ = ["bench", "check", "compress", "inspect", "providers", "support"]
 
 
 def compress(
-    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    model: ModelLike,
     *,
     energy: float | None = None,
     rank: int | None = None,
@@ -27,10 +42,11 @@ def compress(
     uniform: bool = False,
     max_size: int | str | None = None,
     tolerance: float | None = None,
+    metric: str | Score = "relative-l2",
+    objective: str | None = None,
     speedup: float | None = None,
     max_latency: float | str | None = None,
-    metric: str = "relative-l2",
-    objective: str | None = None,
+    allow_slower: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     ops: Sequence[str] | None = None,
@@ -38,31 +54,30 @@ def compress(
     min_gain: float = 0.1,
     rank_multiple: int | str | None = None,
     shape_for: str | None = None,
+    data: SampleSource | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    samples: int = 16,
+    seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
-    data: str | os.PathLike[str] | None = None,
-    labels: str | os.PathLike[str] | None = None,
-    samples: int = DEFAULT_SAMPLES,
     calibration: SampleSource | None = None,
-    calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES,
+    calibration_samples: int = 256,
     calibrate: bool = True,
     mask: str | None = None,
     fisher: bool = False,
     refit: bool = False,
-    save_stats: str | os.PathLike[str] | None = None,
-    load_stats: str | os.PathLike[str] | None = None,
-    save_costs: str | os.PathLike[str] | None = None,
-    load_costs: str | os.PathLike[str] | None = None,
-    allow_slower: bool = False,
     heal: int = 0,
     heal_at: Sequence[str] = (),
-    seed: int = 0,
+    save_stats: str | os.PathLike[str] | None = None,
+    load_stats: str | os.PathLike[str] | None = None,
     max_error: float | None = None,
-    simplify: bool = True,
     check: bool = True,
     bench: bool = True,
     threads: int | None = None,
     ep: str = "cpu",
+    save_costs: str | os.PathLike[str] | None = None,
+    load_costs: str | os.PathLike[str] | None = None,
+    simplify: bool = True,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Result:
@@ -71,60 +86,70 @@ def compress(
     Names and defaults are those of the command ``onnx-lowrank``.
 
     Args:
-        model: a path, a protobuf or an `onnx_ir.Model`; it is not changed.
-        energy: smallest rank whose squared singular values hold this share of their sum, in
-            (0, 1]; 0.95 unless a rank or a share to keep is given.
-        rank: a fixed rank, taken as it is.
-        keep: share of the linear layers' parameters to keep over the whole model, in (0, 1],
-            spread where it hurts least.
-        uniform: keep that share of every layer instead.
-        max_size: bytes of the result, such as 20_000_000 or "20MB", external data included.
-        tolerance: the smallest (or fastest) model whose loss by ``metric`` stays within this.
-        speedup: how many times as fast as the original the result has to be.
-        max_latency: milliseconds of one inference, such as 5.0 or "5ms".
-        metric: what a tolerance means: "relative-l2", "cosine", "top1", "file.py:function".
-        objective: what is made small within a tolerance: "latency" (default), "size", "macs".
-        include: globs on node names and torch scopes; only these are factored.
-        exclude: the same; these are left dense.
-        ops: which forms to factor, such as ("matmul", "gemm") or ("all",).
-        constant_inputs: treat initializers that are also graph inputs as constants.
-        min_gain: a pair has at most this share of parameters less than its weight, in [-1, 1).
-        rank_multiple: chosen ranks are rounded to a multiple of this, "auto": of what is measured
-            to suit each layer here; default: what the target of
-            ``shape_for`` likes, else 8.
-        shape_for: shape the result for "cpu", "arm", "qnn", "nnapi", "coreml", "webgpu" or
-            "xnnpack" (``--for``); default: a portable one.
-        input_shapes: input -> concrete sizes, for check and timing.
-        dims: symbolic dimension -> size, for check and timing.
-        data: samples for check and timing, a file or a folder; random input without it.
-        labels: a file of the samples' labels, for a metric; default: a key of the data.
-        samples: how many samples to check with.
-        calibration: samples to fit the factors to: as ``data``, or ``module:callable``,
-            ``file.py:callable``, an iterable of feeds, or a CalibrationDataReader.  Without it
-            a part of ``data`` is used, and the rest judges.
+        model: a path, the bytes of a file, a protobuf, an `onnx_ir.Model` or a
+            `torch.onnx.ONNXProgram`; it is not changed.
+        energy: smallest rank whose squared singular values hold this share of their sum, above 0
+            and up to 1. Default: 0.95.
+        rank: instead of ``energy``: this rank for every layer, taken as it is.
+        keep: instead of ``energy``: the share of the linear layers' parameters to keep over the
+            whole model, spread where it hurts least.
+        uniform: with ``keep``: the same share of every layer.
+        max_size: instead of ``energy``: bytes of the result with external data. A whole number is
+            bytes; a text has a unit, such as '20MB'.
+        tolerance: instead of ``energy``: the fastest (see ``objective``) model whose held-out error
+            by ``metric`` stays within this.
+        metric: what ``tolerance`` means: relative-l2, cosine, top1, or file.py:function of outputs,
+            reference outputs and labels that returns a score. The function itself does as well.
+        objective: what is made small under ``tolerance``. Default: latency.
+        speedup: instead of ``energy``: times as fast as the original.
+        max_latency: instead of ``energy``: latency of one inference. A number is milliseconds; a
+            text has a unit, such as '5ms'.
+        allow_slower: keep pairs also where the model is slower with them than the original.
+        include: factor only nodes whose name or torch scope matches.
+        exclude: leave such nodes dense.
+        ops: forms to factor: default, all, or names as inspect lists them.
+        constant_inputs: treat weights that are also graph inputs as constants.
+        min_gain: replace a layer only if the pair saves this share of its parameters.
+        rank_multiple: round chosen ranks to a multiple: for ``energy`` up where ``min_gain``
+            allows, for ``keep`` down; auto: what each layer likes here, measured. Default: 8, or
+            what the target of ``shape_for`` likes.
+        shape_for: shape the result for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks,
+            fixed sizes, 2-D products, Gemm or MatMul. Default: portable.
+        data: samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a
+            folder of .npz feeds or of test_data_set_*. A mapping from inputs to arrays is read as
+            an .npz is; an iterable, such as a list or a DataLoader, gives one feed at a time, of
+            which the first ones are taken. Default: seeded random input.
+        labels: labels of the samples for ``metric``: .npy, .npz, .txt or .csv. Default: in
+            ``data``.
+        samples: how many samples to use.
+        seed: of random input, and of the choice of samples.
+        input_shapes: concrete shape of an input, for what runs the model.
+        dims: size of a symbolic dimension, for what runs the model.
+        calibration: samples to fit the factors to: as ``data``, or module:callable or
+            file.py:callable that returns an iterable of feeds.  Without it a part of ``data`` is
+            used, the rest judges. A CalibrationDataReader does as well.
         calibration_samples: how many samples to fit to.
-        calibrate: False fits to the weights alone, whatever data there are.
-        mask: input whose zeros mark rows of padding; one with the usual name is found by itself.
-        fisher: weigh what each layer loses by what the model's outputs feel of it (Fisher
-            information, by derivatives); what has none is fitted to its own outputs, said.
-        refit: fit each layer again to what the compressed model gives it.
-        save_stats: write the moments of the layers' inputs here, for later runs.
-        load_stats: take them from such a file; no samples are run to fit to.
-        save_costs: write the latencies measured of single layers here, for later runs.
-        load_costs: take them from such a file, also one of another machine.
-        allow_slower: keep pairs that make the model slower than the original.
+        calibrate: False: fit to the weights alone, in spite of ``data``.
+        mask: input whose zeros mark padding, left out of the calibration. Default: attention_mask.
+        fisher: weigh what each layer loses by what the model's outputs feel of it, by derivatives.
+        refit: fit each layer again, to the inputs that the compressed model gives it and the
+            outputs that the original had.
         heal: steps of gradient descent on the factors against the original's outputs, on the
-            samples to fit to; a held-out part of them says which step is kept.
-        heal_at: values inside, known to both models, that the descent compares beside the
-            outputs; by default some that it finds itself.
-        seed: of random input, and of the choice among more samples.
-        max_error: gate on the mean relative L2 error of every output.
-        simplify: run onnxsim first.
-        check: compare the outputs with the original's.
-        bench: time the result against the original.
-        threads: intra-op threads of check and timing; default: one for each physical core.
+            samples to fit to. Default: none.
+        heal_at: a value inside that ``heal`` compares beside the outputs, with the same name in
+            both models. Default: some that everything factored passes through.
+        save_stats: write what the calibration gathered (.npz), for runs with other budgets.
+        load_stats: fit to what ``save_stats`` wrote for this model; no samples are run for it.
+        max_error: gate: exit 3 and write nothing if the mean relative L2 error of an output is
+            above. A function raises GateError.
+        check: False: do not compare outputs.
+        bench: False: do not time.
+        threads: intra-op threads of check and timing. Default: physical cores.
         ep: execution provider of check and timing.
-        dry_run: decide, and change nothing: no rewriting, check or timing.
+        save_costs: write the latencies measured of single layers (JSON), for runs elsewhere.
+        load_costs: take such latencies, as of a board, instead of measuring them.
+        simplify: False: do not run onnxsim first.
+        dry_run: decide and print, write nothing.
         progress: shows the stages; default: nothing is shown.
 
     Returns:
@@ -132,52 +157,207 @@ def compress(
 
     Raises:
         InputError: the model or the data are not what they should be.
-        UsageError: an option is out of its range.
+        UsageError: an option is out of its range, or two exclude each other.
         GateError: ``max_error`` or another goal was missed; the report is attached.
     """
-    settings = Settings(
-        energy=energy,
-        rank=rank,
-        keep=keep,
-        uniform=uniform,
-        max_size=max_size,
-        tolerance=tolerance,
-        speedup=speedup,
-        max_latency=max_latency,
-        metric=metric,
-        objective=objective,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        ops=None if ops is None else tuple(ops),
-        constant_inputs=constant_inputs,
-        min_gain=min_gain,
-        rank_multiple=rank_multiple,
-        shape_for=shape_for,
-        input_shapes={name: tuple(sizes) for name, sizes in (input_shapes or {}).items()},
-        dims=dict(dims or {}),
-        data=data,
-        labels=labels,
-        samples=samples,
-        calibration=calibration,
-        calibration_samples=calibration_samples,
-        calibrate=calibrate,
-        mask=mask,
-        fisher=fisher,
-        refit=refit,
-        save_stats=save_stats,
-        load_stats=load_stats,
-        save_costs=save_costs,
-        load_costs=load_costs,
-        allow_slower=allow_slower,
-        heal=heal,
-        heal_at=tuple(heal_at),
-        seed=seed,
-        max_error=max_error,
-        simplify=simplify,
-        check=check,
-        bench=bench,
-        threads=threads,
-        ep=ep,
-        dry_run=dry_run,
-    )
-    return execute(model, settings, None, progress or Silent(), OrtLog())
+    options = dict(locals())
+    del options["model"], options["progress"]
+    return execute(model, Settings.of(options), None, progress or Silent(), OrtLog())
+
+
+def inspect(
+    model: ModelLike,
+    *,
+    constant_inputs: bool = False,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Find every linear map of a model, as it is, and the ranks that it needs.
+
+    Args:
+        model: as for `compress`.
+        constant_inputs: as in the main job.
+        progress: shows the stages; default: nothing is shown.
+
+    Returns:
+        The linear maps, and the large constants that none reads.
+
+    Raises:
+        InputError: the model cannot be read.
+        UsageError: an option is not of its type.
+    """
+    _checked(verbs.INSPECT, locals())
+    return inspect_model(model, constant_inputs, progress or Silent())
+
+
+def check(
+    before: ModelLike,
+    after: ModelLike,
+    *,
+    targets: Sequence[str] = ("cpu",),
+    data: SampleSource | None = None,
+    samples: int = 16,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    fix_shapes: bool = False,
+    strict: bool = False,
+    threads: int | None = None,
+    max_error: float | None = None,
+    progress: Progress | None = None,
+    log: OrtLog | None = None,
+    outputs: Sequence[Output] = (),
+) -> CheckReport:
+    """Compare the outputs of a model with another's on every target, and each with the CPU.
+
+    Args:
+        before: the reference, as for `compress`.
+        after: the other model, with the same inputs.
+        targets: where to run, as providers lists it.
+        data: samples, as in the main job. A mapping from inputs to arrays is read as an .npz is; an
+            iterable, such as a list or a DataLoader, gives one feed at a time, of which the first
+            ones are taken. Default: seeded random input.
+        samples: how many samples to use.
+        seed: of random input, and of the choice of samples.
+        input_shapes: concrete shape of an input, for what runs the model.
+        dims: size of a symbolic dimension, for what runs the model.
+        fix_shapes: run copies whose inputs have fixed sizes, as QNN and NNAPI need.
+        strict: a node that a target leaves to the CPU is an error.
+        threads: intra-op threads. Default: each target's own.
+        max_error: exit 3 if the mean relative L2 error of an output is above, on any target. A
+            function says so in the report's ``missed``.
+        progress: shows the stages; default: nothing is shown.
+        log: collects ONNX Runtime's messages.
+        outputs: what the caller writes of the result, checked before the work.
+
+    Returns:
+        The comparison; ``errors`` says what did not run, ``missed`` what is beyond ``max_error``.
+
+    Raises:
+        InputError: a model or the data are not what they should be, or a target is not there.
+        UsageError: an option is out of its range.
+    """
+    _checked(verbs.CHECK, locals())
+    opened = open_targets(targets)
+    given = SampleOptions(data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes)
+    with workspace(None) as folder:
+        subjects = open_subjects((before, after), given, folder, log or OrtLog(), outputs)
+        return check_models(
+            subjects,
+            opened,
+            strict=strict,
+            threads=threads,
+            max_error=max_error,
+            progress=progress or Silent(),
+        )
+
+
+def bench(
+    *models: ModelLike,
+    targets: Sequence[str] = ("cpu",),
+    data: SampleSource | None = None,
+    samples: int = 16,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    fix_shapes: bool = False,
+    strict: bool = False,
+    threads: Sequence[int] = (),
+    iterations: int = 50,
+    warmup: int = 5,
+    progress: Progress | None = None,
+    log: OrtLog | None = None,
+    outputs: Sequence[Output] = (),
+) -> BenchReport:
+    """Time models in turns on every target, and measure their memory.
+
+    Args:
+        models: as for `compress`; ratios are to the first one.
+        targets: where to run, as providers lists it.
+        data: samples, as in the main job. A mapping from inputs to arrays is read as an .npz is; an
+            iterable, such as a list or a DataLoader, gives one feed at a time, of which the first
+            ones are taken. Default: seeded random input.
+        samples: how many samples to use.
+        seed: of random input, and of the choice of samples.
+        input_shapes: concrete shape of an input, for what runs the model.
+        dims: size of a symbolic dimension, for what runs the model.
+        fix_shapes: run copies whose inputs have fixed sizes, as QNN and NNAPI need.
+        strict: a node that a target leaves to the CPU is an error.
+        threads: intra-op threads. Default: each target's own.
+        iterations: timed runs of each model.
+        warmup: runs of each model before.
+        progress: shows the stages; default: nothing is shown.
+        log: collects ONNX Runtime's messages.
+        outputs: what the caller writes of the result, checked before the work.
+
+    Returns:
+        The times; ``errors`` says what did not run.
+
+    Raises:
+        InputError: a model or the data are not what they should be, or a target is not there.
+        UsageError: an option is out of its range.
+    """
+    _checked(verbs.BENCH, locals())
+    opened = open_targets(targets)
+    given = SampleOptions(data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes)
+    with workspace(None) as folder:
+        subjects = open_subjects(models, given, folder, log or OrtLog(), outputs)
+        return bench_models(
+            subjects,
+            opened,
+            threads=tuple(threads) or (None,),
+            iterations=iterations,
+            warmup=warmup,
+            strict=strict,
+            progress=progress or Silent(),
+        )
+
+
+def support(
+    model: ModelLike,
+    *,
+    before: ModelLike | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+    outputs: Sequence[Output] = (),
+) -> SupportReport:
+    """Which nodes of a model NNAPI, CoreML, XNNPACK, QNN, WebGPU and OpenVINO would take.
+
+    Args:
+        model: as for `compress`.
+        before: the model that MODEL was made from, judged beside it.
+        input_shapes: concrete shape of an input, for what runs the model.
+        dims: size of a symbolic dimension, for what runs the model.
+        progress: shows the stages; default: nothing is shown.
+        outputs: what the caller writes of the result, checked before the work.
+
+    Returns:
+        What each provider takes, and which rule the other nodes break.
+
+    Raises:
+        InputError: a model cannot be read, or the sizes do not fit it.
+        UsageError: an option is not of its type.
+    """
+    _checked(verbs.SUPPORT, locals())
+    with Stages(progress or Silent())("look"):
+        return support_of(model, before, _shapes(input_shapes), dims or {}, outputs)
+
+
+def providers(*, progress: Progress | None = None) -> list[Offer]:
+    """Where a model can be run: every target, usable here or not, and how to get the rest.
+
+    Args:
+        progress: shows the stages; default: nothing is shown.
+    """
+    with Stages(progress or Silent())("look"):
+        return all_offers()
+
+
+def _checked(verb: verbs.Verb, values: Mapping[str, Any]) -> None:
+    """Check the arguments of a function against the table; raises UsageError."""
+    check_values(verb.arguments, values)
+    check_relations(verb.arguments, values)
+
+
+def _shapes(shapes: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(sizes) for name, sizes in (shapes or {}).items()}

@@ -17,7 +17,7 @@ from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.prepare import find_maps
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.data.mask import find_mask
-from onnx_lowrank.errors import DerivativeError, InputError
+from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.heal import HealPlan, heal
 from onnx_lowrank.fitting.refit import refit
@@ -201,10 +201,12 @@ def _healed(
     with context.stages("prepare"):
         unavailable = trial.unavailable
     if unavailable is not None:
-        raise InputError(f"--heal: {unavailable}")
+        raise InputError(f"{named('heal')}: {unavailable}")
     samples, every = trial.split.fitted_to, trial.split.calibration
     if samples is None or every is None or not trial.split.healed_by:
-        raise InputError("--heal: expected two samples or more, one of them to judge with")
+        raise InputError(
+            f"{named('heal')}: expected two samples or more, one of them to judge with"
+        )
     start = time.perf_counter()
     with context.stages("heal", settings.heal) as advance:
         try:
@@ -221,7 +223,7 @@ def _healed(
                 lambda _, error: context.stages.detail(f"held-out error {error:.4g}"),
             )
         except DerivativeError as error:
-            raise InputError(f"--heal: {error}") from error
+            raise InputError(f"{named('heal')}: {error}") from error
         install(model, found.arrays, spool)
     for note in found.notes:
         context.say(note)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.trial import Trial
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.progress import Stages
 from onnx_lowrank.runtime.session import OrtLog
@@ -65,6 +65,6 @@ class Context:
         if unavailable is None:
             return True
         if settings.max_error is not None:
-            raise InputError(f"--max-error cannot be judged: {unavailable}")
+            raise InputError(f"{named('max_error')} cannot be judged: {unavailable}")
         self.say(f"neither checked nor timed: {unavailable}")
         return False

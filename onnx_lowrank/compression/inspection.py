@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnx_lowrank.errors import named
 from onnx_lowrank.fitting.spectra import measure
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.graph.load import load
+from onnx_lowrank.graph.load import ModelLike, load
 from onnx_lowrank.graph.walk import all_graphs, all_nodes, elements, node_name
 from onnx_lowrank.maps.choice import Spectrum
 from onnx_lowrank.maps.find import (
@@ -72,9 +72,7 @@ class Inspection:
     others: tuple[Inspected, ...]
 
 
-def inspect_model(
-    path: str | os.PathLike[str], constant_inputs: bool, progress: Progress
-) -> Inspection:
+def inspect_model(model: ModelLike, constant_inputs: bool, progress: Progress) -> Inspection:
     """Find and measure every linear map of a model, as it is, without simplifying it.
 
     Raises:
@@ -82,19 +80,20 @@ def inspect_model(
     """
     stages = Stages(progress)
     with stages("load"):
-        model = load(path).model
-    constants = Constants(model, constant_inputs)
+        source = load(model)
+    graph = source.model
+    constants = Constants(graph, constant_inputs)
     with stages("find"):
-        finding = find(model, constants, all_forms())
+        finding = find(graph, constants, all_forms())
     wanted = [group for group in finding.groups if 0 not in group.shape]
     with stages("measure", sum(group.matrix.size for group in wanted)) as advance:
         measured, _ = measure(wanted, Statistics(), advance)
-    total = elements(model)
+    total = elements(graph)
     return Inspection(
-        os.fspath(path),
+        source.name,
         total,
         tuple(_entries(finding, measured)),
-        tuple(_others(model, finding, constants, total)),
+        tuple(_others(graph, finding, constants, total)),
     )
 
 
@@ -124,7 +123,7 @@ def _entries(finding: Finding, measured: dict[Group, Spectrum]) -> list[Inspecte
 
 def _site(site: Site, group: Group, measured: dict[Group, Spectrum]) -> Inspected:
     found = measured.get(group)
-    reasons = [] if site.form.default else [f"off by default; --ops {site.form.ops}"]
+    reasons = [] if site.form.default else [f"off by default; {named('ops', site.form.ops)}"]
     if found is not None and not found.finite:
         reasons.append("holds NaN or Inf")
     if group.others:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.sources import code_files, source_files
+from onnx_lowrank.evaluation.metrics import Score
 from onnx_lowrank.files import Output
 from onnx_lowrank.graph.load import LoadedModel
 
@@ -13,7 +14,7 @@ __all__ = ["read_files", "side_outputs"]
 
 
 def read_files(
-    source: LoadedModel, settings: Settings, metric: str | None = None
+    source: LoadedModel, settings: Settings, metric: str | Score | None = None
 ) -> tuple[Path, ...]:
     """The files of the model, the samples, the labels, the user's code and what is loaded.
 
@@ -34,5 +35,5 @@ def read_files(
 
 def side_outputs(settings: Settings) -> tuple[Output, ...]:
     """Statistics and costs, which replace what an earlier run wrote."""
-    saved = (("--save-stats", settings.save_stats), ("--save-costs", settings.save_costs))
+    saved = (("save_stats", settings.save_stats), ("save_costs", settings.save_costs))
     return tuple(Output(Path(path), option) for option, path in saved if path is not None)

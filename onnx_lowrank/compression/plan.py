@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnx_lowrank.compression.context import Context
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.maps.find import Group
@@ -69,22 +69,16 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
     if not context.runs():
         if budget.kind != "keep":
             why = context.trial.unavailable or "neither check nor timing may run it"
-            raise InputError(f"{budget.option} needs a model that runs: {why}")
+            raise InputError(f"{budget.named} needs a model that runs: {why}")
         context.say(
-            f"{budget.option} is the same share of every layer: the model is not run, so the "
+            f"{budget.named} is the same share of every layer: the model is not run, so the "
             "layers' damage is not known"
         )
         goal = Goal(
             keep=budget.value, min_gain=settings.min_gain, rank_multiple=settings.goal.rank_multiple
         )
         return Chosen(PerLayer(goal, prepared))
-    table, multiple = None, None
-    auto = settings.rank_multiple == "auto"
-    if budget.timed or auto:
-        groups = [group for group, found in prepared.measured.items() if found.finite]
-        table = cost_table(context, prepared, groups, multiples=auto)
-        multiple = table.multiple if auto else None
-    searching = searching_for(context, prepared, multiple)
+    searching, table = searching_for(context, prepared, timed=budget.timed)
     match budget.kind:
         case "keep":
             return Chosen(Keep(searching, budget), None, table, searching)
@@ -100,25 +94,36 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
 
 
 def searching_for(
-    context: Context, prepared: Prepared, multiple: Callable[[Group], int | None] | None = None
-) -> Searching:
+    context: Context, prepared: Prepared, *, timed: bool
+) -> tuple[Searching, CostTable | None]:
     """What budgets search with, after the damage of every layer was measured.
 
     Args:
         context: the run.
         prepared: the model.
-        multiple: on which multiple a group's rank should be, where that is not the goal's.
+        timed: whether the goal is a latency, and layers are timed whatever their multiples are.
+
+    Returns:
+        The searches, and the latencies by layer where they were measured.
 
     Raises:
         InputError: the model does not run with its weights as inputs.
     """
     settings, trial = context.settings, context.trial
+    auto = settings.rank_multiple == "auto"
+    table = None
+    if timed or auto:
+        groups = [group for group, found in prepared.measured.items() if found.finite]
+        table = cost_table(context, prepared, groups, multiples=auto)
     samples = trial.split.search
     if settings.data is None and settings.calibration is None:
-        context.say("damage measured on random input, not real data: --data would tell more")
-    return Searching(
+        data = named("data")
+        context.say(f"damage measured on random input, not real data: {data} would tell more")
+    multiple = table.multiple if table is not None and auto else None
+    searching = Searching(
         prepared, samples, trial.runner, settings.goal, context.stages, context.say, multiple
     )
+    return searching, table
 
 
 def cost_table(
@@ -135,7 +140,8 @@ def cost_table(
     settings, trial = context.settings, context.trial
     if trial.provider.emulated:
         raise InputError(
-            f"--ep {trial.provider.name}: {trial.provider.title} is emulated here, its times mean "
+            f"{named('ep', trial.provider.name)}: {trial.provider.title} is emulated here, its "
+            "times mean "
             "nothing; a goal that is a latency cannot be met"
         )
     place = Place.here(trial.provider.full, trial.threads)

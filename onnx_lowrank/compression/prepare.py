@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.data.mask import find_mask
-from onnx_lowrank.errors import DerivativeError, InputError
+from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.fitting import statistics_file
 from onnx_lowrank.fitting.output_gradients import felt
 from onnx_lowrank.fitting.spectra import measure
@@ -115,7 +115,7 @@ def _simplified(context: Context) -> tuple[ir.Model, Selection]:
     def compared(path: Path) -> str | None:
         if settings.check:
             return context.trial.differs(path)
-        context.say("simplified, but not compared with the original (--no-check)")
+        context.say(f"simplified, but not compared with the original ({named('check', False)})")
         return None
 
     with context.stages("simplify"):
@@ -190,7 +190,8 @@ def _loaded(context: Context) -> SavedStatistics:
         saved = statistics_file.load(path, context.source.model, context.source.name)
     if context.settings.fisher and saved.fisher is None:
         raise InputError(
-            f"--load-stats {path}: holds no Fisher information; expected what --save-stats writes "
+            f"{named('load_stats', path)}: holds no Fisher information; expected what "
+            f"{named('save_stats')} writes "
             "with --fisher"
         )
     context.say(f"{path}: moments of {saved.samples} samples of {saved.data} are used")
@@ -209,7 +210,7 @@ def _gathered(
         unavailable = trial.unavailable
     if unavailable is not None:
         if settings.calibration is not None:
-            raise InputError(f"--calibrate: {unavailable}")
+            raise InputError(f"{named('calibration')}: {unavailable}")
         return None, None
     samples = trial.split.fitted_to
     if samples is None:

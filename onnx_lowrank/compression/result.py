@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.files import (
     Output,
     check_outputs,
@@ -119,8 +119,8 @@ class Destination:
         check_outputs((self.output, *others), inputs)
         if self.external_data == "always" and self._alone:
             raise UsageError(
-                f"--external-data always: expected a file in the folder of {self.path}, got a link "
-                "to another folder, a pipe or a device"
+                f"{named('external_data', 'always')}: expected a file in the folder of "
+                f"{self.path}, got a link to another folder, a pipe or a device"
             )
 
     def workspace(self) -> contextlib.AbstractContextManager[Path]:

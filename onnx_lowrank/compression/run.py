@@ -7,9 +7,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
-import onnx_ir as ir
-
 from onnx_lowrank.compression.assemble import predicted
 from onnx_lowrank.compression.candidates import Candidate, Candidates
 from onnx_lowrank.compression.context import Context
@@ -19,10 +16,10 @@ from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination, Result
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.summary import layers, nothing_gained, totals
-from onnx_lowrank.errors import GateError
+from onnx_lowrank.errors import GateError, named
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.files import Output, check_outputs, workspace
-from onnx_lowrank.graph.load import load
+from onnx_lowrank.graph.load import ModelLike, load
 from onnx_lowrank.graph.references import restore
 from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.maps.choice import Decision
@@ -48,7 +45,7 @@ LOAD_LIMIT = 500_000_000
 
 
 def execute(
-    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    model: ModelLike,
     settings: Settings,
     target: Destination | None,
     progress: Progress,
@@ -68,6 +65,7 @@ def execute(
     Raises:
         As `compress` does.
     """
+    settings.metric_used.load()
     stages = Stages(progress)
     with stages("load"):
         source = load(model)
@@ -185,7 +183,10 @@ class _Run:
         wanted = settings.check or settings.bench
         if not wanted and context.source.bytes > LOAD_LIMIT:
             # ONNX Runtime would hold all of it, which is more than the rest of the run takes.
-            context.say(f"not loaded in ONNX Runtime: above {LOAD_LIMIT // 10**6} MB, --no-check")
+            context.say(
+                f"not loaded in ONNX Runtime: above {LOAD_LIMIT // 10**6} MB, "
+                f"{named('check', False)}"
+            )
             return None
         with context.stages("check"):
             note = trial.loads(path)
@@ -210,7 +211,10 @@ class _Run:
         notes = [*context.notes, *context.trial.notes]
         if self._table is not None:
             notes += self._table.notes()
+        notes += _unused(context.settings, self._table)
         summary = context.log.summary()
+        if summary is not None:
+            notes.append(summary)
         budget = context.settings.budget
         goal = None
         if budget is not None and chosen is not None:
@@ -240,7 +244,7 @@ class _Run:
             latency=() if latency is None else (latency,),
             settings=context.settings.to_dict(),
             seconds=dict(context.stages.seconds),
-            notes=tuple(notes if summary is None else [*notes, summary]),
+            notes=tuple(notes),
         )
 
     def _gate(self, report: Report) -> None:
@@ -250,7 +254,8 @@ class _Run:
         name, error = worst_error(report.check.providers)
         if not error <= limit:
             raise GateError(
-                f"--max-error {limit:g}: output {name!r} is off by {error:.3g} (mean relative L2); "
+                f"{named('max_error', limit)}: output {name!r} is off by {error:.3g} (mean "
+                "relative L2); "
                 "nothing written",
                 report,
             )
@@ -258,3 +263,16 @@ class _Run:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def _unused(settings: Settings, table: CostTable | None) -> list[str]:
+    """What to say of a cost file that the goal did not need."""
+    if table is not None:
+        return []
+    given = {"save_costs": settings.save_costs, "load_costs": settings.load_costs}
+    done = {"save_costs": "not written", "load_costs": "not used"}
+    return [
+        f"{named(name, os.fspath(path))}: {done[name]}, this goal timed no single layer"
+        for name, path in given.items()
+        if path is not None
+    ]

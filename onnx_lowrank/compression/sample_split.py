@@ -121,7 +121,7 @@ class SampleSplit:
         judge, fit = settings.data, settings.calibration
 
         def loaded(source: SampleSource, limit: int) -> Samples:
-            option = "--data" if source is judge else "--calibrate"
+            option = "data" if source is judge else "calibration"
             return load_source(
                 source,
                 model,

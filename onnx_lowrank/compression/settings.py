@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from onnx_lowrank.compression.option import check_relations, check_values
+from onnx_lowrank.compression.options import OPTIONS
+from onnx_lowrank.compression.verbs import SETTINGS
 from onnx_lowrank.data.sources import SampleSource, source_name
-from onnx_lowrank.errors import UsageError
+from onnx_lowrank.errors import UsageError, named
+from onnx_lowrank.evaluation.metrics import Metric, Score
 from onnx_lowrank.graph.shape_for import WISHES, Wishes
 from onnx_lowrank.maps.find import Selection
 from onnx_lowrank.maps.forms import chosen_forms
-from onnx_lowrank.ranks.goals import Budget, Goal, budget_of, only_goal
+from onnx_lowrank.ranks.goals import Budget, Goal, budget_of
 
-__all__ = ["DEFAULT_CALIBRATION_SAMPLES", "DEFAULT_ENERGY", "DEFAULT_SAMPLES", "Settings"]
+__all__ = ["Settings"]
 
-DEFAULT_ENERGY = 0.95
-DEFAULT_SAMPLES = 16
-DEFAULT_CALIBRATION_SAMPLES = 256
+_ENERGY = 0.95
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that `onnx_lowrank.compress` takes beside the model; see there.
+
+    The fields are written by ``tools/write_options.py`` from the table of the options.
 
     Raises:
         UsageError: a value is out of its range, or two exclude each other.
@@ -37,13 +40,10 @@ class Settings:
     uniform: bool = False
     max_size: int | str | None = None
     tolerance: float | None = None
+    metric: str | Score = "relative-l2"
+    objective: str | None = None
     speedup: float | None = None
     max_latency: float | str | None = None
-    metric: str = "relative-l2"
-    objective: str | None = None
-    labels: str | os.PathLike[str] | None = None
-    save_costs: str | os.PathLike[str] | None = None
-    load_costs: str | os.PathLike[str] | None = None
     allow_slower: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -52,142 +52,82 @@ class Settings:
     min_gain: float = 0.1
     rank_multiple: int | str | None = None
     shape_for: str | None = None
+    data: SampleSource | None = None
+    labels: str | os.PathLike[str] | None = None
+    samples: int = 16
+    seed: int = 0
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
-    data: str | os.PathLike[str] | None = None
-    samples: int = DEFAULT_SAMPLES
     calibration: SampleSource | None = None
-    calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES
+    calibration_samples: int = 256
     calibrate: bool = True
     mask: str | None = None
     fisher: bool = False
     refit: bool = False
-    save_stats: str | os.PathLike[str] | None = None
-    load_stats: str | os.PathLike[str] | None = None
     heal: int = 0
     heal_at: tuple[str, ...] = ()
-    seed: int = 0
+    save_stats: str | os.PathLike[str] | None = None
+    load_stats: str | os.PathLike[str] | None = None
     max_error: float | None = None
-    simplify: bool = True
     check: bool = True
     bench: bool = True
     threads: int | None = None
     ep: str = "cpu"
+    save_costs: str | os.PathLike[str] | None = None
+    load_costs: str | os.PathLike[str] | None = None
+    simplify: bool = True
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        goals = {
-            "energy": self.energy,
-            "rank": self.rank,
-            "keep": self.keep,
-            "max-size": self.max_size,
-            "tolerance": self.tolerance,
-            "speedup": self.speedup,
-            "max-latency": self.max_latency,
-        }
-        only_goal(goals)
-        if all(value is None for value in goals.values()):
-            object.__setattr__(self, "energy", DEFAULT_ENERGY)
-        self._check_shape()
-        _ = self.goal, self.budget, chosen_forms(self.ops)
-        self._check_budget()
-        for name, least in (
-            ("samples", 1),
-            ("calibration_samples", 1),
-            ("heal", 0),
-            ("seed", 0),
-            ("threads", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= least):
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option}: expected a whole number from {least}, got {value!r}")
-        if self.calibration is not None and not self.calibrate:
-            raise UsageError("--calibrate and --no-calibrate exclude each other")
-        for name, given in (("fisher", self.fisher), ("refit", self.refit)):
-            known = name == "fisher" and self.load_stats is not None
-            if given and not known and self.calibration is None and self.data is None:
-                raise UsageError(f"--{name} needs samples: --calibrate or --data")
-            if given and not self.calibrate:
-                raise UsageError(f"--{name} and --no-calibrate exclude each other")
-        self._check_statistics()
-        self._check_healing()
-        if self.max_error is not None:
-            if not (math.isfinite(self.max_error) and self.max_error >= 0):
-                raise UsageError(
-                    f"--max-error: expected a finite number from 0, got {self.max_error!r}"
-                )
-            if not self.check:
-                raise UsageError("--max-error needs the check that --no-check leaves out")
-            if self.dry_run:
-                raise UsageError("--max-error needs the check that --dry-run leaves out")
-
-    def _check_shape(self) -> None:
-        """Settle the multiple of the ranks, which the target may set."""
-        if self.shape_for is not None and self.shape_for not in WISHES:
-            raise UsageError(f"--for: expected one of {', '.join(WISHES)}, got {self.shape_for!r}")
+        values = self._values()
+        check_values(SETTINGS, values)
+        check_relations(SETTINGS, values)
+        if not any(values[option.name] is not None for option in SETTINGS if option.goal):
+            object.__setattr__(self, "energy", _ENERGY)
         if self.rank_multiple is None:
             wishes = Wishes() if self.shape_for is None else WISHES[self.shape_for]
             object.__setattr__(self, "rank_multiple", wishes.rank_multiple)
-        elif self.rank_multiple == "auto" and (self.budget is None or not self.bench):
+        _ = chosen_forms(self.ops), self.metric_used, self.budget
+        if self.rank_multiple == "auto" and (self.budget is None or not self.bench):
             raise UsageError(
-                "--rank-multiple auto needs a goal for the whole model, such as --keep, and the "
-                "timing that --no-bench leaves out"
+                f"{named('rank_multiple', 'auto')} needs a goal for the whole model, such as "
+                f"{named('keep')}, and the timing that {named('bench', False)} leaves out"
             )
 
-    def _check_budget(self) -> None:
-        budget = self.budget
-        if self.uniform and self.keep is None:
-            raise UsageError("--uniform says how --keep is spread, which is not given")
-        if budget is None or budget.kind == "keep":
-            return
-        if budget.kind in ("speedup", "max-latency") and not self.bench:
-            raise UsageError(f"--{budget.kind} and --no-bench exclude each other")
-        if budget.kind == "tolerance" and not self.check:
-            raise UsageError("--tolerance and --no-check exclude each other")
-        if self.dry_run and budget.kind in ("speedup", "max-latency"):
-            raise UsageError(f"--{budget.kind} and --dry-run exclude each other")
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """The settings of a function's arguments, as they were given.
 
-    def _check_statistics(self) -> None:
-        if self.load_stats is not None:
-            for name, given in (
-                ("save-stats", self.save_stats is not None),
-                ("calibrate", self.calibration is not None),
-                ("mask", self.mask is not None),
-                ("no-calibrate", not self.calibrate),
-            ):
-                if given:
-                    raise UsageError(f"--load-stats and --{name} exclude each other")
-        if self.save_stats is not None:
-            if not self.calibrate:
-                raise UsageError("--save-stats and --no-calibrate exclude each other")
-            if self.calibration is None and self.data is None:
-                raise UsageError("--save-stats needs samples: --calibrate or --data")
+        Raises:
+            UsageError: as the class does.
+        """
+        stored = dict(values)
+        for name, value in values.items():
+            option = OPTIONS[name]
+            option.check(value)
+            match option.kind:
+                case "texts" | "list":
+                    stored[name] = None if value is None else tuple(value)
+                case "shapes":
+                    stored[name] = {key: tuple(sizes) for key, sizes in (value or {}).items()}
+                case "dims":
+                    stored[name] = dict(value or {})
+        return cls(**stored)
 
-    def _check_healing(self) -> None:
-        if self.heal_at and not self.heal:
-            raise UsageError("--heal-at needs --heal")
-        if not self.heal:
-            return
-        if self.calibration is None and self.data is None:
-            raise UsageError("--heal needs samples: --calibrate or --data")
-        for name, given in (("dry-run", self.dry_run), ("no-calibrate", not self.calibrate)):
-            if given:
-                raise UsageError(f"--heal and --{name} exclude each other")
+    def _values(self) -> dict[str, Any]:
+        return {option.name: getattr(self, option.name) for option in SETTINGS}
 
     @property
     def goal(self) -> Goal:
         """How ranks are chosen."""
-        multiple = Wishes().rank_multiple if self.rank_multiple == "auto" else self.rank_multiple
-        if not isinstance(multiple, int):
-            raise UsageError(
-                f"--rank-multiple: expected a whole number or auto, got {self.rank_multiple!r}"
-            )
+        multiple = self.rank_multiple
+        if not isinstance(multiple, int):  # auto: measured where there is a choice
+            multiple = Wishes().rank_multiple
         keep = self.keep if self.uniform else None
         budget = self.budget is not None
         return Goal(self.energy, self.rank, keep, self.min_gain, multiple, budget)
 
-    @property
+    @cached_property
     def budget(self) -> Budget | None:
         """The goal for the whole model; None where every layer is chosen for itself."""
         return budget_of(
@@ -197,8 +137,13 @@ class Settings:
             speedup=self.speedup,
             max_latency=self.max_latency,
             objective=self.objective,
-            metric=self.metric,
+            metric=self.metric_used,
         )
+
+    @cached_property
+    def metric_used(self) -> Metric:
+        """What a tolerance limits; one object for the whole run, which loads a function once."""
+        return Metric.parse(self.metric)
 
     @property
     def selection(self) -> Selection:
@@ -207,9 +152,11 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, for the report."""
-        plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        plain["calibration"] = None if self.calibration is None else source_name(self.calibration)
-        for name in ("data", "labels", "save_stats", "load_stats", "save_costs", "load_costs"):
-            path = getattr(self, name)
-            plain[name] = None if path is None else os.fspath(path)
-        return plain
+        plain = self._values()
+        for option in SETTINGS:
+            value = plain[option.name]
+            if value is not None and option.kind == "samples":
+                plain[option.name] = source_name(value)
+            elif value is not None and option.kind == "path":
+                plain[option.name] = os.fspath(value)
+        return {**plain, "metric": self.metric_used.text}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from onnx_lowrank.errors import named
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Decision, linear_parameters
 from onnx_lowrank.maps.find import Group
@@ -114,7 +115,10 @@ def nothing_gained(decisions: Sequence[Decision]) -> str | None:
         return "nothing was replaced: the model has no linear map with a constant weight"
     decisions = [decision for decision in decisions if not decision.off]
     if not decisions:
-        return "nothing was replaced: the model has no linear map of the forms that --ops chooses"
+        return (
+            f"nothing was replaced: the model has no linear map of the forms that {named('ops')} "
+            "chooses"
+        )
     shares = sorted(
         decision.choice.needed / break_even(*decision.shape)
         for decision in decisions
@@ -124,7 +128,8 @@ def nothing_gained(decisions: Sequence[Decision]) -> str | None:
         median = shares[len(shares) // 2]
         return (
             f"nothing was replaced: at this energy the median layer needs {median:.2f} of its "
-            "break-even rank; try a lower --energy, --data to fit to the outputs, or --keep 0.8 to "
+            f"break-even rank; try a lower {named('energy')}, {named('data')} to fit to the "
+            f"outputs, or {named('keep')} 0.8 to "
             "fix the size instead, and look at the check"
         )
     reasons = [decision.choice.reason for decision in decisions]

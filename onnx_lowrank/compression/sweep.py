@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir as ir
-
 from onnx_lowrank.compression.candidates import Candidates
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.option import check_values
 from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.plan import searching_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.summary import layers, totals
-from onnx_lowrank.errors import InputError, UsageError
-from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.compression.verbs import SETTINGS, SWEEP
+from onnx_lowrank.data.sources import SampleSource
+from onnx_lowrank.errors import InputError, UsageError, named
+from onnx_lowrank.evaluation.metrics import Metric, Score
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.files import Output, check_outputs, workspace
-from onnx_lowrank.graph.load import load
+from onnx_lowrank.graph.load import ModelLike, load
 from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.progress import Progress, Silent, Stages
 from onnx_lowrank.ranks.budget_strategies import Keep
@@ -41,10 +41,7 @@ from onnx_lowrank.ranks.strategy import Plan, Unreachable
 from onnx_lowrank.report import JsonReport, tool_name
 from onnx_lowrank.runtime.session import OrtLog
 
-__all__ = ["SHARES", "Point", "SweepReport", "sweep"]
-
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-"""Shares of the linear parameters that are kept unless others are asked for."""
+__all__ = ["Point", "SweepReport", "settings_of", "sweep"]
 
 
 @dataclass(frozen=True)
@@ -126,46 +123,114 @@ class SweepReport(JsonReport):
 
 
 def sweep(
-    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    model: ModelLike,
     *,
-    shares: Sequence[float] = SHARES,
-    metric: str | None = None,
+    shares: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
+    metric: str | Score | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    ops: Sequence[str] | None = None,
+    constant_inputs: bool = False,
+    min_gain: float = 0.1,
+    rank_multiple: int | str | None = None,
+    shape_for: str | None = None,
+    data: SampleSource | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    samples: int = 16,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    calibration: SampleSource | None = None,
+    calibration_samples: int = 256,
+    calibrate: bool = True,
+    mask: str | None = None,
+    fisher: bool = False,
+    refit: bool = False,
+    heal: int = 0,
+    heal_at: Sequence[str] = (),
+    save_stats: str | os.PathLike[str] | None = None,
+    load_stats: str | os.PathLike[str] | None = None,
+    bench: bool = True,
+    threads: int | None = None,
+    ep: str = "cpu",
+    save_costs: str | os.PathLike[str] | None = None,
+    load_costs: str | os.PathLike[str] | None = None,
+    simplify: bool = True,
     models: str | os.PathLike[str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
     log: OrtLog | None = None,
     outputs: Sequence[Output] = (),
-    **options: Any,
 ) -> SweepReport:
     """Compress a model at several budgets.
 
     Args:
-        model: a path, a protobuf or an `onnx_ir.Model`; it is not changed.
-        shares: of the linear layers' parameters to keep, each in (0, 1].
-        metric: a further measure of the loss, as for `compress`.
+        model: as for `onnx_lowrank.compress`; it is not changed.
+        shares: shares of the linear parameters to keep.
+        metric: a further measure of the loss, as in the main job. The function itself does as well.
+        include: factor only nodes whose name or torch scope matches.
+        exclude: leave such nodes dense.
+        ops: forms to factor: default, all, or names as inspect lists them.
+        constant_inputs: treat weights that are also graph inputs as constants.
+        min_gain: replace a layer only if the pair saves this share of its parameters.
+        rank_multiple: round chosen ranks to a multiple: for ``energy`` up where ``min_gain``
+            allows, for ``keep`` down; auto: what each layer likes here, measured. Default: 8, or
+            what the target of ``shape_for`` likes.
+        shape_for: shape the result for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks,
+            fixed sizes, 2-D products, Gemm or MatMul. Default: portable.
+        data: samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a
+            folder of .npz feeds or of test_data_set_*. A mapping from inputs to arrays is read as
+            an .npz is; an iterable, such as a list or a DataLoader, gives one feed at a time, of
+            which the first ones are taken. Default: seeded random input.
+        labels: labels of the samples for ``metric``: .npy, .npz, .txt or .csv. Default: in
+            ``data``.
+        samples: how many samples to use.
+        seed: of random input, and of the choice of samples.
+        input_shapes: concrete shape of an input, for what runs the model.
+        dims: size of a symbolic dimension, for what runs the model.
+        calibration: samples to fit the factors to: as ``data``, or module:callable or
+            file.py:callable that returns an iterable of feeds.  Without it a part of ``data`` is
+            used, the rest judges. A CalibrationDataReader does as well.
+        calibration_samples: how many samples to fit to.
+        calibrate: False: fit to the weights alone, in spite of ``data``.
+        mask: input whose zeros mark padding, left out of the calibration. Default: attention_mask.
+        fisher: weigh what each layer loses by what the model's outputs feel of it, by derivatives.
+        refit: fit each layer again, to the inputs that the compressed model gives it and the
+            outputs that the original had.
+        heal: steps of gradient descent on the factors against the original's outputs, on the
+            samples to fit to. Default: none.
+        heal_at: a value inside that ``heal`` compares beside the outputs, with the same name in
+            both models. Default: some that everything factored passes through.
+        save_stats: write what the calibration gathered (.npz), for runs with other budgets.
+        load_stats: fit to what ``save_stats`` wrote for this model; no samples are run for it.
+        bench: False: do not time.
+        threads: intra-op threads of check and timing. Default: physical cores.
+        ep: execution provider of check and timing.
+        save_costs: write the latencies measured of single layers (JSON), for runs elsewhere.
+        load_costs: take such latencies, as of a board, instead of measuring them.
+        simplify: False: do not run onnxsim first.
         models: folder for the models, ``keep-0.80.onnx`` and so on; None keeps none.
         force: overwrite models there.
         progress: shows the stages.
         log: collects ONNX Runtime's messages.
         outputs: what the caller writes of the curve, checked with the rest before the work.
-        options: of `onnx_lowrank.compress`, but for goals.
 
     Raises:
         InputError: the model or the data are not what they should be, the model does not run, or
             a file cannot or must not be written.
         UsageError: an option is out of its range.
     """
-    if not shares:
-        raise UsageError("--budgets: expected at least one share to keep")
-    budgets = [Settings(keep=share).budget for share in sorted(set(shares), reverse=True)]
-    settings = Settings(keep=float(shares[0]), **options)
+    settings, judged = settings_of(locals())
+    if judged is not None:
+        judged.load()
+    budgets = [Budget("keep", share) for share in sorted(set(shares), reverse=True)]
     stages = Stages(progress or Silent())
     with stages("load"):
         source = load(model)
     inputs = read_files(source, settings, metric)
     places = {}
     if models is not None:
-        shown = (1.0, *(budget.value for budget in budgets if budget is not None))
+        shown = (1.0, *(budget.value for budget in budgets))
         places = {keep: Destination(_model_path(Path(models), keep), force=force) for keep in shown}
     check_outputs(
         [*(place.output for place in places.values()), *side_outputs(settings), *outputs], inputs
@@ -176,33 +241,51 @@ def sweep(
         if not context.runs():
             why = context.trial.unavailable or "neither check nor timing may run it"
             raise InputError(f"sweep needs a model that runs: {why}")
-        searching = searching_for(context, prepared)
-        judged = Metric.parse(metric) if metric else None
+        searching, table = searching_for(context, prepared, timed=False)
         work = _Sweep(context, prepared, judged, places, inputs)
         points, missed = [work.point(1.0, searching.plan(None, None))], []
         for budget in budgets:
-            assert budget is not None
             try:
                 points.append(work.point(budget.value, _planned(searching, budget)))
             except Unreachable as error:
                 missed.append(str(error))
-        samples = context.trial.samples
+        held = context.trial.samples
+        notes = [*context.notes, *context.trial.notes, *(table.notes() if table else ())]
         return SweepReport(
             tool=tool_name(),
             input=None if source.path is None else str(source.path),
-            metric=metric,
-            data=samples.source,
-            samples=len(samples.feeds),
+            metric=None if judged is None else judged.text,
+            data=held.source,
+            samples=len(held.feeds),
             provider=context.trial.provider.full,
             threads=context.trial.threads,
             points=tuple(points),
             missed=tuple(missed),
-            notes=(*context.notes, *context.trial.notes),
+            notes=tuple(notes),
         )
 
 
 def _model_path(folder: Path, keep: float) -> Path:
     return folder / f"keep-{keep:.2f}.onnx"
+
+
+def settings_of(options: Mapping[str, Any]) -> tuple[Settings, Metric | None]:
+    """The settings of a sweep's arguments, and the further metric.
+
+    Raises:
+        UsageError: an option is out of its range, or is of no use here.
+    """
+    check_values(SWEEP.arguments, options)
+    shares, metric = options["shares"], options["metric"]
+    if not shares:
+        raise UsageError(f"{named('shares')}: expected at least one share to keep, got none")
+    for name in ("save_costs", "load_costs"):
+        if options[name] is not None and options["rank_multiple"] != "auto":
+            raise UsageError(f"{named(name)} needs {named('rank_multiple', 'auto')}")
+    own = {option.name for option in SETTINGS} - {"metric"}
+    given = {name: value for name, value in options.items() if name in own}
+    settings = Settings.of({**given, "keep": shares[0]})
+    return settings, None if metric is None else Metric.parse(metric)
 
 
 def _planned(searching: Searching, budget: Budget) -> Plan:

@@ -14,7 +14,7 @@ from onnx_lowrank.compression.sample_split import SampleSplit
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.metrics import Judged, Metric
 from onnx_lowrank.evaluation.outputs import classifier_outputs, compare_outputs, run_check
@@ -127,7 +127,10 @@ class Trial:
         except InputError as error:
             if settings.data is not None or settings.calibration is not None:
                 raise
-            return f"{error} (on random input; --data and --input-shape give it real input)"
+            return (
+                f"{error} (on random input; {named('data')} and {named('input_shapes')} give it "
+                "real input)"
+            )
         return None
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnx_lowrank.data.labels import LABEL_NAMES, own_name
 from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.phrases import near_names
 
@@ -35,7 +35,7 @@ def require_tensors(specs: Iterable[InputSpec]) -> None:
         if spec.kind != "tensor" and not spec.optional:
             raise InputError(
                 f"input {spec.name!r}: expected a tensor, the model wants {spec.kind}, "
-                "which cannot be fed; use --no-check --no-bench"
+                f"which cannot be fed; use {named('check', False)} {named('bench', False)}"
             )
 
 

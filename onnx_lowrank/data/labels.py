@@ -15,7 +15,7 @@ from onnx_lowrank.data.sample_files import (
     read_npy,
     read_npz,
 )
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import is_file
 from onnx_lowrank.numerics.arrays import Array
 
@@ -41,7 +41,7 @@ def read_labels(path: Path) -> Array:
     Raises:
         InputError: the file cannot be read, or is something else.
     """
-    option = f"--labels {path}"
+    option = named("labels", path)
     if not is_file(path):
         raise InputError(f"{option}: no such file")
     if path.suffix == ".npy":

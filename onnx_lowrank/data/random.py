@@ -12,7 +12,7 @@ import numpy as np
 
 from onnx_lowrank.data.fitter import is_floating
 from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.phrases import listed
 
@@ -29,14 +29,15 @@ def check_random(specs: Sequence[InputSpec], shapes: ConcreteShapes) -> None:
         if spec.kind != "tensor":
             continue
         if spec.name not in shapes.shapes:
+            shape = named("input_shapes", f"{spec.name}:…")
             raise InputError(
                 f"input {spec.name!r}: the model does not give its rank; "
-                f"give its shape with --input-shape {spec.name}:… or samples with --data"
+                f"give its shape with {shape} or samples with {named('data')}"
             )
         if spec.dtype.kind == "O":
             raise InputError(
                 f"input {spec.name!r}: expected numbers, the model wants strings, which cannot "
-                "be made at random; give samples with --data"
+                f"be made at random; give samples with {named('data')}"
             )
 
 

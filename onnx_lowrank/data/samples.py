@@ -37,12 +37,19 @@ from onnx_lowrank.data.shapes import (
     InputSpec,
     concrete_shapes,
 )
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import exists
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.session import OrtLog, run
 
-__all__ = ["Samples", "load_samples", "random_samples", "runnable_shapes", "sample_files"]
+__all__ = [
+    "Samples",
+    "load_samples",
+    "random_samples",
+    "runnable_shapes",
+    "sample_files",
+    "stacked_samples",
+]
 
 Expected = Mapping[str, Array] | None
 _T = TypeVar("_T")
@@ -184,7 +191,7 @@ def load_samples(
     limit: int,
     seed: int,
     output_names: Sequence[str],
-    option: str = "--data",
+    option: str = "data",
     labels: Path | None = None,
 ) -> Samples:
     """Samples from a file or a folder, see the module's text for the forms.
@@ -198,7 +205,7 @@ def load_samples(
         limit: more samples than this are cut to a seeded choice in their order.
         seed: of that choice.
         output_names: the outputs of the model, in its order.
-        option: which option named the path, for messages.
+        option: which argument named the path, for messages.
         labels: file of the labels of all samples; default: those among the data.
 
     Raises:
@@ -206,21 +213,25 @@ def load_samples(
     """
     fitter = Fitter(specs, shapes, output_names, own_labels=labels is None)
     if not exists(path):
-        raise InputError(f"{option} {path}: no such file or folder")
+        raise InputError(f"{named(option, path)}: no such file or folder")
     if path.is_dir():
         return _from_folder(path, fitter, specs, limit, seed, output_names, option, labels)
     if path.suffix == ".npz":
-        return _from_stack(path, read_npz(path), fitter, shapes, limit, seed, labels)
+        return stacked_samples(
+            str(path), read_npz(path), fitter, shapes, limit=limit, seed=seed, labels=labels
+        )
     if path.suffix == ".npy":
         if len(fitter.specs) != 1:
             raise InputError(
                 f"{path}: an .npy serves a model with one input, this one has {len(fitter.specs)} "
                 f"({', '.join(fitter.specs)}); use an .npz with one array for each"
             )
-        name = next(iter(fitter.specs))
-        return _from_stack(path, {name: read_npy(path)}, fitter, shapes, limit, seed, labels)
+        arrays = {next(iter(fitter.specs)): read_npy(path)}
+        return stacked_samples(
+            str(path), arrays, fitter, shapes, limit=limit, seed=seed, labels=labels
+        )
     raise InputError(
-        f"{option} {path}: expected .npz, .npy or a folder of .npz files or test_data_set_*, "
+        f"{named(option, path)}: expected .npz, .npy or a folder of .npz files or test_data_set_*, "
         f"came a file {path.suffix or 'without suffix'!r}"
     )
 
@@ -241,17 +252,31 @@ def _choose(total: int, limit: int, seed: int, fitter: Fitter) -> list[int]:
     return sorted(int(index) for index in chosen)
 
 
-def _from_stack(
-    path: Path,
+def stacked_samples(
+    source: str,
     arrays: Mapping[str, Array],
     fitter: Fitter,
     shapes: ConcreteShapes,
+    *,
     limit: int,
     seed: int,
     labels: Path | None,
 ) -> Samples:
-    """Samples that lie along axis 0 of one array an input."""
-    fitted = fitter.fit(arrays, str(path), stacked=True)
+    """Samples that lie along axis 0 of one array an input.
+
+    Args:
+        source: what messages and the report call them.
+        arrays: input -> array; an input without axes is the same for every sample.
+        fitter: for the model's inputs.
+        shapes: of the inputs; axis 0 is the batch.
+        limit: more samples than this are cut to a seeded choice in their order.
+        seed: of that choice.
+        labels: file of the labels of all samples; default: those among the arrays.
+
+    Raises:
+        InputError: the arrays do not fit the model, or each other.
+    """
+    fitted = fitter.fit(arrays, source, stacked=True)
     steps: dict[str, int | None] = {}  # rows that one sample takes; None: an element, unstacked
     counts: dict[str, int] = {}
     for name, array in fitted.items():
@@ -263,24 +288,24 @@ def _from_stack(
         counts[name], left = divmod(len(array), batch)
         if not counts[name]:
             raise InputError(
-                f"{path}: input {name!r}: expected at least one batch of {batch} along axis 0, "
+                f"{source}: input {name!r}: expected at least one batch of {batch} along axis 0, "
                 f"came {len(array)}"
             )
         if left:
             fitter.note(
-                f"{path}: input {name!r}: {left} of {len(array)} rows do not fill a batch of "
+                f"{source}: input {name!r}: {left} of {len(array)} rows do not fill a batch of "
                 f"{batch} and were left out"
             )
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise InputError(f"{path}: expected as many samples for every input, came {found}")
+        raise InputError(f"{source}: expected as many samples for every input, came {found}")
     total = min(counts.values(), default=1)
-    named = fitter.labels(arrays) if labels is None else read_labels(labels)
+    of_each = fitter.labels(arrays) if labels is None else read_labels(labels)
     of_sample = None
-    if named is not None:
+    if of_each is not None:
         rows = {len(fitted[name]): step or 1 for name, step in steps.items()}
-        where = f"{path}: labels" if labels is None else f"--labels {labels}"
-        of_sample = cut(named, where, total, rows)
+        where = f"{source}: labels" if labels is None else named("labels", labels)
+        of_sample = cut(of_each, where, total, rows)
     chosen = _choose(total, limit, seed, fitter)
 
     def feed(index: int) -> Feed:
@@ -297,9 +322,9 @@ def _from_stack(
 
     feeds = _Lazy(len(chosen), feed)
     for item in feeds:
-        fitter.inspect(item, str(path))
+        fitter.inspect(item, source)
     return Samples(
-        str(path),
+        source,
         feeds,
         (None,) * len(chosen),
         fitter.notes,
@@ -329,7 +354,8 @@ def _from_folder(
     items = sets or archives
     if not items:
         raise InputError(
-            f"{option} {path}: expected .npz files, test_data_set_* folders or input_0.pb, found "
+            f"{named(option, path)}: expected .npz files, test_data_set_* folders or input_0.pb, "
+            "found "
             "none"
         )
     numbers = _choose(len(items), limit, seed, fitter)
@@ -352,13 +378,13 @@ def _from_folder(
         fitter.inspect(fitter.fit(read, str(item), stacked=False), str(item))
         own.append(fitter.labels(read))
     if labels is None:
-        named = all_or_none(own, lambda index: str(chosen[index]))
+        of_each = all_or_none(own, lambda index: str(chosen[index]))
     else:
         every = read_labels(labels)
         each, left = divmod(len(every), len(items))
         steps = {} if left or not each else {len(every): each}
-        of_sample = cut(every, f"--labels {labels}", len(items), steps)
-        named = [of_sample(number) for number in numbers]
+        of_sample = cut(every, named("labels", labels), len(items), steps)
+        of_each = [of_sample(number) for number in numbers]
     expected = _Lazy(len(chosen), outputs) if sets else (None,) * len(chosen)
     for _ in expected:  # a broken file shows now, not in the middle of the check
         pass
@@ -369,7 +395,7 @@ def _from_folder(
         expected,
         fitter.notes,
         len(items),
-        None if named is None else tuple(named),
+        None if of_each is None else tuple(of_each),
     )
 
 

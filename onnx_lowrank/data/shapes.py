@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.phrases import listed, near_names
 
 __all__ = [
@@ -123,11 +123,13 @@ def parse_input_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
         numbers = [_size(part) for part in sizes.split(",")]
         if not colon or not name or None in numbers:
             raise UsageError(
-                f"--input-shape {text!r}: expected name:size,size,… such as input_ids:1,128 "
+                f"{named('input_shapes', text)}: expected name:size,size,… such as input_ids:1,128 "
                 "with whole numbers from 0"
             )
         if name in shapes:
-            raise UsageError(f"--input-shape {text!r}: the shape of {name!r} was given before")
+            raise UsageError(
+                f"{named('input_shapes', text)}: the shape of {name!r} was given before"
+            )
         shapes[name] = tuple(number for number in numbers if number is not None)
     return shapes
 
@@ -144,10 +146,11 @@ def parse_dims(texts: Sequence[str]) -> dict[str, int]:
         number = _size(size)
         if not equals or not name or number is None:
             raise UsageError(
-                f"--dim {text!r}: expected name=size such as batch=1 with a whole number from 0"
+                f"{named('dims', text)}: expected name=size such as batch=1 with a whole number "
+                "from 0"
             )
         if name in dims:
-            raise UsageError(f"--dim {text!r}: the size of {name!r} was given before")
+            raise UsageError(f"{named('dims', text)}: the size of {name!r} was given before")
         dims[name] = number
     return dims
 
@@ -177,12 +180,12 @@ def concrete_shapes(
             the model fixes, or two sizes for one symbolic dimension.
     """
     values = _given_dims(specs, dims)
-    source = {name: f"--dim {name}={size}" for name, size in values.items()}
+    source = {name: f"{named('dims', f'{name}={size}')}" for name, size in values.items()}
     tensors = {spec.name: spec for spec in specs if spec.kind == "tensor"}
     for name, sizes in input_shapes.items():
         if name not in tensors:
             raise InputError(
-                f"--input-shape: the model has no tensor input {name!r}; "
+                f"{named('input_shapes')}: the model has no tensor input {name!r}; "
                 + near_names(name, tensors)
             )
         _bind(tensors[name], sizes, values, source)
@@ -209,7 +212,7 @@ def _given_dims(specs: Sequence[InputSpec], dims: Mapping[str, int]) -> dict[str
     for name in dims:
         if name not in known:
             raise InputError(
-                f"--dim {name}={dims[name]}: no input has a dimension {name!r}; "
+                f"{named('dims', f'{name}={dims[name]}')}: no input has a dimension {name!r}; "
                 + near_names(name, known)
             )
     return dict(dims)
@@ -224,22 +227,25 @@ def _bind(
         return
     if len(spec.shape) != len(sizes):
         raise InputError(
-            f"--input-shape {text}: expected {len(spec.shape)} sizes for {_text(spec.shape)}, "
+            f"{named('input_shapes', text)}: expected {len(spec.shape)} sizes for "
+            f"{_text(spec.shape)}, "
             f"came {len(sizes)}"
         )
     for index, (axis, size) in enumerate(zip(spec.shape, sizes, strict=True)):
         if isinstance(axis, int) and axis != size:
             raise InputError(
-                f"--input-shape {text}: axis {index} is fixed to {axis} in the model, came {size}"
+                f"{named('input_shapes', text)}: axis {index} is fixed to {axis} in the model, "
+                f"came {size}"
             )
         if isinstance(axis, str):
             if values.get(axis, size) != size:
                 raise InputError(
-                    f"--input-shape {text}: axis {index} is {axis!r}, expected {values[axis]} "
+                    f"{named('input_shapes', text)}: axis {index} is {axis!r}, expected "
+                    f"{values[axis]} "
                     f"({source[axis]}), came {size}"
                 )
             values[axis] = size
-            source.setdefault(axis, f"--input-shape {text}")
+            source.setdefault(axis, named("input_shapes", text))
 
 
 def _resolve(
@@ -331,9 +337,10 @@ def _notes(
             ]
             has_names = any(isinstance(declared[axis], str) for axis in axes)
             groups.setdefault((shapes[name], ", ".join(labels), has_names), []).append(name)
+    dims = f"{named('dims')} or "
     return tuple(
         f"{listed(names, 3)}: {list(shape)} (assumed {labels}; set with "
-        f"{'--dim or ' if has_names else ''}--input-shape)"
+        f"{dims if has_names else ''}{named('input_shapes')})"
         for (shape, labels, has_names), names in groups.items()
     )
 

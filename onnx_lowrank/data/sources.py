@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.data.fitter import Fitter
-from onnx_lowrank.data.labels import all_or_none
-from onnx_lowrank.data.samples import Samples, load_samples, sample_files
+from onnx_lowrank.data.labels import LABEL_NAMES, all_or_none
+from onnx_lowrank.data.samples import Samples, load_samples, sample_files, stacked_samples
 from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
 from onnx_lowrank.data.usercode import UserCode, failure
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array
 
 __all__ = [
@@ -28,15 +28,21 @@ __all__ = [
     "source_name",
 ]
 
-SampleSource = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
-"""A path, ``module:callable``, ``file.py:callable``, an iterable of feeds, or a reader."""
+SampleSource = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any]
+"""A path, ``module:callable``, ``file.py:callable``, arrays, an iterable of feeds, or a reader.
+
+Arrays are a mapping from inputs to arrays; as in an ``.npz``, axis 0 holds the samples.  A feed is
+a mapping too, or, as a DataLoader has them, an array for the only input, or a sequence of one array
+for each input in the model's order and, if there is one more, the labels.
+"""
 
 
 def source_name(source: SampleSource) -> str:
     """How messages and the report call a source."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
-    return f"a {type(source).__name__} of feeds"
+    what = "arrays" if isinstance(source, Mapping) else "feeds"
+    return f"a {type(source).__name__} of {what}"
 
 
 def source_files(source: SampleSource) -> tuple[Path, ...]:
@@ -68,7 +74,7 @@ def load_source(
     *,
     limit: int,
     seed: int,
-    option: str = "--data",
+    option: str = "data",
     labels: Path | None = None,
 ) -> Samples:
     """At most ``limit`` samples of a source, checked against the model.
@@ -80,7 +86,7 @@ def load_source(
         shapes: their sizes.
         limit: how many to take.
         seed: of the choice among more.
-        option: which option named the source, for messages.
+        option: which argument named the source, for messages.
         labels: file of the labels of all samples; default: those among the samples.
 
     Raises:
@@ -105,11 +111,16 @@ def load_source(
             )
         _check_no_file(labels, text)
         with code.importable():
-            fitted, own = _fitted(_called(code), text, fitter, limit)
+            fitted, own = _fitted(_called(code, specs), text, fitter, limit)
+    elif isinstance(source, Mapping):
+        arrays = _arrays(source, source_name(source))
+        return stacked_samples(
+            source_name(source), arrays, fitter, shapes, limit=limit, seed=seed, labels=labels
+        )
     else:
         text = source_name(source)
         _check_no_file(labels, text)
-        fitted, own = _fitted(_feeds(source, text), text, fitter, limit)
+        fitted, own = _fitted(_feeds(source, text, specs), text, fitter, limit)
     if not fitted:
         raise InputError(f"{text}: expected at least one sample, came none")
     for number, feed in enumerate(fitted):
@@ -128,7 +139,8 @@ def load_source(
 def _check_no_file(labels: Path | None, text: str) -> None:
     if labels is not None:
         raise InputError(
-            f"--labels {labels}: goes with samples in files; {text} has to yield each sample's "
+            f"{named('labels', labels)}: goes with samples in files; {text} has to yield each "
+            "sample's "
             "labels with its inputs, as 'labels'"
         )
 
@@ -144,17 +156,17 @@ def _fitted(
     return fitted, labels
 
 
-def _called(code: UserCode) -> Iterator[Mapping[str, Any]]:
+def _called(code: UserCode, specs: Sequence[InputSpec]) -> Iterator[Mapping[str, Any]]:
     """The feeds that a callable returns."""
     make = code.load()
     try:
         made = make()
     except (Exception, SystemExit) as error:  # the user's code
         raise InputError(failure(code.text, error)) from error
-    return _feeds(made, code.text)
+    return _feeds(made, code.text, specs)
 
 
-def _feeds(made: Any, text: str) -> Iterator[Mapping[str, Any]]:
+def _feeds(made: Any, text: str, specs: Sequence[InputSpec]) -> Iterator[Mapping[str, Any]]:
     """Feeds from an iterable, or from an onnxruntime CalibrationDataReader."""
     items: Any = iter(made.get_next, None) if hasattr(made, "get_next") else made
     try:
@@ -171,8 +183,37 @@ def _feeds(made: Any, text: str) -> Iterator[Mapping[str, Any]]:
             return
         except (Exception, SystemExit) as error:  # the user's code
             raise InputError(failure(text, error)) from error
-        if not isinstance(feed, Mapping):
-            raise InputError(
-                f"{text}: expected a mapping from input names to arrays, came {type(feed).__name__}"
-            )
-        yield {str(name): np.asarray(array) for name, array in feed.items()}
+        yield _arrays(feed if isinstance(feed, Mapping) else _named(feed, text, specs), text)
+
+
+def _named(feed: Any, text: str, specs: Sequence[InputSpec]) -> Mapping[str, Any]:
+    """A feed without names: the only input, or one array for each input and then the labels."""
+    if hasattr(feed, "__array__") and len(specs) == 1:
+        return {specs[0].name: feed}
+    if isinstance(feed, list | tuple) and len(feed) in (len(specs), len(specs) + 1):
+        parts = zip([*(spec.name for spec in specs), LABEL_NAMES[0]], feed, strict=False)
+        return dict(parts)
+    raise InputError(
+        f"{text}: expected a mapping from input names to arrays, or a sequence of "
+        f"{len(specs)} arrays for {', '.join(spec.name for spec in specs)}, got "
+        f"{_shown(feed)}"
+    )
+
+
+def _shown(feed: Any) -> str:
+    kind = type(feed).__name__
+    return f"a {kind} of {len(feed)}" if isinstance(feed, list | tuple) else kind
+
+
+def _arrays(feed: Mapping[str, Any], text: str) -> dict[str, Array]:
+    """The values as arrays; those of a framework are copied to the CPU where it allows that."""
+    arrays = {}
+    for name, value in feed.items():
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(failure(f"{text}: {name!r}", error)) from error
+        if array.dtype == object and not all(isinstance(item, str) for item in array.flat):
+            raise InputError(f"{text}: {name!r}: expected an array, got {type(value).__name__}")
+        arrays[str(name)] = array
+    return arrays

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx_lowrank.errors import UsageError
+from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.outputs import Comparison, classifier_outputs, worst_error
 from onnx_lowrank.evaluation.subjects import Subject, Subjects
@@ -100,7 +100,9 @@ def open_targets(names: Sequence[str]) -> tuple[Target, ...]:
     """
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"--target {name}: expected each target once, it is given twice")
+            raise UsageError(
+                f"{named('targets', name)}: expected each target once, it is given twice"
+            )
     return tuple(open_target(name) for name in names)
 
 
@@ -216,6 +218,6 @@ def _missed(entries: Sequence[TargetCheck], limit: float | None) -> str | None:
         if not error <= limit:
             return (
                 f"{entry.target}: output {name!r} differs by {error:.3g} (mean relative L2), "
-                f"more than --max-error {limit:g}"
+                f"more than {named('max_error', limit)}"
             )
     return None

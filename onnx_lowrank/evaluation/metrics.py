@@ -15,6 +15,7 @@ itself, or how far the score drops below the original's own.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -25,11 +26,11 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from onnx_lowrank.data.usercode import UserCode, failure
-from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.outputs import Comparison, same_top
 from onnx_lowrank.numerics.arrays import Array, Feed
 
-__all__ = ["Judged", "Meter", "Metric"]
+__all__ = ["Judged", "Meter", "Metric", "Score"]
 
 Score = Callable[[Feed, Feed, Array | None], Any]
 MetricKind = Literal["relative-l2", "cosine", "top1", "function"]
@@ -62,29 +63,43 @@ class Metric:
     Attributes:
         text: as the user wrote it.
         kind: which one it is.
-        code: where the function is; None for a built-in metric.
+        code: where the function is, for one that a text names.
+        function: the function itself, where the caller gave it.
     """
 
     text: str = "relative-l2"
     kind: MetricKind = "relative-l2"
     code: UserCode | None = None
+    function: Score | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Metric:
-        """The metric of a text; a function is loaded when it is needed.
+    def parse(cls, metric: str | Score) -> Metric:
+        """The metric of a text or a function; what a text names is loaded when it is needed.
 
         Raises:
-            UsageError: it is neither a built-in metric nor the place of a function.
+            UsageError: it is neither a built-in metric, nor a function or the place of one.
         """
-        if text in _KINDS:
-            return cls(text, _KINDS[text])
-        code = UserCode.parse(text)
+        if callable(metric):
+            name = getattr(metric, "__qualname__", type(metric).__qualname__)
+            return cls(f"{metric.__module__}:{name}", "function", None, metric)
+        if metric in _KINDS:
+            return cls(metric, _KINDS[metric])
+        code = UserCode.parse(metric) if isinstance(metric, str) else None
         if code is None:
             raise UsageError(
-                f"--metric: expected {', '.join(_KINDS)}, file.py:function or module:function, "
-                f"got {text!r}"
+                f"{named('metric')}: expected {', '.join(_KINDS)}, file.py:function or "
+                f"module:function, got {metric!r}"
             )
-        return cls(text, "function", code)
+        return cls(metric, "function", code)
+
+    def load(self) -> None:
+        """Load the function of a text now, before any work.
+
+        Raises:
+            InputError: there is no such function, or its module fails.
+        """
+        if self.kind == "function":
+            _ = self._score
 
     @property
     def higher_is_better(self) -> bool:
@@ -94,12 +109,14 @@ class Metric:
     @cached_property
     def _score(self) -> Score:
         """The user's function, loaded once: its module may do much."""
-        assert self.code is not None
+        if self.code is None:
+            assert self.function is not None
+            return self.function
         with self.code.importable():
             score = self.code.load()
         if not callable(score):
             raise InputError(
-                f"--metric {self.text}: expected a function, came {type(score).__name__}"
+                f"{named('metric', self.text)}: expected a function, came {type(score).__name__}"
             )
         return cast(Score, score)
 
@@ -114,8 +131,8 @@ class Metric:
         Raises:
             InputError: the function cannot be loaded.
         """
-        if self.code is not None:
-            return _Function(self.code, self._score)
+        if self.kind == "function":
+            return _Function(self.text, self.code, self._score)
         if self.kind == "top1":
             return _Top1(frozenset(classifiers))
         return _Distance(self.kind)
@@ -178,7 +195,7 @@ class Meter(ABC):
             InputError: there was no sample.
         """
         if not self.samples:
-            raise InputError("--metric: expected at least one sample, came none")
+            raise InputError(f"{named('metric')}: expected at least one sample, came none")
         return self._result()
 
     @abstractmethod
@@ -206,7 +223,7 @@ class _Distance(Meter):
     def _result(self) -> Judged:
         results = self._comparison.results()
         if not results:
-            raise InputError(f"--metric {self._kind}: the model has no output")
+            raise InputError(f"{named('metric', self._kind)}: the model has no output")
         if self._kind == "cosine":
             cosine = math.fsum(output.cosine for output in results) / len(results)
             return Judged(1.0 - cosine, 1.0, cosine, self.samples)
@@ -224,7 +241,7 @@ class _Top1(Meter):
         self._labelled: bool | None = None
 
     def _add(self, outputs: Feed, reference: Feed, labels: Array | None) -> None:
-        where = f"--metric top1: sample {self.samples}"
+        where = f"{named('metric', 'top1')}: sample {self.samples}"
         if self._labelled is None:
             self._labelled = labels is not None
         if self._labelled != (labels is not None):
@@ -257,7 +274,7 @@ class _Top1(Meter):
             if np.issubdtype(reference[name].dtype, np.number) or reference[name].dtype.kind == "V"
         ]
         if not chosen and len(suitable) == 1:
-            note = f"--metric top1: output {suitable[0]!r} is taken for a classifier's"
+            note = f"{named('metric', 'top1')}: output {suitable[0]!r} is taken for a classifier's"
             self.notes[note] = None
             return suitable
         if not chosen or not suitable:
@@ -269,7 +286,7 @@ class _Top1(Meter):
 
     def _result(self) -> Judged:
         if not self._rows:
-            raise InputError("--metric top1: expected rows with labels, came none")
+            raise InputError(f"{named('metric', 'top1')}: expected rows with labels, came none")
         before, after = self._before / self._rows, self._after / self._rows
         return Judged(before - after, before, after, self.samples)
 
@@ -300,9 +317,9 @@ def _one_hot(labels: Array, scores: Array, where: str) -> Array:
 class _Function(Meter):
     """The mean of a score of the user's."""
 
-    def __init__(self, code: UserCode, score: Score) -> None:
+    def __init__(self, text: str, code: UserCode | None, score: Score) -> None:
         super().__init__()
-        self._code, self._score = code, score
+        self._text, self._code, self._score = text, code, score
         self._before: list[float] = []
         self._after: list[float] = []
 
@@ -311,9 +328,9 @@ class _Function(Meter):
         self._after.append(self._called(outputs, reference, labels))
 
     def _called(self, outputs: Feed, reference: Feed, labels: Array | None) -> float:
-        where = f"--metric {self._code.text}: sample {self.samples}"
+        where = f"{named('metric', self._text)}: sample {self.samples}"
         try:
-            with self._code.importable():
+            with contextlib.nullcontext() if self._code is None else self._code.importable():
                 # Copies: what the function does to them must not reach the next call.
                 score = self._score(_copied(outputs), _copied(reference), labels)
         except (Exception, SystemExit) as error:  # the user's code

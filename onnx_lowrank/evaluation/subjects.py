@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
 from onnx_lowrank.data.shapes import InputSpec, input_specs
-from onnx_lowrank.data.sources import load_source, source_files
+from onnx_lowrank.data.sources import SampleSource, load_source, source_files
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes
-from onnx_lowrank.graph.load import LoadedModel, load
+from onnx_lowrank.graph.load import LoadedModel, ModelLike, load
 from onnx_lowrank.graph.save import runnable_file, write
 from onnx_lowrank.runtime.log import OrtLog
 from onnx_lowrank.runtime.session import open_session
@@ -35,7 +34,7 @@ class SampleOptions:
         fix: whether copies are run whose inputs have the sizes of the samples.
     """
 
-    data: str | os.PathLike[str] | None = None
+    data: SampleSource | None = None
     samples: int = 16
     seed: int = 0
     input_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
@@ -66,7 +65,7 @@ class Subjects:
 
 
 def open_subjects(
-    paths: Sequence[Path],
+    models: Sequence[ModelLike],
     options: SampleOptions,
     folder: Path,
     log: OrtLog,
@@ -75,7 +74,7 @@ def open_subjects(
     """Load models that have the same inputs, and the samples for them.
 
     Args:
-        paths: the models; the first one is what the others are measured against.
+        models: the models; the first one is what the others are measured against.
         options: the samples.
         folder: for copies of models.
         log: collects ONNX Runtime's messages.
@@ -85,7 +84,7 @@ def open_subjects(
         InputError: a model cannot be read, two models have different inputs, the samples do not
             fit them, or a file cannot or must not be written.
     """
-    sources = [load(path) for path in paths]
+    sources = [load(model) for model in models]
     data = () if options.data is None else source_files(options.data)
     check_outputs(outputs, (*(file for source in sources for file in source.files), *data))
     specs = _common_specs(sources)
@@ -94,21 +93,21 @@ def open_subjects(
         place = folder / str(number)
         place.mkdir()
         files.append(runnable_file(source, place))
-    model = sources[0].model
+    first = sources[0].model
     # A dimension that another model fixes needs no size any more.
     left = {axis for spec in specs for axis in spec.shape or ()}
     fixed = {a for s in sources for spec in input_specs(s.model) for a in spec.shape or ()} - left
     dims = {name: size for name, size in options.dims.items() if name not in fixed}
     session = open_session(files[0], threads=1, log=log)
-    shapes = runnable_shapes(session, model, specs, options.input_shapes, dims)
+    shapes = runnable_shapes(session, first, specs, options.input_shapes, dims)
     del session
     if options.data is None:
         notes = shapes.notes
-        samples = random_samples(model, specs, shapes, count=options.samples, seed=options.seed)
+        samples = random_samples(first, specs, shapes, count=options.samples, seed=options.seed)
     else:
         notes = ()
         samples = load_source(
-            options.data, model, specs, shapes, limit=options.samples, seed=options.seed
+            options.data, first, specs, shapes, limit=options.samples, seed=options.seed
         )
     if options.fix:
         files = [_fixed(source, samples, folder / str(n)) for n, source in enumerate(sources)]

@@ -23,7 +23,7 @@ from onnx_lowrank.autodiff.gradient import (
     loss_model,
     read_ranks,
 )
-from onnx_lowrank.errors import InputError, Terminated
+from onnx_lowrank.errors import InputError, Terminated, named
 from onnx_lowrank.fitting.batches import Batches, joined, wide
 from onnx_lowrank.fitting.bottlenecks import bottlenecks
 from onnx_lowrank.fitting.whiten import whiten
@@ -127,7 +127,9 @@ def heal(
     base = differentiable(model, trained)
     outputs = _outputs(base, original, trained)
     if not outputs and not plan.at:
-        raise InputError("--heal: no output of the model is a float that depends on a factor")
+        raise InputError(
+            f"{named('heal')}: no output of the model is a float that depends on a factor"
+        )
     start = {name: elements_of(model, name) for name in trained}
     ranks = read_ranks(base, trained, open_model, {**wide(feeds[0]), **wide(start)})
     made = {value.name or "" for node in original.graph for value in node.outputs}
@@ -137,7 +139,7 @@ def heal(
     for name in values:
         for which, names in (("original", made), ("compressed", ours)):
             if name not in names:
-                raise InputError(f"--heal-at {name}: the {which} model has no such value")
+                raise InputError(f"{named('heal_at', name)}: the {which} model has no such value")
     source = tapped(original, values, open_model)
     (fit, judging), said = joined(model, (feeds, held), plan.batch, source)
     notes = list(said)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.data.mask import kept_rows, spread_mask
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
@@ -226,7 +226,9 @@ def gather(
     assert done == total * len(passes)
     if mask is not None and must_fit and not masked:
         shape = list(fit[0][mask].shape)
-        raise InputError(f"--mask {mask!r}: its shape {shape} fits no activation to calibrate")
+        raise InputError(
+            f"{named('mask', mask)}: its shape {shape} fits no activation to calibrate"
+        )
     return gathered
 
 
@@ -276,9 +278,11 @@ def _passes(streams: Sequence[tuple[MomentsKey, _Stream]]) -> Iterator[dict[Mome
 
 def _check_mask(mask: str, samples: Sequence[Feed]) -> None:
     if mask not in samples[0]:
-        raise InputError(f"--mask {mask!r}: expected one of the inputs {', '.join(samples[0])}")
+        raise InputError(
+            f"{named('mask', mask)}: expected one of the inputs {', '.join(samples[0])}"
+        )
     if not any(np.any(feed[mask] != 0) for feed in samples):
-        raise InputError(f"--mask {mask!r}: masks all rows of all {len(samples)} samples")
+        raise InputError(f"{named('mask', mask)}: masks all rows of all {len(samples)} samples")
 
 
 def statistics_of(

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import atomic, is_file
 from onnx_lowrank.fitting.statistics import Gathered, MomentsKey
 from onnx_lowrank.numerics.arrays import Array
@@ -186,7 +186,7 @@ def save(path: Path, saved: SavedStatistics) -> None:
                     lower = np.tril_indices(len(fisher.root))
                     _put(archive, f"{index}.fisher", fisher.root[lower])
     except OSError as error:
-        raise InputError(f"--save-stats {path}: {error.strerror or error}") from error
+        raise InputError(f"{named('save_stats', path)}: {error.strerror or error}") from error
 
 
 def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
@@ -200,7 +200,7 @@ def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
     Raises:
         InputError: the file cannot be read, is something else, or belongs to another model.
     """
-    option = f"--load-stats {path}"
+    option = named("load_stats", path)
     if not is_file(path):
         raise InputError(f"{option}: no such file")
     try:
@@ -232,7 +232,7 @@ def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{option}: expected statistics that --save-stats wrote: {error}"
+            f"{option}: expected statistics that {named('save_stats')} wrote: {error}"
         ) from error
 
 

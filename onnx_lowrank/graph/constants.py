@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_lowrank.errors import named
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.walk import all_nodes, static_shape
@@ -185,7 +186,8 @@ class Constants:
                 name,
                 size,
                 shape,
-                "is also a graph input that a caller may override; --constant-inputs treats it "
+                "is also a graph input that a caller may override; "
+                f"{named('constant_inputs', True)} treats it "
                 "as a constant",
             )
         return Constant(value, tensor, Layout.of(shape), tensor.dtype)

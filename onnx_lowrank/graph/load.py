@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import google.protobuf.message
 import onnx
@@ -26,7 +27,20 @@ from onnx_lowrank.graph.walk import (
     tensors,
 )
 
-__all__ = ["LoadedModel", "load"]
+__all__ = ["Exported", "LoadedModel", "ModelLike", "load"]
+
+
+class Exported(Protocol):
+    """What an exporter returns that holds a model, such as `torch.onnx.ONNXProgram`."""
+
+    @property
+    def model_proto(self) -> onnx.ModelProto:
+        """The model."""
+        ...
+
+
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Exported
+"""A path, the bytes of a file, a protobuf, an `onnx_ir.Model`, or what an exporter returns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +69,15 @@ class LoadedModel:
         return self.data_files if self.path is None else (self.path, *self.data_files)
 
 
-def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> LoadedModel:
+def load(model: ModelLike) -> LoadedModel:
     """Load a model without reading its external data, and check that it can be read.
 
     Raises:
         InputError: no such file, no ONNX model, truncated, external data missing or too short,
             or something in it that could not be carried over.
     """
+    if not isinstance(model, str | os.PathLike):
+        model = _in_memory(model)
     if isinstance(model, ir.Model):
         copy = model.clone()
         resolve(copy)
@@ -85,6 +101,29 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> LoadedMo
     data = _check_tensors(parsed, str(path))
     size = path.stat().st_size + sum(file.stat().st_size for file in data)
     return LoadedModel(parsed, path, str(path), size, data, objection(proto))
+
+
+def _in_memory(model: bytes | onnx.ModelProto | ir.Model | Exported) -> onnx.ModelProto | ir.Model:
+    """What holds the model, as one of two types."""
+    if isinstance(model, ir.Model | onnx.ModelProto):
+        return model
+    if isinstance(model, bytes):
+        try:
+            return onnx.load_from_string(model)
+        except (google.protobuf.message.DecodeError, ValueError) as error:
+            raise InputError(
+                f"model: expected the bytes of an ONNX model, got {len(model)} bytes of something "
+                "else"
+            ) from error
+    # An exporter's own graph needs no protobuf, which ends at 2 GiB.
+    held = getattr(model, "model", None)
+    found = held if isinstance(held, ir.Model) else getattr(model, "model_proto", None)
+    if not isinstance(found, ir.Model | onnx.ModelProto):
+        raise InputError(
+            "model: expected a path, bytes, a ModelProto, an onnx_ir.Model or an ONNXProgram, got "
+            f"{type(model).__name__}"
+        )
+    return found
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from onnx_lowrank.errors import UsageError
+from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.files import place, resolved, same_file, written_through
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.serialize import (
@@ -120,7 +120,8 @@ def check_embeddable(size: int) -> None:
     """Raise UsageError where so many bytes of weights do not fit into a protobuf."""
     if size > PROTOBUF_LIMIT:
         raise UsageError(
-            f"--external-data never: expected at most 2 GiB of weights, got {size} bytes"
+            f"{named('external_data', 'never')}: expected at most 2 GiB of weights, got {size} "
+            "bytes"
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
 from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
@@ -163,7 +163,7 @@ def _entry(
         site, constant = sites[0], sites[0].operand
         ops = site.form.ops
         refusal = Refusal(
-            constant.name, constant.size, constant.shape, f"off; --ops {ops} turns it on"
+            constant.name, constant.size, constant.shape, f"off; {named('ops', ops)} turns it on"
         )
         return Refused(node, site.form, refusal, site, off=True)
     form, refused = matches[0]
@@ -260,7 +260,7 @@ class Selection:
     def check(self, nodes: Iterable[ir.Node]) -> None:
         """Raise InputError for a glob that matches none of the linear maps."""
         labels = {label: None for node in nodes for label in _labels(node)}
-        for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
+        for option, globs in (("include", self.include), ("exclude", self.exclude)):
             for glob in globs:
                 if any(fnmatch.fnmatchcase(label, glob) for label in labels):
                     continue
@@ -268,7 +268,7 @@ class Selection:
                 near = near or list(labels)[:3]
                 names = ", ".join(repr(label) for label in near) or "none in this model"
                 raise InputError(
-                    f"{option} {glob!r}: expected the name or scope of a linear map, "
+                    f"{named(option)} {glob!r}: expected the name or scope of a linear map, "
                     f"matched none; near names: {names}"
                 )
 
@@ -276,10 +276,10 @@ class Selection:
         """Why the node is left out; None if it is chosen."""
         labels = _labels(node)
         if self.include and not _match(self.include, labels):
-            return "no --include glob matches it"
+            return f"no {named('include')} glob matches it"
         glob = _match(self.exclude, labels)
         if glob is not None:
-            return f"left out by --exclude {glob!r}"
+            return f"left out by {named('exclude')} {glob!r}"
         return self.left.get(node_name(node))
 
 

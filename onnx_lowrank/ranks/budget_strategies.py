@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.knapsack import Solution, path, solve
@@ -53,7 +53,7 @@ class Keep(Strategy):
         kept = (best.cost + fixed) / total if total else 1.0
         held = f"; layers that must stay dense hold {fixed / total:.3g}" if fixed and total else ""
         raise Unreachable(
-            f"{self._budget.option}: the least that can be kept is {kept:.3g} of the linear "
+            f"{self._budget.named}: the least that can be kept is {kept:.3g} of the linear "
             f"layers' parameters{held}",
             searching.plan(priced, best),
         )
@@ -85,7 +85,7 @@ class MaxSize(Strategy):
             return self._searching.plan(self._priced, solution)
         best = path(items)[-1]
         raise Unreachable(
-            f"{self._budget.option}: the smallest that can be had is about "
+            f"{self._budget.named}: the smallest that can be had is about "
             f"{best.cost + self._other:.0f} bytes; {self._other:.0f} of them are not linear layers "
             "that can be factored",
             self._searching.plan(self._priced, best),
@@ -98,7 +98,7 @@ class MaxSize(Strategy):
             return None
         self._tries += 1
         if self._tries >= _TRIES:
-            raise Unreachable(f"{self._budget.option}: OUT takes {measured.bytes} bytes", plan)
+            raise Unreachable(f"{self._budget.named}: OUT takes {measured.bytes} bytes", plan)
         self._other += excess
         return self.first()
 
@@ -143,7 +143,7 @@ class Tolerance(Strategy):
         if self._tries >= _TRIES:
             self._at = 0
             self._searching.say(
-                f"{self._budget.option}: no rank that was tried held on unseen samples"
+                f"{self._budget.named}: no rank that was tried held on unseen samples"
             )
             return self._plan()
         searched = self._known.get(self._at, self._limit)
@@ -190,7 +190,9 @@ class Speed(Strategy):
         """Further, or back where it went too far."""
         latency = measured.latency
         if latency is None:
-            raise InputError(f"{self._budget.option} needs the timing that --no-bench leaves out")
+            raise InputError(
+                f"{self._budget.named} needs the timing that {named('bench', False)} leaves out"
+            )
         wanted, had = self._wanted(latency), latency.speedup.median
         self._best = max(self._best, had)
         self._tries += 1
@@ -234,7 +236,7 @@ class Speed(Strategy):
     def _limit(self, dense: float) -> str:
         saved = (self._steps[0].cost - self._steps[-1].cost) / 1e6
         return (
-            f"{self._budget.option}: the fastest that was found is {self._best:.3g}× the original; "
+            f"{self._budget.named}: the fastest that was found is {self._best:.3g}× the original; "
             f"by the cost table all layers together save at most {saved:.3g} of "
             f"{dense / 1e6:.3g} ms"
         )

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import Output, write_text
 from onnx_lowrank.ranks.costs import (
     CostKey,
@@ -34,7 +34,7 @@ def save(path: Path, table: CostTable) -> None:
         "place": asdict(table.place),
         "maps": [{**asdict(key), **asdict(times)} for key, times in sorted(table.times.items())],
     }
-    write_text(Output(path, "--save-costs"), json.dumps(content, indent=1) + "\n")
+    write_text(Output(path, "save_costs"), json.dumps(content, indent=1) + "\n")
 
 
 def load(path: Path) -> CostTable:
@@ -43,15 +43,19 @@ def load(path: Path) -> CostTable:
     Raises:
         InputError: the file cannot be read, or is something else.
     """
-    option = f"--load-costs {path}"
+    option = named("load_costs", path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{option}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise InputError(f"{option}: expected JSON that --save-costs wrote: {error}") from error
+        raise InputError(
+            f"{option}: expected JSON that {named('save_costs')} wrote: {error}"
+        ) from error
     if not isinstance(content, Mapping) or "version" not in content:
-        raise InputError(f"{option}: expected JSON that --save-costs wrote, came something else")
+        raise InputError(
+            f"{option}: expected JSON that {named('save_costs')} wrote, came something else"
+        )
     if content["version"] != _VERSION:
         raise InputError(
             f"{option}: expected version {_VERSION} of the format, came {content['version']!r}"

@@ -6,18 +6,16 @@ model; the goal then only limits the ranks.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from onnx_lowrank.errors import UsageError
+from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.ranks import largest_rank
 
-__all__ = ["OBJECTIVES", "Budget", "Goal", "budget_of", "milliseconds_of", "only_goal", "size_of"]
+__all__ = ["OBJECTIVES", "Budget", "Goal", "budget_of", "milliseconds_of", "size_of"]
 
 RELATIVE_L2 = Metric()
 BudgetKind = Literal["keep", "max-size", "tolerance", "speedup", "max-latency"]
@@ -27,6 +25,8 @@ OBJECTIVES: tuple[Objective, ...] = ("size", "macs", "latency")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmg]i?)?b?\s*", re.IGNORECASE)
 _TIME = re.compile(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|µs|ms|s)?\s*", re.IGNORECASE)
+# A text without a unit below this was meant in another unit: no model is that small.
+_LEAST_BYTES = 1000
 _SECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "": 1.0, "s": 1e3}
 
 
@@ -42,9 +42,6 @@ class Goal:
         min_gain: a pair has at most ``1 − min_gain`` of the parameters of its weight.
         rank_multiple: chosen ranks are rounded to a multiple of this.
         budget: whether a `Budget` chooses, and only the limits count.
-
-    Raises:
-        UsageError: a value is out of its range, or not exactly one goal is given.
     """
 
     energy: float | None = None
@@ -55,23 +52,8 @@ class Goal:
     budget: bool = False
 
     def __post_init__(self) -> None:
-        given = [name for name in ("energy", "rank", "keep") if getattr(self, name) is not None]
-        if len(given) + self.budget != 1:
-            names = " and ".join(f"--{name}" for name in given) or "none"
-            raise UsageError(f"expected one of --energy, --rank and --keep, got {names}")
-        for name in ("energy", "keep"):
-            value = getattr(self, name)
-            if value is not None and not (_finite(value) and 0.0 < value <= 1.0):
-                raise UsageError(f"--{name}: expected a number above 0 and up to 1, got {value!r}")
-        for name in ("rank", "rank_multiple"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option}: expected a whole number from 1, got {value!r}")
-        if not (_finite(self.min_gain) and -1.0 <= self.min_gain < 1.0):
-            raise UsageError(
-                f"--min-gain: expected a number from -1 and below 1, got {self.min_gain!r}"
-            )
+        goals = (self.energy, self.rank, self.keep)
+        assert sum(goal is not None for goal in goals) + self.budget == 1
 
     @property
     def needs_spectrum(self) -> bool:
@@ -85,10 +67,6 @@ class Goal:
         if group.others:  # the weight itself stays: the pair comes on top of it
             share -= 1.0
         return largest_rank(m, n, share)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -118,22 +96,18 @@ class Budget:
         return f"--{self.kind} {self.value:g}{unit}"
 
     @property
+    def named(self) -> str:
+        """As a message names it."""
+        value: float | str = int(self.value) if self.value == int(self.value) else self.value
+        shown = f"{self.value:g}ms" if self.kind == "max-latency" else value
+        return named(self.kind.replace("-", "_"), shown)
+
+    @property
     def timed(self) -> bool:
         """Whether it depends on latency."""
         if self.kind == "tolerance":
             return self.objective == "latency"
         return self.kind in ("speedup", "max-latency")
-
-
-def only_goal(given: Mapping[str, Any]) -> None:
-    """Raise UsageError, naming the first two, where more than one goal is given.
-
-    Args:
-        given: option without its dashes -> value or None.
-    """
-    names = [f"--{name}" for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise UsageError(f"expected one goal, got {' and '.join(names)}: they exclude each other")
 
 
 def budget_of(
@@ -144,54 +118,43 @@ def budget_of(
     speedup: float | None,
     max_latency: float | str | None,
     objective: str | None,
-    metric: str,
+    metric: Metric,
 ) -> Budget | None:
     """The budget among these options, None if there is none.
 
     Raises:
-        UsageError: a value is out of its range, or an option needs a tolerance.
+        UsageError: a size or a time is none.
     """
-    of = Metric.parse(metric)
-    if objective is not None and objective not in OBJECTIVES:
-        raise UsageError(f"--objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
-    if tolerance is None:
-        for name, text in (("objective", objective), ("metric", metric)):
-            if text not in (None, RELATIVE_L2.text):
-                raise UsageError(f"--{name} says what --tolerance means, which is not given")
     if keep is not None:
-        return Budget("keep", _within("keep", keep, 1.0))
+        return Budget("keep", keep)
     if max_size is not None:
         return Budget("max-size", size_of(max_size))
     if tolerance is not None:
-        value = _within("tolerance", tolerance, math.inf, zero=True)
         chosen: Objective = next((o for o in OBJECTIVES if o == objective), "latency")
-        return Budget("tolerance", value, chosen, of)
+        return Budget("tolerance", tolerance, chosen, metric)
     if speedup is not None:
-        return Budget("speedup", _within("speedup", speedup, math.inf))
+        return Budget("speedup", speedup)
     if max_latency is not None:
         return Budget("max-latency", milliseconds_of(max_latency))
     return None
-
-
-def _within(name: str, value: Any, most: float, *, zero: bool = False) -> float:
-    number = isinstance(value, int | float) and math.isfinite(value)
-    if not number or not (value >= 0.0 if zero else value > 0.0) or value > most:
-        bounds = "from 0" if zero else "above 0"
-        bounds += "" if most == math.inf else f" and up to {most:g}"
-        raise UsageError(f"--{name}: expected a number {bounds}, got {value!r}")
-    return float(value)
 
 
 def size_of(text: int | str) -> int:
     """Bytes of ``20MB``, ``1.5 GiB``, ``800k`` or a plain number.
 
     Raises:
-        UsageError: it is no size.
+        UsageError: it is no size, or a text without a unit that is smaller than any model.
     """
     found = _SIZE.fullmatch(str(text))
     number = _number(found.group(1)) if found else None
-    if found is None or number is None or number <= 0:
-        raise UsageError(f"--max-size: expected bytes such as 20MB or 1.5GiB, got {text!r}")
+    option = named("max_size")
+    if found is None or number is None or number <= 0 or isinstance(text, bool):
+        raise UsageError(f"{option}: expected bytes such as 20MB or 1.5GiB, got {text!r}")
+    if isinstance(text, str) and number < _LEAST_BYTES and found.group(1) == text.strip():
+        raise UsageError(
+            f"{option}: expected bytes such as 20MB, got {number:g} bytes; did you mean "
+            f"{number:g}MB?"
+        )
     return int(number * _UNITS[(found.group(2) or "").lower()])
 
 
@@ -203,8 +166,10 @@ def milliseconds_of(text: float | str) -> float:
     """
     found = _TIME.fullmatch(str(text))
     number = _number(found.group(1)) if found else None
-    if found is None or number is None or number <= 0:
-        raise UsageError(f"--max-latency: expected a time such as 5ms or 800us, got {text!r}")
+    if found is None or number is None or number <= 0 or isinstance(text, bool):
+        raise UsageError(
+            f"{named('max_latency')}: expected a time such as 5ms or 800us, got {text!r}"
+        )
     return number * _SECONDS[(found.group(2) or "").lower()]
 
 

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 
 __all__ = [
     "PLUGINS",
@@ -152,7 +152,7 @@ def device_of(plugin: Plugin) -> Any:
     """
     import onnxruntime as ort
 
-    what = f"--ep {plugin.name}"
+    what = named("ep", plugin.name)
     if plugin_version(plugin) is None:
         raise InputError(f"{what}: not installed; {install_command(plugin.name)}")
     if not hasattr(ort, "get_ep_devices"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.runtime.plugins import (
     PLUGINS,
     Plugin,
@@ -79,7 +79,8 @@ def resolve_provider(name: str) -> Provider:
         return found
     known = {**{plugin.name: None for plugin in PLUGINS.values()}, **built_in()}
     raise InputError(
-        f"--ep {name}: this ONNX Runtime ({ort.__version__}) has no such execution provider; "
+        f"{named('ep', name)}: this ONNX Runtime ({ort.__version__}) has no such execution "
+        "provider; "
         f"expected one of {', '.join(sorted(known))}"
     )
 

@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.targets import local
 from onnx_lowrank.targets.address import kind_of
 from onnx_lowrank.targets.base import Offer, Target
@@ -43,7 +43,7 @@ def open_target(name: str) -> Target:
     local_target = local.create(name)
     if local_target is None:
         known = ", ".join(offer.name for offer in all_offers())
-        raise InputError(f"--target {name}: no such target; expected one of {known}")
+        raise InputError(f"{named('targets', name)}: no such target; expected one of {known}")
     return local_target
 
 

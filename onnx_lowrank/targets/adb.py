@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import perf_test, runner
@@ -64,7 +64,7 @@ def create(name: str) -> Target:
         UsageError: the name is not as described above.
     """
     if shutil.which("adb") is None:
-        raise InputError(f"--target {name}: no adb on the PATH; {_INSTALL}")
+        raise InputError(f"{named('targets', name)}: no adb on the PATH; {_INSTALL}")
     return Adb(name)
 
 
@@ -121,8 +121,10 @@ class Adb(Target):
                 outcomes = self._run_perf_test(models, feeds, job, advance)
         except subprocess.TimeoutExpired as error:
             if time.monotonic() < self._end:
-                raise InputError(f"--target {self.name}: the device does not answer") from error
-            text = f"--target {self.name}: not done within {job.seconds:g} s"
+                raise InputError(
+                    f"{named('targets', self.name)}: the device does not answer"
+                ) from error
+            text = f"{named('targets', self.name)}: not done within {job.seconds:g} s"
             raise InputError(text) from error
         self.own = own_provider(self._provider, outcomes)
         return outcomes
@@ -130,7 +132,7 @@ class Adb(Target):
     def _run_runner(
         self, command: str, models: Sequence[Path], feeds: Sequence[Feed], job: Job
     ) -> tuple[Outcome, ...]:
-        where = f"--target {self.name}"
+        where = named("targets", self.name)
         with (
             packed(models, feeds, job, provider=self._provider) as parcel,
             tempfile.TemporaryDirectory(prefix="onnx-lowrank-") as here,
@@ -146,7 +148,7 @@ class Adb(Target):
     def _run_perf_test(
         self, models: Sequence[Path], feeds: Sequence[Feed], job: Job, advance: Advance
     ) -> tuple[Outcome, ...]:
-        where = f"--target {self.name}"
+        where = named("targets", self.name)
         if self._shell(f"test -x {shlex.quote(self._perf_test)}")[0] != 0:
             raise InputError(
                 f"{where}: no program {self._perf_test} there; build onnxruntime_perf_test for "
@@ -182,7 +184,9 @@ class Adb(Target):
         folder = f"{self._tmp}/onnx-lowrank-{secrets.token_hex(6)}"
         code, said = self._shell(f"mkdir -- {shlex.quote(folder)}")
         if code != 0:
-            raise InputError(f"--target {self.name}: {_last(said) or f'no {self._tmp} there'}")
+            raise InputError(
+                f"{named('targets', self.name)}: {_last(said) or f'no {self._tmp} there'}"
+            )
         try:
             yield folder
         except BaseException as error:
@@ -192,7 +196,7 @@ class Adb(Target):
             raise
         left = self._clear(folder, running=False)
         if left:
-            raise InputError(f"--target {self.name}: {left}")
+            raise InputError(f"{named('targets', self.name)}: {left}")
 
     def _clear(self, folder: str, *, running: bool) -> str:
         """Remove the folder; what to say if that failed."""
@@ -227,7 +231,7 @@ class Adb(Target):
         said = self._adb_run(["shell", f"{command} 2>&1; echo {_STATUS}$?"], "no answer", wait)
         text, mark, status = said.rpartition(_STATUS)
         if not mark or not status.strip().isdecimal():
-            raise InputError(f"--target {self.name}: the device went away: {_last(said)}")
+            raise InputError(f"{named('targets', self.name)}: the device went away: {_last(said)}")
         return int(status), text
 
     def _adb_run(self, words: Sequence[str], what: str, wait: float | None) -> str:
@@ -244,7 +248,7 @@ class Adb(Target):
             why = _last(done.stderr.decode("utf-8", "replace") or said)
             for noise in ("adb: ", "error: "):
                 why = why.removeprefix(noise)
-            raise InputError(f"--target {self.name}: {what}: {why}")
+            raise InputError(f"{named('targets', self.name)}: {what}: {why}")
         return said
 
 

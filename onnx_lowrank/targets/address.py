@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from onnx_lowrank.errors import UsageError
+from onnx_lowrank.errors import UsageError, named
 
 __all__ = ["Address", "kind_of", "parse"]
 
@@ -54,10 +54,12 @@ def parse(
         key, equals, value = part.partition("=")
         if key not in (*known, *repeatable):
             shown = ", ".join((*known, *repeatable))
-            raise UsageError(f"--target {name}: expected an option of {shown}; came {key!r}")
+            raise UsageError(
+                f"{named('targets', name)}: expected an option of {shown}; came {key!r}"
+            )
         if not equals or not value:
-            raise UsageError(f"--target {name}: expected {key}=VALUE, came {part!r}")
+            raise UsageError(f"{named('targets', name)}: expected {key}=VALUE, came {part!r}")
         if key in options and key not in repeatable:
-            raise UsageError(f"--target {name}: {key} is given more than once")
+            raise UsageError(f"{named('targets', name)}: {key} is given more than once")
         options[key] = (*options.get(key, ()), unquote(value))
     return Address(unquote(rest), options)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.runtime.assignment import assignment, assignment_text, nodes_elsewhere
 from onnx_lowrank.runtime.finite import all_finite, not_finite
@@ -164,9 +164,9 @@ class _Work:
                 raise
             entry.known["nodes"] = nodes
             text = assignment_text(nodes, self.provider.full, self.provider.title)
-            raise InputError(f"{entry.model.name}: not all of it, as --strict asks: {text}") from (
-                error
-            )
+            raise InputError(
+                f"{entry.model.name}: not all of it, as {named('strict', True)} asks: {text}"
+            ) from (error)
         entry.known["nodes"] = assignment(session)
         return session
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import runner
@@ -77,11 +77,12 @@ class QemuArm64(Target):
         try:
             self._setup = _setup()
         except InputError as error:
-            raise InputError(f"--target {name}: {error}; {_INSTALL}") from error
+            raise InputError(f"{named('targets', name)}: {error}; {_INSTALL}") from error
         known = sorted(path.name for path in (_folder() / "cpu").iterdir())
         if self._cpu not in known:
             raise UsageError(
-                f"--target {name}: expected a CPU of {', '.join(known)}; came {self._cpu!r}"
+                f"{named('targets', name)}: expected a CPU of {', '.join(known)}; came "
+                f"{self._cpu!r}"
             )
 
     def run(
@@ -106,7 +107,7 @@ class QemuArm64(Target):
             ) as parcel,
         ):
             runner.run(parcel.folder, lambda _: advance(1))
-            outcomes = read_result(parcel.folder / "result", f"--target {self.name}")
+            outcomes = read_result(parcel.folder / "result", named("targets", self.name))
             instructions = _instructions(Path(counted) / "counts")
         return tuple(
             dataclasses.replace(

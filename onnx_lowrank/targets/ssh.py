@@ -35,7 +35,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import runner
@@ -80,7 +80,9 @@ def create(name: str) -> Target:
         InputError: there is no ssh client.
     """
     if shutil.which("ssh") is None:
-        raise InputError(f"--target {name}: no ssh client here; apt-get install openssh-client")
+        raise InputError(
+            f"{named('targets', name)}: no ssh client here; apt-get install openssh-client"
+        )
     return Ssh(name)
 
 
@@ -116,12 +118,14 @@ class Ssh(Target):
         user, at, host = user_host.rpartition("@")
         host = host.strip("[]")
         if not host or host.startswith("-") or user.startswith("-") or "/" in host:
-            raise UsageError(f"--target {name}: expected ssh://[user@]host[:port][?key=value]")
+            raise UsageError(
+                f"{named('targets', name)}: expected ssh://[user@]host[:port][?key=value]"
+            )
         if port and not port.isdecimal():
-            raise UsageError(f"--target {name}: expected a number as port, came {port!r}")
+            raise UsageError(f"{named('targets', name)}: expected a number as port, came {port!r}")
         wait = address.get("connect") or "10"
         if not wait.isdecimal() or not int(wait):
-            raise UsageError(f"--target {name}: expected connect=SECONDS, came {wait!r}")
+            raise UsageError(f"{named('targets', name)}: expected connect=SECONDS, came {wait!r}")
         self._python = address.get("python")
         self._provider = address.get("ep") or "cpu"
         self._tmp = address.get("tmp")
@@ -165,7 +169,7 @@ class Ssh(Target):
     def _converse(
         self, parcel: Parcel, result: Path, job: Job, end: float | None, advance: Advance
     ) -> tuple[Outcome, ...]:
-        where = f"--target {self.name}"
+        where = named("targets", self.name)
         command = f"exec {self._python or 'python3'} -c {shlex.quote(_BOOTSTRAP)} serve"
         if self._tmp is not None:
             command += f" {shlex.quote(self._tmp)}"

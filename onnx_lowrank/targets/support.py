@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes, infer_shapes
-from onnx_lowrank.graph.load import load
+from onnx_lowrank.graph.load import LoadedModel, ModelLike, load
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.report import JsonReport, tool_name
 from onnx_lowrank.targets.rules import Graph, Rules, all_rules
@@ -82,8 +81,8 @@ class SupportReport(JsonReport):
 
 
 def support_of(
-    path: Path,
-    before: Path | None,
+    model: ModelLike,
+    before: ModelLike | None,
     input_shapes: Mapping[str, tuple[int, ...]],
     dims: Mapping[str, int],
     outputs: Sequence[Output] = (),
@@ -91,7 +90,7 @@ def support_of(
     """Judge a model, and the one that it was made from, by every provider's rules.
 
     Args:
-        path: the model.
+        model: the model.
         before: the original, or None.
         input_shapes: input -> sizes to fix for the question.
         dims: symbolic dimension -> size to fix for the question.
@@ -102,21 +101,18 @@ def support_of(
             be written.
     """
     notes: dict[str, None] = {}
-    sources = {place: load(place) for place in (path, before) if place is not None}
-    check_outputs(outputs, [file for source in sources.values() for file in source.files])
-    models = {place: source.model for place, source in sources.items()}
-    symbols = {a for m in models.values() for spec in input_specs(m) for a in spec.shape or ()}
+    sources = [load(one) for one in (model, before) if one is not None]
+    check_outputs(outputs, [file for source in sources for file in source.files])
+    symbols = {a for one in sources for spec in input_specs(one.model) for a in spec.shape or ()}
     for name, size in dims.items():
         if name not in symbols:
             known = ", ".join(sorted(repr(a) for a in symbols if isinstance(a, str)))
             raise InputError(
-                f"--dim {name}={size}: no input has a dimension {name!r}; "
+                f"{named('dims', f'{name}={size}')}: no input has a dimension {name!r}; "
                 f"there {'are ' + known if known else 'are none'}"
             )
-    graphs = {
-        place: _graph(place, model, input_shapes, dims, notes) for place, model in models.items()
-    }
-    graph, old = graphs[path], None if before is None else graphs[before]
+    graphs = [_graph(one, input_shapes, dims, notes) for one in sources]
+    graph, old = graphs[0], None if before is None else graphs[1]
     found = []
     for rules in all_rules():
         try:
@@ -136,27 +132,27 @@ def support_of(
         )
     return SupportReport(
         tool=tool_name(),
-        model=str(path),
-        before=None if before is None else str(before),
+        model=sources[0].name,
+        before=None if before is None else sources[1].name,
         providers=tuple(found),
         notes=tuple(notes),
     )
 
 
 def _graph(
-    path: Path,
-    model: ir.Model,
+    loaded: LoadedModel,
     input_shapes: Mapping[str, tuple[int, ...]],
     dims: Mapping[str, int],
     notes: dict[str, None],
 ) -> Graph:
+    model, path = loaded.model, loaded.name
     specs = input_specs(model)
     if input_shapes or dims:
         symbols = {axis for spec in specs for axis in spec.shape or () if isinstance(axis, str)}
         names = {spec.name for spec in specs}
         missing = [name for name in input_shapes if name not in names]
         if missing:
-            raise InputError(f"--input-shape {missing[0]}: {path} has no such input")
+            raise InputError(f"{named('input_shapes', missing[0])}: {path} has no such input")
         # The model after may have fixed what is free in the one before.
         wanted = {name: size for name, size in dims.items() if name in symbols}
         shapes = concrete_shapes(specs, input_shapes, wanted)

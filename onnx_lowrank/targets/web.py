@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import runner, web_hosts
@@ -63,10 +63,10 @@ def create(name: str) -> Target:
     """
     kind, question, _ = name.partition("?")
     if question:
-        raise UsageError(f"--target {name}: {kind} takes no options")
+        raise UsageError(f"{named('targets', name)}: {kind} takes no options")
     for offer in offers():
         if offer.name == kind and not offer.usable:
-            raise InputError(f"--target {name}: {offer.found}; {offer.install}")
+            raise InputError(f"{named('targets', name)}: {offer.found}; {offer.install}")
     return WebGpuTarget(name) if kind == "web-webgpu" else WebTarget(name)
 
 
@@ -113,7 +113,7 @@ class WebTarget(Target):
             InputError: nothing runs there, an input is of a type that it has not, or the time is
                 up.
         """
-        where = f"--target {self.name}"
+        where = named("targets", self.name)
         library = _library()
         if library is None:
             raise InputError(f"{where}: no onnxruntime-web in {_folder()}; {_INSTALL}")

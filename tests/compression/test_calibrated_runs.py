@@ -184,7 +184,7 @@ def test_what_a_callable_does_wrong_is_one_line(
     [
         ("absent.py:feeds", "no such file absent.py"),
         ("no.such.module:feeds", "ModuleNotFoundError: No module named 'no'"),
-        ("absent.npz", "--calibrate absent.npz: no such file or folder"),
+        ("absent.npz", "calibration='absent.npz': no such file or folder"),
     ],
 )
 def test_sources_that_are_not_there(source: str, message: str, linear: onnx.ModelProto) -> None:

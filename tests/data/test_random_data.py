@@ -60,7 +60,9 @@ def test_random_cannot_make_everything() -> None:
         )
     model = ir.from_onnx_text(KINDS)
     specs = (InputSpec("x", np.dtype(np.float32), None),)
-    with pytest.raises(InputError, match=r"input 'x': .* --input-shape x:… or samples with --data"):
+    with pytest.raises(
+        InputError, match=r"input 'x': .* input_shapes='x:…' or samples with data=…"
+    ):
         random_samples(model, specs, concrete_shapes(specs, {}, {}), count=1, seed=0)
 
 

@@ -94,13 +94,13 @@ def test_parsing() -> None:
     "text", ["x", "x:", ":1", "x:1,", "x:-1", "x:1.5", "x:a", "x:1x2", "x:²", ""]
 )
 def test_bad_input_shape(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--input-shape .* expected name:size"):
+    with pytest.raises(UsageError, match=r"input_shapes=.* expected name:size"):
         parse_input_shapes([text])
 
 
 @pytest.mark.parametrize("text", ["batch", "batch=", "=1", "batch=-1", "batch=x", "batch=1.0", ""])
 def test_bad_dim(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--dim .* expected name=size"):
+    with pytest.raises(UsageError, match=r"dims=.* expected name=size"):
         parse_dims([text])
 
 
@@ -154,8 +154,8 @@ def test_notes_name_every_assumption() -> None:
         batch=2,
     )
     assert shapes.notes == (
-        "ids, mask: [2, 64] (assumed seq=64; set with --dim or --input-shape)",
-        "x: [1, 4] (assumed axis 0=1; set with --input-shape)",
+        "ids, mask: [2, 64] (assumed seq=64; set with dims=… or input_shapes=…)",
+        "x: [1, 4] (assumed axis 0=1; set with input_shapes=…)",
     )
     assert shapes.assumed == {
         "ids": frozenset({1}),
@@ -190,12 +190,12 @@ def test_sum_of_symbols() -> None:
 @pytest.mark.parametrize(
     ("shapes", "dims", "message"),
     [
-        ({"x": (1, 2, 3)}, {}, r"x:1,2,3: expected 2 sizes for \[n, 4\], came 3"),
-        ({"x": (1, 5)}, {}, r"x:1,5: axis 1 is fixed to 4 in the model, came 5"),
+        ({"x": (1, 2, 3)}, {}, r"x:1,2,3': expected 2 sizes for \[n, 4\], came 3"),
+        ({"x": (1, 5)}, {}, r"x:1,5': axis 1 is fixed to 4 in the model, came 5"),
         ({"xx": (1, 4)}, {}, r"no tensor input 'xx'; did you mean 'x'\?"),
-        ({"x": (2, 4)}, {"n": 1}, r"axis 0 is 'n', expected 1 \(--dim n=1\), came 2"),
-        ({"x": (2, 4), "z": (3,)}, {}, r"expected 2 \(--input-shape x:2,4\), came 3"),
-        ({}, {"nn": 1}, r"--dim nn=1: no input has a dimension 'nn'; did you mean 'n'\?"),
+        ({"x": (2, 4)}, {"n": 1}, r"axis 0 is 'n', expected 1 \(dims='n=1'\), came 2"),
+        ({"x": (2, 4), "z": (3,)}, {}, r"expected 2 \(input_shapes='x:2,4'\), came 3"),
+        ({}, {"nn": 1}, r"dims='nn=1': no input has a dimension 'nn'; did you mean 'n'\?"),
         ({}, {"qqq": 1}, r"there are 'n'"),
     ],
 )

@@ -116,7 +116,7 @@ def test_top1_says_which_output_it_took() -> None:
     meter = Metric.parse("top1").meter()
     sample = {"p": np.array([[0.9, 0.1]]), "label": np.array([0])}
     meter.add(sample, sample)
-    assert list(meter.notes) == ["--metric top1: output 'p' is taken for a classifier's"]
+    assert list(meter.notes) == ["metric='top1': output 'p' is taken for a classifier's"]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_function_cannot_spoil_the_outputs(tmp_path: Path) -> None:
         (
             "def score(o, r, l):\n    if o['y'][0] > 1:\n        raise ValueError('too\\nlarge')\n"
             "    return 0",
-            r"score.py:score: sample 1: ValueError: too large$",
+            r"score.py:score': sample 1: ValueError: too large$",
         ),
         ("def score(o, r, l): return None", "sample 0: expected a finite number, came None"),
         ("def score(o, r, l): return float('nan')", "sample 0: .* came nan"),
@@ -293,7 +293,7 @@ def test_a_folder_of_feeds(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("\n".join("123456"))
     assert given(load(folder, labels=tmp_path / "l.txt")) == [[1, 2], [3, 4], [5, 6]]
     (tmp_path / "l.txt").write_text("1\n2\n")
-    with pytest.raises(InputError, match=r"--labels .*l.txt: expected 3 labels.*came 2"):
+    with pytest.raises(InputError, match=r"labels=.*l.txt': expected 3 labels.*came 2"):
         load(folder, labels=tmp_path / "l.txt")
     np.savez(folder / "1.npz", x=rows(2))
     with pytest.raises(InputError, match=r"1.npz: expected labels for every sample, came 2 for 3"):

@@ -331,7 +331,7 @@ def test_a_mask_is_found_by_name_and_shape() -> None:
 
 def test_wrong_masks(shared: onnx.ModelProto, rng: np.random.Generator) -> None:
     feeds = texts(rng, 3)
-    with pytest.raises(InputError, match=r"--mask 'maks': expected one of .*attention_mask"):
+    with pytest.raises(InputError, match=r"mask='maks': expected one of .*attention_mask"):
         gathered(shared, feeds, mask="maks")
     empty = [{**feed, "attention_mask": 0 * feed["attention_mask"]} for feed in feeds]
     with pytest.raises(InputError, match="'attention_mask': masks all rows of all 3 samples"):
@@ -339,7 +339,7 @@ def test_wrong_masks(shared: onnx.ModelProto, rng: np.random.Generator) -> None:
     gathered(shared, [feeds[0], *empty[1:]], mask="attention_mask")
     shared.graph.input.append(onnx.helper.make_tensor_value_info("s", 1, [7]))
     more = [{**feed, "s": np.ones(7, np.float32)} for feed in feeds]
-    with pytest.raises(InputError, match=r"--mask 's': its shape \[7\] fits no activation"):
+    with pytest.raises(InputError, match=r"mask='s': its shape \[7\] fits no activation"):
         gathered(shared, more, mask="s")
 
 

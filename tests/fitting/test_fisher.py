@@ -302,8 +302,11 @@ def test_what_no_output_feels(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "--fisher needs samples"),
-        ({"data": "x.npz", "calibrate": False}, "--fisher and --no-calibrate exclude each other"),
+        ({}, "fisher=True needs calibration=… or data=… or load_stats=…"),
+        (
+            {"data": "x.npz", "calibrate": False},
+            "fisher=True and calibrate=False exclude each other",
+        ),
     ],
 )
 def test_it_needs_samples(two: onnx.ModelProto, options: Mapping[str, Any], message: str) -> None:

@@ -196,12 +196,12 @@ def test_a_value_inside_counts_too() -> None:
 
 
 def test_a_value_that_only_one_model_has_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--heal-at nowhere: the original model has no such"):
+    with pytest.raises(InputError, match=r"heal_at='nowhere': the original model has no such"):
         healed(perceptron(), samples(20), HealPlan(5, at=("nowhere",)))
     original, model, trained = factored(perceptron())
     inner = next(v.name for n in model.graph for v in n.outputs if "lowrank" in (v.name or ""))
     plan = HealPlan(1, (inner or "",))
-    with pytest.raises(InputError, match=r"--heal-at .*: the original model has no such"):
+    with pytest.raises(InputError, match=r"heal_at=.*: the original model has no such"):
         heal(model, original, trained, *parted(samples(4)), None, opener, plan, lambda _: None)
 
 
@@ -455,11 +455,11 @@ def test_an_unknown_operator_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heal": 5}, "--heal needs samples"),
-        ({"heal_at": ["h"]}, "--heal-at needs --heal"),
-        ({"heal": -1}, "--heal: expected a whole number from 0"),
-        ({"heal": 5, "data": "x.npz", "calibrate": False}, "--heal and --no-calibrate exclude"),
-        ({"heal": 5, "data": "x.npz", "dry_run": True}, "--heal and --dry-run exclude"),
+        ({"heal": 5}, "heal=… needs calibration=… or data=…"),
+        ({"heal_at": ["h"]}, "heal_at=… needs heal=…"),
+        ({"heal": -1}, "heal=…: expected a whole number from 0"),
+        ({"heal": 5, "data": "x.npz", "calibrate": False}, "heal=… and calibrate=False exclude"),
+        ({"heal": 5, "data": "x.npz", "dry_run": True}, "heal=… and dry_run=True exclude"),
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:

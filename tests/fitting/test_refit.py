@@ -182,7 +182,7 @@ def test_a_fork_leaves_the_walk_where_it_is(
 
 @pytest.mark.parametrize("options", [{}, {"calibration": [], "calibrate": False}])
 def test_it_needs_samples(model: onnx.ModelProto, options: Mapping[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"--refit|--calibrate"):
+    with pytest.raises(UsageError, match=r"refit=True|calibration=…"):
         compress(model, refit=True, **options)
 
 

@@ -163,7 +163,7 @@ def test_files_that_are_no_statistics(linear: onnx.ModelProto, tmp_path: Path) -
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     np.savez(tmp_path / "objects.npz", header=np.array([{}], object))
     for name in ("text", "other", "objects"):
-        with pytest.raises(InputError, match="expected statistics that --save-stats wrote"):
+        with pytest.raises(InputError, match="expected statistics that save_stats=… wrote"):
             factored(linear, rank=3, load_stats=tmp_path / f"{name}.npz")
 
 
@@ -194,7 +194,7 @@ def test_where_statistics_cannot_go(
 def test_options_that_exclude_each_other(
     linear: onnx.ModelProto, options: Mapping[str, Any]
 ) -> None:
-    with pytest.raises(UsageError, match=r"--(load|save)-stats"):
+    with pytest.raises(UsageError, match=r"(load|save)_stats=…"):
         factored(linear, rank=3, **options)
 
 
@@ -246,5 +246,5 @@ def test_statistics_without_fisher_information(
 ) -> None:
     path = tmp_path / "moments.npz"
     factored(shared, rank=2, calibration=texts(rng, 12), save_stats=path)
-    with pytest.raises(InputError, match="holds no Fisher information; expected what --save-stats"):
+    with pytest.raises(InputError, match="holds no Fisher information; expected what save_stats=…"):
         factored(shared, rank=2, fisher=True, load_stats=path)

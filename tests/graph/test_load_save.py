@@ -258,7 +258,7 @@ def test_dense_weights_in_external_data_are_carried_over(tmp_path: Path) -> None
 def test_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(save_external(tmp_path / "in"))
     monkeypatch.setattr("onnx_lowrank.graph.save.PROTOBUF_LIMIT", 1000)
-    with pytest.raises(UsageError, match="--external-data never"):
+    with pytest.raises(UsageError, match="external_data='never'"):
         result.save(tmp_path / "out.onnx", external_data="never")
     assert not (tmp_path / "out.onnx").exists()
 

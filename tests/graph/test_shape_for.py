@@ -258,8 +258,10 @@ def test_sizes_are_those_of_the_data(tmp_path: Path, rng: np.random.Generator) -
 
 
 def test_wrong_names_and_sizes(rng: np.random.Generator) -> None:
-    with pytest.raises(UsageError, match=r"--for: expected one of cpu, arm, qnn, .* got 'warp9'"):
+    with pytest.raises(
+        UsageError, match=r"shape_for=…: expected one of cpu, arm, qnn, .* got 'warp9'"
+    ):
         factored(linear(rng), shape_for="warp9")
-    with pytest.raises(InputError, match="--dim Q=3"):
+    with pytest.raises(InputError, match="dims='Q=3'"):
         factored(linear(rng), shape_for="qnn", dims={"Q": 3})
     assert set(WISHES) == {"cpu", "arm", "qnn", "nnapi", "coreml", "webgpu", "xnnpack"}

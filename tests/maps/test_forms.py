@@ -441,7 +441,7 @@ def test_ops_choose_forms() -> None:
 
 
 def test_an_unknown_op_is_an_error_that_lists_the_known() -> None:
-    with pytest.raises(UsageError, match=r"--ops: expected all, default or some of .*gemm.*'gem'"):
+    with pytest.raises(UsageError, match=r"ops=…: expected all, default or some of .*gemm.*'gem'"):
         chosen_forms(("gem",))
 
 

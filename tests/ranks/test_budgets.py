@@ -118,11 +118,11 @@ def test_a_size_holds_for_the_file(model: onnx.ModelProto, tmp_path: Path) -> No
 
 
 def test_a_size_that_cannot_be_had_says_what_can(model: onnx.ModelProto) -> None:
-    with pytest.raises(GateError, match=r"--max-size 500: the smallest .* is about \d+ bytes") as e:
+    with pytest.raises(GateError, match=r"max_size=500: the smallest .* is about \d+ bytes") as e:
         budgeted(model, max_size=500)
     assert e.value.report.goal is None
     assert all(layer.rank == 1 for layer in e.value.report.layers)
-    with pytest.raises(GateError, match=r"--keep 0.001: the least that can be kept is 0\.0\d+"):
+    with pytest.raises(GateError, match=r"keep=0.001: the least that can be kept is 0\.0\d+"):
         budgeted(model, keep=0.001)
 
 
@@ -282,7 +282,7 @@ def test_without_running_a_share_is_that_of_every_layer(model: onnx.ModelProto) 
     result = compress(model, keep=0.5, simplify=False, check=False, bench=False, rank_multiple=1)
     assert all(0.45 < share <= 0.5 for share in kept(result).values())
     assert any("the same share of every layer" in note for note in result.report.notes)
-    with pytest.raises(InputError, match=r"--max-size .* needs a model that runs"):
+    with pytest.raises(InputError, match=r"max_size=.* needs a model that runs"):
         compress(model, max_size="1MB", check=False, bench=False)
 
 
@@ -303,23 +303,26 @@ def test_random_input_is_called_random(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 0.5, "max_size": "1MB"}, "--keep and --max-size"),
-        ({"energy": 0.9, "tolerance": 0.1}, "--energy and --tolerance"),
-        ({"speedup": 2.0, "max_latency": "1ms"}, "--speedup and --max-latency"),
-        ({"uniform": True}, "--uniform"),
-        ({"metric": "cosine"}, "--metric"),
-        ({"objective": "size", "keep": 0.5}, "--objective"),
-        ({"tolerance": 0.1, "metric": "best"}, "--metric"),
-        ({"tolerance": 0.1, "objective": "speed"}, "--objective"),
-        ({"tolerance": -0.1}, "--tolerance"),
-        ({"tolerance": 0.1, "check": False}, "--tolerance and --no-check"),
-        ({"speedup": 0.0}, "--speedup"),
-        ({"speedup": 2.0, "bench": False}, "--speedup and --no-bench"),
-        ({"max_latency": "fast"}, "--max-latency"),
-        ({"max_size": "big"}, "--max-size"),
-        ({"keep": 1.5}, "--keep"),
-        ({"energy": 0.9, "rank_multiple": "auto"}, "--rank-multiple auto"),
-        ({"keep": 0.5, "rank_multiple": "many"}, "--rank-multiple"),
+        ({"keep": 0.5, "max_size": "1MB"}, "keep=… and max_size=…: they exclude each other"),
+        ({"energy": 0.9, "tolerance": 0.1}, "energy=… and tolerance=…"),
+        ({"speedup": 2.0, "max_latency": "1ms"}, "speedup=… and max_latency=…"),
+        ({"uniform": True}, "uniform=True needs keep=…"),
+        ({"metric": "cosine"}, "metric=… needs tolerance=…"),
+        ({"objective": "size", "keep": 0.5}, "objective=… needs tolerance=…"),
+        ({"tolerance": 0.1, "metric": "best"}, "metric=…: expected relative-l2"),
+        (
+            {"tolerance": 0.1, "objective": "speed"},
+            "objective=…: expected one of latency, size, macs",
+        ),
+        ({"tolerance": -0.1}, "tolerance=…: expected a number from 0, got -0.1"),
+        ({"tolerance": 0.1, "check": False}, "tolerance=… and check=False"),
+        ({"speedup": 0.0}, "speedup=…: expected a number above 0"),
+        ({"speedup": 2.0, "bench": False}, "speedup=… and bench=False"),
+        ({"max_latency": "fast"}, "max_latency=…"),
+        ({"max_size": "big"}, "max_size=…"),
+        ({"keep": 1.5}, r"keep=….*; did you mean 0\.015\?"),
+        ({"energy": 0.9, "rank_multiple": "auto"}, "rank_multiple='auto' needs"),
+        ({"keep": 0.5, "rank_multiple": "many"}, "rank_multiple=…"),
     ],
 )
 def test_contradictions_are_usage_errors(options: dict[str, Any], message: str) -> None:
@@ -462,9 +465,9 @@ def test_a_sweep_in_memory(model: onnx.ModelProto) -> None:
     curve = sweep(model, shares=[0.5], calibration=feeds(20), simplify=False, bench=False)
     assert [point.keep for point in curve.points] == [1.0, 0.5]
     assert curve.points[1].model is None
-    with pytest.raises(UsageError, match="--keep"):
+    with pytest.raises(UsageError, match="shares=…"):
         sweep(model, shares=[1.5])
-    with pytest.raises(UsageError, match="--budgets"):
+    with pytest.raises(UsageError, match="shares=…"):
         sweep(model, shares=[])
 
 

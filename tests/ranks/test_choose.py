@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_lowrank import InputError, UsageError
+from onnx_lowrank import InputError
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.report import Layer
 from tests.helpers.models import (
     assert_same,
@@ -310,35 +309,3 @@ def test_a_glob_without_a_match_lists_near_names(option: str, rng: np.random.Gen
 
 
 # --- options out of range
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"energy": 0.0}, r"--energy: expected a number above 0 and up to 1, got 0\.0"),
-        ({"energy": 1.5}, r"--energy: .* got 1\.5"),
-        ({"energy": float("nan")}, "--energy: .* got nan"),
-        ({"energy": "0.9"}, "--energy: .* got '0.9'"),
-        ({"keep": 0.0}, "--keep: .* got 0"),
-        ({"keep": -0.1}, "--keep"),
-        ({"keep": 1.01}, "--keep"),
-        ({"rank": 0}, "--rank: expected a whole number from 1, got 0"),
-        ({"rank": -3}, "--rank"),
-        ({"rank": 1.5}, "--rank: .* got 1.5"),
-        ({"energy": 0.9, "rank_multiple": 0}, "--rank-multiple: expected a whole number from 1"),
-        ({"energy": 0.9, "min_gain": 1.0}, r"--min-gain: .* below 1, got 1\.0"),
-        ({"energy": 0.9, "min_gain": -1.1}, "--min-gain"),
-        ({"energy": 0.9, "min_gain": float("inf")}, "--min-gain"),
-        ({"energy": 0.9, "rank": 3}, "expected one of --energy, --rank and --keep, got --energy"),
-        ({"energy": 0.9, "rank": 3, "keep": 0.5}, "--energy and --rank and --keep"),
-        ({}, "got none"),
-    ],
-)
-def test_goals_out_of_range(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        Goal(**options)
-
-
-def test_an_option_error_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="--energy"):
-        Goal(energy=2.0)

@@ -378,7 +378,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--save-costs .*none.c\.json"):
+    with pytest.raises(InputError, match=r"save_costs=.*none.c\.json"):
         cost_file.save(tmp_path / "none" / "c.json", CostTable(HERE, {}))
 
 
@@ -436,7 +436,7 @@ def test_a_damaged_file(tmp_path: Path, where: tuple[Any, ...], value: Any, mess
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message) as caught:
         cost_file.load(tmp_path / "c.json")
-    assert str(caught.value).startswith(f"--load-costs {tmp_path / 'c.json'}: ")
+    assert str(caught.value).startswith(f"load_costs='{tmp_path / 'c.json'}': ")
     assert "\n" not in str(caught.value)
 
 

@@ -46,7 +46,7 @@ def test_provider_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["warp9", "", "ExecutionProvider"])
 def test_provider_that_is_not_there(name: str) -> None:
-    with pytest.raises(InputError, match=r"--ep .* has no such execution provider; expected .*cpu"):
+    with pytest.raises(InputError, match=r"ep=.* has no such execution provider; expected .*cpu"):
         resolve_provider(name)
 
 

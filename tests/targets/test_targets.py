@@ -284,9 +284,9 @@ def test_no_provider_is_asked_for_a_remote_name(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unknown_target() -> None:
-    with pytest.raises(InputError, match=r"--target warp9: no such target; expected .*cpu, "):
+    with pytest.raises(InputError, match=r"targets='warp9': no such target; expected .*cpu, "):
         open_target("warp9")
-    with pytest.raises(InputError, match=r"--ep warp9: .* expected one of cpu, .*openvino"):
+    with pytest.raises(InputError, match=r"ep='warp9': .* expected one of cpu, .*openvino"):
         resolve_provider("warp9")
 
 
@@ -301,7 +301,7 @@ def test_plugin_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError) as caught:
         open_target("openvino")
     said, _, command = str(caught.value).partition("; ")
-    assert said == "--ep openvino: not installed"
+    assert said == "ep='openvino': not installed"
     # The plugin itself is named: this package may be in no index.
     assert re.fullmatch(r"pip install .*'onnxruntime-ep-openvino\b[^']*'.*", command)
     assert "onnx-lowrank" not in command
@@ -328,7 +328,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, library: str) -> Plugin:
 @pytest.mark.usefixtures("fresh")
 def test_plugin_that_cannot_be_registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake(monkeypatch, str(tmp_path / "missing.so"))
-    with pytest.raises(InputError, match=r"--ep fake: fake-plugin 1\.0 cannot be registered with"):
+    with pytest.raises(InputError, match=r"ep='fake': fake-plugin 1\.0 cannot be registered with"):
         resolve_provider("fake")
 
 
@@ -336,7 +336,7 @@ def test_plugin_that_cannot_be_registered(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_plugin_that_offers_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, "unused")
     monkeypatch.setattr(ort, "register_execution_provider_library", lambda *_: None)
-    with pytest.raises(InputError, match="--ep fake: the plugin offers no device on this machine"):
+    with pytest.raises(InputError, match="ep='fake': the plugin offers no device on this machine"):
         resolve_provider("fake")
     needy = replace(PLUGINS["fake"], needs="a fake processor")
     monkeypatch.setitem(PLUGINS, "fake", needy)

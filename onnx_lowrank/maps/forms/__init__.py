@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 
-from onnx_lowrank.errors import UsageError
+from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.maps.forms.base import Form, Refusal, Site
 
 __all__ = ["Form", "Refusal", "Site", "all_forms", "chosen_forms"]
@@ -38,7 +38,9 @@ def chosen_forms(ops: Iterable[str] | None) -> tuple[Form, ...]:
             wanted.add(name)
         else:
             choices = ", ".join(sorted(known))
-            raise UsageError(f"--ops: expected all, default or some of {choices}; got {name!r}")
+            raise UsageError(
+                f"{named('ops')}: expected all, default or some of {choices}; got {name!r}"
+            )
     return tuple(form for form in forms if form.ops in wanted)
 
 

@@ -1,0 +1,301 @@
+"""The options: name, type, range, default, help and group of each, once.
+
+From this table are made the command's options and its help, the checks of `Settings`, the
+report's ``settings``, the arguments of the public functions and the reference page
+(``tools/write_options.py`` writes the last two).  Nothing heavy is imported: ``--help`` reads it.
+
+In a help text ``{data}`` stands for an option, as ``--data`` for the command and ``data`` for a
+function; ``{IN}`` and ``{OUT}`` for the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx_lowrank.compression.option import Option
+
+__all__ = ["FITTING", "GOAL", "GROUPS", "LAYERS", "OPTIONS", "OUTPUT", "RUNS", "SAMPLES"]
+
+GOAL, LAYERS, SAMPLES = "Goal", "Layers", "Samples"
+FITTING, RUNS, OUTPUT = "Fitting", "Check and timing", "Output"
+
+GROUPS: Mapping[str, str] = {
+    GOAL: "onnx-lowrank in.onnx out.onnx --tolerance 0.02 --data samples.npz",
+    LAYERS: "onnx-lowrank in.onnx out.onnx --include 'encoder.*' --for qnn",
+    SAMPLES: "onnx-lowrank in.onnx out.onnx --data samples.npz --dim batch=1",
+    FITTING: "onnx-lowrank in.onnx out.onnx --calibrate samples.npz --refit --heal 200",
+    RUNS: "onnx-lowrank in.onnx out.onnx --max-error 0.05 --threads 4",
+    OUTPUT: "onnx-lowrank in.onnx out.onnx --report report.json --force",
+}
+"""Heading of a group -> an example of it."""
+
+_FITTED = ("calibration", "data")
+
+_TABLE = (
+    # Goal
+    Option(
+        "energy", "number",
+        "Smallest rank whose squared singular values hold this share of their sum, above 0 and up "
+        "to 1.",
+        GOAL, goal=True, shown="0.95", above=0, most=1,
+    ),
+    Option(
+        "rank", "whole",
+        "Instead of {energy}: this rank for every layer, taken as it is.",
+        GOAL, goal=True, least=1,
+    ),
+    Option(
+        "keep", "number",
+        "Instead of {energy}: the share of the linear layers' parameters to keep over the whole "
+        "model, spread where it hurts least.",
+        GOAL, goal=True, above=0, most=1,
+    ),
+    Option(
+        "uniform", "switch",
+        "With {keep}: the same share of every layer.",
+        GOAL, default=False, needs=("keep",),
+    ),
+    Option(
+        "max_size", "size",
+        "Instead of {energy}: bytes of {OUT} with external data.",
+        GOAL, goal=True, metavar="20MB",
+        also="A whole number is bytes; a text has a unit, such as '20MB'.",
+    ),
+    Option(
+        "tolerance", "number",
+        "Instead of {energy}: the fastest (see {objective}) model whose held-out error by {metric} "
+        "stays within this.",
+        GOAL, goal=True, least=0, excludes=("check",),
+    ),
+    Option(
+        "metric", "metric",
+        "What {tolerance} means: relative-l2, cosine, top1, or file.py:function of outputs, "
+        "reference outputs and labels that returns a score.",
+        GOAL, default="relative-l2", also="The function itself does as well.",
+        needs=("tolerance",),
+    ),
+    Option(
+        "objective", "choice",
+        "What is made small under {tolerance}.",
+        GOAL, shown="latency", choices=("latency", "size", "macs"), needs=("tolerance",),
+    ),
+    Option(
+        "speedup", "number",
+        "Instead of {energy}: times as fast as {IN}.",
+        GOAL, goal=True, above=0, excludes=("bench", "dry_run"),
+    ),
+    Option(
+        "max_latency", "time",
+        "Instead of {energy}: latency of one inference.",
+        GOAL, goal=True, metavar="5ms", excludes=("bench", "dry_run"),
+        also="A number is milliseconds; a text has a unit, such as '5ms'.",
+    ),
+    Option(
+        "allow_slower", "switch",
+        "Keep pairs also where the model is slower with them than {IN}.",
+        GOAL, default=False,
+    ),
+    # Layers
+    Option(
+        "include", "texts",
+        "Factor only nodes whose name or torch scope matches; repeatable.",
+        LAYERS, default=(), metavar="GLOB",
+    ),
+    Option(
+        "exclude", "texts",
+        "Leave such nodes dense; repeatable.",
+        LAYERS, default=(), metavar="GLOB",
+    ),
+    Option(
+        "ops", "list",
+        "Forms to factor, separated by commas: default, all, or names as inspect lists them.",
+        LAYERS, metavar="LIST",
+    ),
+    Option(
+        "constant_inputs", "switch",
+        "Treat weights that are also graph inputs as constants.",
+        LAYERS, default=False,
+    ),
+    Option(
+        "min_gain", "number",
+        "Replace a layer only if the pair saves this share of its parameters.",
+        LAYERS, default=0.1, least=-1, below=1,
+    ),
+    Option(
+        "rank_multiple", "multiple",
+        "Round chosen ranks to a multiple: for {energy} up where {min_gain} allows, for {keep} "
+        "down; auto: what each layer likes here, measured.",
+        LAYERS, shown="8, or what the target of {shape_for} likes", metavar="M", least=1,
+    ),
+    Option(
+        "shape_for", "choice",
+        "Shape {OUT} for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks, fixed sizes, 2-D "
+        "products, Gemm or MatMul.",
+        LAYERS, shown="portable", flag="--for", metavar="TARGET",
+        choices=("cpu", "arm", "qnn", "nnapi", "coreml", "webgpu", "xnnpack"),
+    ),
+    # Samples
+    Option(
+        "data", "samples",
+        "Samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a folder "
+        "of .npz feeds or of test_data_set_*.",
+        SAMPLES, shown="seeded random input",
+        also="A mapping from inputs to arrays is read as an .npz is; an iterable, such as a list "
+        "or a DataLoader, gives one feed at a time, of which the first ones are taken.",
+    ),
+    Option(
+        "labels", "path",
+        "Labels of the samples for {metric}: .npy, .npz, .txt or .csv.",
+        SAMPLES, shown="in {data}",
+    ),
+    Option("samples", "whole", "How many samples to use.", SAMPLES, default=16, least=1),
+    Option(
+        "seed", "whole",
+        "Of random input, and of the choice of samples.",
+        SAMPLES, default=0, least=0,
+    ),
+    Option(
+        "input_shapes", "shapes",
+        "Concrete shape of an input, for what runs the model; repeatable.",
+        SAMPLES, flag="--input-shape", metavar="NAME:1,128",
+    ),
+    Option(
+        "dims", "dims",
+        "Size of a symbolic dimension, for what runs the model; repeatable.",
+        SAMPLES, flag="--dim", metavar="NAME=1",
+    ),
+    # Fitting
+    Option(
+        "calibration", "samples",
+        "Samples to fit the factors to: as {data}, or module:callable or file.py:callable that "
+        "returns an iterable of feeds.  Without it a part of {data} is used, the rest judges.",
+        FITTING, flag="--calibrate", metavar="SOURCE", excludes=("calibrate",),
+        also="A CalibrationDataReader does as well.",
+    ),
+    Option(
+        "calibration_samples", "whole", "How many samples to fit to.",
+        FITTING, default=256, least=1,
+    ),
+    Option(
+        "calibrate", "off",
+        "Fit to the weights alone, in spite of {data}.",
+        FITTING, default=True,
+    ),
+    Option(
+        "mask", "text",
+        "Input whose zeros mark padding, left out of the calibration.",
+        FITTING, shown="attention_mask", metavar="INPUT",
+    ),
+    Option(
+        "fisher", "switch",
+        "Weigh what each layer loses by what the model's outputs feel of it, by derivatives.",
+        FITTING, default=False, needs=(*_FITTED, "load_stats"), excludes=("calibrate",),
+    ),
+    Option(
+        "refit", "switch",
+        "Fit each layer again, to the inputs that the compressed model gives it and the outputs "
+        "that the original had.",
+        FITTING, default=False, needs=_FITTED, excludes=("calibrate",),
+    ),
+    Option(
+        "heal", "whole",
+        "Steps of gradient descent on the factors against the original's outputs, on the samples "
+        "to fit to.",
+        FITTING, default=0, shown="none", least=0, needs=_FITTED,
+        excludes=("dry_run", "calibrate"),
+    ),
+    Option(
+        "heal_at", "texts",
+        "A value inside that {heal} compares beside the outputs, with the same name in both "
+        "models; repeatable.",
+        FITTING, default=(), shown="some that everything factored passes through", metavar="NAME",
+        needs=("heal",),
+    ),
+    Option(
+        "save_stats", "path",
+        "Write what the calibration gathered (.npz), for runs with other budgets.",
+        FITTING, metavar="FILE", needs=_FITTED, excludes=("calibrate",),
+    ),
+    Option(
+        "load_stats", "path",
+        "Fit to what {save_stats} wrote for this model; no samples are run for it.",
+        FITTING, metavar="FILE", excludes=("save_stats", "calibration", "mask", "calibrate"),
+    ),
+    # Check and timing
+    Option(
+        "max_error", "number",
+        "Gate: exit 3 and write nothing if the mean relative L2 error of an output is above.",
+        RUNS, least=0, excludes=("check", "dry_run"),
+        also="A function raises GateError.",
+    ),
+    Option("check", "off", "Do not compare outputs.", RUNS, default=True),
+    Option("bench", "off", "Do not time.", RUNS, default=True),
+    Option(
+        "threads", "whole", "Intra-op threads of check and timing.",
+        RUNS, shown="physical cores", least=1,
+    ),
+    Option("ep", "text", "Execution provider of check and timing.", RUNS, default="cpu"),
+    Option(
+        "save_costs", "path",
+        "Write the latencies measured of single layers (JSON), for runs elsewhere.",
+        RUNS, metavar="FILE",
+    ),
+    Option(
+        "load_costs", "path",
+        "Take such latencies, as of a board, instead of measuring them.",
+        RUNS, metavar="FILE",
+    ),
+    # Output
+    Option("simplify", "off", "Do not run onnxsim first.", OUTPUT, default=True),
+    Option("dry_run", "switch", "Decide and print, write nothing.", OUTPUT, default=False),
+    Option(
+        "external_data", "choice",
+        "Weights beside the model in OUT.data; auto: above 1.5 GB.",
+        OUTPUT, default="auto", choices=("auto", "always", "never"), function=False,
+    ),
+    Option(
+        "report_path", "path", "Write the whole result as JSON.",
+        OUTPUT, flag="--report", metavar="FILE", function=False,
+    ),
+    Option("force", "switch", "Overwrite OUT.", OUTPUT, default=False, function=False),
+    Option(
+        "verbose", "switch", "Show ONNX Runtime's own messages.",
+        OUTPUT, default=False, function=False,
+    ),
+    # Of other verbs
+    Option(
+        "shares", "numbers",
+        "Shares of the linear parameters to keep.",
+        GOAL, default=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4), flag="--budgets", metavar="LIST",
+        above=0, most=1,
+    ),
+    Option(
+        "out", "path", "Folder for sweep.json, sweep.csv and sweep.png.",
+        OUTPUT, metavar="DIR", function=False, required=True,
+    ),
+    Option(
+        "targets", "texts", "Where to run, as providers lists it; repeatable.",
+        RUNS, default=("cpu",), flag="--target", aliases=("--ep",), metavar="NAME",
+    ),
+    Option(
+        "fix_shapes", "switch", "Run copies whose inputs have fixed sizes, as QNN and NNAPI need.",
+        SAMPLES, default=False,
+    ),
+    Option(
+        "strict", "switch", "A node that a target leaves to the CPU is an error.",
+        RUNS, default=False,
+    ),
+    Option("iterations", "whole", "Timed runs of each model.", RUNS, default=50, least=1),
+    Option("warmup", "whole", "Runs of each model before.", RUNS, default=5, least=0),
+    Option(
+        "nodes", "switch", "Name every node that is left to the CPU.",
+        OUTPUT, default=False, function=False,
+    ),
+    Option(
+        "before", "model", "The model that MODEL was made from, judged beside it.",
+        LAYERS, metavar="ORIGINAL",
+    ),
+)  # fmt: skip
+
+OPTIONS: Mapping[str, Option] = {option.name: option for option in _TABLE}
+"""Name -> option; some verbs change the text of one."""

@@ -1,0 +1,168 @@
+"""The verbs: what each job of the command is, and which options of the table it has.
+
+As light as the table: ``--help`` reads both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from onnx_lowrank.compression.option import Option
+from onnx_lowrank.compression.options import OPTIONS, OUTPUT
+
+__all__ = [
+    "BENCH",
+    "CHECK",
+    "COMPRESS",
+    "INSPECT",
+    "PROVIDERS",
+    "SETTINGS",
+    "SUPPORT",
+    "SWEEP",
+    "VERBS",
+    "Verb",
+    "spelling",
+]
+
+# What only the command compress, or only other verbs have.
+_COMMAND = ("external_data", "report_path", "force", "verbose")
+_OTHER = ("shares", "out", "targets", "fix_shapes", "strict", "iterations", "warmup", "nodes",
+          "before")  # fmt: skip
+
+SETTINGS = tuple(o for o in OPTIONS.values() if o.name not in (*_COMMAND, *_OTHER))
+"""What `compress` takes beside the model."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A job of the command, and the function of the same name.
+
+    Attributes:
+        name: of both.
+        help: what it does.
+        example: a line that one could type.
+        options: in the order of the help.
+    """
+
+    name: str
+    help: str
+    example: str
+    options: tuple[Option, ...] = field(default=())
+
+    def option(self, name: str) -> Option:
+        """One option as this verb has it."""
+        return next(option for option in self.options if option.name == name)
+
+    @property
+    def arguments(self) -> tuple[Option, ...]:
+        """The options that the function takes."""
+        return tuple(option for option in self.options if option.function)
+
+
+def _options(*names: str | Option) -> tuple[Option, ...]:
+    return tuple(OPTIONS[name] if isinstance(name, str) else name for name in names)
+
+
+# A sweep has goals of its own, always checks, and gives up no point.
+_NOT_SWEPT = {
+    *("metric", "uniform", "objective", "allow_slower", "max_error", "check", "dry_run"),
+    *(option.name for option in SETTINGS if option.goal),
+}
+_SWEPT = tuple(option for option in SETTINGS if option.name not in _NOT_SWEPT)
+_TARGETS = _options(
+    "targets",
+    replace(OPTIONS["data"], help="Samples, as in the main job."),
+    *("samples", "seed", "input_shapes", "dims", "fix_shapes", "strict", "verbose"),
+)
+_OWN_THREADS = "each target's own"
+
+COMPRESS = Verb(
+    "compress",
+    "Compress IN into OUT.",
+    "onnx-lowrank model.onnx small.onnx --energy 0.95",
+    (*SETTINGS, *_options(*_COMMAND)),
+)
+SWEEP = Verb(
+    "sweep",
+    "Compress IN at several budgets: size, MACs and latency against error, in one run.",
+    "onnx-lowrank sweep model.onnx --out curve --data samples.npz",
+    (
+        OPTIONS["out"],
+        OPTIONS["shares"],
+        Option(
+            "models", "switch", "Keep the models, as DIR/keep-0.80.onnx.",
+            OUTPUT, default=False, function=False,
+        ),
+        replace(
+            OPTIONS["metric"], type_="str | Score | None", default=None, needs=(),
+            help="A further measure of the loss, as in the main job.",
+        ),
+        *_SWEPT,
+        replace(OPTIONS["force"], help="Overwrite what is in DIR."),
+    ),
+)  # fmt: skip
+CHECK = Verb(
+    "check",
+    "Compare the outputs of B with those of A on every target, and each with the CPU.",
+    "onnx-lowrank check model.onnx small.onnx --data samples.npz --max-error 0.05",
+    (
+        *_TARGETS,
+        replace(OPTIONS["threads"], help="Intra-op threads.", shown=_OWN_THREADS),
+        replace(
+            OPTIONS["max_error"],
+            help="Exit 3 if the mean relative L2 error of an output is above, on any target.",
+            also="A function says so in the report's ``missed``.",
+            excludes=(),
+        ),
+        OPTIONS["report_path"],
+    ),
+)
+BENCH = Verb(
+    "bench",
+    "Time models in turns on every target, and measure their memory.",
+    "onnx-lowrank bench model.onnx small.onnx --threads 1 --threads 4",
+    (
+        *_TARGETS,
+        replace(
+            OPTIONS["threads"], kind="wholes", default=(), help="Intra-op threads; repeatable.",
+            shown=_OWN_THREADS,
+        ),
+        *_options("iterations", "warmup"),
+        replace(
+            OPTIONS["report_path"],
+            help="Write the whole result as JSON, or a table as CSV, by the file's ending.",
+        ),
+    ),
+)  # fmt: skip
+INSPECT = Verb(
+    "inspect",
+    "List every linear map of IN: form, shape, ranks at several energies, and what is left out.",
+    "onnx-lowrank inspect model.onnx",
+    (replace(OPTIONS["constant_inputs"], help="As in the main job."),),
+)
+SUPPORT = Verb(
+    "support",
+    "Say which nodes NNAPI, CoreML, XNNPACK, QNN, WebGPU and OpenVINO would take, and why not.",
+    "onnx-lowrank support small.onnx --before model.onnx --dim batch=1",
+    (
+        *_options("before", "input_shapes", "dims", "nodes"),
+        replace(OPTIONS["report_path"], help="Write the whole result, every node, as JSON."),
+    ),
+)
+PROVIDERS = Verb(
+    "providers",
+    "List where a model can be run: what is usable here, and how to get the rest.",
+    "onnx-lowrank providers",
+)
+VERBS = (COMPRESS, BENCH, CHECK, INSPECT, PROVIDERS, SUPPORT, SWEEP)
+
+_FLAGS = {o.name: o.option for verb in VERBS for o in verb.options} | {
+    name: option.option for name, option in OPTIONS.items()
+}
+
+
+def spelling(name: str, value: tuple[Any, ...]) -> str:
+    """How the command writes an option in a message (see `onnx_lowrank.errors.named`)."""
+    switch = not value or isinstance(value[0], bool)
+    return _FLAGS[name] if switch else f"{_FLAGS[name]} {value[0]}"
