@@ -98,7 +98,7 @@ def test_providers_lists_the_cpu(capfd: pytest.CaptureFixture[str]) -> None:
         (["in.onnx"], 2, "OUT"),
         (["in.onnx", "out.onnx", "more.onnx"], 2, "more.onnx"),
         (["in.onnx", "out.onnx", "--enrgy", "0.9"], 2, "--energy"),
-        (["in.onnx", "out.onnx", "--external-data", "maybe"], 2, "'always'"),
+        (["in.onnx", "out.onnx", "--external-data", "maybe"], 2, "always"),
         (["in.onnx", "out.onnx", "--energy", "0.9", "--rank", "4"], 2, "--energy and --rank"),
         (["in.onnx", "out.onnx", "--max-error", "1", "--no-check"], 2, "--no-check"),
         (["in.onnx", "out.onnx", "--max-error", "nan"], 2, "--max-error"),
