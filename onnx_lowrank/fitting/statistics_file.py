@@ -209,7 +209,7 @@ def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
             if header["version"] != _VERSION:
                 raise InputError(
                     f"{option}: expected version {_VERSION} of the format, got "
-                    f"{header['version']}; write the file again with --save-stats"
+                    f"{header['version']}; write the file again with {named('save_stats')}"
                 )
             if header["model"] != fingerprint(model):
                 raise InputError(
