@@ -203,7 +203,8 @@ class Check:
         data: "random", or the path of the samples.
         samples: how many were run.
         providers: one entry for each execution provider.
-        damage: mean over samples and outputs of ``‖b − a‖² / ‖a‖²``, on the first provider.
+        damage: mean over samples and outputs of ``‖b − a‖² / ‖a‖²``, on the first provider; None
+            where no output can be compared.
     """
 
     data: str
@@ -286,9 +287,11 @@ class BudgetReport:
     Attributes:
         option: as one would type it.
         predicted_damage: mean relative square error of the outputs, all pairs together, on the
-            samples of the search; None where layers were put back afterwards.
+            samples of the search; None where layers were put back afterwards, or where no sample
+            changes an output that shows them.
         summed_damage: sum of the layers' damages, each measured alone.
-        achieved_damage: the same of the whole model on the samples of the check; None without it.
+        achieved_damage: the same of the whole model on the samples of the check; None without it,
+            or where no sample changes an output.
         metric: what a tolerance limits; None for other goals.
         loss: by that metric, on the samples of the check.
         evaluations: how often several layers were tried together in the search.

@@ -139,6 +139,7 @@ def _table(
             made = candidates.make(plan, None, None, heal=True)
             model = ir.to_proto(made.assembled.model).SerializeToString()
             found[further] = float((embeddings(model, judge) * dense).sum(axis=1).mean())
+        assert achieved is not None
         ratio = achieved / (plan.damage or np.nan)
         met &= (bar is None or found["budget"] >= bar) and 1 / WITHIN <= ratio <= WITHIN
         met &= healed is None or not options.heal or found[further] >= healed

@@ -229,13 +229,18 @@ def _goal_line(goal: BudgetReport) -> str:
     parts = []
     if goal.loss is not None:
         parts.append(f"loss {goal.loss:.3g} by {goal.metric} on samples that no search has seen")
-    if goal.predicted_damage is not None:
-        achieved = goal.achieved_damage
-        parts.append(
-            f"damage {goal.predicted_damage:.3g} predicted"
-            + ("" if achieved is None else f", {achieved:.3g} achieved")
-            + " (mean relative square error of the outputs)"
+    damages = [
+        f"{damage:.3g} {what}"
+        for damage, what in (
+            (goal.predicted_damage, "predicted"),
+            (goal.achieved_damage, "achieved"),
         )
+        if damage is not None
+    ]
+    if damages:
+        parts.append(f"damage {', '.join(damages)} (mean relative square error of the outputs)")
+    else:
+        parts.append("damage not measured")
     if goal.evaluations:
         parts.append(f"{goal.evaluations} evaluations on {goal.samples} samples")
     return f"goal: {goal.option}" + (": " if parts else "") + "; ".join(parts)

@@ -120,8 +120,16 @@ def searching_for(
         data = named("data")
         context.say(f"damage measured on random input, not real data: {data} would tell more")
     multiple = table.multiple if table is not None and auto else None
+    budget = settings.budget
     searching = Searching(
-        prepared, samples, trial.runner, settings.goal, context.stages, context.say, multiple
+        prepared,
+        samples,
+        trial.runner,
+        settings.goal,
+        context.stages,
+        context.say,
+        multiple,
+        only_seen=budget is not None and budget.kind == "tolerance",
     )
     return searching, table
 

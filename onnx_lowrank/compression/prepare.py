@@ -35,6 +35,7 @@ from onnx_lowrank.maps.find import Finding, Group, Selection, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
+from onnx_lowrank.phrases import listed
 from onnx_lowrank.ranks.choose import choose, worth_measuring
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
@@ -167,8 +168,9 @@ def _calibrated(
     for note in found.notes:
         context.say(note)
     names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
-    for name, why in names.items():
-        context.say(f"{name} is fitted to its weight alone: {why}")
+    for why in dict.fromkeys(names.values()):
+        alike = [name for name, own in names.items() if own == why]
+        context.say(f"fitted to the weight alone: {listed(alike, 4)}: {why}")
     return (
         found,
         search,

@@ -15,7 +15,7 @@ from onnx_lowrank.compression.plan import Chosen, cost_table, strategy_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination, Result
 from onnx_lowrank.compression.settings import Settings
-from onnx_lowrank.compression.summary import layers, nothing_gained, totals
+from onnx_lowrank.compression.summary import layers, nothing_gained, seen_damage, totals
 from onnx_lowrank.errors import GateError, named
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.files import Output, check_outputs, workspace
@@ -222,7 +222,7 @@ class _Run:
                 option=budget.option,
                 predicted_damage=plan.damage,
                 summed_damage=plan.summed,
-                achieved_damage=None if check is None else check.damage,
+                achieved_damage=None if check is None else seen_damage(check.damage, decisions),
                 metric=None if chosen.metric is None else chosen.metric.text,
                 loss=None if found is None else found.measured.loss,
                 evaluations=chosen.evaluations,

@@ -14,7 +14,7 @@ from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.report import Layer, Totals
 
-__all__ = ["layers", "nothing_gained", "totals"]
+__all__ = ["layers", "nothing_gained", "seen_damage", "totals"]
 
 
 def layers(
@@ -105,6 +105,11 @@ def totals(
         macs_before=None if macs is None else macs.total,
         macs_after=after,
     )
+
+
+def seen_damage(damage: float | None, decisions: Sequence[Decision]) -> float | None:
+    """A measured damage; None where it is exactly 0 though layers are factored: none was seen."""
+    return damage or None if any(d.choice.rank is not None for d in decisions) else damage
 
 
 def nothing_gained(decisions: Sequence[Decision]) -> str | None:

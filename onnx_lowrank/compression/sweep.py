@@ -22,7 +22,7 @@ from onnx_lowrank.compression.plan import searching_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.compression.settings import Settings
-from onnx_lowrank.compression.summary import layers, totals
+from onnx_lowrank.compression.summary import layers, seen_damage, totals
 from onnx_lowrank.compression.verbs import SETTINGS, SWEEP
 from onnx_lowrank.data.sources import SampleSource
 from onnx_lowrank.errors import InputError, UsageError, named
@@ -330,7 +330,7 @@ class _Sweep:
             certain=None if latency is None else latency.speedup.certain,
             predicted_damage=plan.damage,
             summed_damage=plan.summed,
-            damage=check.damage,
+            damage=seen_damage(check.damage, assembled.decisions),
             error=worst_error(check.providers)[1],
             cosine=min((output.cosine for output in outputs), default=1.0),
             loss=found.measured.loss,

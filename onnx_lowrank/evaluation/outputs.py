@@ -27,6 +27,7 @@ __all__ = [
     "classifier_outputs",
     "compare_outputs",
     "damage_of",
+    "mean_damage",
     "run_check",
     "same_top",
     "worst_error",
@@ -186,7 +187,7 @@ def run_check(
     provider: str,
     classifiers: Collection[str],
     progress: Callable[[int], None] | None = None,
-) -> tuple[ProviderCheck, float, tuple[str, ...]]:
+) -> tuple[ProviderCheck, float | None, tuple[str, ...]]:
     """Run both models on every sample; outputs of one sample at a time are in memory.
 
     Args:
@@ -198,7 +199,7 @@ def run_check(
         progress: called after each sample with the number of samples done.
 
     Returns:
-        The figures, the mean of `damage_of`, and notes.
+        The figures, `mean_damage`, and notes.
 
     Raises:
         InputError: a model does not run on a sample, or an output changed its shape.
@@ -206,7 +207,7 @@ def run_check(
     comparison = Comparison(classifiers)
     stored = Comparison(what="the original")
     with_stored = 0
-    damages: list[float] = []
+    damages: list[float | None] = []
     for index, (feed, expected) in enumerate(zip(samples.feeds, samples.expected, strict=True)):
         before = run(reference, feed, "the original")
         if expected is not None:
@@ -224,7 +225,7 @@ def run_check(
     notes = list(comparison.notes)
     if with_stored:
         notes.append(_stored_note(stored.results(), with_stored))
-    return check, float(np.mean(damages)) if damages else 0.0, tuple(notes)
+    return check, mean_damage(damages), tuple(notes)
 
 
 def _stored_note(outputs: Sequence[OutputCheck], samples: int) -> str:
@@ -248,11 +249,12 @@ def _worst(outputs: Sequence[OutputCheck]) -> tuple[str, float]:
     return ("", 0.0) if worst is None else (worst.name, worst.relative_l2)
 
 
-def damage_of(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> float:
+def damage_of(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> float | None:
     """Mean over the outputs of ``‖b − a‖² / ‖a‖²``, of those that are numbers and not all zero.
 
     Squares of independent errors add up, so that the damage of many layers is about the sum of
-    theirs.  Infinite where only the candidate holds NaN or Inf.
+    theirs.  Infinite where only the candidate holds NaN or Inf; None where no output can be
+    compared.
     """
     found = []
     for name, before in reference.items():
@@ -265,4 +267,10 @@ def damage_of(reference: Mapping[str, Array], candidate: Mapping[str, Array]) ->
         if norm > 0.0:
             error = float(np.vdot(b - a, b - a)) / norm
             found.append(error if np.isfinite(error) else np.inf)
-    return float(np.mean(found)) if found else 0.0
+    return float(np.mean(found)) if found else None
+
+
+def mean_damage(damages: Iterable[float | None]) -> float | None:
+    """The mean over samples of `damage_of`, of those that have one; None where none has."""
+    known = [damage for damage in damages if damage is not None]
+    return float(np.mean(known)) if known else None

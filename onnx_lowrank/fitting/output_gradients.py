@@ -144,6 +144,8 @@ def felt(
             moments = accumulator.moments()
             if moments is None:
                 left[_name(group)] = "no output of the model depends on it"
+            elif not moments.trace > 0.0:
+                left[_name(group)] = "its gradients are zero on every sample"
             else:
                 found[group] = Fisher.of(moments.second, draws)
     return Felt(found, left, draws, notes)

@@ -314,12 +314,15 @@ def statistics_of(
         if len(fit) < len(own):
             missing[group] = "no sample reaches it"
             continue
+        if not all(moments.trace > 0.0 for moments in fit):
+            missing[group] = "its input is zero on every sample"
+            continue
         if min(moments.rows for moments in fit) < _FEW * group.shape[1] and not fit[0].diagonal:
             few.append(node_name(group.members[0].site.node))
         if not fixed.intersection(keys):
             fit = tuple(replace(moments, centre=moments.mean) for moments in fit)
         fitted[group] = fit
-        if all(moments is not None for moments in judged):
+        if all(moments is not None and moments.trace > 0.0 for moments in judged):
             held[group] = tuple(moments for moments in judged if moments is not None)
     notes = []
     folded = sum(own[0].centre is not None for own in fitted.values())

@@ -13,13 +13,18 @@ from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Factorable, Finding, Group
 from onnx_lowrank.numerics.knapsack import Item, Solution
 from onnx_lowrank.numerics.ranks import largest_rank
-from onnx_lowrank.ranks.damage import DamageCurve
+from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.goals import Goal
 
 __all__ = ["CostOf", "Ladders", "Priced", "bytes_of", "parameters_of"]
 
 # Points of a front of several layers together that are kept.
 _MERGED = 200
+_KNOWN_FROM: dict[DamageFrom, str] = {
+    "outputs": "predicted damage {:.3g}",
+    "other layers": "predicted damage {:.3g} (guessed from other layers)",
+    "own error": "damage not measured (taken to be {:.3g}, its own relative square error)",
+}
 
 
 class CostOf(Protocol):
@@ -169,9 +174,9 @@ class Ladders:
                 why = "dense: any rank here would hurt more than elsewhere"
                 choices[group] = Choice(None, why, of=found.of)
                 continue
-            guessed = "" if self._curves[group].measured else " (guessed from other layers)"
             damage = self._curves[group].at(rank) if part.joint is None else part.damage
-            why = f"rank {rank} of the budget, predicted damage {damage:.3g}{guessed}"
+            known = _KNOWN_FROM[self._curves[group].known_from]
+            why = f"rank {rank} of the budget, {known.format(damage)}"
             energy = found.held(rank)
             if part.joint is not None:
                 names = [node_name(g.members[0].site.node) for g in part.ranks if g is not group]

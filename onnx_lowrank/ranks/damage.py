@@ -4,6 +4,10 @@ Every layer alone is given pairs of two reference ranks, the model is run, and t
 outputs is taken as the damage d.  At other ranks the damage follows the energy that the layer
 loses: in proportion to it beyond the reference ranks, ``d(r) = d(r₀) · tail(r) / tail(r₀)``, and
 by a power of it between them.
+
+A damage of exactly 0 is no finding: no sample reaches the layer (a branch that is never taken), or
+the outputs that are compared do not show it.  Such a layer is taken to do to the outputs what it
+does to its own: its relative square error stands for its damage.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +35,16 @@ from onnx_lowrank.progress import Advance
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.probe import Probe
 
-__all__ = ["DamageCurve", "damage_curves", "find_joints", "joint_curves"]
+__all__ = ["DamageCurve", "DamageFrom", "damage_curves", "find_joints", "joint_curves"]
 
 # So many groups of one activation are tried in all subsets, more only all together.
 _SUBSETS = 3
 # Reference ranks as shares of the break-even rank.
 _SHARES = (0.5, 0.125)
+
+DamageFrom = Literal["outputs", "other layers", "own error"]
+"""What a damage is known from: the model's outputs; those of other layers, because the weight
+cannot be exchanged; the layer's own error, because the outputs do not show it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +55,17 @@ class DamageCurve:
         points: reference ranks, falling, and the damage at each: mean relative square error of
             the model's outputs.
         tails: energy outside the first r components, shape [s + 1], r = 0…s.
-        measured: False where it is a guess from other layers, because the weight cannot be
-            exchanged.
+        known_from: what the damage is known from.
     """
 
     points: tuple[tuple[int, float], ...]
     tails: npt.NDArray[np.float64]
-    measured: bool = True
+    known_from: DamageFrom = "outputs"
+
+    @property
+    def measured(self) -> bool:
+        """Whether the outputs were seen to change."""
+        return self.known_from == "outputs"
 
     def at(self, rank: int) -> float:
         """The damage at a rank; it never falls with it."""
@@ -121,13 +134,14 @@ def damage_curves(
             if number < len(own) and group in within
         }
         for group, factors in fit(choices, fitted, lambda _: None):
-            points[group].append((factors.rank, probe.damage({group: factors})))
+            damage = probe.damage({group: factors})
+            points[group].append((factors.rank, 0.0 if damage is None else damage))
             if number == 0:
                 advance(1)
     curves = {
         group: DamageCurve(tuple(points[group]), tails[group])
         for group in groups
-        if points[group] or not ranks[group]
+        if any(damage > 0.0 for _, damage in points[group]) or not ranks[group]
     }
     known = [curve.sensitivity for curve in curves.values() if curve.points]
     typical = float(np.median(known)) if known else 1.0
@@ -135,8 +149,13 @@ def damage_curves(
         if group not in curves:
             rank = ranks[group][0]
             lost = float(tails[group][rank] / tails[group][0])
-            curves[group] = DamageCurve(((rank, typical * lost),), tails[group], measured=False)
-    advance(len(groups) - len(known))
+            # What was not seen may be all that another sample sees.
+            unseen = bool(points[group])
+            scale = max(typical, 1.0) if unseen else typical
+            curves[group] = DamageCurve(
+                ((rank, scale * lost),), tails[group], "own error" if unseen else "other layers"
+            )
+    advance(sum(not own for own in points.values()))
     return curves
 
 
@@ -176,7 +195,7 @@ def joint_curves(
                 for index, group in enumerate(joint.groups)
             }
             pairs = dict(fit(choices, replace(statistics, held={}), lambda _: None))
-            points.append((rank, probe.damage(pairs)))
+            points.append((rank, probe.damage(pairs) or 0.0))
         curves[joint] = DamageCurve(tuple(points), tails)
         advance(1)
     return curves

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.evaluation.outputs import damage_of
+from onnx_lowrank.evaluation.outputs import damage_of, mean_damage
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.numerics.arrays import Feed
@@ -73,13 +72,10 @@ class Probe:
         for feed in self.feeds:
             yield self._run({**weights, **feed})
 
-    def damage(self, pairs: Mapping[Group, Factors]) -> float:
-        """Mean of `damage_of` over the samples."""
-        found = [
-            damage_of(before, after)
-            for before, after in zip(self.reference, self.outputs(pairs), strict=True)
-        ]
-        return float(np.mean(found))
+    def damage(self, pairs: Mapping[Group, Factors]) -> float | None:
+        """Mean of `damage_of` over the samples; None where none of them can be compared."""
+        both = zip(self.reference, self.outputs(pairs), strict=True)
+        return mean_damage(damage_of(before, after) for before, after in both)
 
 
 def _is_open(model: ir.Model, group: Group) -> bool:

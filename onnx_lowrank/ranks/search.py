@@ -15,10 +15,12 @@ import onnx_ir as ir
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice, linear_parameters
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.numerics.knapsack import Solution
+from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
 from onnx_lowrank.ranks.allocation import Ladders, Priced
 from onnx_lowrank.ranks.choose import choose, decide, settle
@@ -54,6 +56,8 @@ class Searching:
         stages: Stages,
         say: Callable[[str | None], None],
         multiple: Callable[[Group], int | None] | None = None,
+        *,
+        only_seen: bool = False,
     ) -> None:
         """Measure the damage of every layer.
 
@@ -65,6 +69,7 @@ class Searching:
             stages: shows and times what is being done.
             say: takes a note for the user.
             multiple: on which multiple a group's rank should be, where that is not the goal's.
+            only_seen: whether layers stay dense whose damage the outputs do not show.
 
         Raises:
             InputError: the model does not run with its weights as inputs.
@@ -77,6 +82,11 @@ class Searching:
             curves = damage_curves(
                 groups, prepared.measured, prepared.search, goal, self.probe, advance
             )
+        unseen = [group for group, curve in curves.items() if curve.known_from == "own error"]
+        self._left = frozenset(unseen if only_seen else ())
+        if unseen:
+            self.say(_unseen_note(unseen, only_seen))
+        curves = {group: curve for group, curve in curves.items() if group not in self._left}
         joints = find_joints(curves, prepared.search, prepared.model)
         with stages("damage together", len(joints)) as advance:
             together = joint_curves(joints, prepared.search, goal, self.probe, advance)
@@ -93,6 +103,8 @@ class Searching:
         for group, found in prepared.measured.items():
             if not found.finite:
                 chosen[group] = choose(group, found, goal)
+            elif group in self._left:
+                chosen[group] = Choice(None, "dense: no sample changes an output through it")
         if solution is None or priced is None:
             why = "dense: the goal leaves no rank for it"
             chosen |= {group: Choice(None, why) for group in self.ladders.groups}
@@ -104,7 +116,9 @@ class Searching:
             return Plan(settled, 0.0, 0.0)
         with self.stages("search"):
             together = self.probe.damage(self._fitted(priced, solution))
-        return Plan(settled, together, solution.damage)
+        plan = Plan(settled, together, solution.damage)
+        # Exactly 0 of pairs that lose something: no sample reaches them.
+        return dataclasses.replace(plan, damage=together or None) if plan.factored else plan
 
     def linear_parameters(self) -> int:
         """Parameters of all linear layers, with or without options."""
@@ -139,6 +153,19 @@ class Searching:
         statistics = dataclasses.replace(self.prepared.search, held={})
         self._pairs = kept | dict(fit(missing, statistics, lambda _: None))
         return self._pairs
+
+
+def _unseen_note(groups: Sequence[Group], left: bool) -> str:
+    names = listed([node_name(group.members[0].site.node) for group in groups], 4)
+    fate = (
+        "these layers stay dense, because nothing tells what a rank does to the loss"
+        if left
+        else "the layer's own relative square error counts instead, and no check judges it"
+    )
+    return (
+        f"damage not measured at {names}: no sample changes an output through it (a branch that is "
+        f"not taken, or an output that hides it); {fate}"
+    )
 
 
 def furthest(

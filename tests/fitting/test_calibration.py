@@ -399,7 +399,7 @@ def test_a_layer_in_a_branch_falls_back(rng: np.random.Generator) -> None:
     assert made is not None
     assert made.layers == 1
     assert list(made.missing.values()) == ["its activation is inside a subgraph or function"]
-    assert any("fitted to its weight alone" in note for note in result.report.notes)
+    assert any("fitted to the weight alone" in note for note in result.report.notes)
     assert all(layer.status == "factored" for layer in result.report.layers)
 
 
