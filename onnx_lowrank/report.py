@@ -346,13 +346,13 @@ class Report(JsonReport):
     Attributes:
         version: version of this schema.
         tool: name and version of the program.
-        input: the model that came.
+        input: the model that was given.
         output: the model that was made.
         layers: every linear map, in the order of the graph.
         totals: sums over the model.
         calibration: what the factors were fitted to; None if to the weights alone.
         goal: what was asked of the whole model; None where layers were chosen one by one.
-        healing: what came of gradient descent; None without.
+        healing: what gradient descent reached; None without.
         check: outputs against the original's; None where it was left out.
         latency: one entry for each provider that was timed.
         settings: the options of the run.

@@ -18,7 +18,7 @@ class Context:
     """One run.
 
     Attributes:
-        source: the model that came.
+        source: the model that was given.
         settings: the options.
         folder: a workspace that is removed at the end.
         stages: times and shows what is being done.

@@ -193,8 +193,7 @@ def _loaded(context: Context) -> SavedStatistics:
     if context.settings.fisher and saved.fisher is None:
         raise InputError(
             f"{named('load_stats', path)}: holds no Fisher information; expected what "
-            f"{named('save_stats')} writes "
-            "with --fisher"
+            f"{named('save_stats')} writes with {named('fisher', True)}"
         )
     context.say(f"{path}: moments of {saved.samples} samples of {saved.data} are used")
     return saved

@@ -137,7 +137,7 @@ class _Run:
         return self._report(prepared, chosen, plan, after, decisions)
 
     def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> Candidate:
-        """Assemble plans until one meets the goal, and is not slower than what came."""
+        """Assemble plans until one meets the goal and is not slower than the input model."""
         once = chosen.strategy.once  # else only what is accepted is healed
         found = self._candidates.make(plan, chosen.metric, self._target, heal=once)
         while (following := chosen.strategy.revise(found.plan, found.measured)) is not None:

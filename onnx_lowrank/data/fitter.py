@@ -98,7 +98,7 @@ class Fitter:
         return fitted
 
     def labels(self, arrays: Mapping[str, Array]) -> Array | None:
-        """The labels that came with the inputs."""
+        """The labels given with the inputs."""
         name = own_name(arrays, {*self.specs, *self._outputs}) if self._own_labels else None
         return None if name is None else arrays[name]
 
@@ -123,7 +123,7 @@ class Fitter:
                 for name in wrong[:3]
             ]
             raise InputError(
-                f"{where}: expected arrays {_list(self.specs)}, came {_list(arrays)}: "
+                f"{where}: expected arrays {_list(self.specs)}, got {_list(arrays)}: "
                 + "; ".join(hints)
             )
         labels = own_name(extra, self._outputs) if self._own_labels else None
@@ -144,7 +144,7 @@ class Fitter:
             return text.astype(object)
         kinds = (_kind(array.dtype), _kind(wanted))
         if kinds[0] is None or kinds[1] is None or (kinds[0] == "float" and kinds[1] != "float"):
-            raise InputError(f"{where}: expected {wanted}, came {array.dtype}")
+            raise InputError(f"{where}: expected {wanted}, got {array.dtype}")
         with np.errstate(all="ignore"):
             converted = array.astype(wanted)
         if kinds == ("float", "float"):
@@ -153,7 +153,7 @@ class Fitter:
             same = bool(np.all(converted.astype(array.dtype) == array))
         if not same:
             raise InputError(
-                f"{where}: expected {wanted}, came {array.dtype} with values that it cannot hold "
+                f"{where}: expected {wanted}, got {array.dtype} with values that it cannot hold "
                 f"({array.min()} to {array.max()})"
             )
         if array.dtype.newbyteorder("=") != wanted:
@@ -170,30 +170,30 @@ class Fitter:
     ) -> None:
         name = spec.name
         known = self._shapes.shapes.get(name)
-        came = list(array.shape)
-        if known is not None and len(came) != len(known):
-            if not known and stacked and len(came) == 1:
+        got = list(array.shape)
+        if known is not None and len(got) != len(known):
+            if not known and stacked and len(got) == 1:
                 return
-            raise InputError(f"{where}: expected rank {len(known)} {list(known)}, came {came}")
-        for index, size in enumerate(came):
+            raise InputError(f"{where}: expected rank {len(known)} {list(known)}, got {got}")
+        for index, size in enumerate(got):
             declared = spec.shape[index] if spec.shape is not None else None
             guess = known is None or index in self._shapes.assumed.get(name, ())
             wanted = None if known is None else known[index]
             if size == 0 and (wanted != 0 or (index == 0 and stacked)):
-                raise InputError(f"{where}: expected data, came an empty array {came}")
+                raise InputError(f"{where}: expected data, got an empty array {got}")
             if index == 0 and stacked:
                 continue
             if not guess and size != wanted:
                 reason = "in the model" if isinstance(declared, int) else "by the options"
                 raise InputError(
-                    f"{where}: axis {index} is fixed to {wanted} {reason}, came {size} in {came}"
+                    f"{where}: axis {index} is fixed to {wanted} {reason}, got {size} in {got}"
                 )
             if isinstance(declared, str):
                 other, first = sizes.setdefault(declared, (size, name))
                 if other != size:
                     raise InputError(
                         f"{where}: axis {index} is {declared!r}, which is {other} in {first!r}, "
-                        f"came {size}"
+                        f"got {size}"
                     )
             if guess and wanted is not None and size != wanted:
                 self.note(

@@ -49,17 +49,17 @@ def read_labels(path: Path) -> Array:
     elif path.suffix == ".npz":
         arrays = read_npz(path)
         if len(arrays) > 1:
-            raise InputError(f"{option}: expected one array, came {', '.join(arrays)}")
+            raise InputError(f"{option}: expected one array, got {', '.join(arrays)}")
         labels = next(iter(arrays.values()))
     elif path.suffix in (".txt", ".csv"):
         labels = _lines(path, option)
     else:
         raise InputError(
-            f"{option}: expected .npy, .npz, .txt or .csv, came a file "
+            f"{option}: expected .npy, .npz, .txt or .csv, got a file "
             f"{path.suffix or 'without suffix'!r}"
         )
     if labels.ndim == 0 or labels.size == 0:
-        raise InputError(f"{option}: expected labels along axis 0, came shape {list(labels.shape)}")
+        raise InputError(f"{option}: expected labels along axis 0, got shape {list(labels.shape)}")
     return labels
 
 
@@ -76,7 +76,7 @@ def _lines(path: Path, option: str) -> Array:
         del lines[0]  # the head of a column
     for number, line in enumerate(lines, 1):
         if not line or (path.suffix == ".csv" and "," in line):
-            raise InputError(f"{option}: line {number}: expected one label, came {line!r}")
+            raise InputError(f"{option}: line {number}: expected one label, got {line!r}")
     for convert in (int, float):
         try:
             return np.array([convert(line) for line in lines])
@@ -105,12 +105,12 @@ def cut(labels: Array, where: str, total: int, steps: Mapping[int, int]) -> Call
     if step is None:
         rows = sorted({total, *steps})
         wanted = " or ".join(str(number) for number in rows)
-        raise InputError(f"{where}: expected {wanted} labels, one for each sample, came {count}")
+        raise InputError(f"{where}: expected {wanted} labels, one for each sample, got {count}")
     return lambda index: np.asarray(labels[index * step : (index + 1) * step])
 
 
 def all_or_none(found: Sequence[Array | None], name: Callable[[int], str]) -> list[Array] | None:
-    """The labels that came with each sample; None if none has any.
+    """The labels given with each sample; None if none has any.
 
     Args:
         found: of each sample.
@@ -123,6 +123,6 @@ def all_or_none(found: Sequence[Array | None], name: Callable[[int], str]) -> li
     if labels and len(labels) < len(found):
         bare = next(index for index, array in enumerate(found) if array is None)
         raise InputError(
-            f"{name(bare)}: expected labels for every sample, came {len(labels)} for {len(found)}"
+            f"{name(bare)}: expected labels for every sample, got {len(labels)} for {len(found)}"
         )
     return labels or None

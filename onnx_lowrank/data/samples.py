@@ -232,7 +232,7 @@ def load_samples(
         )
     raise InputError(
         f"{named(option, path)}: expected .npz, .npy or a folder of .npz files or test_data_set_*, "
-        f"came a file {path.suffix or 'without suffix'!r}"
+        f"got a file {path.suffix or 'without suffix'!r}"
     )
 
 
@@ -289,7 +289,7 @@ def stacked_samples(
         if not counts[name]:
             raise InputError(
                 f"{source}: input {name!r}: expected at least one batch of {batch} along axis 0, "
-                f"came {len(array)}"
+                f"got {len(array)}"
             )
         if left:
             fitter.note(
@@ -298,7 +298,7 @@ def stacked_samples(
             )
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise InputError(f"{source}: expected as many samples for every input, came {found}")
+        raise InputError(f"{source}: expected as many samples for every input, got {found}")
     total = min(counts.values(), default=1)
     of_each = fitter.labels(arrays) if labels is None else read_labels(labels)
     of_sample = None
@@ -411,6 +411,6 @@ def _read_set(folder: Path, stem: str, names: Sequence[str]) -> dict[str, Array]
             )
         name = own if own in names else names[number]
         if name in arrays:
-            raise InputError(f"{file}: expected one file for each {stem}, {name!r} came twice")
+            raise InputError(f"{file}: expected one file for each {stem}, got {name!r} twice")
         arrays[name] = array
     return arrays

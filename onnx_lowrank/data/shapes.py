@@ -229,20 +229,20 @@ def _bind(
         raise InputError(
             f"{named('input_shapes', text)}: expected {len(spec.shape)} sizes for "
             f"{_text(spec.shape)}, "
-            f"came {len(sizes)}"
+            f"got {len(sizes)}"
         )
     for index, (axis, size) in enumerate(zip(spec.shape, sizes, strict=True)):
         if isinstance(axis, int) and axis != size:
             raise InputError(
                 f"{named('input_shapes', text)}: axis {index} is fixed to {axis} in the model, "
-                f"came {size}"
+                f"got {size}"
             )
         if isinstance(axis, str):
             if values.get(axis, size) != size:
                 raise InputError(
                     f"{named('input_shapes', text)}: axis {index} is {axis!r}, expected "
                     f"{values[axis]} "
-                    f"({source[axis]}), came {size}"
+                    f"({source[axis]}), got {size}"
                 )
             values[axis] = size
             source.setdefault(axis, named("input_shapes", text))

@@ -122,7 +122,7 @@ def load_source(
         _check_no_file(labels, text)
         fitted, own = _fitted(_feeds(source, text, specs), text, fitter, limit)
     if not fitted:
-        raise InputError(f"{text}: expected at least one sample, came none")
+        raise InputError(f"{text}: expected at least one sample, got none")
     for number, feed in enumerate(fitted):
         fitter.inspect(feed, f"{text}: sample {number}")
     named = all_or_none(own, lambda number: f"{text}: sample {number}")
@@ -148,7 +148,7 @@ def _check_no_file(labels: Path | None, text: str) -> None:
 def _fitted(
     feeds: Iterator[Mapping[str, Any]], text: str, fitter: Fitter, limit: int
 ) -> tuple[list[dict[str, Array]], list[Array | None]]:
-    """The feeds as the model wants them, and the labels that came with each."""
+    """The feeds as the model wants them, and the labels given with each."""
     fitted, labels = [], []
     for number, feed in enumerate(itertools.islice(feeds, limit)):
         fitted.append(fitter.fit(feed, f"{text}: sample {number}", stacked=False))
@@ -173,7 +173,7 @@ def _feeds(made: Any, text: str, specs: Sequence[InputSpec]) -> Iterator[Mapping
         items = iter(items)
     except TypeError as error:
         raise InputError(
-            f"{text}: expected an iterable of feeds or a CalibrationDataReader, came "
+            f"{text}: expected an iterable of feeds or a CalibrationDataReader, got "
             f"{type(made).__name__}"
         ) from error
     while True:

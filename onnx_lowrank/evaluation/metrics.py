@@ -116,7 +116,7 @@ class Metric:
             score = self.code.load()
         if not callable(score):
             raise InputError(
-                f"{named('metric', self.text)}: expected a function, came {type(score).__name__}"
+                f"{named('metric', self.text)}: expected a function, got {type(score).__name__}"
             )
         return cast(Score, score)
 
@@ -195,7 +195,7 @@ class Meter(ABC):
             InputError: there was no sample.
         """
         if not self.samples:
-            raise InputError(f"{named('metric')}: expected at least one sample, came none")
+            raise InputError(f"{named('metric')}: expected at least one sample, got none")
         return self._result()
 
     @abstractmethod
@@ -249,9 +249,9 @@ class _Top1(Meter):
         for name in self._chosen(reference, where):
             original, own = reference[name], outputs.get(name)
             if own is None or own.shape != original.shape:
-                came = "none" if own is None else f"shape {list(own.shape)}"
+                got = "none" if own is None else f"shape {list(own.shape)}"
                 raise InputError(
-                    f"{where}: output {name!r}: expected shape {list(original.shape)}, came {came}"
+                    f"{where}: output {name!r}: expected shape {list(original.shape)}, got {got}"
                 )
             if labels is None:
                 same = same_top(original, own)
@@ -280,13 +280,13 @@ class _Top1(Meter):
         if not chosen or not suitable:
             shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in reference.items())
             raise InputError(
-                f"{where}: expected one output [rows, classes] of a classifier, came {shapes}"
+                f"{where}: expected one output [rows, classes] of a classifier, got {shapes}"
             )
         return suitable
 
     def _result(self) -> Judged:
         if not self._rows:
-            raise InputError(f"{named('metric', 'top1')}: expected rows with labels, came none")
+            raise InputError(f"{named('metric', 'top1')}: expected rows with labels, got none")
         before, after = self._before / self._rows, self._after / self._rows
         return Judged(before - after, before, after, self.samples)
 
@@ -297,11 +297,11 @@ def _one_hot(labels: Array, scores: Array, where: str) -> Array:
     if labels.size != math.prod(rows):
         raise InputError(
             f"{where}: expected {math.prod(rows)} labels, one for each row of "
-            f"{list(scores.shape)}, came {labels.size}"
+            f"{list(scores.shape)}, got {labels.size}"
         )
     if labels.dtype.kind not in "iubf":
         shown = str(labels.reshape(-1)[0])
-        raise InputError(f"{where}: expected numbers of classes as labels, came {shown!r}")
+        raise InputError(f"{where}: expected numbers of classes as labels, got {shown!r}")
     numbers = labels.reshape(rows)
     with np.errstate(invalid="ignore"):
         classes_of = numbers.astype(np.int64)
@@ -309,7 +309,7 @@ def _one_hot(labels: Array, scores: Array, where: str) -> Array:
     if odd.any():
         raise InputError(
             f"{where}: expected labels from 0 to {classes - 1} (below 0: no label), "
-            f"came {numbers[odd].reshape(-1)[0]}"
+            f"got {numbers[odd].reshape(-1)[0]}"
         )
     return np.asarray(np.arange(classes) == classes_of[..., np.newaxis], np.int8)
 
@@ -343,7 +343,7 @@ class _Function(Meter):
         if not math.isfinite(number):
             shown = " ".join(repr(score).split())
             shown = shown if len(shown) <= 80 else f"{shown[:79]}…"
-            raise InputError(f"{where}: expected a finite number, came {shown}")
+            raise InputError(f"{where}: expected a finite number, got {shown}")
         return number
 
     def _result(self) -> Judged:

@@ -87,7 +87,7 @@ class Comparison:
             self._add(name, expected, candidate[name])
 
     def results(self) -> tuple[OutputCheck, ...]:
-        """One entry for each output, in the order in which they came."""
+        """One entry for each output, in the order in which they were read."""
         return tuple(sums.result(name) for name, sums in self._sums.items())
 
     def _add(self, name: str, expected: Array, found: Array) -> None:

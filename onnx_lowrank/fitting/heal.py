@@ -69,7 +69,7 @@ class HealPlan:
 
 @dataclass(frozen=True, eq=False)
 class Healed:
-    """What came of it.
+    """What healing reached.
 
     Attributes:
         arrays: what was trained, by name, in the types it is stored in; empty if nothing is better.

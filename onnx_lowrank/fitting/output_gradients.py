@@ -42,7 +42,7 @@ _BATCH = 16
 
 @dataclass(frozen=True, eq=False)
 class Felt:
-    """What came of it.
+    """The gradients that were gathered.
 
     Attributes:
         found: the coordinates of each group's outputs.

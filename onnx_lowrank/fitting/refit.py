@@ -8,7 +8,7 @@ have already changed; it is fitted by ridge regression to the outputs Y that the
 and then cut to its rank by output PCA on X̂; of a layer with a bias of its own the means of X̂ and
 Y are taken off first, and the bias makes up for them.  Where its output is added to a residual
 stream, Y is the original *sum* less the compressed model's other operand, so that the layer also
-repairs what came before it.  A fifth of the samples is kept aside and chooses λ; a refit that is
+repairs the errors of those before it.  A fifth of the samples is kept aside and chooses λ; a refit that is
 not better there than the pair it would replace is dropped.
 
 A weight that several nodes read (the steps of an unrolled loop, layers that share theirs) is fitted
@@ -55,7 +55,7 @@ _MEMORY = 2 << 30
 
 @dataclass(frozen=True, eq=False)
 class Refitted:
-    """What came of it.
+    """What the refit reached.
 
     Attributes:
         factors: a pair for every group that has a rank, new or as it was.

@@ -50,7 +50,7 @@ _FEW = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """Moments of a stream of activations, one for each slice, None where no row came.
+    """Moments of a stream of activations, one for each slice, None where there was no row.
 
     Attributes:
         fit: of the samples to fit to.

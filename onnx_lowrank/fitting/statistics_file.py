@@ -52,7 +52,7 @@ class SavedStatistics:
     Attributes:
         model: fingerprint of the model.
         name: the model's name, for messages.
-        data: where the samples came from.
+        data: the source of the samples.
         samples: how many the moments to fit to are of.
         held_out: how many the others are of.
         mask: the input whose zeros marked padding, or None.

@@ -45,7 +45,7 @@ ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Export
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model as it came.
+    """A model as it was given.
 
     Attributes:
         model: the model; nothing that the caller holds.

@@ -72,7 +72,7 @@ class Regression:
 
     @property
     def rows(self) -> int:
-        """How many rows came."""
+        """How many rows were added."""
         self._flush()
         return self._rows
 

@@ -54,11 +54,11 @@ def load(path: Path) -> CostTable:
         ) from error
     if not isinstance(content, Mapping) or "version" not in content:
         raise InputError(
-            f"{option}: expected JSON that {named('save_costs')} wrote, came something else"
+            f"{option}: expected JSON that {named('save_costs')} wrote, got something else"
         )
     if content["version"] != _VERSION:
         raise InputError(
-            f"{option}: expected version {_VERSION} of the format, came {content['version']!r}"
+            f"{option}: expected version {_VERSION} of the format, got {content['version']!r}"
         )
     try:
         place = Place(
@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
 def _key(item: Mapping[str, Any]) -> CostKey:
     shape = tuple(item["shape"])
     if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
-        raise ValueError(f"'shape': expected 3 whole numbers, came {item['shape']!r}")
+        raise ValueError(f"'shape': expected 3 whole numbers, got {item['shape']!r}")
     return CostKey(
         form=_text(item, "form"),
         node=_text(item, "node"),
@@ -100,13 +100,13 @@ def _key(item: Mapping[str, Any]) -> CostKey:
 def _times(item: Mapping[str, Any]) -> Times:
     ranks = item["ranks"]
     if not all(_is_whole(rank) for rank in ranks) or sorted(set(ranks)) != ranks or not ranks:
-        raise ValueError(f"'ranks': expected rising whole numbers from 1, came {ranks!r}")
+        raise ValueError(f"'ranks': expected rising whole numbers from 1, got {ranks!r}")
     pair = _numbers(item, "pair_ns", len(ranks))
     if not all(pair):
-        raise ValueError(f"'pair_ns': expected numbers above 0, came {item['pair_ns']!r}")
+        raise ValueError(f"'pair_ns': expected numbers above 0, got {item['pair_ns']!r}")
     (dense,) = _numbers({"dense_ns": [item["dense_ns"]]}, "dense_ns", 1)
     if not dense:
-        raise ValueError(f"'dense_ns': expected a number above 0, came {item['dense_ns']!r}")
+        raise ValueError(f"'dense_ns': expected a number above 0, got {item['dense_ns']!r}")
     return Times(
         dense_ns=dense,
         ranks=tuple(ranks),
@@ -119,7 +119,7 @@ def _times(item: Mapping[str, Any]) -> Times:
 
 def _text(item: Mapping[str, Any], name: str) -> str:
     if not isinstance(item[name], str):
-        raise ValueError(f"{name!r}: expected text, came {item[name]!r}")
+        raise ValueError(f"{name!r}: expected text, got {item[name]!r}")
     return str(item[name])
 
 
@@ -129,7 +129,7 @@ def _is_whole(value: object) -> bool:
 
 def _whole(item: Mapping[str, Any], name: str) -> int:
     if not _is_whole(item[name]):
-        raise ValueError(f"{name!r}: expected a whole number from 1, came {item[name]!r}")
+        raise ValueError(f"{name!r}: expected a whole number from 1, got {item[name]!r}")
     return int(item[name])
 
 
@@ -139,5 +139,5 @@ def _numbers(item: Mapping[str, Any], name: str, count: int) -> tuple[float, ...
         isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
         for v in values
     ):
-        raise ValueError(f"{name!r}: expected {count} finite numbers from 0, came {values!r}")
+        raise ValueError(f"{name!r}: expected {count} finite numbers from 0, got {values!r}")
     return tuple(float(value) for value in values)

@@ -1,4 +1,4 @@
-"""Guard: a result that is slower than what came is not handed out.
+"""Guard: a result that is slower than the input model is not written.
 
 The whole model is timed against the original.  Where it is slower, the layers whose pairs do not
 pay on that provider, by the cost table, are dense again; at last all of them.

@@ -21,7 +21,7 @@ class Prepared:
     """What is known of a model.
 
     Attributes:
-        model: simplified, and otherwise as it came.
+        model: simplified, and otherwise as it was given.
         finding: its linear maps.
         early: what becomes of groups whatever their numbers are.
         measured: the spectra of the others.

@@ -62,7 +62,7 @@ def time_pair(
     """
     used = [feeds[index] for index in range(min(len(feeds), MOST_FEEDS))]
     if not used:
-        raise InputError("timing: expected at least one sample, came none")
+        raise InputError("timing: expected at least one sample, got none")
     calls = [(prepare(before, feed), prepare(after, feed)) for feed in used]
     # The first run of a shape allocates; `run` also names the model that fails.
     for feed in used[:1] if _same_shapes(used) else used:

@@ -111,7 +111,7 @@ class Adb(Target):
                 up.
         """
         if not len(feeds):
-            raise InputError("expected at least one sample, came none")
+            raise InputError("expected at least one sample, got none")
         self._end = time.monotonic() + (job.seconds or math.inf)
         try:
             self._adb_run(["get-state"], "no device", _PATIENCE)

@@ -55,10 +55,10 @@ def parse(
         if key not in (*known, *repeatable):
             shown = ", ".join((*known, *repeatable))
             raise UsageError(
-                f"{named('targets', name)}: expected an option of {shown}; came {key!r}"
+                f"{named('targets', name)}: expected an option of {shown}; got {key!r}"
             )
         if not equals or not value:
-            raise UsageError(f"{named('targets', name)}: expected {key}=VALUE, came {part!r}")
+            raise UsageError(f"{named('targets', name)}: expected {key}=VALUE, got {part!r}")
         if key in options and key not in repeatable:
             raise UsageError(f"{named('targets', name)}: {key} is given more than once")
         options[key] = (*options.get(key, ()), unquote(value))

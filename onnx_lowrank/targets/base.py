@@ -1,6 +1,6 @@
 """What a target is: a place where models can be run, on this machine or another.
 
-A target takes a job, several models on the same samples, and says for each model what came out:
+A target takes a job, several models on the same samples, and says for each model what it gave:
 outputs, times, which nodes ran where, deterministic costs, or why it did not run.  Nothing falls
 back silently: what a target does not run itself is named in `Outcome.nodes`.
 """

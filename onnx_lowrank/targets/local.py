@@ -57,7 +57,7 @@ class LocalTarget(Target):
         from onnx_lowrank.runtime.log import OrtLog
 
         if not feeds:
-            raise InputError(f"{self.name}: expected at least one sample, came none")
+            raise InputError(f"{self.name}: expected at least one sample, got none")
         if self.emulated:
             job = dataclasses.replace(job, iterations=0)
         work = _Work(self, job, feeds, advance, OrtLog())

@@ -83,7 +83,7 @@ def packed(
         InputError: a model or its data cannot be read, or there is no sample.
     """
     if not len(feeds):
-        raise InputError("expected at least one sample, came none")
+        raise InputError("expected at least one sample, got none")
     with tempfile.TemporaryDirectory(prefix="onnx-lowrank-") as name:
         folder = Path(name)
         carried: list[tuple[str, Path]] = []
@@ -132,7 +132,7 @@ def model_files(model: Path) -> list[tuple[str, Path]]:
         inside = PurePosixPath(location)
         if inside.is_absolute() or ".." in inside.parts:
             raise InputError(
-                f"{model}: expected external data in the model's folder, came {location}"
+                f"{model}: expected external data in the model's folder, got {location}"
             )
         found[str(inside)] = model.parent / inside
     for path in found.values():

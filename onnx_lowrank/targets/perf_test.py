@@ -153,7 +153,7 @@ class PerfTest:
         code, said = self.shell(f"{self._command(place, extra + runs)} && cat times")
         times = [round(float(seconds) * 1e9) for seconds in _RUN.findall(said)]
         if code != 0 or len(times) != extra + runs:
-            model.error = f"status {code}: expected {extra + runs} times, came {len(times)}"
+            model.error = f"status {code}: expected {extra + runs} times, got {len(times)}"
             return
         self._read(said, model)
         model.times_ns += times[extra:]

@@ -81,8 +81,7 @@ class QemuArm64(Target):
         known = sorted(path.name for path in (_folder() / "cpu").iterdir())
         if self._cpu not in known:
             raise UsageError(
-                f"{named('targets', name)}: expected a CPU of {', '.join(known)}; came "
-                f"{self._cpu!r}"
+                f"{named('targets', name)}: expected a CPU of {', '.join(known)}; got {self._cpu!r}"
             )
 
     def run(

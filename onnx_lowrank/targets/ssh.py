@@ -122,10 +122,10 @@ class Ssh(Target):
                 f"{named('targets', name)}: expected ssh://[user@]host[:port][?key=value]"
             )
         if port and not port.isdecimal():
-            raise UsageError(f"{named('targets', name)}: expected a number as port, came {port!r}")
+            raise UsageError(f"{named('targets', name)}: expected a number as port, got {port!r}")
         wait = address.get("connect") or "10"
         if not wait.isdecimal() or not int(wait):
-            raise UsageError(f"{named('targets', name)}: expected connect=SECONDS, came {wait!r}")
+            raise UsageError(f"{named('targets', name)}: expected connect=SECONDS, got {wait!r}")
         self._python = address.get("python")
         self._provider = address.get("ep") or "cpu"
         self._tmp = address.get("tmp")
@@ -243,7 +243,7 @@ def _own_folder(ready: dict[str, Any]) -> str:
     folder = str(ready["folder"])
     path = PurePosixPath(folder)
     if not path.is_absolute() or not path.name.startswith(_PREFIX):
-        raise _ThereError(f"expected a folder {_PREFIX}… there, came {folder!r}")
+        raise _ThereError(f"expected a folder {_PREFIX}… there, got {folder!r}")
     return folder
 
 
@@ -332,7 +332,7 @@ class _Connection:
             if event["event"] == "fault":
                 raise _ThereError(" ".join(str(event["text"]).split()))
             if event["event"] not in kinds:
-                raise ValueError(f"expected {kinds}, came {event}")
+                raise ValueError(f"expected {kinds}, got {event}")
             return event
         raise _BrokenError("it ended before it was done")
 

@@ -194,7 +194,7 @@ def _packed(
 ) -> Iterator[Path]:
     """A folder with the job, which is gone afterwards."""
     if not len(feeds):
-        raise InputError("expected at least one sample, came none")
+        raise InputError("expected at least one sample, got none")
     with tempfile.TemporaryDirectory(prefix="onnx-lowrank-") as name:
         folder = Path(name)
         (folder / "result").mkdir()

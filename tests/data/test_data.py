@@ -99,13 +99,13 @@ def test_given_lengths_are_kept(tmp_path: Path) -> None:
     ids = np.zeros((4, 10), np.int64)
     path = npz(tmp_path / "d.npz", ids=ids, mask=ids)
     fails(
-        path, r"input 'ids': axis 1 is fixed to 12 by the options, came 10", TEXT, dims={"seq": 12}
+        path, r"input 'ids': axis 1 is fixed to 12 by the options, got 10", TEXT, dims={"seq": 12}
     )
 
 
 def test_one_symbol_two_sizes(tmp_path: Path) -> None:
     path = npz(tmp_path / "d.npz", ids=np.zeros((4, 10), int), mask=np.zeros((4, 9), int))
-    fails(path, r"input 'mask': axis 1 is 'seq', which is 10 in 'ids', came 9", TEXT)
+    fails(path, r"input 'mask': axis 1 is 'seq', which is 10 in 'ids', got 9", TEXT)
 
 
 def test_npy(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_unknown_rank_takes_the_data(tmp_path: Path) -> None:
     assert samples.shapes == {"x": (1, 2)}
     fails(
         npz(tmp_path / "e.npz", x=rows(3)),
-        r"expected rank 3 \[1, 2, 3\], came \[3, 2\]",
+        r"expected rank 3 \[1, 2, 3\], got \[3, 2\]",
         (InputSpec("x", F32, None),),
         shapes={"x": (1, 2, 3)},
     )
@@ -164,19 +164,19 @@ def test_lossless_casts(tmp_path: Path, source: type, target: type) -> None:
 @pytest.mark.parametrize(
     ("values", "target", "message"),
     [
-        (np.array([[1, 0]], np.float32), np.int64, "expected int64, came float32"),
-        (np.array([[1, 0]], np.float32), np.bool_, "expected bool, came float32"),
+        (np.array([[1, 0]], np.float32), np.int64, "expected int64, got float32"),
+        (np.array([[1, 0]], np.float32), np.bool_, "expected bool, got float32"),
         (
             np.array([[2**40, 0]], np.int64),
             np.int32,
-            r"expected int32, came int64 with values .*1099511627776",
+            r"expected int32, got int64 with values .*1099511627776",
         ),
-        (np.array([[2, 0]], np.int64), np.bool_, "expected bool, came int64 with values"),
-        (np.array([[2**24 + 1, 0]], np.int64), np.float32, "came int64 with values"),
-        (np.array([[1e300, 0]], np.float64), np.float32, "came float64 with values"),
-        (np.array([[1e6, 0]], np.float32), np.float16, "came float32 with values"),
-        (np.array([["a", "b"]]), np.float32, "expected float32, came <U1"),
-        (np.array([[1, 0]], np.complex64), np.float32, "expected float32, came complex64"),
+        (np.array([[2, 0]], np.int64), np.bool_, "expected bool, got int64 with values"),
+        (np.array([[2**24 + 1, 0]], np.int64), np.float32, "got int64 with values"),
+        (np.array([[1e300, 0]], np.float64), np.float32, "got float64 with values"),
+        (np.array([[1e6, 0]], np.float32), np.float16, "got float32 with values"),
+        (np.array([["a", "b"]]), np.float32, "expected float32, got <U1"),
+        (np.array([[1, 0]], np.complex64), np.float32, "expected float32, got complex64"),
     ],
 )
 def test_wrong_types(tmp_path: Path, values: object, target: type, message: str) -> None:
@@ -205,13 +205,13 @@ def test_strings(tmp_path: Path) -> None:
     [
         (
             {"xx": rows(1)},
-            r"expected arrays \[x\], came \[xx\]: missing 'x'; no input 'xx', did you",
+            r"expected arrays \[x\], got \[xx\]: missing 'x'; no input 'xx', did you",
         ),
-        ({"x": rows(1), "q": rows(1)}, r"came \[q, x\]: no input 'q'"),
+        ({"x": rows(1), "q": rows(1)}, r"got \[q, x\]: no input 'q'"),
         ({}, "holds no array"),
-        ({"x": np.zeros((2, 3), np.float32)}, r"axis 1 is fixed to 2 in the model, came 3"),
-        ({"x": np.zeros(4, np.float32)}, r"expected rank 2 \[1, 2\], came \[4\]"),
-        ({"x": np.zeros((0, 2), np.float32)}, r"expected data, came an empty array \[0, 2\]"),
+        ({"x": np.zeros((2, 3), np.float32)}, r"axis 1 is fixed to 2 in the model, got 3"),
+        ({"x": np.zeros(4, np.float32)}, r"expected rank 2 \[1, 2\], got \[4\]"),
+        ({"x": np.zeros((0, 2), np.float32)}, r"expected data, got an empty array \[0, 2\]"),
         ({"x": np.array([[None, 1]], object)}, "Python objects"),
     ],
 )
@@ -221,12 +221,12 @@ def test_wrong_npz(tmp_path: Path, arrays: dict[str, npt.ArrayLike], message: st
 
 def test_too_few_rows(tmp_path: Path) -> None:
     path = npz(tmp_path / "d.npz", x=rows(3))
-    fails(path, "at least one batch of 4 along axis 0, came 3", dims={"n": 4})
+    fails(path, "at least one batch of 4 along axis 0, got 3", dims={"n": 4})
 
 
 def test_different_counts(tmp_path: Path) -> None:
     path = npz(tmp_path / "d.npz", ids=np.zeros((4, 3), int), mask=np.zeros((5, 3), int))
-    fails(path, "as many samples for every input, came ids 4, mask 5", TEXT)
+    fails(path, "as many samples for every input, got ids 4, mask 5", TEXT)
 
 
 def test_labels_and_outputs_are_left_out_and_said(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_broken_files(tmp_path: Path) -> None:
 def test_wrong_paths(tmp_path: Path) -> None:
     fails(tmp_path / "missing.npz", "no such file or folder")
     (tmp_path / "d.csv").write_text("1,2")
-    fails(tmp_path / "d.csv", r"expected .npz, .npy or a folder .* came a file '.csv'")
+    fails(tmp_path / "d.csv", r"expected .npz, .npy or a folder .* got a file '.csv'")
     fails(tmp_path, "expected .npz files, test_data_set_")
 
 
@@ -348,7 +348,7 @@ def test_wrong_test_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"input_1\.pb: the model has 1 inputs \(x\)"):
         load(tmp_path)
     pb(folder / "input_1.pb", rows(1), "x")
-    with pytest.raises(InputError, match=r"input_1\.pb: .* 'x' came twice"):
+    with pytest.raises(InputError, match=r"input_1\.pb: .* got 'x' twice"):
         load(tmp_path)
     (folder / "input_1.pb").unlink()
     for content in (b"", b"\xff\xff\xff", b"\x08\x01"):

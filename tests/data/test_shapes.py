@@ -190,11 +190,11 @@ def test_sum_of_symbols() -> None:
 @pytest.mark.parametrize(
     ("shapes", "dims", "message"),
     [
-        ({"x": (1, 2, 3)}, {}, r"x:1,2,3': expected 2 sizes for \[n, 4\], came 3"),
-        ({"x": (1, 5)}, {}, r"x:1,5': axis 1 is fixed to 4 in the model, came 5"),
+        ({"x": (1, 2, 3)}, {}, r"x:1,2,3': expected 2 sizes for \[n, 4\], got 3"),
+        ({"x": (1, 5)}, {}, r"x:1,5': axis 1 is fixed to 4 in the model, got 5"),
         ({"xx": (1, 4)}, {}, r"no tensor input 'xx'; did you mean 'x'\?"),
-        ({"x": (2, 4)}, {"n": 1}, r"axis 0 is 'n', expected 1 \(dims='n=1'\), came 2"),
-        ({"x": (2, 4), "z": (3,)}, {}, r"expected 2 \(input_shapes='x:2,4'\), came 3"),
+        ({"x": (2, 4)}, {"n": 1}, r"axis 0 is 'n', expected 1 \(dims='n=1'\), got 2"),
+        ({"x": (2, 4), "z": (3,)}, {}, r"expected 2 \(input_shapes='x:2,4'\), got 3"),
         ({}, {"nn": 1}, r"dims='nn=1': no input has a dimension 'nn'; did you mean 'n'\?"),
         ({}, {"qqq": 1}, r"there are 'n'"),
     ],

@@ -109,7 +109,7 @@ def test_top1_looks_at_the_classifiers() -> None:
     found = [{"p": np.array([[0.9, 0.1]]), "h": np.array([[2.0, 1.0]])}]
     assert metric.evaluate(found, reference, None, ["p"]) == 0
     assert metric.evaluate(found, reference, None, ["h"]) == 1
-    fails(metric, r"one output \[rows, classes\] .* came p \[1, 2\], h \[1, 2\]", found, reference)
+    fails(metric, r"one output \[rows, classes\] .* got p \[1, 2\], h \[1, 2\]", found, reference)
 
 
 def test_top1_says_which_output_it_took() -> None:
@@ -122,10 +122,10 @@ def test_top1_says_which_output_it_took() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([[0, 1, 1]], r"sample 0: output 'y': expected 2 labels, .* of \[2, 3\], came 3"),
-        ([[0, 3]], r"expected labels from 0 to 2 .* came 3"),
-        ([[0, 0.5]], "expected labels from 0 to 2 .* came 0.5"),
-        ([["cat", "dog"]], "expected numbers of classes as labels, came 'cat'"),
+        ([[0, 1, 1]], r"sample 0: output 'y': expected 2 labels, .* of \[2, 3\], got 3"),
+        ([[0, 3]], r"expected labels from 0 to 2 .* got 3"),
+        ([[0, 0.5]], "expected labels from 0 to 2 .* got 0.5"),
+        ([["cat", "dog"]], "expected numbers of classes as labels, got 'cat'"),
     ],
 )
 def test_wrong_labels(labels: Sequence[Any], message: str) -> None:
@@ -206,14 +206,14 @@ def test_a_function_cannot_spoil_the_outputs(tmp_path: Path) -> None:
             "    return 0",
             r"score.py:score': sample 1: ValueError: too large$",
         ),
-        ("def score(o, r, l): return None", "sample 0: expected a finite number, came None"),
-        ("def score(o, r, l): return float('nan')", "sample 0: .* came nan"),
-        ("def score(o, r, l): return '1'", "sample 0: .* came '1'"),
-        ("def score(o, r, l): return o['y']", "sample 0: .* came array"),
+        ("def score(o, r, l): return None", "sample 0: expected a finite number, got None"),
+        ("def score(o, r, l): return float('nan')", "sample 0: .* got nan"),
+        ("def score(o, r, l): return '1'", "sample 0: .* got '1'"),
+        ("def score(o, r, l): return o['y']", "sample 0: .* got array"),
         ("def score(o): return 1", "sample 0: TypeError: score"),
         ("def score(o, r, l): exit(3)", "sample 0: SystemExit: 3"),
         ("def other(): pass", "score.py:score: AttributeError"),
-        ("score = 3", "expected a function, came int"),
+        ("score = 3", "expected a function, got int"),
         ("import not_there_at_all", "score.py:score: ModuleNotFoundError"),
     ],
 )
@@ -293,18 +293,18 @@ def test_a_folder_of_feeds(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("\n".join("123456"))
     assert given(load(folder, labels=tmp_path / "l.txt")) == [[1, 2], [3, 4], [5, 6]]
     (tmp_path / "l.txt").write_text("1\n2\n")
-    with pytest.raises(InputError, match=r"labels=.*l.txt': expected 3 labels.*came 2"):
+    with pytest.raises(InputError, match=r"labels=.*l.txt': expected 3 labels.*got 2"):
         load(folder, labels=tmp_path / "l.txt")
     np.savez(folder / "1.npz", x=rows(2))
-    with pytest.raises(InputError, match=r"1.npz: expected labels for every sample, came 2 for 3"):
+    with pytest.raises(InputError, match=r"1.npz: expected labels for every sample, got 2 for 3"):
         load(folder)
 
 
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=rows(4), labels=np.zeros(3))
-    with pytest.raises(InputError, match=r"d.npz: labels: expected 4 labels.*came 3"):
+    with pytest.raises(InputError, match=r"d.npz: labels: expected 4 labels.*got 3"):
         load(tmp_path / "d.npz")
-    with pytest.raises(InputError, match=r"expected 2 or 4 labels.*came 3"):
+    with pytest.raises(InputError, match=r"expected 2 or 4 labels.*got 3"):
         load(tmp_path / "d.npz", dims={"n": 2})
 
 
@@ -344,12 +344,12 @@ def test_labels_one_a_line(tmp_path: Path, name: str, text: str, expected: list[
     ("name", "content", "message"),
     [
         ("l.txt", b"", "expected labels along axis 0"),
-        ("l.txt", b"1\n\n2", "line 2: expected one label, came ''"),
-        ("l.csv", b"1,2\n3,4", "line 1: expected one label, came '1,2'"),
+        ("l.txt", b"1\n\n2", "line 2: expected one label, got ''"),
+        ("l.csv", b"1,2\n3,4", "line 1: expected one label, got '1,2'"),
         ("l.txt", b"\xff\xfe\x00", "expected text in UTF-8"),
         ("l.npy", b"1\n2", "expected an .npy array"),
         ("l.npz", b"1\n2", "expected an .npz archive"),
-        ("l.json", b"[1]", "expected .npy, .npz, .txt or .csv, came a file '.json'"),
+        ("l.json", b"[1]", "expected .npy, .npz, .txt or .csv, got a file '.json'"),
         ("none.npy", None, "no such file"),
     ],
 )
@@ -365,5 +365,5 @@ def test_an_archive_of_labels_holds_one_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", anything=[1, 2])
     assert read_labels(tmp_path / "one.npz").tolist() == [1, 2]
     np.savez(tmp_path / "two.npz", a=[1], b=[2])
-    with pytest.raises(InputError, match="expected one array, came a, b"):
+    with pytest.raises(InputError, match="expected one array, got a, b"):
         read_labels(tmp_path / "two.npz")

@@ -412,8 +412,8 @@ def test_a_file_of_another_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [
-        (("version",), 2, "expected version 1 of the format, came 2"),
-        (("place", "threads"), "two", "'threads': expected a whole number from 1, came 'two'"),
+        (("version",), 2, "expected version 1 of the format, got 2"),
+        (("place", "threads"), "two", "'threads': expected a whole number from 1, got 'two'"),
         (("place",), None, "load-costs"),
         (("maps",), {}, "'maps' is no list"),
         (("maps", 0, "ranks"), [4, 1], r"map 0: 'ranks': expected rising whole numbers"),
@@ -423,7 +423,7 @@ def test_a_file_of_another_hand(tmp_path: Path) -> None:
         (("maps", 0, "dense_ns"), -1, "map 0: 'dense_ns'"),
         (("maps", 0, "dense_ns"), float("nan"), "map 0: 'dense_ns'"),
         (("maps", 0, "shape"), [9, 9], "map 0: 'shape': expected 3 whole numbers"),
-        (("maps", 0, "node"), 3, "map 0: 'node': expected text, came 3"),
+        (("maps", 0, "node"), 3, "map 0: 'node': expected text, got 3"),
         (("maps", 0), 3, "map 0: "),
     ],
 )
@@ -442,13 +442,13 @@ def test_a_damaged_file(tmp_path: Path, where: tuple[Any, ...], value: Any, mess
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "expected JSON"), ("[]", "came something else"), ("{}", "came something else")],
+    [("", "expected JSON"), ("[]", "got something else"), ("{}", "got something else")],
 )
 def test_no_cost_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(InputError, match=message):
         cost_file.load(tmp_path / "c.json")
-    with pytest.raises(InputError, match=r"none.json: cannot be read"):
+    with pytest.raises(InputError, match=r"none.json': cannot be read"):
         cost_file.load(tmp_path / "none.json")
 
 

@@ -106,7 +106,7 @@ def test_float16_and_int8(tmp_path: Path, cpu: str, half: bool) -> None:
 @arm64
 @emulated
 def test_names_that_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"expected a CPU of cortex-a53, .* came 'z80'"):
+    with pytest.raises(UsageError, match=r"expected a CPU of cortex-a53, .* got 'z80'"):
         open_target("qemu-arm64?cpu=z80")
     with pytest.raises(UsageError, match="expected an option of cpu"):
         open_target("qemu-arm64?speed=1")

@@ -226,7 +226,7 @@ def test_external_data_elsewhere_is_refused(tmp_path: Path) -> None:
     proto.graph.initializer[0].external_data[0].value = "../w"
     path.write_bytes(proto.SerializeToString())
     with (
-        pytest.raises(InputError, match=r"expected external data in the model's folder, came \.\."),
+        pytest.raises(InputError, match=r"expected external data in the model's folder, got \.\."),
         packed([path], feeds_for(), Job()),
     ):
         pass

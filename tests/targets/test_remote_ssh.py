@@ -307,7 +307,7 @@ def test_no_such_folder_there(sshd: Sshd, models: list[Path], tmp_path: Path) ->
     [
         ("ssh://", "expected ssh://"),
         ("ssh://-oProxyCommand=x", "expected ssh://"),
-        ("ssh://host:port", "expected a number as port, came 'port'"),
+        ("ssh://host:port", "expected a number as port, got 'port'"),
         ("ssh://host?colour=red", "expected an option of key, python"),
         ("ssh://host?key", "expected key=VALUE"),
         ("ssh://host?key=a&key=b", "key is given more than once"),

@@ -110,7 +110,7 @@ def _literal(value: Value | None) -> list[int] | None:
 
 
 def _scattered(t: Tape, node: ir.Node, x: Value, dy: Value | None) -> Value:
-    """The gradient of any choice of elements: where each came from, found by the node itself.
+    """The gradient of any choice of elements: the node itself gives the place of each.
 
     The same node, run on the numbers of the elements, tells which element of x went where.
     """
