@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 __all__ = ["index_bound"]
 
-# Position of the input whose values come out again; None: all of them do.
+# Position of the input whose values the node passes on; None: it passes on all of them.
 _PASSING: dict[str, int | None] = {
     **dict.fromkeys(
         ("Cast", "CastLike", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "Pad"), 0

@@ -84,7 +84,7 @@ def _values(
 
 
 def random_note(specs: Sequence[InputSpec], bounds: Mapping[str, int], seed: int) -> str:
-    """One sentence that says what the random input is."""
+    """The random input in one sentence."""
     groups: dict[str, list[str]] = {}
     for spec in specs:
         if spec.kind != "tensor":

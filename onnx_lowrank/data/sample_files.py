@@ -1,7 +1,7 @@
 """Arrays from sample files: ``.npz``, ``.npy`` and the ONNX test data's ``.pb``.
 
-The files come from anywhere, so pickles are never loaded and whatever is wrong with a file is
-one `InputError` that names it.
+The files are not trusted: pickles are never loaded, and every fault of a file is one `InputError`
+that names the file.
 """
 
 from __future__ import annotations

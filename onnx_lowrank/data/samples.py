@@ -209,7 +209,7 @@ def load_samples(
         labels: file of the labels of all samples; default: those among the data.
 
     Raises:
-        InputError: whatever is wrong with the data, naming file, input, expected and found.
+        InputError: the data cannot be read or do not fit; names file, input, expected and found.
     """
     fitter = Fitter(specs, shapes, output_names, own_labels=labels is None)
     if not exists(path):

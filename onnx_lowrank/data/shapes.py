@@ -1,7 +1,7 @@
 """Concrete input shapes: what the model fixes, what the user gave, what has to be assumed.
 
 Order of authority: a size that the model fixes, then one that the user gave, then a
-guess.  A symbolic dimension has one value wherever it stands.  Every guess comes back as a note.
+guess.  A symbolic dimension has the same size everywhere.  Every guess is reported as a note.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def parse_input_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """``["x:1,128"]`` -> ``{"x": (1, 128)}``; a name may hold colons, the last one separates.
 
     Raises:
-        UsageError: a text is not of that form, or a name comes twice.
+        UsageError: a text is not of that form, or a name is given twice.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for text in texts:
@@ -138,7 +138,7 @@ def parse_dims(texts: Sequence[str]) -> dict[str, int]:
     """``["batch=1"]`` -> ``{"batch": 1}``; the last equals sign separates.
 
     Raises:
-        UsageError: a text is not of that form, or a name comes twice.
+        UsageError: a text is not of that form, or a name is given twice.
     """
     dims: dict[str, int] = {}
     for text in texts:

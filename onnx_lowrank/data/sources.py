@@ -1,4 +1,4 @@
-"""Where samples come from: files and folders, or a callable of the user's."""
+"""Sources of samples: files and folders, or a callable of the user's."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def load_source(
         labels: file of the labels of all samples; default: those among the samples.
 
     Raises:
-        InputError: the source cannot be read, or does not fit the model's inputs; or labels in a
-            file are to go with feeds that come from a callable, of which nobody knows the number.
+        InputError: the source cannot be read, or does not fit the model's inputs; or labels are
+            given as a file and feeds by a callable, whose number is not known.
     """
     names = [value.name or "" for value in model.graph.outputs]
     fitter = Fitter(specs, shapes, names)
@@ -139,9 +139,8 @@ def load_source(
 def _check_no_file(labels: Path | None, text: str) -> None:
     if labels is not None:
         raise InputError(
-            f"{named('labels', labels)}: goes with samples in files; {text} has to yield each "
-            "sample's "
-            "labels with its inputs, as 'labels'"
+            f"{named('labels', labels)}: expected samples in files; {text} must yield the labels "
+            "of each sample with its inputs, as 'labels'"
         )
 
 

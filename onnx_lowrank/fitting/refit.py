@@ -1,19 +1,19 @@
 """Refit: each layer to what the compressed model really gives it.
 
 Layers are taken in topological order.  A factored layer reads inputs X̂ that the layers before it
-have already changed; it is fitted by ridge regression to the outputs Y that the original had,
+have already changed; it is fitted by ridge regression to the outputs Y of the original,
 
     W* = (X̂ᵀX̂ + λI)⁻¹ (X̂ᵀY + λW),
 
-and then cut to its rank by output PCA on X̂; of a layer with a bias of its own the means of X̂ and
-Y are taken off first, and the bias makes up for them.  Where its output is added to a residual
+and then cut to its rank by output PCA on X̂.  Where the layer has a bias of its own, the means of X̂
+and Y are subtracted first, and the bias is fitted to them.  Where its output is added to a residual
 stream, Y is the original *sum* less the compressed model's other operand, so that the layer also
-repairs the errors of those before it.  A fifth of the samples is kept aside and chooses λ; a refit that is
-not better there than the pair it would replace is dropped.
+corrects the errors of the layers before it.  A fifth of the samples is held out and chooses λ; a
+refit whose error there is not below that of the pair is dropped.
 
 A weight that several nodes read (the steps of an unrolled loop, layers that share theirs) is fitted
-to the rows of all of them.  What the later ones read depends on the weight itself: such a refit has
-to be better as well on what they read with it in place.
+to the rows of all of them.  The inputs of the later nodes depend on the weight itself, so the refit
+must also be better on the inputs that these nodes read with the new weight in place.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Reader:
         """One sample's rows: what the compressed model multiplies, and what it should get."""
         wanted, stream = before[self.output], self.residual
         if stream is not None and stream in after and before[stream].shape == wanted.shape:
-            # The sum is to come out as it did: the layer makes up for the stream's drift.
+            # The target is the original sum: the layer compensates the drift of the stream.
             wanted = wanted + (before[stream] - after[stream])
         activation = after[self.value]
         rows = self.site.form.vectors(self.site, activation)[0]

@@ -3,8 +3,8 @@
 A weight is an initializer or the output of a Constant node.  A node may read it directly or
 through a chain of Transpose, Reshape, Squeeze, Unsqueeze, Flatten, Identity and Cast nodes.
 `Constants.resolve` follows that chain and answers with a `Constant`: the root, the layout in
-which it is read, and the type it is cast to.  What looks constant and cannot be treated so is
-answered with an `Unusable` and its reason.
+which it is read, and the type it is cast to.  For a constant that cannot be used, the answer is an
+`Unusable` with its reason.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Constants:
         return Constant(value, tensor, Layout.of(shape), tensor.dtype)
 
     def _argument(self, value: ir.Value) -> Unusable | None:
-        """A function's argument: worth a reason only if some call passes a constant."""
+        """A function's argument: has a reason only if some call passes a constant."""
         function = self._function_inputs[value]
         for node in all_nodes(self.model):
             if node.op_type != function or node.op_identifier() not in self.model.functions:
@@ -208,7 +208,7 @@ class Constants:
                     passed.name,
                     passed.size,
                     passed.shape,
-                    f"comes in as argument {value.name!r} of function {function!r}, whose other "
+                    f"is passed as argument {value.name!r} of function {function!r}, whose other "
                     "calls may pass another weight; inline the function first",
                 )
         return None

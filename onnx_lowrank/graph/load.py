@@ -40,7 +40,7 @@ class Exported(Protocol):
 
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Exported
-"""A path, the bytes of a file, a protobuf, an `onnx_ir.Model`, or what an exporter returns."""
+"""A path, the bytes of a file, a protobuf, an `onnx_ir.Model`, or an exporter's result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class LoadedModel:
         name: how messages call it.
         bytes: size of its file and its external data; for a model in memory, of its tensors.
         data_files: files with external data, as they are on disk (symbolic links resolved).
-        objection: what onnx.checker has against the model, in one line; None if nothing.
+        objection: the error of onnx.checker for the model, in one line; None if it has none.
     """
 
     model: ir.Model

@@ -1,7 +1,7 @@
-"""What became of single nodes when a graph was simplified: still there, merged into another, lost.
+"""Single nodes after a graph was simplified: still there, merged into another, or lost.
 
-A node that computes the same as another one goes, and what read it reads the other.  What it was
-merged into is seen at a reader that is still there.
+A node that computes the same as another one is removed, and its readers read the other.  A reader
+that is still there shows which node that is.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def resolve(
 
     Returns:
         Nodes of the original that were merged -> the node of the model that they were merged
-        into, and the first node that is lost, or whose float constants are not bit for bit what
-        they were.  What nothing needs is neither.
+        into, and the first node that is lost, or whose float constants changed by any bit.  A node
+        that no output depends on is neither.
     """
     if not named:
         return {}, None

@@ -1,6 +1,6 @@
-"""Which empty texts a node has: in a protobuf a field that is empty is not one that is left out.
+"""Which empty texts a node has: a protobuf tells an empty field from a missing one.
 
-onnx_ir reads both alike and writes neither, so what is to stay byte for byte is marked.
+onnx_ir reads both alike and writes neither, so the empty ones are marked to be written again.
 """
 
 from __future__ import annotations

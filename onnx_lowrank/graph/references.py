@@ -1,10 +1,10 @@
-"""Attributes by reference: what a function's nodes take from its call, read as plain values.
+"""Attributes by reference: values that a function's nodes take from its call, made plain values.
 
 Inside a function an attribute may name one of the function's own attributes (``ref_attr_name``)
-in place of a value.  Whoever reads such a node meets an attribute without a value.  So the value
-is put in its place where all calls agree on it (`resolve`), and the reference is put back where
-the model is written (`written_as_references`).  What the calls do not agree on stays a reference
-(`unresolved`): such a node can only be left as it is.
+in place of a value; such an attribute has no value of its own.  Where all calls agree, the value
+takes the place of the reference (`resolve`), and the reference is restored when the model is
+written (`written_as_references`).  Where calls differ, the reference stays (`unresolved`): such a
+node is left as it is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Save: write a model beside its place, then rename; never half a file, never a damaged one.
 
 A model whose weights stand in a file of their own is two files.  The data file of a new model gets
-a name that nothing has, and the model refers to it; so the rename of the model alone decides, and
-whenever a run ends, there is the old model on the old weights or the new one on the new ones.
+an unused name, and the model refers to it.  So the rename of the model alone replaces the old one:
+whenever a run ends, there is either the old model with its weights or the new one with its own.
 """
 
 from __future__ import annotations

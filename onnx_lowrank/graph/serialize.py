@@ -1,6 +1,6 @@
 """Writing a model as one protobuf without holding its weights in memory a second time.
 
-A protobuf may be written in pieces: the fields of a message come in any order, and the length
+A protobuf may be written in pieces: the fields of a message may have any order, and the length
 that stands before a message is known once the sizes of its parts are.  So the graph is serialized
 without its large initializers, and these follow one by one, their bytes copied from where they
 are.  (Encoding: https://protobuf.dev/programming-guides/encoding/)

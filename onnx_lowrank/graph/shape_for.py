@@ -35,11 +35,11 @@ SHAPED = "shaped for"
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a target likes.
+    """The form of a graph that a target runs best.
 
     Attributes:
-        rank_multiple: ranks on which its kernels step.
-        fixed: sizes that are all known.
+        rank_multiple: multiple of ranks on which its kernels are fastest.
+        fixed: whether all sizes must be known.
         plain: Gemm with α = β = 1, transA = 0 and a weight that is an initializer.
         matrices: products of two axes.
         bias: Gemm with a bias, and only with one.

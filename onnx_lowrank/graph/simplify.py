@@ -1,8 +1,8 @@
-"""Simplify: onnxsim before the factoring, guarded, and undone with a reason where it does harm.
+"""Simplify: onnxsim before the factoring, checked, and undone with a reason where it fails.
 
-onnxsim gets a copy in which every node is named by its number, so that what it keeps is known
-again, and in which inputs with a default value have none, so that it cannot take the default for
-a constant.  What it makes gets the face of the original back.
+onnxsim gets a copy in which every node is named by its number, so that the nodes that remain can be
+identified, and in which inputs have no default value, so that onnxsim cannot treat the default as a
+constant.  The result gets the inputs, outputs, names and annotations of the original back.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FREE_INITIALIZERS = 4
 
 @dataclass(frozen=True, eq=False)
 class Simplified:
-    """What became of a model.
+    """The result of simplifying a model.
 
     Attributes:
         model: simplified; None where the original is to be used.

@@ -15,7 +15,7 @@ _LARGE = 1 << 16
 
 
 def invalid(model: ir.Model) -> str | None:
-    """What onnx.checker, with full shape inference, has against a model.
+    """The error of onnx.checker, with full shape inference, for a model.
 
     Large initializers take part as inputs of the same type and shape, so that a model of several
     GB is checked in little memory.
@@ -40,7 +40,7 @@ def invalid(model: ir.Model) -> str | None:
 
 
 def objection(proto: onnx.ModelProto) -> str | None:
-    """What onnx.checker has against a model as its file says it.
+    """The error of onnx.checker for a model as its file holds it.
 
     Large initializers, and those whose data are external, take part as inputs of the same type
     and shape: no weight is read or copied.

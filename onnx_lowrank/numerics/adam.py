@@ -31,11 +31,11 @@ def schedule(step: int, steps: int) -> float:
 
 
 class Adam:
-    """Arrays that descend.
+    """Arrays trained by gradient descent.
 
     Attributes:
         arrays: name -> the array as it is now; views that `step` changes.
-        rate: change of an element in one full step, at most about, as a share of the root mean
+        rate: about the largest change of an element in one full step, as a share of the root mean
             square of its array at the start.
     """
 

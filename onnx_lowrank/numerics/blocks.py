@@ -23,7 +23,7 @@ Codes = npt.NDArray[np.integer[Any]]
 
 # Ranges to try, as shares of the largest magnitude of a block: with few levels it pays to clip.
 _CLIPS: dict[int, Float64] = {4: np.linspace(1.0, 0.6, 17), 8: np.linspace(1.0, 0.9, 5)}
-# What a row counts at least, as a share of what the one counts that counts most.
+# Least weight of a row, as a share of the largest weight.
 _LEAST = 1e-6
 # Scales are kept in float16 while none is below its smallest normal number or above its largest.
 _HALF = np.finfo(np.float16)
@@ -79,14 +79,14 @@ def round_blocks(
     weights: Float64 | None = None,
     symmetric: bool = True,
 ) -> Blocks:
-    """Round to nearest, each block within the range that loses least.
+    """Round to nearest; of several ranges each block takes the one with the least error.
 
     Args:
         matrix: ``W[m, n]``, finite.
         bits: of a code, 4 or 8.
         block: rows that share a scale; above m it is m.
-        weights: what the square error of each row counts, shape [m], such as the diagonal of C;
-            default: all alike.
+        weights: weight of each row's square error, shape [m], such as the diagonal of C; default:
+            all equal.
         symmetric: False gives each block a zero point.
 
     Raises:
@@ -102,7 +102,7 @@ def round_blocks(
     stack = stack.reshape(groups, block, n)
     counts = np.zeros(groups * block, np.float32)
     counts[:m] = 1.0
-    if weights is not None and np.max(weights) > 0.0:  # a row that never comes counts a little
+    if weights is not None and np.max(weights) > 0.0:  # an input that is always 0 counts a little
         counts[:m] = np.maximum(weights / np.max(weights), _LEAST)
     counts = counts.reshape(groups, block, 1)
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if symmetric else (0, (1 << bits) - 1)

@@ -1,4 +1,4 @@
-"""Principal components: of a weight by itself, or of what it makes of given inputs.
+"""Principal components: of a weight by itself, or of its outputs on given inputs.
 
 By Eckart and Young (Psychometrika 1, 1936) the rank-k matrix closest to W in the Frobenius norm is
 ``(W V) Vᵀ`` with V the k leading eigenvectors of ``WᵀW``, which needs no inverse and stays exact
@@ -7,7 +7,7 @@ with those of ``WᵀCW``.  Where the other side is the smaller one its eigenvect
 weight by itself those of ``WWᵀ``, as the transpose has the same pair the other way round; of
 outputs, with ``C = Q Λ Qᵀ``, the eigenvectors u of ``√Λ Qᵀ W Wᵀ Q √Λ`` give ``v = Wᵀ Q √Λ u / σ``.
 
-The energies come first; the vectors come when a rank is known (`onnx_lowrank.numerics.lapack`).
+The energies are computed first, the vectors once a rank is known (`onnx_lowrank.numerics.lapack`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Basis:
         return int(self.vectors.shape[1])
 
     def narrow(self) -> Basis:
-        """The same in float32, for factors that are stored in no more than that."""
+        """The same in float32, for factors that are stored in float32 or less."""
         return Basis(np.ascontiguousarray(self.vectors, np.float32), self.transposed)
 
     def pair(self, matrix: Array, rank: int, dtype: npt.DTypeLike) -> tuple[Array, Array]:

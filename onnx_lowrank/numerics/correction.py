@@ -1,4 +1,4 @@
-"""A matrix of few bits and a pair for what they lose: ``W ≈ Q + A·B``.
+"""A matrix of few bits and a pair that corrects its rounding error: ``W ≈ Q + A·B``.
 
 Of ``E = W − Q`` the pair takes what the outputs feel most of, in closed form: output PCA of E on
 the moments C of the inputs (LQER, C. Zhang et al., ICML 2024, with a diagonal C; QERA, C. Zhang et
@@ -32,7 +32,7 @@ _GAIN = 0.005
 
 @dataclass(frozen=True, eq=False)
 class Corrected:
-    """Codes, and the pair that is added to what they stand for.
+    """Codes, and the pair that is added to the matrix that they represent.
 
     Attributes:
         codes: Q, of ``W[m, n]``.
@@ -60,7 +60,7 @@ def corrected(
     rounding: Callable[[Array], Blocks],
     fisher: Fisher = PLAIN,
 ) -> Corrected:
-    """Codes with the pair that makes up most for them, alternated until it stops gaining.
+    """Codes and the pair that corrects them best, fitted in turns until the error stops falling.
 
     Args:
         matrix: ``W[m, n]``, finite.
@@ -88,7 +88,7 @@ def corrected(
 
 
 def felt_error(difference: Array, moments: Moments | None, fisher: Fisher = PLAIN) -> float:
-    """``tr(G Eᵀ C E)`` of what a matrix is off by, E[m, n]; without moments ``tr(G Eᵀ E)``."""
+    """``tr(G Eᵀ C E)`` of an error matrix E[m, n]; without moments ``tr(G Eᵀ E)``."""
     felt = fisher.into(np.asarray(difference, np.float64))
     return float(np.vdot(felt, felt if moments is None else moments.applied(felt)))
 

@@ -1,12 +1,12 @@
-"""The Fisher information of a layer's outputs: which of their errors the model's outputs feel.
+"""The Fisher information of a layer's outputs: how its errors change the model's outputs.
 
-A small error e[n] of a layer's output row moves the model's outputs by ``J e``, so that the mean
-square of what they feel is ``e G eᵀ`` with ``G = E[Jᵀ J]``: the Gauss-Newton matrix of their
+A small error e[n] of a layer's output row changes the model's outputs by ``J e``, so that the mean
+square of that change is ``e G eᵀ`` with ``G = E[Jᵀ J]``: the Gauss-Newton matrix of their
 squared error, which is the Fisher information of a Gaussian around them (J. Martens, "New insights
 and perspectives on the natural gradient method", JMLR 21, 2020, section 9).  With ``G = L Lᵀ`` and
-inputs that have nothing to do with J, as in K-FAC (J. Martens & R. Grosse, ICML 2015), the error of
-a pair is ``E‖x (W − A·B) L‖²``: whatever fits ``W L`` to the inputs fits this, and ``B L⁻¹`` turns
-the second factor back.  FWSVD (Y.-C. Hsu et al., ICLR 2022) weighs the rows of W in this way.
+inputs that are independent of J, as in K-FAC (J. Martens & R. Grosse, ICML 2015), the error of a
+pair is ``E‖x (W − A·B) L‖²``: a pair is fitted to ``W L``, and its second factor is multiplied with
+``L⁻¹``.  FWSVD (Y.-C. Hsu et al., ICLR 2022) weights the rows of W in this way.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["PLAIN", "Fisher"]
 
 Float64 = npt.NDArray[np.float64]
 
-# What is added to G, as a share of its mean eigenvalue: what no sample felt others may.
+# Added to G, as a share of its mean eigenvalue: other samples may react where these did not.
 _DAMPING = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Fisher:
-    """Coordinates of outputs in which every error is felt alike.
+    """Coordinates of outputs in which equal errors change the model's outputs equally.
 
     Attributes:
         root: ``L[n, n]``, lower triangular; None where G is not known and taken as 1.

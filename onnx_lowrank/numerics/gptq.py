@@ -1,12 +1,12 @@
-"""Rounding that makes up for itself: GPTQ on the second moments of the inputs.
+"""Rounding whose errors are compensated: GPTQ on the second moments of the inputs.
 
 E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: accurate post-training quantization for
 generative pre-trained transformers", ICLR 2023.  The rows of ``W[m, n]`` are rounded one after the
-other; what a row is off by is spread over the rows that are still to come, such that
+other; the error of a row is spread over the rows that are not rounded yet, such that
 ``E‖x (W − Ŵ)‖²`` under ``C = E[xᵀ x]`` stays least.  With ``C⁻¹ = Uᵀ U``, U upper triangular, row i
 off by e takes ``e / U[i, i] · U[i, j]`` off each later row j.
 
-The inputs with the largest mean square come first, when most rows can still make up for them.  The
+The inputs with the largest mean square are first, when most rows can still compensate them.  The
 scales are those of the plain matrix, so that the blocks stay blocks in the file (“static groups”).
 """
 
@@ -26,7 +26,7 @@ Float64 = npt.NDArray[np.float64]
 
 # What is added to the diagonal of C, as a share of its mean.
 _DAMPING = 0.01
-# Rows after which what they are off by is spread over all the rest in one product.
+# Rows after which their errors are spread over all later rows in one product.
 _PANEL = 128
 
 

@@ -1,8 +1,8 @@
 """Second moments of activations, gathered in passes over samples.
 
 For rows x the output error of a map is ``E‖x W − x Ŵ‖² = tr((W−Ŵ)ᵀ C (W−Ŵ))`` with
-``C = E[xᵀ x]``, so C[m, m] is all that has to be known of the data.  Where a bias can bring along
-what the map makes of the mean, ``E[x] (W−Ŵ)``, only the covariance is left to fit to.
+``C = E[xᵀ x]``, so C[m, m] is all that has to be known of the data.  Where a bias can add the error
+at the mean, ``E[x] (W−Ŵ)``, the pair is fitted to the covariance alone.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Moments:
             nature (the one-hot rows of an embedding).
         mean: ``E[x]``, shape [m].
         rows: how many rows they are the means of.
-        centre: what is taken off the rows before a map is fitted to them, shape [m]: a bias
-            brings along what the map makes of it; None where there is no bias to do so.
+        centre: subtracted from the rows before a map is fitted to them, shape [m]: a bias adds
+            the map's output at the centre; None where there is no such bias.
     """
 
     second: Float64

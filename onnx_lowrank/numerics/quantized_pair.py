@@ -1,4 +1,4 @@
-"""Pairs of few bits: A is rounded, B fitted to what became of it, then B is rounded.
+"""Pairs of few bits: A is rounded, B is fitted to the rounded A, then B is rounded.
 
 For inputs with moments C the best second factor behind a first one Â is the regression of ``x W``
 on ``x Â``, ``B = (Âᵀ C Â + λI)⁻¹ (Âᵀ C W + λB₀)``, and the moments of what B is multiplied with are
@@ -17,7 +17,7 @@ from onnx_lowrank.numerics.moments import Moments
 
 __all__ = ["quantized_pair", "refitted_second"]
 
-# λ as a share of the mean square of a channel of the bottleneck: what no sample tells apart stays.
+# λ as a share of the mean square of a channel of the bottleneck; keeps B₀ where no sample decides.
 _RIDGE = 1e-4
 
 
@@ -48,7 +48,7 @@ def quantized_pair(
 
 
 def refitted_second(matrix: Array, first: Array, second: Array, moments: Moments | None) -> Array:
-    """The second factor that suits a first one as it is, shape [k, n], float64.
+    """The best second factor for a given first one, shape [k, n], float64.
 
     Args:
         matrix: ``W[m, n]``.

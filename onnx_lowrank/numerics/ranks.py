@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 __all__ = ["break_even", "energy_at", "energy_rank", "largest_rank", "rounded"]
 
-# Ranks come from products of floats such as (1 - 0.1)·m·n; this much is rounding, not meaning.
+# Ranks are computed from products of floats such as (1 - 0.1)·m·n, whose rounding is below this.
 _SLACK = 1e-9
 
 
@@ -60,8 +60,8 @@ def rounded(rank: int, multiple: int, largest: int, *, up: bool) -> int:
     Args:
         rank: the rank.
         multiple: what to round to.
-        largest: limit; where the multiple above does not fit under it the rank stays as it is,
-            for it keeps a promise (an energy to be held) that the multiple below would break.
+        largest: limit; where the multiple above exceeds it, the rank stays as it is, since the
+            multiple below would hold less energy than asked for.
         up: False rounds down, for a rank that spends a budget; one below the multiple stays.
     """
     if not up:

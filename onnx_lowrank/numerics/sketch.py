@@ -3,9 +3,9 @@
 Subspace iteration from a random start (N. Halko, P. G. Martinsson, J. A. Tropp, SIAM Review 53,
 2011, algorithm 4.4) with a width that grows until it holds what is asked for.  With Q orthonormal,
 ``‖W − QQᵀW‖² = ‖W‖² − ‖QᵀW‖²``, and singular values of ``QᵀW`` are never above those of W: the
-energy that is found is held for certain, however good the sketch is, and ``‖W‖²`` says how much is
-outside.  It is taken as found where one more product changes what is lost by less than `_SETTLED`.
-All products are in float32, whose rounding is far below what has to be lost for a sketch to pass.
+energy that is found is a lower bound, however good the sketch is, and ``‖W‖²`` less that energy is
+lost.  The search ends where one more product changes the loss by less than `_SETTLED`.  All
+products are in float32, whose rounding is far below the loss at which a sketch is accepted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Sketch:
 def sketch(
     matrix: Array, *, energy: float | None = None, rank: int | None = None, seed: int = 0
 ) -> Sketch | None:
-    """The leading components of ``W[m, n]``; None where there is no quick way to them.
+    """The leading components of ``W[m, n]``; None where a sketch does not find them quickly.
 
     Args:
         matrix: W; may be a memory-mapped view.

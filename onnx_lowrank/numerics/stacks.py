@@ -1,9 +1,9 @@
-"""Spectra and pairs of a stack of matrices, by its weights alone or by what it is applied to.
+"""Spectra and pairs of a stack of matrices, by its weights alone or by its inputs.
 
-Moments come as they were gathered; what is fitted to them takes their centre off and shrinks them
-first, one slice at a time (see `Moments.fitting`), what judges does not.  Where moments have a
-centre c, a bias brings ``c (W − A·B)`` along: what the map makes of c is never lost, and counts as
-energy of the first component.
+Moments are given as gathered.  To fit a pair, their centre is subtracted and they are shrunk, one
+slice at a time (see `Moments.fitting`); to judge one, they are used as they are.  Where moments
+have a centre c, a bias adds ``c (W − A·B)``: the output at c is exact, and counts as energy of the
+first component.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Descent is slow along inputs that hardly vary and overshoots along those that vary a lot.  With
 ``C = E[xᵀx]`` and ``D ≈ C + ε·tr(C)/m·I`` the map ``x·A`` is ``(x·D^-½)·(D^½·A)``, and ``D^½·A``
-reads inputs of about unit variance in all directions: a step changes the outputs alike wherever it
-goes.  This is the input half of the preconditioner of J. Martens, R. Grosse, "Optimizing neural
+reads inputs of about unit variance in all directions: a step of any direction changes the outputs
+equally.  This is the input half of the preconditioner of J. Martens, R. Grosse, "Optimizing neural
 networks with Kronecker-factored approximate curvature", ICML 2015, held fixed.
 
 D keeps the leading eigenvectors of C and is a multiple of the identity on all others, which alike

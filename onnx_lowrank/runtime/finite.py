@@ -1,4 +1,4 @@
-"""NaN and Inf that a provider makes of its own."""
+"""NaN and Inf that a provider gives where the CPU gives numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["all_finite", "not_finite"]
 
 
 def all_finite(outputs: Feed) -> bool:
-    """Whether no output holds NaN or Inf; what is no number counts as finite."""
+    """Whether no output holds NaN or Inf; outputs that are no numbers count as finite."""
     return not any(_odd(array).any() for array in outputs.values())
 
 

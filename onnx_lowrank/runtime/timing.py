@@ -1,7 +1,7 @@
 """Time models against each other.
 
-Runs alternate, and the order within a round changes every time: whatever slows the machine down
-for a while, or favours the second of two runs, meets all.  Ratios are taken round by round.
+Runs alternate, and the order within a round changes every time, so that a machine that is slow for
+a while, or an advantage of the second run, affects all models.  Ratios are taken round by round.
 """
 
 from __future__ import annotations

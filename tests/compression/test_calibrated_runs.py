@@ -161,7 +161,7 @@ several = []
         ("leaves", "SystemExit: 3$"),
         ("number", "expected an iterable of feeds or a CalibrationDataReader, got int"),
         ("nothing", "expected at least one sample, got none"),
-        ("one", "expected a mapping from input names to arrays, got str"),
+        ("one", "expected a mapping from input names to arrays, or .* for x, got str"),
         ("wrong", r"sample 0: expected arrays \[x\], got \[z\]"),
         ("wide", r"sample 0: input 'x': axis 1 is fixed to 32 in the model, got 33"),
         ("text", "sample 0: input 'x': expected float32, got <U1"),

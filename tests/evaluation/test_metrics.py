@@ -320,7 +320,7 @@ def test_labels_from_a_callable(tmp_path: Path) -> None:
     text = f"{tmp_path / 'feeds.py'}:feeds"
     samples = load_source(text, model, X, shapes, limit=9, seed=0)
     assert given(samples) == [[0], [1], [2]]
-    with pytest.raises(InputError, match="goes with samples in files"):
+    with pytest.raises(InputError, match="expected samples in files"):
         load_source(text, model, X, shapes, limit=9, seed=0, labels=tmp_path / "l.npy")
 
 
