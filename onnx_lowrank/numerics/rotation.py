@@ -3,8 +3,8 @@
 The columns of A and rows of B that a singular value decomposition gives fall with the root of the
 singular values, and so do the channels of the bottleneck ``x·A``.  One scale for all of them, as
 8-bit quantization has, wastes the small ones, and the few large ones add up beyond what the
-saturating int8 products of older processors hold.  A random rotation gives all of them one
-scale and removes outliers, as in QuIP (J. Chee et al., NeurIPS 2023) and QuaRot (S. Ashkboos et al.,
+saturating int8 products of older processors hold.  A random rotation gives all channels one scale
+and removes outliers, as in QuIP (J. Chee et al., NeurIPS 2023) and QuaRot (S. Ashkboos et al.,
 NeurIPS 2024).
 
 Q is random signs and the orthonormal discrete cosine transform, twice.  It exists for every size,
