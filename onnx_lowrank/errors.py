@@ -78,7 +78,7 @@ class InputError(LowRankError):
 
 
 class DerivativeError(InputError):
-    """There is no gradient of this model; who asked for one says what follows."""
+    """There is no gradient of this model; the caller decides whether that ends the run."""
 
 
 class UsageError(LowRankError, ValueError):

@@ -194,7 +194,7 @@ def is_standard_output(path: Path) -> bool:
     return os.path.samestat(found, own) and not stat.S_ISCHR(own.st_mode)
 
 
-_PENDING: list[None] = []  # one entry for each; a list, since threads may come and go
+_PENDING: list[None] = []  # one entry for each; a list is safe with several threads
 
 
 def pending() -> bool:
@@ -276,7 +276,7 @@ def place(file: Path, path: Path) -> None:
         return
     number = _descriptor(path)
     if number is not None and sys.stdout is not None:
-        with contextlib.suppress(OSError, ValueError):  # what was printed before comes before
+        with contextlib.suppress(OSError, ValueError):  # earlier output must be written first
             sys.stdout.flush()
     with (
         file.open("rb") as content,

@@ -27,7 +27,7 @@ class Progress(Protocol):
         """
 
     def detail(self, text: str) -> None:
-        """Say more about the stage that is running, in place of what was said before."""
+        """Show a detail of the running stage, in place of the one before."""
 
 
 class Silent:
@@ -46,7 +46,7 @@ class Stages:
     """Times the stages of a run while it shows them.
 
     Attributes:
-        seconds: wall time by stage; a stage that comes again adds to it.
+        seconds: wall time by stage; a repeated stage adds to its time.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -54,7 +54,7 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     def detail(self, text: str) -> None:
-        """Say more about the stage that is running."""
+        """Show a detail of the running stage."""
         self._progress.detail(text)
 
     @contextmanager

@@ -90,7 +90,7 @@ class File:
 
 @dataclass(frozen=True)
 class Layer:
-    """What became of one linear map, and why.
+    """The decision on one linear map, and its reason.
 
     Attributes:
         name: the node's name, or its first output's where it has none.
@@ -106,8 +106,8 @@ class Layer:
         parameters_after: elements of A and B together, or of W where dense.
         energy: share of the energy that the rank holds; None where dense.
         energy_of: of what: "weight", the squared singular values of W, or "output", the second
-            moments of ``x W`` over calibration samples, or "fisher", these as the model's outputs
-            feel them.
+            moments of ``x W`` over calibration samples, or "fisher", these weighted by their effect
+            on the model's outputs.
         predicted_error: relative error of the layer's output, ``√(1 − energy)``, where the energy
             is the output's, in the same coordinates; else None.
         output_error: the same as achieved on held-out samples; None without them.
@@ -264,7 +264,7 @@ class Calibration:
     """What the factors were fitted to.
 
     Attributes:
-        data: where the samples come from.
+        data: the source of the samples.
         samples: how many the factors were fitted to.
         held_out: how many judged the layers' errors.
         mask: the input whose zeros mark padding that was left out, or None.

@@ -1,4 +1,4 @@
-"""What a person sees: the report as tables, and progress on a terminal."""
+"""The console: the report as tables, and progress on a terminal."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _print_layers(layers: Sequence[Layer], console: Console) -> None:
         )
     kinds = {layer.energy_of for layer in layers}
     what = ", energy and error of the outputs" if kinds != {"weight"} else ""
-    what += " as the model's outputs feel them" if "fisher" in kinds else ""
+    what += ", weighted by Fisher information" if "fisher" in kinds else ""
     maps = counted(len(layers), "linear map")
     console.print(f"{maps}, {factored} factored{what}", style="bold")
     if layers:

@@ -1,4 +1,4 @@
-"""The library's face: a function for each job, with the names and defaults of the command.
+"""The public functions: one for each job, with the names and defaults of the command.
 
 Every error that is raised on purpose is a `LowRankError`: `UsageError` for an argument,
 `InputError` for a model, data or the machine.  The arguments are written by
@@ -92,7 +92,7 @@ def compress(
             and up to 1. Default: 0.95.
         rank: instead of ``energy``: this rank for every layer, taken as it is.
         keep: instead of ``energy``: the share of the linear layers' parameters to keep over the
-            whole model, spread where it hurts least.
+            whole model, with ranks of the least damage to the outputs.
         uniform: with ``keep``: the same share of every layer.
         max_size: instead of ``energy``: bytes of the result with external data. A whole number is
             bytes; a text has a unit, such as '20MB'.
@@ -100,19 +100,19 @@ def compress(
             by ``metric`` stays within this.
         metric: what ``tolerance`` means: relative-l2, cosine, top1, or file.py:function of outputs,
             reference outputs and labels that returns a score. The function itself does as well.
-        objective: what is made small under ``tolerance``. Default: latency.
-        speedup: instead of ``energy``: times as fast as the original.
+        objective: what to minimize within ``tolerance``. Default: latency.
+        speedup: instead of ``energy``: the speedup over the original to reach.
         max_latency: instead of ``energy``: latency of one inference. A number is milliseconds; a
             text has a unit, such as '5ms'.
-        allow_slower: keep pairs also where the model is slower with them than the original.
+        allow_slower: keep the pairs even if they make the model slower than the original.
         include: factor only nodes whose name or torch scope matches.
-        exclude: leave such nodes dense.
+        exclude: leave nodes dense whose name or torch scope matches.
         ops: forms to factor: default, all, or names as inspect lists them.
         constant_inputs: treat weights that are also graph inputs as constants.
         min_gain: replace a layer only if the pair saves this share of its parameters.
         rank_multiple: round chosen ranks to a multiple: for ``energy`` up where ``min_gain``
-            allows, for ``keep`` down; auto: what each layer likes here, measured. Default: 8, or
-            what the target of ``shape_for`` likes.
+            allows, for ``keep`` down; auto: the fastest multiple of each layer, measured on this
+            machine. Default: 8, or the multiple of ``shape_for``'s target.
         shape_for: shape the result for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks,
             fixed sizes, 2-D products, Gemm or MatMul. Default: portable.
         data: samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a
@@ -122,32 +122,36 @@ def compress(
         labels: labels of the samples for ``metric``: .npy, .npz, .txt or .csv. Default: in
             ``data``.
         samples: how many samples to use.
-        seed: of random input, and of the choice of samples.
-        input_shapes: concrete shape of an input, for what runs the model.
-        dims: size of a symbolic dimension, for what runs the model.
+        seed: seed of random input and of the choice of samples.
+        input_shapes: concrete shape of an input, to run the model with.
+        dims: size of a symbolic dimension, to run the model with.
         calibration: samples to fit the factors to: as ``data``, or module:callable or
             file.py:callable that returns an iterable of feeds.  Without it a part of ``data`` is
             used, the rest judges. A CalibrationDataReader does as well.
         calibration_samples: how many samples to fit to.
-        calibrate: False: fit to the weights alone, in spite of ``data``.
+        calibrate: False: fit to the weights alone, even where ``data`` is given.
         mask: input whose zeros mark padding, left out of the calibration. Default: attention_mask.
-        fisher: weigh what each layer loses by what the model's outputs feel of it, by derivatives.
-        refit: fit each layer again, to the inputs that the compressed model gives it and the
-            outputs that the original had.
+        fisher: weight each layer's errors by their effect on the model's outputs (Fisher
+            information, by derivatives).
+        refit: fit each layer again: from its inputs in the compressed model to its outputs in the
+            original.
         heal: steps of gradient descent on the factors against the original's outputs, on the
             samples to fit to. Default: none.
-        heal_at: a value inside that ``heal`` compares beside the outputs, with the same name in
-            both models. Default: some that everything factored passes through.
-        save_stats: write what the calibration gathered (.npz), for runs with other budgets.
-        load_stats: fit to what ``save_stats`` wrote for this model; no samples are run for it.
+        heal_at: a value inside the model that ``heal`` compares beside the outputs, with the same
+            name in both models. Default: bottlenecks behind the factored layers.
+        save_stats: write the calibration statistics (.npz), for runs with other budgets.
+        load_stats: fit to the statistics that ``save_stats`` wrote for this model, without samples
+            to fit to.
         max_error: gate: exit 3 and write nothing if the mean relative L2 error of an output is
             above. A function raises GateError.
         check: False: do not compare outputs.
         bench: False: do not time.
         threads: intra-op threads of check and timing. Default: physical cores.
         ep: execution provider of check and timing.
-        save_costs: write the latencies measured of single layers (JSON), for runs elsewhere.
-        load_costs: take such latencies, as of a board, instead of measuring them.
+        save_costs: write the measured latencies of single layers (JSON), for runs on other
+            machines.
+        load_costs: read the latencies of single layers, such as a board's, instead of measuring
+            them.
         simplify: False: do not run onnxsim first.
         dry_run: decide and print, write nothing.
         progress: shows the stages; default: nothing is shown.
@@ -217,9 +221,9 @@ def check(
             iterable, such as a list or a DataLoader, gives one feed at a time, of which the first
             ones are taken. Default: seeded random input.
         samples: how many samples to use.
-        seed: of random input, and of the choice of samples.
-        input_shapes: concrete shape of an input, for what runs the model.
-        dims: size of a symbolic dimension, for what runs the model.
+        seed: seed of random input and of the choice of samples.
+        input_shapes: concrete shape of an input, to run the model with.
+        dims: size of a symbolic dimension, to run the model with.
         fix_shapes: run copies whose inputs have fixed sizes, as QNN and NNAPI need.
         strict: a node that a target leaves to the CPU is an error.
         threads: intra-op threads. Default: each target's own.
@@ -277,9 +281,9 @@ def bench(
             iterable, such as a list or a DataLoader, gives one feed at a time, of which the first
             ones are taken. Default: seeded random input.
         samples: how many samples to use.
-        seed: of random input, and of the choice of samples.
-        input_shapes: concrete shape of an input, for what runs the model.
-        dims: size of a symbolic dimension, for what runs the model.
+        seed: seed of random input and of the choice of samples.
+        input_shapes: concrete shape of an input, to run the model with.
+        dims: size of a symbolic dimension, to run the model with.
         fix_shapes: run copies whose inputs have fixed sizes, as QNN and NNAPI need.
         strict: a node that a target leaves to the CPU is an error.
         threads: intra-op threads. Default: each target's own.
@@ -326,8 +330,8 @@ def support(
     Args:
         model: as for `compress`.
         before: the model that MODEL was made from, judged beside it.
-        input_shapes: concrete shape of an input, for what runs the model.
-        dims: size of a symbolic dimension, for what runs the model.
+        input_shapes: concrete shape of an input, to run the model with.
+        dims: size of a symbolic dimension, to run the model with.
         progress: shows the stages; default: nothing is shown.
         outputs: what the caller writes of the result, checked before the work.
 

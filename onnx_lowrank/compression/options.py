@@ -47,7 +47,7 @@ _TABLE = (
     Option(
         "keep", "number",
         "Instead of {energy}: the share of the linear layers' parameters to keep over the whole "
-        "model, spread where it hurts least.",
+        "model, with ranks of the least damage to the outputs.",
         GOAL, goal=True, above=0, most=1,
     ),
     Option(
@@ -76,12 +76,12 @@ _TABLE = (
     ),
     Option(
         "objective", "choice",
-        "What is made small under {tolerance}.",
+        "What to minimize within {tolerance}.",
         GOAL, shown="latency", choices=("latency", "size", "macs"), needs=("tolerance",),
     ),
     Option(
         "speedup", "number",
-        "Instead of {energy}: times as fast as {IN}.",
+        "Instead of {energy}: the speedup over {IN} to reach.",
         GOAL, goal=True, above=0, excludes=("bench", "dry_run"),
     ),
     Option(
@@ -92,7 +92,7 @@ _TABLE = (
     ),
     Option(
         "allow_slower", "switch",
-        "Keep pairs also where the model is slower with them than {IN}.",
+        "Keep the pairs even if they make the model slower than {IN}.",
         GOAL, default=False,
     ),
     # Layers
@@ -103,7 +103,7 @@ _TABLE = (
     ),
     Option(
         "exclude", "texts",
-        "Leave such nodes dense; repeatable.",
+        "Leave nodes dense whose name or torch scope matches; repeatable.",
         LAYERS, default=(), metavar="GLOB",
     ),
     Option(
@@ -124,8 +124,8 @@ _TABLE = (
     Option(
         "rank_multiple", "multiple",
         "Round chosen ranks to a multiple: for {energy} up where {min_gain} allows, for {keep} "
-        "down; auto: what each layer likes here, measured.",
-        LAYERS, shown="8, or what the target of {shape_for} likes", metavar="M", least=1,
+        "down; auto: the fastest multiple of each layer, measured on this machine.",
+        LAYERS, shown="8, or the multiple of {shape_for}'s target", metavar="M", least=1,
     ),
     Option(
         "shape_for", "choice",
@@ -151,17 +151,17 @@ _TABLE = (
     Option("samples", "whole", "How many samples to use.", SAMPLES, default=16, least=1),
     Option(
         "seed", "whole",
-        "Of random input, and of the choice of samples.",
+        "Seed of random input and of the choice of samples.",
         SAMPLES, default=0, least=0,
     ),
     Option(
         "input_shapes", "shapes",
-        "Concrete shape of an input, for what runs the model; repeatable.",
+        "Concrete shape of an input, to run the model with; repeatable.",
         SAMPLES, flag="--input-shape", metavar="NAME:1,128",
     ),
     Option(
         "dims", "dims",
-        "Size of a symbolic dimension, for what runs the model; repeatable.",
+        "Size of a symbolic dimension, to run the model with; repeatable.",
         SAMPLES, flag="--dim", metavar="NAME=1",
     ),
     # Fitting
@@ -178,7 +178,7 @@ _TABLE = (
     ),
     Option(
         "calibrate", "off",
-        "Fit to the weights alone, in spite of {data}.",
+        "Fit to the weights alone, even where {data} is given.",
         FITTING, default=True,
     ),
     Option(
@@ -188,13 +188,14 @@ _TABLE = (
     ),
     Option(
         "fisher", "switch",
-        "Weigh what each layer loses by what the model's outputs feel of it, by derivatives.",
+        "Weight each layer's errors by their effect on the model's outputs (Fisher information, by "
+        "derivatives).",
         FITTING, default=False, needs=(*_FITTED, "load_stats"), excludes=("calibrate",),
     ),
     Option(
         "refit", "switch",
-        "Fit each layer again, to the inputs that the compressed model gives it and the outputs "
-        "that the original had.",
+        "Fit each layer again: from its inputs in the compressed model to its outputs in the "
+        "original.",
         FITTING, default=False, needs=_FITTED, excludes=("calibrate",),
     ),
     Option(
@@ -206,19 +207,19 @@ _TABLE = (
     ),
     Option(
         "heal_at", "texts",
-        "A value inside that {heal} compares beside the outputs, with the same name in both "
-        "models; repeatable.",
-        FITTING, default=(), shown="some that everything factored passes through", metavar="NAME",
+        "A value inside the model that {heal} compares beside the outputs, with the same name in "
+        "both models; repeatable.",
+        FITTING, default=(), shown="bottlenecks behind the factored layers", metavar="NAME",
         needs=("heal",),
     ),
     Option(
         "save_stats", "path",
-        "Write what the calibration gathered (.npz), for runs with other budgets.",
+        "Write the calibration statistics (.npz), for runs with other budgets.",
         FITTING, metavar="FILE", needs=_FITTED, excludes=("calibrate",),
     ),
     Option(
         "load_stats", "path",
-        "Fit to what {save_stats} wrote for this model; no samples are run for it.",
+        "Fit to the statistics that {save_stats} wrote for this model, without samples to fit to.",
         FITTING, metavar="FILE", excludes=("save_stats", "calibration", "mask", "calibrate"),
     ),
     # Check and timing
@@ -237,12 +238,12 @@ _TABLE = (
     Option("ep", "text", "Execution provider of check and timing.", RUNS, default="cpu"),
     Option(
         "save_costs", "path",
-        "Write the latencies measured of single layers (JSON), for runs elsewhere.",
+        "Write the measured latencies of single layers (JSON), for runs on other machines.",
         RUNS, metavar="FILE",
     ),
     Option(
         "load_costs", "path",
-        "Take such latencies, as of a board, instead of measuring them.",
+        "Read the latencies of single layers, such as a board's, instead of measuring them.",
         RUNS, metavar="FILE",
     ),
     # Output

@@ -148,7 +148,7 @@ def _calibrated(
     saved, searched = (_loaded(context), None) if load else _gathered(context, model, groups)
     if saved is None:
         if context.settings.fisher:
-            context.say("errors are not weighed by Fisher information: there are no samples")
+            context.say("errors are not weighted by Fisher information: there are no samples")
         return Statistics(), Statistics(), None
     found = statistics_of(model, groups, saved.gathered)
     if context.settings.fisher and not load:
@@ -263,7 +263,7 @@ def _weight(group: Group) -> Weight:
 def _felt(
     context: Context, model: ir.Model, groups: Sequence[Group]
 ) -> Mapping[Group, Fisher] | None:
-    """What the model's outputs feel of each layer's; None where there are no derivatives.
+    """How each layer's errors change the model's outputs; None where there are no derivatives.
 
     Samples that a search judges with have no part in it.
     """
@@ -279,12 +279,12 @@ def _felt(
                 model, constants, groups, feeds, mask, context.trial.runner, advance, settings.seed
             )
         except DerivativeError as error:
-            context.say(f"errors are not weighed by Fisher information: {error}")
+            context.say(f"errors are not weighted by Fisher information: {error}")
             return None
     for note in found.notes:
         context.say(note)
     for name, why in found.left.items():
-        context.say(f"{name} is not weighed by Fisher information: {why}")
+        context.say(f"{name} is not weighted by Fisher information: {why}")
     return found.found
 
 

@@ -150,7 +150,8 @@ class _Run:
         settings = self._context.settings
         if settings.allow_slower or settings.min_gain < 0 or not chosen.strategy.may_put_back:
             self._context.say(
-                f"slower than the original: {latency.speedup.median:.2f}×; the goal is another one"
+                f"slower than the original: {latency.speedup.median:.2f}×; the pairs stay, since "
+                "the goal is not a latency"
             )
             return found
         for number in range(ROUNDS):

@@ -42,7 +42,7 @@ class SampleSplit:
 
         Args:
             model: what the samples must fit.
-            settings: where they come from, and how many are wanted.
+            settings: their sources, and how many are wanted.
             reference: gives a session of the model; it is asked where a size has to be guessed.
             notes: gets assumptions and findings, for the report.
         """
@@ -159,9 +159,10 @@ class SampleSplit:
         if count == 1:
             note = f"{both.source}: one sample cannot both calibrate and judge: "
             if settings.calibration is None:
-                self.notes[note + "it judges, the factors are fitted to the weights alone"] = None
+                fitted = "the sample judges, and the factors are fitted to the weights alone"
+                self.notes[note + fitted] = None
                 return both, None
-            self.notes[note + "it does, so the check is too good"] = None
+            self.notes[note + "the sample does both, so the check is too optimistic"] = None
             return both, both
         order = np.random.default_rng(settings.seed).permutation(count)
         held = min(settings.samples, max(1, count // 4))

@@ -1,4 +1,4 @@
-"""The options of a run: one frozen value, checked at the door."""
+"""The options of a run: one frozen value, checked when it is made."""
 
 from __future__ import annotations
 

@@ -169,13 +169,13 @@ def sweep(
         shares: shares of the linear parameters to keep.
         metric: a further measure of the loss, as in the main job. The function itself does as well.
         include: factor only nodes whose name or torch scope matches.
-        exclude: leave such nodes dense.
+        exclude: leave nodes dense whose name or torch scope matches.
         ops: forms to factor: default, all, or names as inspect lists them.
         constant_inputs: treat weights that are also graph inputs as constants.
         min_gain: replace a layer only if the pair saves this share of its parameters.
         rank_multiple: round chosen ranks to a multiple: for ``energy`` up where ``min_gain``
-            allows, for ``keep`` down; auto: what each layer likes here, measured. Default: 8, or
-            what the target of ``shape_for`` likes.
+            allows, for ``keep`` down; auto: the fastest multiple of each layer, measured on this
+            machine. Default: 8, or the multiple of ``shape_for``'s target.
         shape_for: shape the result for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks,
             fixed sizes, 2-D products, Gemm or MatMul. Default: portable.
         data: samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a
@@ -185,29 +185,33 @@ def sweep(
         labels: labels of the samples for ``metric``: .npy, .npz, .txt or .csv. Default: in
             ``data``.
         samples: how many samples to use.
-        seed: of random input, and of the choice of samples.
-        input_shapes: concrete shape of an input, for what runs the model.
-        dims: size of a symbolic dimension, for what runs the model.
+        seed: seed of random input and of the choice of samples.
+        input_shapes: concrete shape of an input, to run the model with.
+        dims: size of a symbolic dimension, to run the model with.
         calibration: samples to fit the factors to: as ``data``, or module:callable or
             file.py:callable that returns an iterable of feeds.  Without it a part of ``data`` is
             used, the rest judges. A CalibrationDataReader does as well.
         calibration_samples: how many samples to fit to.
-        calibrate: False: fit to the weights alone, in spite of ``data``.
+        calibrate: False: fit to the weights alone, even where ``data`` is given.
         mask: input whose zeros mark padding, left out of the calibration. Default: attention_mask.
-        fisher: weigh what each layer loses by what the model's outputs feel of it, by derivatives.
-        refit: fit each layer again, to the inputs that the compressed model gives it and the
-            outputs that the original had.
+        fisher: weight each layer's errors by their effect on the model's outputs (Fisher
+            information, by derivatives).
+        refit: fit each layer again: from its inputs in the compressed model to its outputs in the
+            original.
         heal: steps of gradient descent on the factors against the original's outputs, on the
             samples to fit to. Default: none.
-        heal_at: a value inside that ``heal`` compares beside the outputs, with the same name in
-            both models. Default: some that everything factored passes through.
-        save_stats: write what the calibration gathered (.npz), for runs with other budgets.
-        load_stats: fit to what ``save_stats`` wrote for this model; no samples are run for it.
+        heal_at: a value inside the model that ``heal`` compares beside the outputs, with the same
+            name in both models. Default: bottlenecks behind the factored layers.
+        save_stats: write the calibration statistics (.npz), for runs with other budgets.
+        load_stats: fit to the statistics that ``save_stats`` wrote for this model, without samples
+            to fit to.
         bench: False: do not time.
         threads: intra-op threads of check and timing. Default: physical cores.
         ep: execution provider of check and timing.
-        save_costs: write the latencies measured of single layers (JSON), for runs elsewhere.
-        load_costs: take such latencies, as of a board, instead of measuring them.
+        save_costs: write the measured latencies of single layers (JSON), for runs on other
+            machines.
+        load_costs: read the latencies of single layers, such as a board's, instead of measuring
+            them.
         simplify: False: do not run onnxsim first.
         models: folder for the models, ``keep-0.80.onnx`` and so on; None keeps none.
         force: overwrite models there.

@@ -45,7 +45,7 @@ _ROUNDING = {
     ir.DataType.BFLOAT16: 5e-2,
 }
 _ROUNDING_FLOAT = 1e-4
-# What comes out of a sigmoid or a softmax near 0 is exact to this, however small it is.
+# Outputs of a sigmoid or a softmax near 0 are exact to this, however small they are.
 _ROUNDING_ABSOLUTE = 1e-6
 
 
@@ -128,8 +128,8 @@ class Trial:
             if settings.data is not None or settings.calibration is not None:
                 raise
             return (
-                f"{error} (on random input; {named('data')} and {named('input_shapes')} give it "
-                "real input)"
+                f"{error} (on random input; try real samples with {named('data')}, or sizes with "
+                f"{named('input_shapes')})"
             )
         return None
 

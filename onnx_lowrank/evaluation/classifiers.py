@@ -1,14 +1,14 @@
 """Which outputs of a model look like a classifier's: rows of logits, scores or probabilities.
 
-An output does if it is a float [..., classes] with at least two classes that comes, through
-operators that leave its last axis alone, from
+An output does if it is a float [..., classes] with at least two classes that is computed, through
+operators that leave its last axis alone, by
 
     Softmax or LogSoftmax along the last axis, or Exp(x) / ReduceSum(Exp(x)), which is the same
     Gemm, or MatMul with a constant on the right, with or without a bias
     a classifier of ai.onnx.ml
 
-or if its name says so.  An embedding does not: it comes from a norm, a mean or an activation, or
-its name says so.
+or if its name tells so.  An embedding does not: a norm, a mean or an activation gives it, or its
+name tells so.
 """
 
 from __future__ import annotations

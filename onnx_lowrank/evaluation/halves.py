@@ -17,7 +17,7 @@ def computes_half(model: ir.Model) -> bool:
 
 
 def half_note(judges: Sequence[str]) -> str:
-    """What to say of a float16 model that was judged only where float16 is not computed."""
+    """The note on a float16 model that was judged only where float16 is not computed."""
     return (
         f"float16 weights judged on {', '.join(judges)} only, which computes them in float32: the "
         "larger error of ARM's float16 arithmetic was not judged"

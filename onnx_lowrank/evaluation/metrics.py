@@ -1,4 +1,4 @@
-"""What a tolerance is a tolerance of: how much worse a model's outputs are than the original's.
+"""Metrics: how much worse a model's outputs are than the original's, which a tolerance limits.
 
 ``relative-l2``         mean relative L2 error over all outputs and samples
 ``cosine``              mean cosine of the outputs to the original's

@@ -1,4 +1,4 @@
-"""Bottlenecks: values inside through which all that the factors change has to pass.
+"""Bottlenecks: values inside the model through which every change of the factors has to pass.
 
 Behind a block of a network there is often one value that everything later depends on: the
 residual stream of a transformer, the features of a stage.  The outputs alone tell a descent little
@@ -58,7 +58,7 @@ def bottlenecks(
         after = _behind(order[index + 1 :], reads[index + 1 :], {value})
         later = zip(order[index + 1 :], taught[index + 1 :], strict=True)
         if any(own and not after.issuperset(changing & {*other.outputs}) for other, own in later):
-            continue  # what comes later has a way around it
+            continue  # later values can be reached without it
         if fresh:
             found.append(value)
         elif found and _axes(value, ranks) == _axes(found[-1], ranks):

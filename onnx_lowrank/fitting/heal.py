@@ -1,9 +1,8 @@
 """Heal: gradient descent on the factors against what the original model gives.
 
-No training framework takes part: the gradients are one more ONNX graph
-(`onnx_lowrank.autodiff.gradient`), ONNX Runtime runs it, numpy takes the steps.  Samples that are
-held out of the descent say which step is kept; if none is better than where it began, nothing
-changes.
+No training framework is needed: the gradients are one more ONNX graph
+(`onnx_lowrank.autodiff.gradient`), ONNX Runtime runs the graph, numpy takes the steps.  Held-out
+samples choose the step that is kept; if no step is better than the start, nothing changes.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ def heal(
     advance: Advance,
     show: Callable[[int, float], None] | None = None,
 ) -> Healed:
-    """Change factors so that the outputs come closer to the original's.
+    """Change factors so that the outputs get closer to the original's.
 
     Args:
         model: the model with the factors; it is not changed.

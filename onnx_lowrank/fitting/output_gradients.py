@@ -1,4 +1,4 @@
-"""Fisher: what the model's outputs feel of each layer's errors, by derivatives.
+"""Fisher: how each layer's errors change the model's outputs, by derivatives.
 
 Of every sample a random direction of the outputs is taken back through the model; the second
 moments of what arrives at a layer's output say which of its errors matter

@@ -1,8 +1,8 @@
 """Calibrate: second moments of what every linear map really multiplies.
 
 The model is run on the samples with the activations of its linear maps as outputs; activations
-that several maps read in the same way (Q, K and V) are gathered once.  Two sets of moments come
-out: those that the factors are fitted to, and those of held-out samples that judge the fit.
+that several maps read in the same way (Q, K and V) are gathered once.  The result is two sets of
+moments: those that the factors are fitted to, and those of held-out samples that judge the fit.
 Activations that only ever meet the same weights, as the steps of an unrolled loop do, are added up
 in one place.
 """
@@ -44,7 +44,7 @@ MomentsKey = tuple[str, str, int]
 
 # Accumulators of one pass over the samples; moments above this wait in a file.
 MEMORY = 1 << 30
-# Fewer rows than this many times m leave the moments uncertain: said, and shrunk.
+# With fewer rows than this many times m the moments are uncertain: they are shrunk, with a note.
 _FEW = 1.0
 
 
@@ -75,7 +75,7 @@ class Statistics:
         held: of held-out samples; empty where there were none.
         missing: why a group has none: it is factored by its weight alone.
         notes: what else the user should know.
-        fisher: what the model's outputs feel of the groups' outputs, where that is known.
+        fisher: how errors of the groups' outputs change the model's outputs, where that is known.
         bases: leading components of groups, one basis for each slice, where they were found with
             these moments already.
     """
@@ -329,7 +329,7 @@ def statistics_of(
     if folded:
         notes.append(
             f"calibration: in {folded} of {len(fitted)} layers, where they are factored, the bias "
-            "takes over what the pair loses of the mean of its inputs"
+            "corrects the error of the pair at the mean of its inputs"
         )
     if few:
         notes.append(

@@ -47,7 +47,7 @@ Weight = tuple[str, int, int]
 
 @dataclass(frozen=True, eq=False)
 class SavedStatistics:
-    """Moments and where they come from.
+    """Moments and their source.
 
     Attributes:
         model: fingerprint of the model.
@@ -57,8 +57,8 @@ class SavedStatistics:
         held_out: how many the others are of.
         mask: the input whose zeros marked padding, or None.
         gathered: the moments.
-        fisher: what the model's outputs feel of each layer's, by the layer's weight; None if that
-            was not asked for.
+        fisher: how each layer's errors change the model's outputs, by the layer's weight; None if
+            not asked for.
     """
 
     model: str

@@ -1,8 +1,8 @@
 """Whiten: train factors in coordinates in which their inputs are white.
 
 In place of a factor ``A[m, k]`` that is read as ``x·A`` the graph gets
-``D^-½·Ã = Ã + S·(Qᵀ·Ã)`` with Ã trained (`onnx_lowrank.numerics.whitening`): its gradient comes out
-of the graph like any other.
+``D^-½·Ã = Ã + S·(Qᵀ·Ã)`` with Ã trained (`onnx_lowrank.numerics.whitening`): the graph gives its
+gradient as that of any other input.
 """
 
 from __future__ import annotations

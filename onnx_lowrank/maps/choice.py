@@ -1,4 +1,4 @@
-"""What was measured of a matrix, which rank was chosen for it, and what that comes to."""
+"""What was measured of a matrix, its chosen rank, and the parameters that result."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Joint:
 
     Attributes:
         groups: at least two; A counts with the first one's pair.
-        scales: s, by group: how much the model's outputs hang on each one's.
+        scales: s, by group: how strongly its errors change the model's outputs.
     """
 
     groups: tuple[Group, ...]
@@ -91,7 +91,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What becomes of one linear map.
+    """The decision on one linear map.
 
     Attributes:
         node: the node.
@@ -122,7 +122,7 @@ def linear_parameters(decisions: Sequence[Decision]) -> tuple[int, int]:
     """Parameters of the linear layers of the chosen forms, before and after."""
     before = after = 0
     seen: set[object] = set()
-    # What is refused knows its weight by name only: it comes after what reads the same weight.
+    # A refusal knows its weight by name only, so it is counted after the layers of that weight.
     for decision in sorted(decisions, key=lambda decision: decision.group is None):
         key = decision.weight if decision.group is None else decision.group.matrix.root
         if key in seen or decision.off:

@@ -91,10 +91,10 @@ class TypedShape:
 class Storage:
     """Puts constants, and what is derived from them alone, where a model can keep them.
 
-    They belong to the graph that owns the constant they replace, and stand as it stood: in an
-    initializer or in a Constant node, so that whatever reads the model next takes all weights
-    alike.  A function body has no initializers, and before IR version 4 every initializer is an
-    input that a caller may override: Constant nodes there.
+    They belong to the graph that owns the constant they replace, and have its kind: an initializer
+    or a Constant node, so that other tools treat all weights alike.  A function body has no
+    initializers, and before IR version 4 every initializer is an input that a caller may override:
+    Constant nodes there.
     """
 
     def __init__(self, model: ir.Model, names: Names, spool: Spool) -> None:

@@ -40,7 +40,7 @@ class Factors:
         second: their own.
         errors: how far the pair is off.
         shared: whether other groups share the first factor.
-        shift: s[n], what comes on top of the group's bias: what W makes of the mean of its inputs
+        shift: s[n], added to the group's bias: what W makes of the mean of its inputs
             and the pair does not; None leaves the bias.
     """
 

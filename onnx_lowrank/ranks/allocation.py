@@ -54,7 +54,7 @@ class _Part:
     """What becomes of groups that are decided together: one alone, or those of a joint.
 
     Attributes:
-        ranks: by group; a group that is not there is not the way that is taken.
+        ranks: by group; groups of ways that were not chosen are left out.
         damage: of the part.
         joint: set where they share their first factor.
     """

@@ -44,8 +44,8 @@ def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | 
     if group.others and goal.min_gain >= 0:
         return Choice(
             None,
-            f"{group.matrix.name} is also read by {listed(group.others, 2)}: it would stay, and "
-            "the pair would come on top",
+            f"{group.matrix.name} is also read by {listed(group.others, 2)}: the weight would stay "
+            "beside the pair",
         )
     limit = goal.largest(group)
     if limit == 0:

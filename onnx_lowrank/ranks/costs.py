@@ -164,7 +164,7 @@ class CostPlan:
 
 
 def _same(one: Place, other: Place) -> bool:
-    """Whether times can stand side by side; another version of the runtime is said, not refused."""
+    """Whether times can be compared; another version of the runtime is noted, not refused."""
     return (one.provider, one.threads, one.processor) == (
         other.provider,
         other.threads,

@@ -49,7 +49,7 @@ cannot be exchanged; the layer's own error, because the outputs do not show it."
 
 @dataclass(frozen=True, eq=False)
 class DamageCurve:
-    """Damage of one group as a function of its rank.
+    """Damage of one group by its rank.
 
     Attributes:
         points: reference ranks, falling, and the damage at each: mean relative square error of
@@ -207,7 +207,7 @@ def find_joints(
     """Groups that read one activation in one way, and could share their first factor.
 
     Args:
-        curves: of the groups; how much the outputs hang on each one's is the scale of its share.
+        curves: of the groups; the scale of its share is how strongly its errors change the outputs.
         statistics: groups without moments are left out.
         model: whose main graph they are in.
     """

@@ -64,7 +64,7 @@ class Goal:
         """Largest rank that the gain limit allows for a group."""
         _, m, n = group.shape
         share = 1.0 - self.min_gain
-        if group.others:  # the weight itself stays: the pair comes on top of it
+        if group.others:  # the weight itself stays beside the pair
             share -= 1.0
         return largest_rank(m, n, share)
 
@@ -78,8 +78,8 @@ class Budget:
             "tolerance", the largest loss of the metric; "speedup", a ratio to the original's
             latency; "max-latency", milliseconds.
         value: how much.
-        objective: what is made small within a tolerance.
-        metric: what a tolerance is a tolerance of.
+        objective: what is minimized within a tolerance.
+        metric: the metric that a tolerance limits.
     """
 
     kind: BudgetKind
@@ -123,7 +123,7 @@ def budget_of(
     """The budget among these options, None if there is none.
 
     Raises:
-        UsageError: a size or a time is none.
+        UsageError: a text is no size or no time.
     """
     if keep is not None:
         return Budget("keep", keep)

@@ -6,7 +6,7 @@ pair is what finding and rewriting make of that little model, so no form needs c
 weight is random: times do not depend on its numbers.
 
 All models of one comparison run once in each round, in an order that changes every time, and ratios
-are taken round by round, so that whatever slows the machine down for a while meets all of them.
+are taken round by round, so that a machine that is slow for a while affects all of them.
 Two things differ from the whole model: weights stay in the cache between the runs, and each time
 holds the call itself (some microseconds, equal for all, so that differences are free of it).
 """
@@ -84,7 +84,7 @@ class Specimen:
     def pair(self, rank: int) -> ir.Model:
         """The node as a pair of this rank, at most full rank."""
         site = self.site
-        # The weight goes as the pair comes: nobody looks at its numbers.
+        # The weight is replaced by a random pair: only the shapes matter.
         nothing = np.zeros((), site.operand.dtype.numpy())
         model = self._alone(np.broadcast_to(nothing, site.operand.shape))
         groups = find(model, Constants(model), [site.form]).groups
@@ -311,7 +311,7 @@ _NOISIEST = 0.06
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which ranks a map's pair likes.
+    """On which ranks a map's pair is fastest.
 
     Attributes:
         multiple: the smallest of 1, 4, 8, 16 and 32 whose multiples cost no more than their share;

@@ -1,4 +1,4 @@
-"""Strategy: from what the user wants to a choice for every layer, and to the next one if need be.
+"""Strategy: from the user's goal to a choice for every layer, and to another one if needed.
 
 A strategy makes a first plan; when that is assembled and measured it accepts it or makes another.
 What cannot be had is `Unreachable`, with the best that can.

@@ -1,4 +1,4 @@
-"""Targets: where models can be run.  Every module here that offers one is found by itself.
+"""Targets: where models can be run.  Every module here that offers one is registered automatically.
 
 A module has ``KINDS``, the kinds of names that are its own (see `kind_of`), and functions
 ``create(name: str) -> Target`` and ``offers() -> list[Offer]``.  A name of no such kind is one of

@@ -1,4 +1,4 @@
-"""What a target's name says: ``kind``, ``kind:rest`` or ``kind://rest``, with ``?key=value&…``."""
+"""The parts of a target's name: ``kind``, ``kind:rest`` or ``kind://rest``, ``?key=value&…``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parse(
         separator: what stands between the kind and the rest.
 
     Raises:
-        UsageError: naming the key that is not known, that comes twice, or that has no value.
+        UsageError: naming the key that is not known, that is given twice, or that has no value.
     """
     head, _, query = name.partition("?")
     rest = head.partition(separator)[2] if separator else ""

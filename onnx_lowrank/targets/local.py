@@ -146,7 +146,8 @@ class _Work:
             entry.known["outputs"] = tuple(outputs)
         if self.job.threads is not None and self.provider.device is not None:
             entry.known["notes"] = (
-                f"the number of threads is ONNX Runtime's; {self.provider.title} chooses its own",
+                f"the number of threads applies to ONNX Runtime; {self.provider.title} chooses its "
+                "own",
             )
         if self.provider.name == "qnn":
             entry.known["costs"] = self._context(model)
@@ -165,7 +166,7 @@ class _Work:
             entry.known["nodes"] = nodes
             text = assignment_text(nodes, self.provider.full, self.provider.title)
             raise InputError(
-                f"{entry.model.name}: not all of it, as {named('strict', True)} asks: {text}"
+                f"{entry.model.name}: {named('strict', True)} wants every node there: {text}"
             ) from (error)
         entry.known["nodes"] = assignment(session)
         return session

@@ -181,7 +181,7 @@ class Model:
         call = self.prepare(feed_of(self.folder, self.job, 0))
         for _ in range(2):
             call()
-        gc.disable()  # its turn comes now and then
+        gc.disable()  # collecting would add instructions to some of the runs
         for work in (_nothing, call):
             for _ in range(self.job["repeats"]):
                 _mark(2 * self.index)

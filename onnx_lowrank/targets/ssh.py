@@ -134,7 +134,7 @@ class Ssh(Target):
         for option in address.options.get("option", ()):
             words += ["-o", option]
         words += shlex.split(os.environ.get("ONNX_LOWRANK_SSH", ""))
-        # ssh takes the first value that it meets, so the user's own options come first.
+        # ssh takes the first value of an option, so the user's own are given first.
         for option in (
             "BatchMode=yes",
             f"ConnectTimeout={wait}",
@@ -228,7 +228,7 @@ class Ssh(Target):
             done = None
         if done is not None and done.returncode == 0:
             return ""
-        return f"; {folder} there may be left if it does not come back"
+        return f"; the folder {folder} may be left there"
 
 
 class _ThereError(Exception):

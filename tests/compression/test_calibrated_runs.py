@@ -266,7 +266,7 @@ def test_one_sample(linear: onnx.ModelProto, tmp_path: Path, rng: np.random.Gene
     assert any("it judges" in note for note in report.notes)
     report = factored(linear, calibration=tmp_path / "one.npz", **options).report
     assert report.calibration is not None
-    assert any("the check is too good" in note for note in report.notes)
+    assert any("the check is too optimistic" in note for note in report.notes)
 
 
 def test_no_calibrate(linear: onnx.ModelProto, numbered: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fisher: errors of a layer's outputs weighed by what the model's outputs feel of them."""
+"""Fisher: errors of a layer's outputs weighted by their effect on the model's outputs."""
 
 from __future__ import annotations
 
@@ -260,7 +260,9 @@ def test_what_cannot_be_weighed_is_named(
     agraph (float[N, 20] x) => (float[N, 20] y) {{ {body} }}"""
     model = parse(text, {k: rng.normal(size=s).astype("f4") for k, s in weights.items()})
     result = compress(model, calibration=rows(rng, 8), rank=6, fisher=True, **OPTIONS)
-    notes = [note for note in result.report.notes if "is not weighed by Fisher information" in note]
+    notes = [
+        note for note in result.report.notes if "is not weighted by Fisher information" in note
+    ]
     assert [why in note for note in notes] == [True]
     assert {layer.energy_of for layer in result.report.layers} == {"output"}
 
@@ -276,7 +278,7 @@ def test_an_operator_without_a_derivative_leaves_all_as_it_is(rng: np.random.Gen
     model, fit = parse(ODD, weights), rows(rng, 20)
     options = {**OPTIONS, "rank": 6, "calibration": fit}
     weighed, plain = compress(model, fisher=True, **options), compress(model, **options)
-    wanted = "errors are not weighed by Fisher information: operator CumSum at node 'odd' has no"
+    wanted = "errors are not weighted by Fisher information: operator CumSum at node 'odd' has no"
     assert any(wanted in note for note in weighed.report.notes)
     assert error(plain.model, weighed.model, fit) == 0.0
     with pytest.raises(DerivativeError, match="operator CumSum at node 'odd' has no derivative"):
@@ -327,7 +329,7 @@ def test_the_command_says_what_energy_it_is(
     arguments += ["--report", str(tmp_path / "report.json")]
     assert exit_code(arguments) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "energy and error of the outputs as the model's outputs feel them" in shown
+    assert "energy and error of the outputs, weighted by Fisher information" in shown
     report = json.loads((tmp_path / "report.json").read_text())
     assert "fisher" in report["seconds"]
     assert {layer["energy_of"] for layer in report["layers"]} == {"fisher"}

@@ -1,6 +1,6 @@
-"""What the loss changes by with a node's inputs, for each operator: one entry in one table.
+"""The derivatives of the operators: one table with one entry for each operator.
 
-An operator that is not in the table is named in an error, never guessed.
+An operator that is not in the table is an error that names it.
 """
 
 from onnx_lowrank.autodiff.derivatives import (

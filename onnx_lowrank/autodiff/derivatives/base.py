@@ -1,8 +1,8 @@
 """The tape on which derivatives are written, and the table of the operators' derivatives.
 
-A derivative is one function: it gets the node and what the loss changes by with each of its
-outputs, writes nodes that compute what it changes by with each of its inputs, and returns those
-values.  It reads what the node itself reads and writes; nothing is computed twice.
+A derivative is one function: it gets the node and the gradient of the loss by each of the node's
+outputs, writes nodes that compute the gradient by each of its inputs, and returns these values.  It
+reads the node's own inputs and outputs; nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Tape:
             states: before the first step, matrices.
             items: what the steps read, one matrix each.
             step: writes a step; it may read values from outside.
-            backwards: whether the last element comes first.
+            backwards: whether the steps go from the last element to the first.
 
         Returns:
             the states behind the last step, then what the steps gave, in the order of the items.

@@ -1,7 +1,7 @@
 """Derivatives of recurrent cells: one walk back through the steps.
 
-The outputs hold the state behind every step, so all gates come out of two products over all steps
-at once; only the gradient of the state goes from step to step, in a Scan (backpropagation through
+The outputs hold the state behind every step, so all gates are computed by two products over
+all steps at once; only the gradient of the state goes from step to step, in a Scan (backpropagation through
 time; Werbos, Proc. IEEE 78, 1990).  The equations are those of ONNX's LSTM, GRU and RNN.
 """
 
@@ -142,7 +142,7 @@ def _rnn(t: Tape, own: _Direction) -> _Slopes:
 
 
 def _gru(t: Tape, own: _Direction, *, late: bool) -> _Slopes:
-    """``h = (1 − z) n + z h'``; late: the reset gate comes behind the product with R."""
+    """``h = (1 − z) n + z h'``; late: the reset gate is applied behind the product with R."""
     from_x = own.split(t, own.from_x, 3)
     from_h = own.split(t, own.from_state(t), 3)
     z, reset = (t.op("Sigmoid", t.op("Add", from_x[i], from_h[i])) for i in (0, 1))

@@ -6,7 +6,7 @@ how does the node read a pair ``A[e, m, k]``, ``B[e, k, n]`` instead (`Form.rewr
 between the two, which rank and which factors, who shares the constant, where the factors are
 stored and what becomes of the old constant, is the same for all forms and stands elsewhere.
 
-A class that derives from `Form` in a module of this package is found by itself.
+Every class in a module of this package that derives from `Form` is registered automatically.
 """
 
 from __future__ import annotations

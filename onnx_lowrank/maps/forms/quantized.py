@@ -2,7 +2,7 @@
 
 ``MatMulInteger(X, W)``, ``QLinearMatMul``, ``MatMulNBits``, ``QLinearConv``, …  ->  as they are
 
-Factors of rounded weights would be rounded again; factoring comes first, quantization second.
+Factors of rounded weights would be rounded again: factor first, then quantize.
 (A MatMul behind a DequantizeLinear is answered by the MatMul's own form, in the same words.)
 """
 

@@ -198,7 +198,7 @@ def constant_weights(graph: Graph, node: ir.Node, what: Mapping[int, str]) -> st
 
 
 def listed_operators(file: str) -> frozenset[str]:
-    """The operators of a list that comes with ONNX Runtime, see its mobile usability checker.
+    """The operators of a list in ONNX Runtime's package, see its mobile usability checker.
 
     Raises:
         FileNotFoundError: this ONNX Runtime has no such list.
