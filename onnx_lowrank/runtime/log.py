@@ -81,7 +81,7 @@ class OrtLog:
         """Collect records while the block runs; `what` says what it does.
 
         May be nested; then the outermost block names the records.  Where several threads capture
-        at once, each gets every record of that time: nobody can tell whose they are.
+        at once, each gets every record of that time: a record does not name its thread.
         """
         if self._depth:
             self._depth += 1

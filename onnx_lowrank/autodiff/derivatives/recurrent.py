@@ -1,8 +1,8 @@
 """Derivatives of recurrent cells: one walk back through the steps.
 
-The outputs hold the state behind every step, so all gates are computed by two products over
-all steps at once; only the gradient of the state goes from step to step, in a Scan (backpropagation through
-time; Werbos, Proc. IEEE 78, 1990).  The equations are those of ONNX's LSTM, GRU and RNN.
+The outputs hold the state behind every step, so all gates are computed by two products over all
+steps at once.  Only the gradient of the state goes from step to step, in a Scan (backpropagation
+through time; Werbos, Proc. IEEE 78, 1990).  The equations are those of ONNX's LSTM, GRU and RNN.
 """
 
 from __future__ import annotations
