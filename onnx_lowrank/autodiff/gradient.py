@@ -20,6 +20,7 @@ from onnx_lowrank.autodiff.derivatives import Tape, find_derivative
 from onnx_lowrank.autodiff.derivatives.base import unsupported
 from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.graph.constants import FLOATS
+from onnx_lowrank.graph.flow import read_by
 from onnx_lowrank.graph.walk import static_shape
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.runtime.taps import OpenModel, look
@@ -31,7 +32,6 @@ __all__ = [
     "differentiable",
     "gradient_model",
     "loss_model",
-    "read_by",
     "read_ranks",
 ]
 
@@ -282,19 +282,6 @@ def depends(model: ir.Model, names: Sequence[str]) -> set[ir.Value]:
             if (moved or value.name in wanted) and (value.dtype is None or value.dtype in FLOATS)
         )
     return reached
-
-
-def read_by(node: ir.Node) -> set[ir.Value | None]:
-    """What a node reads, also inside of its subgraphs."""
-    read = set(node.inputs)
-    for given in node.attributes.values():
-        if given.type in _GRAPHS:
-            graphs = [given.as_graph()] if given.type == _GRAPHS[0] else given.as_graphs()
-            for graph in graphs:
-                for inner in ir.traversal.RecursiveGraphIterator(graph):
-                    read.update(inner.inputs)
-                read.update(graph.outputs)
-    return read
 
 
 def _losses(model: ir.Model, tape: Tape, values: Sequence[str]) -> list[tuple[ir.Value, ir.Value]]:

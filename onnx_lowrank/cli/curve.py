@@ -124,7 +124,7 @@ def _cells(point: Point, curve: SweepReport) -> list[str]:
         "?" if point.macs is None else f"{point.macs:,}",
         speed,
         f"{point.error:.3g}",
-        f"{point.cosine:.5f}",
+        "" if point.cosine is None else f"{point.cosine:.5f}",
         "" if point.damage is None else f"{point.damage:.3g}",
         "" if point.predicted_damage is None else f"{point.predicted_damage:.3g}",
         *([] if curve.metric is None or point.loss is None else [f"{point.loss:.3g}"]),

@@ -67,7 +67,7 @@ def output_cells(output: OutputCheck) -> list[str]:
     return [
         f"{output.max_abs_error:.3g}",
         f"{output.relative_l2:.3g}",
-        f"{output.cosine:.5f}",
+        "" if output.cosine is None else f"{output.cosine:.5f}",
         "" if top is None else f"{100 * top:.1f} %",
     ]
 

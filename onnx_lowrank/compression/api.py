@@ -130,7 +130,7 @@ def compress(
             used, the rest judges. A CalibrationDataReader does as well.
         calibration_samples: how many samples to fit to.
         calibrate: False: fit to the weights alone, even where ``data`` is given.
-        mask: input whose zeros mark padding, left out of the calibration. Default: attention_mask.
+        mask: input whose zeros mark padding, which counts nowhere. Default: attention_mask.
         fisher: weight each layer's errors by their effect on the model's outputs (Fisher
             information, by derivatives).
         refit: fit each layer again: from its inputs in the compressed model to its outputs in the

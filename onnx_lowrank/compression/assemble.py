@@ -16,7 +16,6 @@ import onnx_ir as ir
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.prepare import find_maps
 from onnx_lowrank.compression.result import Destination
-from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.heal import HealPlan, heal
@@ -151,7 +150,6 @@ def _refitted(
     with context.stages("fit", work) as advance:
         fitted = dict(fit(choices, prepared.statistics, advance))
     constants = Constants(prepared.model, settings.constant_inputs)
-    mask = settings.mask or find_mask(samples.feeds[0])
     with context.stages("refit", work) as advance:
         try:
             found = refit(
@@ -160,7 +158,7 @@ def _refitted(
                 fitted,
                 prepared.statistics,
                 samples.feeds,
-                mask,
+                context.trial.mask,
                 context.trial.runner,
                 advance,
             )
@@ -216,7 +214,7 @@ def _healed(
                 trained,
                 samples.feeds,
                 every.part(trial.split.healed_by).feeds,
-                settings.mask or find_mask(samples.feeds[0]),
+                trial.mask,
                 trial.runner,
                 HealPlan(settings.heal, settings.heal_at, seed=settings.seed),
                 advance,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from onnx_lowrank.compression.assemble import Assembled, assemble
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.strategy import Measured, Plan
 from onnx_lowrank.report import Check
@@ -41,6 +43,7 @@ class Candidates:
         self._context, self._prepared = context, prepared
         self._folder: Path | None = None
         self._session: ort.InferenceSession | None = None
+        self._assembled: Assembled | None = None
         self.made = 0
 
     def make(
@@ -66,6 +69,7 @@ class Candidates:
         assembled = assemble(
             context, self._prepared, plan.choices, destination, self._folder, healed=heal
         )
+        self._assembled = assembled
         loss = latency = None
         if context.runs():
             self._session = session = context.trial.open(assembled.path)
@@ -82,4 +86,13 @@ class Candidates:
         trial, session = self._context.trial, self._session
         assert session is not None
         with self._context.stages("check", len(trial.samples.feeds)) as advance:
-            return trial.check(session, advance)
+            check = trial.check(session, advance)
+        if self._assembled is None:
+            return check
+        before, after = self._prepared.model, self._assembled.model
+        ranked = [d for d in self._assembled.decisions if d.choice.rank is not None]
+        seen = watched(before, [decision.node for decision in ranked], trial.mask)
+        if not seen.instead:
+            return check
+        with self._context.stages("check", len(trial.samples.feeds)) as advance:
+            return dataclasses.replace(check, damage=trial.damage(seen, before, after, advance))

@@ -183,7 +183,7 @@ _TABLE = (
     ),
     Option(
         "mask", "text",
-        "Input whose zeros mark padding, left out of the calibration.",
+        "Input whose zeros mark padding, which counts nowhere.",
         FITTING, shown="attention_mask", metavar="INPUT",
     ),
     Option(

@@ -87,7 +87,7 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
             return Chosen(MaxSize(searching, budget, frame), None, table, searching)
         case "tolerance":
             cost = cost_of(prepared, budget.objective, table)
-            strategy = Tolerance(searching, budget, cost, context.trial.classifiers)
+            strategy = Tolerance(searching, budget, cost)
             return Chosen(strategy, budget.metric, table, searching)
     assert table is not None
     return Chosen(Speed(searching, budget, table), None, table, searching)
@@ -129,6 +129,7 @@ def searching_for(
         context.stages,
         context.say,
         multiple,
+        reading=trial.reading,
         only_seen=budget is not None and budget.kind == "tolerance",
     )
     return searching, table

@@ -14,7 +14,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
-from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.fitting import statistics_file
 from onnx_lowrank.fitting.output_gradients import felt
@@ -216,7 +215,7 @@ def _gathered(
     samples = trial.split.fitted_to
     if samples is None:
         return None, None
-    mask = settings.mask or find_mask(samples.feeds[0])
+    mask = trial.mask
     held = trial.samples.feeds
     aside = trial.split.searched if settings.budget is not None else ()
     fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
@@ -241,8 +240,6 @@ def _gathered(
     whole = first
     if second is not None:
         whole = {key: part.joined(second[key]) for key, part in first.items()}
-    if mask is not None:
-        context.say(f"rows where input {mask!r} is 0 are left out of the calibration")
     saved = SavedStatistics(
         model=fingerprint(context.source.model),
         name=context.source.name,
@@ -271,7 +268,7 @@ def _felt(
     assert samples is not None  # moments were gathered of them
     aside = set(context.trial.split.searched if settings.budget is not None else ())
     feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
-    mask = settings.mask or find_mask(feeds[0])
+    mask = context.trial.mask
     constants = Constants(model, settings.constant_inputs)
     with context.stages("fisher", len(feeds)) as advance:
         try:

@@ -76,7 +76,7 @@ class Point:
     summed_damage: float | None
     damage: float | None
     error: float
-    cosine: float
+    cosine: float | None
     loss: float | None
     model: str | None
 
@@ -193,7 +193,7 @@ def sweep(
             used, the rest judges. A CalibrationDataReader does as well.
         calibration_samples: how many samples to fit to.
         calibrate: False: fit to the weights alone, even where ``data`` is given.
-        mask: input whose zeros mark padding, left out of the calibration. Default: attention_mask.
+        mask: input whose zeros mark padding, which counts nowhere. Default: attention_mask.
         fisher: weight each layer's errors by their effect on the model's outputs (Fisher
             information, by derivatives).
         refit: fit each layer again: from its inputs in the compressed model to its outputs in the
@@ -322,6 +322,7 @@ class _Sweep:
         parameters = elements(assembled.model)
         sums = totals(assembled.decisions, rows, self._macs, parameters, parameters)
         outputs = [output for provider in check.providers for output in provider.outputs]
+        cosines = [output.cosine for output in outputs if output.cosine is not None]
         if destination is not None:
             destination.commit(assembled.files, self._inputs)
         return Point(
@@ -336,7 +337,7 @@ class _Sweep:
             summed_damage=plan.summed,
             damage=seen_damage(check.damage, assembled.decisions),
             error=worst_error(check.providers)[1],
-            cosine=min((output.cosine for output in outputs), default=1.0),
+            cosine=min(cosines, default=None),
             loss=found.measured.loss,
             model=None if destination is None else str(destination.path),
         )

@@ -12,12 +12,15 @@ import onnxruntime as ort
 
 from onnx_lowrank.compression.sample_split import SampleSplit
 from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.metrics import Judged, Metric
-from onnx_lowrank.evaluation.outputs import classifier_outputs, compare_outputs, run_check
+from onnx_lowrank.evaluation.outputs import compare_outputs, mean_damage, run_check
+from onnx_lowrank.evaluation.reading import Reading, reading_of
+from onnx_lowrank.evaluation.watched import Watched
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.save import runnable_file, write
 from onnx_lowrank.numerics.arrays import Array, Feed
@@ -182,6 +185,8 @@ class Trial:
             checks = compare_outputs(
                 self._run(self._reference, feed, "the original"),
                 self._run(session, feed, "the simplified model"),
+                self.reading,
+                self.reading.kept(feed),
             )
         except InputError as error:
             return str(error)
@@ -228,7 +233,7 @@ class Trial:
                 candidate,
                 self.samples,
                 provider=self.provider.full,
-                classifiers=self.classifiers,
+                reading=self.reading,
                 progress=lambda _: advance(1),
             )
         self.notes.update(dict.fromkeys(notes))
@@ -236,19 +241,50 @@ class Trial:
             self.notes[half_note([self.provider.title])] = None
         return Check(self.samples.source, len(self.samples.feeds), (figures,), damage)
 
+    def damage(
+        self, seen: Watched, before: ir.Model, after: ir.Model, advance: Advance
+    ) -> float | None:
+        """Mean damage of a model, where its outputs alone do not tell it."""
+        runners = [self.runner(seen.opened(model)) for model in (before, after)]
+        found = []
+        for feed in self.samples.feeds:
+            found.append(seen.damage(runners[0](feed), runners[1](feed), feed))
+            advance(1)
+        return mean_damage(found)
+
     @cached_property
-    def classifiers(self) -> frozenset[str]:
-        """Outputs that look like a classifier's."""
-        return frozenset(classifier_outputs(self._source.model))
+    def mask(self) -> str | None:
+        """The input that marks padding in all of the run: the one that was given, or found.
+
+        Raises:
+            InputError: the one that was given is no input, or the data do not fit the model.
+        """
+        given, feed = self._settings.mask, self.samples.feeds[0]
+        if given is not None and given not in feed:
+            raise InputError(
+                f"{named('mask', repr(given))}: expected one of the inputs {', '.join(feed)}"
+            )
+        found = given or find_mask(feed)
+        if found is not None:
+            self.notes[f"padding counts nowhere: rows where input {found!r} is 0 are left out"] = (
+                None
+            )
+        return found
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How the outputs are read in every comparison of the run."""
+        return reading_of(self._source.model, self.mask)
 
     def judge(self, candidate: ort.InferenceSession, metric: Metric) -> Judged:
         """A model by a metric, on the samples of the check."""
-        meter = metric.meter(self.classifiers)
+        meter = metric.meter(self.reading)
         labels = self.samples.labels
         for number, feed in enumerate(self.samples.feeds):
             before = self._run(self.original, feed, "the original")
             after = self._run(candidate, feed, "the result")
-            meter.add(after, before, None if labels is None else labels[number])
+            keep = self.reading.kept(feed)
+            meter.add(after, before, None if labels is None else labels[number], keep)
         self.notes.update(meter.notes)
         return meter.result()
 

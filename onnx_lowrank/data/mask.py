@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnx_lowrank.numerics.arrays import Array, Feed
 
-__all__ = ["find_mask", "kept_rows"]
+__all__ = ["counted_rows", "find_mask", "kept_rows", "masked_values", "spread_mask"]
 
 
 _MASKS = ("attention_mask", "input_mask", "padding_mask", "mask")
@@ -39,3 +42,60 @@ def find_mask(feed: Feed) -> str | None:
 def kept_rows(feed: Feed, mask: str | None) -> npt.NDArray[np.bool_] | None:
     """Which rows count; None for all of them."""
     return None if mask is None else np.asarray(feed[mask] != 0)
+
+
+def counted_rows(array: Array, keep: Array) -> Array:
+    """The rows of an array that count, shape [rows, …]; all of it where the mask does not fit.
+
+    Args:
+        array: shape [B, T, …], or [B·T, …] where an exporter flattened the batch.
+        keep: False where rows do not count, shape [B, T].
+    """
+    if array.shape[: keep.ndim] == keep.shape:
+        return np.asarray(array[keep])
+    if array.shape[:1] == (keep.size,):
+        return np.asarray(array[keep.reshape(-1)])
+    return array
+
+
+def masked_values(model: ir.Model, mask: str | None, values: Iterable[ir.Value]) -> frozenset[str]:
+    """Names of the values that have the mask's axes as their first ones, as far as shapes tell.
+
+    A size alone may agree by chance: 128 features are no 128 tokens.  Two axes of a value are the
+    mask's where they are declared by the same names, or where a further axis follows.
+
+    Args:
+        model: declares the mask's shape.
+        mask: the input; None for none.
+        values: outputs, or values inside.
+    """
+    given = next((value for value in model.graph.inputs if value.name == mask), None)
+    if given is None or given.shape is None:
+        axes: tuple[object, ...] = (None, None)
+    else:
+        axes = tuple(_axis(dim) for dim in given.shape)
+    found = set()
+    for value in values if mask is not None else ():
+        shape = None if value.shape is None else tuple(_axis(dim) for dim in value.shape)
+        if value.name and shape and _fits(shape, axes):
+            found.add(value.name)
+    return frozenset(found)
+
+
+def _axis(dim: object) -> int | str | None:
+    return dim if isinstance(dim, int) else getattr(dim, "value", None)
+
+
+def _fits(shape: tuple[object, ...], axes: tuple[object, ...]) -> bool:
+    if len(shape) < 2:
+        return False
+    for own, other in zip(shape, axes, strict=False):
+        known = own is not None and other is not None
+        if known and own != other and (isinstance(own, int) or isinstance(other, int)):
+            # A flattened batch: its size is the product.
+            return isinstance(shape[0], str | None) and shape[0] not in (axes[0],)
+    if len(shape) > len(axes):
+        return True
+    return all(
+        isinstance(own, str) and own == other for own, other in zip(shape, axes, strict=True)
+    )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
-from onnx_lowrank.evaluation.outputs import Comparison, classifier_outputs, worst_error
+from onnx_lowrank.evaluation.outputs import Comparison, worst_error
+from onnx_lowrank.evaluation.reading import Reading, reading_of
 from onnx_lowrank.evaluation.subjects import Subject, Subjects
 from onnx_lowrank.graph.face import differences
 from onnx_lowrank.numerics.arrays import Feed
@@ -143,13 +144,16 @@ def check_models(
     first, other = subjects.models
     faces = differences(first.source.model, other.source.model)
     notes.update(dict.fromkeys(f"{other.name} beside {first.name}: {face}" for face in faces))
+    reading = reading_of(subjects.models[0].source.model, find_mask(feeds[0]))
+    if reading.masked:
+        notes[f"padding counts nowhere: rows where input {reading.mask!r} is 0 are left out"] = None
     entries, halves = [], False
     for target in targets:
         outcomes = reference if target is cpu else run(target)
         for outcome in outcomes:
             halves = halves or (outcome.half is True and outcome.error is None)
             notes.update(dict.fromkeys(f"{target.name}: {note}" for note in outcome.notes))
-        entries.append(_entry(target, subjects.models, outcomes, reference, notes))
+        entries.append(_entry(target, subjects.models, outcomes, reference, feeds, reading, notes))
     if not halves and any(computes_half(subject.source.model) for subject in subjects.models):
         notes[half_note([target.name for target in targets])] = None
     return CheckReport(
@@ -169,15 +173,20 @@ def _entry(
     models: Sequence[Subject],
     outcomes: Sequence[Outcome],
     reference: Sequence[Outcome],
+    feeds: Sequence[Feed],
+    reading: Reading,
     notes: dict[str, None],
 ) -> TargetCheck:
-    before, after = models
-    classifiers = classifier_outputs(before.source.model)
+    after = models[1]
 
     def compared(a: Outcome, b: Outcome, what: str) -> tuple[OutputCheck, ...]:
         if a.error is not None or b.error is not None:
             return ()
-        return _compared(a.outputs, b.outputs, what, classifiers, notes)
+        comparison = Comparison(reading, what)
+        for feed, expected, found in zip(feeds, a.outputs, b.outputs, strict=True):
+            comparison.add(expected, found, reading.kept(feed))
+        notes.update(dict.fromkeys(f"{what}: {note}" for note in comparison.notes))
+        return comparison.results()
 
     rows = tuple(
         ModelOnTarget(
@@ -194,20 +203,6 @@ def _entry(
     )
     outputs = compared(outcomes[0], outcomes[1], after.name)
     return TargetCheck(target.name, target.emulated, outputs, rows)
-
-
-def _compared(
-    before: Sequence[Feed],
-    after: Sequence[Feed],
-    what: str,
-    classifiers: Any,
-    notes: dict[str, None],
-) -> tuple[OutputCheck, ...]:
-    comparison = Comparison(classifiers, what)
-    for expected, found in zip(before, after, strict=True):
-        comparison.add(expected, found)
-    notes.update(dict.fromkeys(f"{what}: {note}" for note in comparison.notes))
-    return comparison.results()
 
 
 def _missed(entries: Sequence[TargetCheck], limit: float | None) -> str | None:

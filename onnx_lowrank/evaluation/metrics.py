@@ -18,16 +18,18 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from onnx_lowrank.data.usercode import UserCode, failure
 from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.outputs import Comparison, same_top
+from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.numerics.arrays import Array, Feed
 
 __all__ = ["Judged", "Meter", "Metric", "Score"]
@@ -120,13 +122,12 @@ class Metric:
             )
         return cast(Score, score)
 
-    def meter(self, classifiers: Collection[str] = frozenset()) -> Meter:
+    def meter(self, reading: Reading = PLAIN) -> Meter:
         """What adds up the metric over samples.
 
         Args:
-            classifiers: outputs that top1 looks at (see
-                `onnx_lowrank.evaluation.classifiers`); where there are none, the
-                model's only output of a suitable shape.
+            reading: what is known of the outputs; top1 looks at the classifiers among them, and
+                where there are none at the model's only output of a suitable shape.
 
         Raises:
             InputError: the function cannot be loaded.
@@ -134,15 +135,15 @@ class Metric:
         if self.kind == "function":
             return _Function(self.text, self.code, self._score)
         if self.kind == "top1":
-            return _Top1(frozenset(classifiers))
-        return _Distance(self.kind)
+            return _Top1(reading)
+        return _Distance(self.kind, reading)
 
     def evaluate(
         self,
         outputs: Sequence[Feed],
         reference: Sequence[Feed],
         labels: Sequence[Array] | None = None,
-        classifiers: Collection[str] = frozenset(),
+        reading: Reading = PLAIN,
     ) -> float:
         """The loss of a model whose outputs are all at hand; see `Meter.add`.
 
@@ -150,12 +151,12 @@ class Metric:
             outputs: of the model, one for each sample.
             reference: of the original.
             labels: one for each sample, or None.
-            classifiers: as for `meter`.
+            reading: as for `meter`.
 
         Raises:
             InputError: as `Meter.add`; or there is no sample.
         """
-        meter = self.meter(classifiers)
+        meter = self.meter(reading)
         for number, (own, original) in enumerate(zip(outputs, reference, strict=True)):
             meter.add(own, original, None if labels is None else labels[number])
         return meter.result().loss
@@ -173,19 +174,27 @@ class Meter(ABC):
         self.samples = 0
         self.notes: dict[str, None] = {}
 
-    def add(self, outputs: Feed, reference: Feed, labels: Array | None = None) -> None:
+    def add(
+        self,
+        outputs: Feed,
+        reference: Feed,
+        labels: Array | None = None,
+        keep: Array | None = None,
+    ) -> None:
         """Add one sample.
 
         Args:
             outputs: of the model, name -> array.
             reference: of the original.
             labels: of the sample, shape [rows, …], or None.
+            keep: which rows count (see `Reading.kept`); None for all of them.  A function of the
+                user's gets whole outputs.
 
         Raises:
             InputError: the outputs do not fit each other, the metric or the labels; or the user's
                 function fails.  It names the sample, counted from 0.
         """
-        self._add(outputs, reference, labels)
+        self._add(outputs, reference, labels, keep)
         self.samples += 1
 
     def result(self) -> Judged:
@@ -199,7 +208,9 @@ class Meter(ABC):
         return self._result()
 
     @abstractmethod
-    def _add(self, outputs: Feed, reference: Feed, labels: Array | None) -> None: ...
+    def _add(
+        self, outputs: Feed, reference: Feed, labels: Array | None, keep: Array | None
+    ) -> None: ...
 
     @abstractmethod
     def _result(self) -> Judged: ...
@@ -208,24 +219,36 @@ class Meter(ABC):
 class _Distance(Meter):
     """Relative L2 error, or cosine: the means over the outputs of what the check says of each."""
 
-    def __init__(self, kind: MetricKind) -> None:
+    def __init__(self, kind: MetricKind, reading: Reading) -> None:
         super().__init__()
         self._kind = kind
-        self._comparison = Comparison()
+        self._comparison = Comparison(reading)
         self.notes = self._comparison.notes
 
-    def _add(self, outputs: Feed, reference: Feed, labels: Array | None) -> None:  # noqa: ARG002
+    def _add(
+        self,
+        outputs: Feed,
+        reference: Feed,
+        labels: Array | None,  # noqa: ARG002
+        keep: Array | None,
+    ) -> None:
         try:
-            self._comparison.add(reference, outputs)
+            self._comparison.add(reference, outputs, keep)
         except InputError as error:
             raise InputError(f"sample {self.samples}: {error}") from error
 
     def _result(self) -> Judged:
         results = self._comparison.results()
         if not results:
-            raise InputError(f"{named('metric', self._kind)}: the model has no output")
+            raise InputError(f"{named('metric', self._kind)}: no output holds anything")
         if self._kind == "cosine":
-            cosine = math.fsum(output.cosine for output in results) / len(results)
+            cosines = [output.cosine for output in results if output.cosine is not None]
+            if not cosines:
+                raise InputError(
+                    f"{named('metric', 'cosine')}: expected an output of floats with more than one "
+                    "element in a sample, got none"
+                )
+            cosine = math.fsum(cosines) / len(cosines)
             return Judged(1.0 - cosine, 1.0, cosine, self.samples)
         error = sum(output.relative_l2 for output in results) / len(results)
         return Judged(error, 0.0, error, self.samples)
@@ -234,13 +257,15 @@ class _Distance(Meter):
 class _Top1(Meter):
     """The largest element of each row ``[…, classes]``: is it the label's, or the original's?"""
 
-    def __init__(self, classifiers: frozenset[str]) -> None:
+    def __init__(self, reading: Reading) -> None:
         super().__init__()
-        self._classifiers = classifiers
+        self._reading = reading
         self._rows = self._before = self._after = 0
         self._labelled: bool | None = None
 
-    def _add(self, outputs: Feed, reference: Feed, labels: Array | None) -> None:
+    def _add(
+        self, outputs: Feed, reference: Feed, labels: Array | None, keep: Array | None
+    ) -> None:
         where = f"{named('metric', 'top1')}: sample {self.samples}"
         if self._labelled is None:
             self._labelled = labels is not None
@@ -253,34 +278,35 @@ class _Top1(Meter):
                 raise InputError(
                     f"{where}: output {name!r}: expected shape {list(original.shape)}, got {got}"
                 )
-            if labels is None:
-                same = same_top(original, own)
-                self._rows += same.size
-                self._before += same.size
-                self._after += int(np.count_nonzero(same))
-                continue
-            right = _one_hot(labels, original, f"{where}: output {name!r}")
-            judged = right.any(axis=-1)  # [...]; a row without a label counts nowhere
+            where_name = f"{where}: output {name!r}"
+            before, after, judged = (
+                self._reading.counted(name, found, keep)
+                for found in _agreement(original, own, labels, where_name)
+            )
             self._rows += int(np.count_nonzero(judged))
-            self._before += int(np.count_nonzero(same_top(original, right)[judged]))
-            self._after += int(np.count_nonzero(same_top(own, right)[judged]))
+            self._before += int(np.count_nonzero(before[judged]))
+            self._after += int(np.count_nonzero(after[judged]))
 
     def _chosen(self, reference: Feed, where: str) -> list[str]:
-        chosen = [name for name in reference if name in self._classifiers]
+        chosen = [name for name in reference if name in self._reading.classifiers]
         suitable = [
             name
             for name in (chosen or reference)
             if reference[name].ndim and reference[name].shape[-1] > 1
-            if np.issubdtype(reference[name].dtype, np.number) or reference[name].dtype.kind == "V"
+            if reference[name].dtype.kind in "fV"
         ]
-        if not chosen and len(suitable) == 1:
-            note = f"{named('metric', 'top1')}: output {suitable[0]!r} is taken for a classifier's"
-            self.notes[note] = None
-            return suitable
+        # A model that ends in ArgMax gives the classes themselves.
+        numbers = [name for name, array in reference.items() if array.dtype.kind in "iu"]
+        if not chosen and (len(suitable) == 1 or (not suitable and len(numbers) == 1)):
+            (name,) = suitable or numbers
+            what = "a classifier's" if suitable else "numbers of classes"
+            self.notes[f"{named('metric', 'top1')}: output {name!r} is taken for {what}"] = None
+            return [name]
         if not chosen or not suitable:
             shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in reference.items())
             raise InputError(
-                f"{where}: expected one output [rows, classes] of a classifier, got {shapes}"
+                f"{where}: expected one output [rows, classes] of a classifier, or one of whole "
+                f"numbers, the classes, got {shapes}"
             )
         return suitable
 
@@ -291,13 +317,42 @@ class _Top1(Meter):
         return Judged(before - after, before, after, self.samples)
 
 
+def _agreement(
+    original: Array, own: Array, labels: Array | None, where: str
+) -> tuple[Array, Array, Array]:
+    """Of each row: is the original right, is the model, and does the row count.
+
+    Right is the label, or without labels what the original says.
+    """
+    if original.dtype.kind in "iu":
+        if labels is None:
+            same = np.asarray(own == original)
+            return np.ones_like(same), same, np.ones_like(same)
+        expected = _classes(labels, original.shape, where, scores=False)
+        return original == expected, own == expected, expected >= 0
+    if labels is None:
+        same = same_top(original, own)
+        return np.ones_like(same), same, np.ones_like(same)
+    right = _one_hot(labels, original, where)
+    # A row without a label counts nowhere.
+    return same_top(original, right), same_top(own, right), np.asarray(right.any(axis=-1))
+
+
 def _one_hot(labels: Array, scores: Array, where: str) -> Array:
     """1 at each row's label, shape [..., classes]; rows with a negative label have none."""
-    rows, classes = scores.shape[:-1], scores.shape[-1]
+    classes_of = _classes(labels, scores.shape, where, scores=True)
+    return np.asarray(np.arange(scores.shape[-1]) == classes_of[..., np.newaxis], np.int8)
+
+
+def _classes(
+    labels: Array, shape: tuple[int, ...], where: str, *, scores: bool
+) -> npt.NDArray[np.int64]:
+    """Labels as whole numbers, one for each row of scores, or one for each of the classes."""
+    rows, classes = (shape[:-1], shape[-1]) if scores else (shape, None)
     if labels.size != math.prod(rows):
         raise InputError(
-            f"{where}: expected {math.prod(rows)} labels, one for each row of "
-            f"{list(scores.shape)}, got {labels.size}"
+            f"{where}: expected {math.prod(rows)} labels, one for each row of {list(shape)}, "
+            f"got {labels.size}"
         )
     if labels.dtype.kind not in "iubf":
         shown = str(labels.reshape(-1)[0])
@@ -305,17 +360,20 @@ def _one_hot(labels: Array, scores: Array, where: str) -> Array:
     numbers = labels.reshape(rows)
     with np.errstate(invalid="ignore"):
         classes_of = numbers.astype(np.int64)
-    odd = (classes_of != numbers) | (classes_of >= classes)
+    odd = classes_of != numbers
+    if classes is not None:
+        odd |= classes_of >= classes
     if odd.any():
+        most = "" if classes is None else f" to {classes - 1}"
         raise InputError(
-            f"{where}: expected labels from 0 to {classes - 1} (below 0: no label), "
+            f"{where}: expected labels from 0{most} (below 0: no label), "
             f"got {numbers[odd].reshape(-1)[0]}"
         )
-    return np.asarray(np.arange(classes) == classes_of[..., np.newaxis], np.int8)
+    return np.asarray(classes_of)
 
 
 class _Function(Meter):
-    """The mean of a score of the user's."""
+    """The mean of a score of the user's, who gets the outputs whatever their shapes are."""
 
     def __init__(self, text: str, code: UserCode | None, score: Score) -> None:
         super().__init__()
@@ -323,7 +381,13 @@ class _Function(Meter):
         self._before: list[float] = []
         self._after: list[float] = []
 
-    def _add(self, outputs: Feed, reference: Feed, labels: Array | None) -> None:
+    def _add(
+        self,
+        outputs: Feed,
+        reference: Feed,
+        labels: Array | None,
+        keep: Array | None,  # noqa: ARG002
+    ) -> None:
         self._before.append(self._called(reference, reference, labels))
         self._after.append(self._called(outputs, reference, labels))
 

@@ -1,13 +1,16 @@
 """Run the original and the result on the same inputs and say how far they are apart.
 
 All figures are in double precision.  Where both outputs hold the same NaN or Inf at the same place
-they agree there; where only one does, the error is infinite.
+they agree there; where only one does, the error is infinite.  Strings, truths and integers of 32 or
+64 bits are the same or not: their error is the share that differs.  Padding counts nowhere.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +19,7 @@ import onnxruntime as ort
 
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.evaluation.classifiers import classifier_outputs
+from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.report import OutputCheck, ProviderCheck
@@ -24,7 +27,6 @@ from onnx_lowrank.runtime.session import run
 
 __all__ = [
     "Comparison",
-    "classifier_outputs",
     "compare_outputs",
     "damage_of",
     "mean_damage",
@@ -33,29 +35,34 @@ __all__ = [
     "worst_error",
 ]
 
+# Kinds of arrays of strings; bytes, at most, of an integer that is a quantized number.
+_TEXTS, _QUANTIZED = "OUS", 2
 _AGREES = 1e-3
 """Relative error up to which the original is said to agree with stored outputs."""
 
 
 @dataclass
 class _Sums:
-    """What is kept of one output, whatever the number of samples."""
+    """What is kept of one output, whatever the number of samples.
+
+    ``samples`` counts those in which there was something to compare.
+    """
 
     samples: int = 0
     max_abs_error: float = 0.0
     relative_l2: float = 0.0
+    angles: int = 0
     cosine: float = 0.0
     rows: int = 0
     agreeing: int = 0
     classifier: bool = False
 
     def result(self, name: str) -> OutputCheck:
-        count = max(self.samples, 1)
         return OutputCheck(
             name=name,
             max_abs_error=self.max_abs_error,
-            relative_l2=self.relative_l2 / count,
-            cosine=self.cosine / count if self.samples else 1.0,
+            relative_l2=self.relative_l2 / self.samples,
+            cosine=self.cosine / self.angles if self.angles else None,
             top1_agreement=self.agreeing / self.rows if self.classifier and self.rows else None,
         )
 
@@ -65,18 +72,28 @@ class Comparison:
     """Adds up the differences of two models' outputs, sample by sample.
 
     Attributes:
-        classifiers: outputs for which top-1 agreement is counted.
+        reading: what is known of the outputs.
         what: names the second model in messages.
         notes: what else the user should know, each once.
     """
 
-    classifiers: Collection[str] = frozenset()
+    reading: Reading = PLAIN
     what: str = "the result"
     notes: dict[str, None] = field(default_factory=dict)
     _sums: dict[str, _Sums] = field(default_factory=dict)
 
-    def add(self, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> None:
-        """Add one sample: output -> array, of both models.
+    def add(
+        self,
+        reference: Mapping[str, Array],
+        candidate: Mapping[str, Array],
+        keep: Array | None = None,
+    ) -> None:
+        """Add one sample.
+
+        Args:
+            reference: output -> array, of the first model.
+            candidate: the same of the second.
+            keep: which rows count (see `Reading.kept`); None for all of them.
 
         Raises:
             InputError: an output is missing, or has another shape or kind of type.
@@ -84,40 +101,67 @@ class Comparison:
         for name, expected in reference.items():
             if name not in candidate:
                 raise InputError(f"output {name!r}: {self.what} has no such output")
-            self._add(name, expected, candidate[name])
+            found = candidate[name]
+            self._look(name, expected, found)
+            self._add(
+                name,
+                self.reading.counted(name, expected, keep),
+                self.reading.counted(name, found, keep),
+            )
 
     def results(self) -> tuple[OutputCheck, ...]:
-        """One entry for each output, in the order in which they were read."""
-        return tuple(sums.result(name) for name, sums in self._sums.items())
+        """One entry for each output that holds anything, in the order of the model."""
+        return tuple(sums.result(name) for name, sums in self._sums.items() if sums.samples)
 
-    def _add(self, name: str, expected: Array, found: Array) -> None:
-        if expected.shape != found.shape:
+    @property
+    def empty(self) -> tuple[str, ...]:
+        """The outputs in which no sample had anything to compare."""
+        return tuple(name for name, sums in self._sums.items() if not sums.samples)
+
+    def _look(self, name: str, expected: Array, found: Array) -> None:
+        """Raise InputError where an output has a shape or type that it must not have."""
+        texts = [array.dtype.kind in _TEXTS for array in (expected, found)]
+        if texts[0] != texts[1] and expected.size and found.size:
+            raise InputError(
+                f"output {name!r}: {self.what} has type {found.dtype}, expected {expected.dtype}"
+            )
+        if expected.shape == found.shape:
+            return
+        if name not in self.reading.loose or expected.ndim != found.ndim:
             raise InputError(
                 f"output {name!r}: {self.what} has shape {list(found.shape)}, "
                 f"expected {list(expected.shape)}"
             )
-        texts = [array.dtype.kind in "OUS" for array in (expected, found)]
-        if texts[0] != texts[1]:
-            raise InputError(
-                f"output {name!r}: {self.what} has type {found.dtype}, expected {expected.dtype}"
-            )
-        sums = self._sums.setdefault(name, _Sums(classifier=name in self.classifiers))
-        if texts[0]:
-            unequal = float(np.mean(expected != found)) if expected.size else 0.0
-            figures = (float(unequal > 0), unequal, 1.0 - unequal)
-            self.notes[f"output {name!r} holds strings: relative_l2 is the share that differs"] = (
+        self.notes[
+            f"output {name!r}: its size depends on what the model computes, and differs in "
+            f"{self.what}: what only one of the two gives counts as wrong"
+        ] = None
+
+    def _add(self, name: str, expected: Array, found: Array) -> None:
+        sums = self._sums.setdefault(name, _Sums(classifier=name in self.reading.classifiers))
+        if not expected.size and not found.size:
+            return
+        exact = _exact(expected) or _exact(found)
+        if exact:
+            kind = "strings" if expected.dtype.kind in _TEXTS else "integers"
+            self.notes[f"output {name!r} holds {kind}: relative_l2 is the share that differs"] = (
                 None
             )
+            largest, error = _unequal(expected, found)
+            cosine = None
         else:
-            figures = self._figures(name, expected, found)
-            if sums.classifier and expected.ndim and expected.shape[-1] > 1 and expected.size:
+            expected, found = _padded(expected, found)
+            largest, error, cosine = self._figures(name, expected, found)
+            if sums.classifier and expected.ndim and expected.shape[-1] > 1:
                 same = same_top(expected, found)
                 sums.rows += int(same.size)
                 sums.agreeing += int(np.count_nonzero(same))
         sums.samples += 1
-        sums.max_abs_error = max(sums.max_abs_error, figures[0])
-        sums.relative_l2 += figures[1]
-        sums.cosine += figures[2]
+        sums.max_abs_error = max(sums.max_abs_error, largest)
+        sums.relative_l2 += error
+        if cosine is not None and expected.size > 1:  # one number has no direction
+            sums.angles += 1
+            sums.cosine += cosine
 
     def _figures(self, name: str, expected: Array, found: Array) -> tuple[float, float, float]:
         """Largest absolute difference, relative L2 error and cosine of one sample."""
@@ -146,6 +190,51 @@ class Comparison:
         return float(difference.max()) * scale, relative, min(1.0, max(-1.0, cosine))
 
 
+def _exact(array: Array) -> bool:
+    """Whether two elements are the same or not, however near: strings, truths, numbers of things.
+
+    Integers of 8 and 16 bits are what quantized models compute with.
+    """
+    kind = array.dtype.kind
+    return kind in _TEXTS or kind == "b" or (kind in "iu" and array.dtype.itemsize > _QUANTIZED)
+
+
+def _unequal(expected: Array, found: Array) -> tuple[float, float]:
+    """Largest difference, and the share of elements that differ.
+
+    Where the sizes differ it is the share of rows of the longer one that the other does not have.
+    """
+    if expected.shape != found.shape:
+        own, other = (_counted(array) for array in (expected, found))
+        both = sum((own & other).values())
+        return 1.0, 1.0 - both / max(own.total(), other.total())
+    differs = expected != found
+    if expected.dtype.kind in _TEXTS:
+        return float(differs.any()), float(np.mean(differs))
+    distance = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    return float(distance.max()), float(np.mean(differs))
+
+
+def _counted(array: Array) -> Counter[object]:
+    """How often each row is there."""
+    if array.ndim < 2:
+        return Counter(array.reshape(-1).tolist())
+    return Counter(
+        tuple(row) for row in array.reshape(len(array), math.prod(array.shape[1:])).tolist()
+    )
+
+
+def _padded(one: Array, other: Array) -> tuple[Array, Array]:
+    """Two arrays with zeros where only the other one has elements."""
+    if one.shape == other.shape:
+        return one, other
+    sizes = np.maximum(one.shape, other.shape)
+    return tuple(  # type: ignore[return-value]
+        np.pad(a, [(0, int(size) - own) for own, size in zip(a.shape, sizes, strict=True)])
+        for a in (one, other)
+    )
+
+
 def same_top(expected: Array, found: Array) -> npt.NDArray[np.bool_]:
     """Whether the largest of each row is the same one; any of several equally large will do.
 
@@ -167,15 +256,16 @@ def same_top(expected: Array, found: Array) -> npt.NDArray[np.bool_]:
 def compare_outputs(
     reference: Mapping[str, Array],
     candidate: Mapping[str, Array],
-    classifiers: Collection[str] = frozenset(),
+    reading: Reading = PLAIN,
+    keep: Array | None = None,
 ) -> tuple[OutputCheck, ...]:
-    """Compare the outputs of one sample.
+    """Compare the outputs of one sample; see `Comparison`.
 
     Raises:
         InputError: an output is missing, or has another shape or kind of type.
     """
-    comparison = Comparison(classifiers)
-    comparison.add(reference, candidate)
+    comparison = Comparison(reading)
+    comparison.add(reference, candidate, keep)
     return comparison.results()
 
 
@@ -185,7 +275,7 @@ def run_check(
     samples: Samples,
     *,
     provider: str,
-    classifiers: Collection[str],
+    reading: Reading,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[ProviderCheck, float | None, tuple[str, ...]]:
     """Run both models on every sample; outputs of one sample at a time are in memory.
@@ -195,7 +285,7 @@ def run_check(
         candidate: the result.
         samples: the inputs, and stored outputs where there are any.
         provider: the execution provider, for the report.
-        classifiers: outputs for which top-1 agreement is counted.
+        reading: what is known of the outputs.
         progress: called after each sample with the number of samples done.
 
     Returns:
@@ -204,8 +294,8 @@ def run_check(
     Raises:
         InputError: a model does not run on a sample, or an output changed its shape.
     """
-    comparison = Comparison(classifiers)
-    stored = Comparison(what="the original")
+    comparison = Comparison(reading)
+    stored = Comparison(dataclasses.replace(reading, mask=None), what="the original")
     with_stored = 0
     damages: list[float | None] = []
     for index, (feed, expected) in enumerate(zip(samples.feeds, samples.expected, strict=True)):
@@ -217,12 +307,15 @@ def run_check(
             except InputError as error:  # says something about the data, not about the result
                 comparison.notes[f"stored outputs do not fit the model: {error}"] = None
         after = run(candidate, feed, "the result")
-        comparison.add(before, after)
-        damages.append(damage_of(before, after))
+        keep = reading.kept(feed)
+        comparison.add(before, after, keep)
+        damages.append(damage_of(before, after, reading, keep))
         if progress is not None:
             progress(index + 1)
     check = ProviderCheck(provider, comparison.results())
     notes = list(comparison.notes)
+    if comparison.empty:
+        notes.append(f"not compared, empty on every sample: {', '.join(comparison.empty)}")
     if with_stored:
         notes.append(_stored_note(stored.results(), with_stored))
     return check, mean_damage(damages), tuple(notes)
@@ -249,18 +342,30 @@ def _worst(outputs: Sequence[OutputCheck]) -> tuple[str, float]:
     return ("", 0.0) if worst is None else (worst.name, worst.relative_l2)
 
 
-def damage_of(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> float | None:
-    """Mean over the outputs of ``‖b − a‖² / ‖a‖²``, of those that are numbers and not all zero.
+def damage_of(
+    reference: Mapping[str, Array],
+    candidate: Mapping[str, Array],
+    reading: Reading = PLAIN,
+    keep: Array | None = None,
+) -> float | None:
+    """Mean over the outputs of ``‖b − a‖² / ‖a‖²``, of those that are floats and not all zero.
 
     Squares of independent errors add up, so that the damage of many layers is about the sum of
     theirs.  Infinite where only the candidate holds NaN or Inf; None where no output can be
     compared.
+
+    Args:
+        reference: output -> array.
+        candidate: the same of another model.
+        reading: what is known of the outputs.
+        keep: which rows count (see `Reading.kept`); None for all of them.
     """
     found = []
     for name, before in reference.items():
-        if before.dtype.kind not in "fV":  # V: bfloat16 and smaller
-            continue
-        a, b = before.astype(np.float64), candidate[name].astype(np.float64)
+        if before.dtype.kind not in "fV" or before.shape != candidate[name].shape:
+            continue  # V: bfloat16 and smaller
+        a, b = (reading.counted(name, given[name], keep) for given in (reference, candidate))
+        a, b = a.astype(np.float64), b.astype(np.float64)
         known = np.isfinite(a)
         a, b = a[known], b[known]
         norm = float(np.vdot(a, a))

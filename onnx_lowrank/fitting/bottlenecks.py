@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.autodiff.gradient import depends, read_by
+from onnx_lowrank.autodiff.gradient import depends
+from onnx_lowrank.graph.flow import read_by
 
 __all__ = ["bottlenecks"]
 

@@ -110,10 +110,8 @@ def _with_overhead(group: Group, rank: int | None, leads: bool = True) -> float:
 class Tolerance(Strategy):
     """The smallest or fastest model whose loss stays within a limit."""
 
-    def __init__(
-        self, searching: Searching, budget: Budget, cost: CostOf, classifiers: frozenset[str]
-    ) -> None:
-        self._searching, self._budget, self._classifiers = searching, budget, classifiers
+    def __init__(self, searching: Searching, budget: Budget, cost: CostOf) -> None:
+        self._searching, self._budget = searching, budget
         self._priced = searching.ladders.priced(cost)
         self._steps = path(self._priced.items)
         self._limit = budget.value
@@ -127,7 +125,7 @@ class Tolerance(Strategy):
         with searching.stages("search"):
             self._at, self._known = furthest(
                 self._steps,
-                lambda step: searching.loss(self._priced, step, metric, self._classifiers),
+                lambda step: searching.loss(self._priced, step, metric),
                 self._limit,
                 self._guess,
                 self._known,

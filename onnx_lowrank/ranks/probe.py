@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnx_lowrank.evaluation.outputs import damage_of, mean_damage
+from onnx_lowrank.evaluation.outputs import mean_damage
+from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.numerics.arrays import Feed
-from onnx_lowrank.runtime.taps import OpenModel, Runner
+from onnx_lowrank.runtime.taps import OpenModel, Runner, give_out
 
 __all__ = ["Probe"]
 
@@ -26,6 +27,7 @@ class Probe:
         groups: whose weights can be exchanged: those of the main graph.
         feeds: the samples.
         reference: outputs with the weights as they are, by sample.
+        watched: what is compared to tell a damage.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Probe:
         groups: Sequence[Group],
         feeds: Sequence[Feed],
         open_model: OpenModel,
+        mask: str | None = None,
     ) -> None:
         """Open the session and run the reference.
 
@@ -42,6 +45,7 @@ class Probe:
             groups: whose weights are to be exchanged.
             feeds: samples, at least one.
             open_model: makes a runner of a model.
+            mask: the input that marks padding; None without.
 
         Raises:
             InputError: the model does not run.
@@ -56,9 +60,13 @@ class Probe:
         }
         for name in self._dense:
             _open_weight(copy, name)
+        nodes = [member.site.node for group in groups for member in group.members]
+        self.watched = watched(model, nodes, mask)
+        give_out(copy, self.watched.inside)
         self._run: Runner = open_model(copy)
         self.feeds = tuple(feeds)
-        self.reference: tuple[Feed, ...] = tuple(self.outputs({}))
+        self._before = tuple(self._values({}))
+        self.reference: tuple[Feed, ...] = tuple(map(self._given, self._before))
 
     def outputs(self, pairs: Mapping[Group, Factors]) -> Iterator[Feed]:
         """Outputs of every sample in turn.
@@ -66,16 +74,28 @@ class Probe:
         Args:
             pairs: in place of the weights of these groups; the others stay as they are.
         """
+        return map(self._given, self._values(pairs))
+
+    def damage(self, pairs: Mapping[Group, Factors]) -> float | None:
+        """Mean of `damage_of` over the samples; None where none of them can be compared."""
+        return mean_damage(
+            self.watched.damage(before, after, feed)
+            for feed, before, after in zip(
+                self.feeds, self._before, self._values(pairs), strict=True
+            )
+        )
+
+    def _given(self, values: Feed) -> Feed:
+        """The outputs among the values."""
+        return {name: array for name, array in values.items() if name in self.watched.outputs}
+
+    def _values(self, pairs: Mapping[Group, Factors]) -> Iterator[Feed]:
+        """Outputs, and what stands for them, of every sample in turn."""
         weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
         for group, pair in pairs.items():
             weights |= pair.constants(group)
         for feed in self.feeds:
             yield self._run({**weights, **feed})
-
-    def damage(self, pairs: Mapping[Group, Factors]) -> float | None:
-        """Mean of `damage_of` over the samples; None where none of them can be compared."""
-        both = zip(self.reference, self.outputs(pairs), strict=True)
-        return mean_damage(damage_of(before, after) for before, after in both)
 
 
 def _is_open(model: ir.Model, group: Group) -> bool:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice, linear_parameters
@@ -57,6 +58,7 @@ class Searching:
         say: Callable[[str | None], None],
         multiple: Callable[[Group], int | None] | None = None,
         *,
+        reading: Reading = PLAIN,
         only_seen: bool = False,
     ) -> None:
         """Measure the damage of every layer.
@@ -69,19 +71,22 @@ class Searching:
             stages: shows and times what is being done.
             say: takes a note for the user.
             multiple: on which multiple a group's rank should be, where that is not the goal's.
+            reading: what is known of the model's outputs.
             only_seen: whether layers stay dense whose damage the outputs do not show.
 
         Raises:
             InputError: the model does not run with its weights as inputs.
         """
         self.prepared, self.stages, self.say = prepared, stages, say
-        self._goal, self._samples = goal, samples
+        self._goal, self._samples, self._reading = goal, samples, reading
         groups = [group for group, found in prepared.measured.items() if found.finite]
         with stages("damage", len(groups)) as advance:
-            self.probe = Probe(prepared.model, groups, samples.feeds, open_model)
+            self.probe = Probe(prepared.model, groups, samples.feeds, open_model, reading.mask)
             curves = damage_curves(
                 groups, prepared.measured, prepared.search, goal, self.probe, advance
             )
+        for note in self.probe.watched.notes:
+            self.say(note)
         unseen = [group for group, curve in curves.items() if curve.known_from == "own error"]
         self._left = frozenset(unseen if only_seen else ())
         if unseen:
@@ -124,16 +129,15 @@ class Searching:
         """Parameters of all linear layers, with or without options."""
         return linear_parameters(decide(self.prepared.finding, self.plan(None, None).choices))[0]
 
-    def loss(
-        self, priced: Priced, solution: Solution, metric: Metric, classifiers: frozenset[str]
-    ) -> float:
+    def loss(self, priced: Priced, solution: Solution, metric: Metric) -> float:
         """A solution by a metric on the search samples, without assembling it."""
         pairs = self._fitted(priced, solution)
-        meter = metric.meter(classifiers)
+        meter = metric.meter(self._reading)
         labels = self._samples.labels
         outputs = self.probe.outputs(pairs)
         for number, (own, before) in enumerate(zip(outputs, self.probe.reference, strict=True)):
-            meter.add(own, before, None if labels is None else labels[number])
+            keep = self._reading.kept(self._samples.feeds[number])
+            meter.add(own, before, None if labels is None else labels[number], keep)
         for note in meter.notes:
             self.say(note)
         return meter.result().loss

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.numerics.arrays import Array, Feed
 
-__all__ = ["OpenModel", "Run", "Runner", "Seen", "look", "tapped"]
+__all__ = ["OpenModel", "Run", "Runner", "Seen", "give_out", "look", "tapped"]
 
 Run = Callable[[ir.Model], Feed]
 """Runs a model on one sample and gives its outputs by name."""
@@ -101,6 +101,20 @@ def tapped(model: ir.Model, names: Iterable[str], open_model: OpenModel) -> Runn
             copy.graph.outputs.append(value)
     run = open_model(copy)
     return lambda feed: {**feed, **run(feed)}
+
+
+def give_out(model: ir.Model, names: Collection[str]) -> None:
+    """Make values of the main graph outputs as well, in place.
+
+    Args:
+        model: a copy that is only run.
+        names: outputs of nodes.
+    """
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in names:
+                value.shape = None  # a declared shape may be too narrow for what is fed
+                model.graph.outputs.append(value)
 
 
 def _without_outputs(

@@ -12,13 +12,15 @@ import pytest
 
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.evaluation.classifiers import classifier_outputs
 from onnx_lowrank.evaluation.outputs import (
     Comparison,
-    classifier_outputs,
     compare_outputs,
+    damage_of,
     run_check,
     worst_error,
 )
+from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.report import OutputCheck, ProviderCheck
 from onnx_lowrank.runtime.session import open_session
@@ -28,7 +30,7 @@ INF, NAN = math.inf, math.nan
 
 def one(a: npt.ArrayLike, b: npt.ArrayLike, *, classifier: bool = False) -> OutputCheck:
     (result,) = compare_outputs(
-        {"y": np.asarray(a)}, {"y": np.asarray(b)}, {"y"} if classifier else ()
+        {"y": np.asarray(a)}, {"y": np.asarray(b)}, Reading(frozenset({"y"} if classifier else ()))
     )
     return result
 
@@ -49,18 +51,20 @@ def one(a: npt.ArrayLike, b: npt.ArrayLike, *, classifier: bool = False) -> Outp
         ([NAN, 1.0], [1.0, 1.0], INF, INF, 0),
         ([NAN], [INF], INF, INF, 0),
         ([NAN], [NAN], 0, 0, 1),
-        ([], [], 0, 0, 1),
         ([3e200, 4e200], [3e200, 4.5e200], 0.5e200, 0.1, 27 / (5 * math.sqrt(29.25))),
         ([3e-200, 4e-200], [3e-200, 4.5e-200], 0.5e-200, 0.1, 27 / (5 * math.sqrt(29.25))),
         (5.0, 6.0, 1, 0.2, 1),
         ([3 + 4j], [3 + 5j], 1, 0.2, 29 / (5 * math.sqrt(34))),
     ],
 )
-def test_figures(a: object, b: object, error: float, relative: float, cosine: float) -> None:
-    result = one(a, b)  # type: ignore[arg-type]
+def test_figures(
+    a: npt.ArrayLike, b: npt.ArrayLike, error: float, relative: float, cosine: float
+) -> None:
+    result = one(a, b)
     assert result.max_abs_error == pytest.approx(error, rel=1e-12)
     assert result.relative_l2 == pytest.approx(relative, rel=1e-12)
-    assert result.cosine == pytest.approx(cosine, rel=1e-12)
+    alone = np.size(a) < 2
+    assert result.cosine == (None if alone else pytest.approx(cosine, rel=1e-12))
     assert result.top1_agreement is None
 
 
@@ -84,10 +88,74 @@ def test_strings() -> None:
     words = np.array(["a", "b", "c", "d"], object)
     comparison.add({"y": words}, {"y": np.array(["a", "b", "c", "x"], object)})
     (result,) = comparison.results()
-    assert (result.max_abs_error, result.relative_l2, result.cosine) == (1.0, 0.25, 0.75)
+    assert (result.max_abs_error, result.relative_l2, result.cosine) == (1.0, 0.25, None)
     assert list(comparison.notes) == [
         "output 'y' holds strings: relative_l2 is the share that differs"
     ]
+
+
+def test_integers_are_the_same_or_not() -> None:
+    ids = one([1000, 7, 7, 3], [1001, 7, 7, 3])
+    assert (ids.max_abs_error, ids.relative_l2, ids.cosine) == (1.0, 0.25, None)
+    assert one([True, True], [True, False]).relative_l2 == 0.5
+    # Eight bits are what quantized models compute with.
+    assert one(np.array([100, 100], np.uint8), np.array([101, 100], np.uint8)).relative_l2 < 0.01
+
+
+def test_one_number_has_no_direction() -> None:
+    assert one([[2.0]], [[5.0]]).cosine is None
+    assert one([[2.0]], [[5.0]]).relative_l2 == pytest.approx(1.5)
+
+
+def test_an_empty_output_is_not_compared() -> None:
+    comparison = Comparison()
+    comparison.add(
+        {"y": np.zeros((0, 4)), "z": np.ones(2)}, {"y": np.zeros((0, 4)), "z": np.ones(2)}
+    )
+    assert [output.name for output in comparison.results()] == ["z"]
+    assert comparison.empty == ("y",)
+
+
+LOOSE = Reading(loose=frozenset({"y"}))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "relative"),
+    [
+        ([[0, 1], [2, 3], [4, 5]], [[2, 3], [0, 1]], 1 / 3),  # rows, in any order
+        ([[0, 1]], [[2, 3], [4, 5]], 1.0),
+        ([3.0, 4.0], [3.0], 0.8),  # what only one has counts as zeros in the other
+        ([[3.0]], [[3.0], [4.0]], 4 / 3),
+        (np.zeros((0, 3), np.int64), [[0, 1, 2]], 1.0),
+    ],
+)
+def test_sizes_that_depend_on_the_model(
+    a: npt.ArrayLike, b: npt.ArrayLike, relative: float
+) -> None:
+    comparison = Comparison(LOOSE)
+    comparison.add({"y": np.asarray(a)}, {"y": np.asarray(b)})
+    (result,) = comparison.results()
+    assert result.relative_l2 == pytest.approx(relative)
+    assert any("size depends on what the model computes" in note for note in comparison.notes)
+
+
+def test_padding_counts_nowhere() -> None:
+    keep = np.array([[True, True, False]])
+    reading = Reading(classifiers=frozenset({"y"}), mask="mask", masked=frozenset({"y"}))
+    a = np.array([[[1.0, 0], [0, 1], [5, 0]]])
+    b = np.array([[[1.0, 0], [0, 1], [0, 9]]])
+    for shape in ((1, 3, 2), (3, 2)):  # as it is, and with a flattened batch
+        before, after = {"y": a.reshape(shape)}, {"y": b.reshape(shape)}
+        comparison = Comparison(reading)
+        comparison.add(before, after, keep)
+        (result,) = comparison.results()
+        assert (result.relative_l2, result.top1_agreement) == (0.0, 1.0)
+        assert damage_of(before, after, reading, keep) == 0.0
+        assert damage_of(before, after) == pytest.approx((25 + 81) / 27)
+    pooled = {"z": np.ones((3, 2))}
+    comparison = Comparison(reading)
+    comparison.add(pooled, {"z": np.zeros((3, 2))}, keep)
+    assert comparison.results()[0].relative_l2 == 1.0
 
 
 def test_top1() -> None:
@@ -101,7 +169,7 @@ def test_top1() -> None:
 
 
 def test_means_over_samples() -> None:
-    comparison = Comparison({"y"})
+    comparison = Comparison(Reading(frozenset({"y"})))
     comparison.add({"y": np.array([[1.0, 0.0]])}, {"y": np.array([[1.0, 0.0]])})
     comparison.add({"y": np.array([[2.0, 0.0]] * 3)}, {"y": np.array([[0.0, 2.0]] * 3)})
     (result,) = comparison.results()
@@ -142,7 +210,12 @@ def samples(expected: Sequence[Mapping[str, Array] | None] = (None, None)) -> Sa
 def test_run_check() -> None:
     done: list[int] = []
     check, _, notes = run_check(
-        session(1), session(1.5), samples(), provider="P", classifiers={"z"}, progress=done.append
+        session(1),
+        session(1.5),
+        samples(),
+        provider="P",
+        reading=Reading(frozenset({"z"})),
+        progress=done.append,
     )
     y, z = check.outputs
     assert (check.provider, y.name, z.name, notes, done) == ("P", "y", "z", (), [1, 2])
@@ -156,9 +229,9 @@ def test_run_check() -> None:
 
 def test_run_check_names_the_model_that_fails() -> None:
     with pytest.raises(InputError, match=r"^the result: ONNX Runtime does not run it"):
-        run_check(session(1), session(1, "1"), samples(), provider="P", classifiers=())
+        run_check(session(1), session(1, "1"), samples(), provider="P", reading=PLAIN)
     with pytest.raises(InputError, match=r"^the original: ONNX Runtime does not run it"):
-        run_check(session(1, "1"), session(1), samples(), provider="P", classifiers=())
+        run_check(session(1, "1"), session(1), samples(), provider="P", reading=PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +244,7 @@ def test_run_check_names_the_model_that_fails() -> None:
 )
 def test_stored_outputs(stored: list[float], note: str) -> None:
     expected = ({"y": np.array([stored], np.float32)}, None)
-    _, _, notes = run_check(session(1), session(2), samples(expected), provider="P", classifiers=())
+    _, _, notes = run_check(session(1), session(2), samples(expected), provider="P", reading=PLAIN)
     assert len(notes) == 1
     assert notes[0].startswith(note)
 
@@ -179,7 +252,7 @@ def test_stored_outputs(stored: list[float], note: str) -> None:
 def test_not_finite_outputs_are_said() -> None:
     x = np.array([[NAN, 1]], np.float32)
     data = Samples("d", ({"x": x},), (None,), (), 1)
-    check, _, notes = run_check(session(1), session(1), data, provider="P", classifiers=())
+    check, _, notes = run_check(session(1), session(1), data, provider="P", reading=PLAIN)
     assert notes[0] == "output 'y': both models give the same NaN or Inf in places"
     assert check.outputs[0].relative_l2 == 0
     comparison = Comparison()

@@ -16,6 +16,7 @@ from onnx_lowrank.data.shapes import InputSpec, concrete_shapes
 from onnx_lowrank.data.sources import load_source
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.evaluation.reading import Reading
 from onnx_lowrank.numerics.arrays import Array
 from tests.helpers.models import linear_model
 
@@ -107,9 +108,22 @@ def test_top1_looks_at_the_classifiers() -> None:
     metric = Metric.parse("top1")
     reference = [{"p": np.array([[0.9, 0.1]]), "h": np.array([[1.0, 2.0]])}]
     found = [{"p": np.array([[0.9, 0.1]]), "h": np.array([[2.0, 1.0]])}]
-    assert metric.evaluate(found, reference, None, ["p"]) == 0
-    assert metric.evaluate(found, reference, None, ["h"]) == 1
+    assert metric.evaluate(found, reference, None, Reading(frozenset({"p"}))) == 0
+    assert metric.evaluate(found, reference, None, Reading(frozenset({"h"}))) == 1
     fails(metric, r"one output \[rows, classes\] .* got p \[1, 2\], h \[1, 2\]", found, reference)
+
+
+def test_top1_of_classes_themselves() -> None:
+    metric = Metric.parse("top1")
+    before, after = ([{"y": np.array(ids)}] for ids in ([3, 1, 2, 0], [3, 1, 1, 0]))
+    assert metric.evaluate(after, before) == 0.25
+    labels = [np.array([3, 0, 1, -1])]  # the last row has none
+    assert metric.evaluate(after, before, labels) == pytest.approx(1 / 3 - 2 / 3)
+
+
+def test_cosine_of_single_numbers_is_no_metric() -> None:
+    with pytest.raises(InputError, match="more than one element in a sample"):
+        Metric.parse("cosine").evaluate(outputs([[1.0]]), outputs([[2.0]]))
 
 
 def test_top1_says_which_output_it_took() -> None:

@@ -1,0 +1,65 @@
+"""Reading: what is known of a model's outputs before any two of them are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_lowrank.data.mask import counted_rows, kept_rows, masked_values
+from onnx_lowrank.evaluation.classifiers import classifier_outputs
+from onnx_lowrank.graph.flow import flow_from
+from onnx_lowrank.numerics.arrays import Array, Feed
+
+__all__ = ["PLAIN", "Reading", "reading_of"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the outputs of one model are read in every comparison of a run.
+
+    Attributes:
+        classifiers: outputs whose largest element is the answer.
+        loose: outputs whose sizes depend on what the model computes, as those of
+            NonMaxSuppression do: two models may give different ones.
+        mask: the input whose zeros mark padding; None without.
+        masked: outputs that have the mask's axes: padding counts nowhere in them.
+    """
+
+    classifiers: frozenset[str] = frozenset()
+    loose: frozenset[str] = frozenset()
+    mask: str | None = None
+    masked: frozenset[str] = frozenset()
+
+    def kept(self, feed: Feed) -> Array | None:
+        """Which rows of a sample count; None for all of them."""
+        return kept_rows(feed, self.mask)
+
+    def counted(self, name: str, array: Array, keep: Array | None) -> Array:
+        """The rows of an output that count, shape [rows, …]; all of it where no mask fits."""
+        return array if keep is None or name not in self.masked else counted_rows(array, keep)
+
+
+PLAIN = Reading()
+"""Where nothing is known: all rows of all outputs count."""
+
+
+def reading_of(
+    model: ir.Model, mask: str | None = None, inside: Iterable[ir.Value] = ()
+) -> Reading:
+    """The reading of a model's outputs.
+
+    Args:
+        model: the model.
+        mask: the input that marks padding.
+        inside: further values of its main graph that are compared as outputs are.
+    """
+    values: Collection[ir.Value] = [*model.graph.outputs, *inside]
+    flow = flow_from(model, values=model.graph.inputs)
+    return Reading(
+        classifiers=classifier_outputs(model),
+        loose=frozenset(value.name or "" for value in values if value in flow.loose),
+        mask=mask,
+        masked=masked_values(model, mask, values),
+    )

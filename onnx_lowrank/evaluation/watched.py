@@ -1,0 +1,87 @@
+"""Watched: the values of a model at which damage is measured, its outputs or those before them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_lowrank.evaluation.outputs import damage_of
+from onnx_lowrank.evaluation.reading import Reading, reading_of
+from onnx_lowrank.graph.flow import flow_from
+from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.phrases import listed
+from onnx_lowrank.runtime.taps import give_out
+
+__all__ = ["Watched", "watched"]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is compared to tell a damage.
+
+    Attributes:
+        outputs: of the model.
+        instead: outputs that cannot be compared number by number -> the nearest floats before
+            them, which are compared in their place.  Such outputs are integers (the class of an
+            ArgMax), strings, sequences, and tensors whose size depends on what the layers compute
+            (the boxes that NonMaxSuppression leaves).
+        reading: what is known of all that is compared.
+    """
+
+    outputs: frozenset[str]
+    instead: Mapping[str, tuple[str, ...]]
+    reading: Reading
+
+    @property
+    def values(self) -> frozenset[str]:
+        """The names of all that is compared."""
+        return (self.outputs - self.instead.keys()) | self.inside
+
+    @property
+    def inside(self) -> frozenset[str]:
+        """The names of what is no output."""
+        return frozenset(n for names in self.instead.values() for n in names) - self.outputs
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is compared in place of outputs."""
+        return tuple(
+            f"damage of output {output!r} is measured at {listed(names, 4) or 'nothing'} before "
+            "it: it is no float, or its size depends on what the model computes"
+            for output, names in self.instead.items()
+        )
+
+    def opened(self, model: ir.Model) -> ir.Model:
+        """A copy of a model that gives out everything that is compared."""
+        copy = model.clone()
+        give_out(copy, self.inside)
+        return copy
+
+    def damage(self, before: Feed, after: Feed, feed: Feed) -> float | None:
+        """`damage_of` for what two models give on one sample."""
+        both = {n: a for n, a in before.items() if n in self.values and n in after}
+        return damage_of(both, after, self.reading, self.reading.kept(feed))
+
+
+def watched(model: ir.Model, nodes: Collection[ir.Node], mask: str | None) -> Watched:
+    """What tells the damage of layers.
+
+    Args:
+        model: the model.
+        nodes: the layers; outputs that do not depend on them stay as they are.
+        mask: the input that marks padding; None without.
+    """
+    flow = flow_from(model, nodes=nodes)
+    sources = {
+        output.name or "": flow.sources(output)
+        for output in model.graph.outputs
+        if output in flow.reached and not flow.comparable(output)
+    }
+    inside = list(dict.fromkeys(value for values in sources.values() for value in values))
+    return Watched(
+        outputs=frozenset(value.name or "" for value in model.graph.outputs),
+        instead={n: tuple(v.name or "" for v in values) for n, values in sources.items()},
+        reading=reading_of(model, mask, inside),
+    )
