@@ -3,9 +3,8 @@
 Every item (a layer) has options (dense, or a pair of some rank), each with a cost and a damage.
 The Lagrangian relaxation, minimize Σ damage + λ·cost, only ever takes options on the lower convex
 hull of each item; sweeping λ gives a path of solutions from the dearest to the cheapest, each the
-best at its own cost (Everett, Operations Research 11, 1963).  Between two steps of that path what
-is left of the budget is spent on options off the hull; where the items are few, the exact Pareto
-front of all of them is computed instead.
+best at its own cost (Everett, Operations Research 11, 1963).  Between two steps of that path the
+best choice takes options off the hull: an integer program.
 """
 
 from __future__ import annotations
@@ -16,13 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy.optimize
+import scipy.sparse
 
-__all__ = ["EXACT", "Item", "Solution", "path", "solve"]
+__all__ = ["Item", "Solution", "path", "solve"]
 
 Float64 = npt.NDArray[np.float64]
 
-# Points of an exact Pareto front beyond which the Lagrangian path is taken.
-EXACT = 20_000
+# Relative gap to the bound at which the integer program stops, and nodes of its search.
+_GAP, _NODES = 1e-5, 2_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +81,49 @@ def path(items: Sequence[Item]) -> list[Solution]:
 
 
 def solve(items: Sequence[Item], budget: float) -> Solution | None:
-    """Least damage at a cost of at most the budget; None where even the cheapest costs more."""
+    """Least damage at a cost of at most the budget; None where even the cheapest costs more.
+
+    The integer program goes to HiGHS (`scipy.optimize.milp`), which stops at a gap of 1e-5 or
+    after a number of nodes, so that the answer is the same on any machine.  Where the best step of
+    the Lagrangian path within the budget is better, that is the answer.
+    """
     if not items:
         return Solution((), 0.0, 0.0) if budget >= 0 else None
-    exact = _exact(items, budget)
-    if exact is not None:
-        return exact[0] if exact else None
-    solutions = path(items)
-    within = next((solution for solution in solutions if solution.cost <= budget), None)
-    return None if within is None else _filled(items, within, budget)
+    within = next((found for found in path(items) if found.cost <= budget), None)
+    if within is None:
+        return None
+    # Its constraints hold to 1e-6: where that is too much, once more with a margin.
+    for share in (1.0, 1.0 - 1e-5):
+        found = _program(items, budget, share)
+        if found is not None and found.cost <= budget:
+            return min(within, found, key=lambda solution: solution.damage)
+    return within
+
+
+def _program(items: Sequence[Item], budget: float, share: float) -> Solution | None:
+    """Solve min dᵀx, one x of every item being 1, costs within a share of the budget."""
+    counts = [len(item.costs) for item in items]
+    costs = np.concatenate([item.costs for item in items])
+    damages = np.concatenate([item.damages for item in items])
+    usable = np.isfinite(costs) & np.isfinite(damages)
+    costs, damages = (np.where(usable, values, 0.0) for values in (costs, damages))
+    unit, scale = max(float(costs.max()), 1e-300), max(float(np.abs(damages).max()), 1e-300)
+    rows = np.repeat(np.arange(len(items)), counts)
+    one_each = scipy.sparse.csr_array((np.ones(len(costs)), (rows, np.arange(len(costs)))))
+    answer = scipy.optimize.milp(
+        damages / scale,
+        integrality=np.ones(len(costs), np.int64),
+        bounds=scipy.optimize.Bounds(0.0, usable.astype(float)),
+        constraints=[
+            scipy.optimize.LinearConstraint(one_each, 1.0, 1.0),
+            scipy.optimize.LinearConstraint(costs[None] / unit, -np.inf, share * budget / unit),
+        ],
+        options={"mip_rel_gap": _GAP, "node_limit": _NODES},
+    )
+    if answer.x is None:
+        return None
+    ends = np.cumsum(counts)[:-1]
+    return _solution(items, [int(np.argmax(part)) for part in np.split(answer.x, ends)])
 
 
 def _solution(items: Sequence[Item], picks: Sequence[int]) -> Solution:
@@ -113,51 +148,3 @@ def _hull(item: Item) -> list[int]:
 def _slope(item: Item, before: int, after: int) -> float:
     saved = item.costs[before] - item.costs[after]
     return float((item.damages[after] - item.damages[before]) / saved)
-
-
-def _filled(items: Sequence[Item], solution: Solution, budget: float) -> Solution:
-    """Spend what is left of the budget where it heals most."""
-    picks, left = list(solution.picks), budget - solution.cost
-    while True:
-        best: tuple[float, int, int] | None = None
-        for index, item in enumerate(items):
-            extra = item.costs - item.costs[picks[index]]
-            healed = item.damages[picks[index]] - item.damages
-            healed = np.where(extra <= left, healed, 0.0)
-            option = int(np.argmax(healed))
-            if healed[option] > 0.0 and (best is None or healed[option] > best[0]):
-                best = float(healed[option]), index, option
-        if best is None:
-            return _solution(items, picks)
-        _, index, option = best
-        left -= float(items[index].costs[option] - items[index].costs[picks[index]])
-        picks[index] = option
-
-
-def _exact(items: Sequence[Item], budget: float) -> list[Solution] | None:
-    """The best solution of all, as the only element; empty if there is none; None if too many."""
-    least = np.cumsum([item.costs.min() for item in reversed(items)])[::-1]
-    rest = [*least[1:], 0.0]
-    costs, damages = np.zeros(1), np.zeros(1)
-    backs: list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]] = []
-    for item, needed in zip(items, rest, strict=True):
-        all_costs = (costs[:, None] + item.costs).ravel()
-        all_damages = (damages[:, None] + item.damages).ravel()
-        # By cost, of equal cost the better one; what is no better than something cheaper goes.
-        order = np.lexsort((all_damages, all_costs))
-        order = order[all_costs[order] + needed <= budget * (1.0 + 1e-12)]
-        if not len(order):
-            return []
-        falling = np.minimum.accumulate(all_damages[order])
-        better = np.concatenate([[True], falling[1:] < falling[:-1]])
-        kept = order[better]
-        if len(kept) > EXACT:
-            return None
-        backs.append((kept // len(item.costs), kept % len(item.costs)))
-        costs, damages = all_costs[kept], all_damages[kept]
-    state = int(np.argmin(damages))
-    picks = []
-    for origins, options in reversed(backs):
-        picks.append(int(options[state]))
-        state = int(origins[state])
-    return [_solution(items, picks[::-1])]
