@@ -72,10 +72,11 @@ class Candidates:
         self._assembled = assembled
         loss = latency = None
         if context.runs():
-            self._session = session = context.trial.open(assembled.path)
+            session = context.trial.open(assembled.path)
+            self._session = context.trial.judged(assembled.model, session)
             if metric is not None:
                 with context.stages("judge"):
-                    loss = context.trial.judge(session, metric).loss
+                    loss = context.trial.judge(self._session, metric).loss
             if settings.bench:
                 with context.stages("bench", TIMED_PAIRS) as advance:
                     latency = context.trial.time(session, TIMED_PAIRS, advance)

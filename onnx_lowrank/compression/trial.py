@@ -21,9 +21,11 @@ from onnx_lowrank.evaluation.metrics import Judged, Metric
 from onnx_lowrank.evaluation.outputs import compare_outputs, mean_damage, run_check
 from onnx_lowrank.evaluation.reading import Reading, reading_of
 from onnx_lowrank.evaluation.watched import Watched
+from onnx_lowrank.graph.draws import drawing, steady
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.save import runnable_file, write
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import Check, Latency
 from onnx_lowrank.runtime.assignment import assignment, assignment_text
@@ -123,6 +125,11 @@ class Trial:
             return str(error)
         try:
             outputs = self._run(session, feed, self._source.name)
+            if not self.draws and not _same(outputs, self._run(session, feed, self._source.name)):
+                self.notes[
+                    "the original gives other numbers each time on one input, though no node is "
+                    "known to draw: that counts as error of the result"
+                ] = None
             if self.provider is not CPU and not all_finite(outputs):
                 why = not_finite(outputs, self._run(self._reference, feed, "the original"))
                 if why is not None:
@@ -152,6 +159,28 @@ class Trial:
         self.notes.update(dict.fromkeys(shapes.notes))
         return shapes.shapes
 
+    @cached_property
+    def draws(self) -> tuple[str, ...]:
+        """The nodes of the original that draw numbers: nothing is judged by what they draw."""
+        found = drawing(self._source.model)
+        if found:
+            self.notes[
+                f"numbers are drawn by {listed(found, 4)}: models are judged with the mean, or the "
+                "likeliest class, in place of what is drawn; they are timed as they are"
+            ] = None
+        return found
+
+    @cached_property
+    def _judge_of_original(self) -> ort.InferenceSession:
+        """What others are judged against, on the provider."""
+        if not self.draws:
+            return self.original
+        return self._opened(self._source.model, provider=self.provider)
+
+    def judged(self, model: ir.Model, session: ort.InferenceSession) -> ort.InferenceSession:
+        """What a model is judged by: its session, or another one where it draws numbers."""
+        return self._opened(model, provider=self.provider) if self.draws else session
+
     def open(self, model: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
         """A session of another model on the same provider."""
         session = self._open(model, optimize=optimize, provider=self.provider)
@@ -180,10 +209,14 @@ class Trial:
         if self.unavailable is not None:
             return "the simplified model cannot be compared with the original"
         try:
-            session = self._open(path)
             feed = self.samples.feeds[0]
+            if self.draws:
+                session = self._opened(ir.load(path))
+                reference = self._opened(self._source.model)
+            else:
+                session, reference = self._open(path), self._reference
             checks = compare_outputs(
-                self._run(self._reference, feed, "the original"),
+                self._run(reference, feed, "the original"),
                 self._run(session, feed, "the simplified model"),
                 self.reading,
                 self.reading.kept(feed),
@@ -206,13 +239,12 @@ class Trial:
 
     def runner(self, model: ir.Model | onnx.ModelProto, *, optimize: bool = True) -> Runner:
         """A function from feeds to the outputs of a model made from the original."""
+        if isinstance(model, onnx.ModelProto) and self.draws:
+            model = ir.from_proto(model)
         if isinstance(model, onnx.ModelProto):
             session = self._open(model.SerializeToString(), optimize=optimize)
         else:
-            # A folder for each: sessions that are open may still read their file.
-            with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as own:
-                path = write(model, Path(own), "tapped.onnx", "auto")[-1]
-                session = self._open(path, optimize=optimize)
+            session = self._opened(model, optimize=optimize)
         wanted = {item.name for item in session.get_inputs()}
 
         def call(feed: Feed) -> dict[str, Array]:
@@ -229,7 +261,7 @@ class Trial:
         """Outputs of a model against the original's on every sample."""
         with self._log.capture("running"):
             figures, damage, notes = run_check(
-                self.original,
+                self._judge_of_original,
                 candidate,
                 self.samples,
                 provider=self.provider.full,
@@ -281,7 +313,7 @@ class Trial:
         meter = metric.meter(self.reading)
         labels = self.samples.labels
         for number, feed in enumerate(self.samples.feeds):
-            before = self._run(self.original, feed, "the original")
+            before = self._run(self._judge_of_original, feed, "the original")
             after = self._run(candidate, feed, "the result")
             keep = self.reading.kept(feed)
             meter.add(after, before, None if labels is None else labels[number], keep)
@@ -306,6 +338,18 @@ class Trial:
                 progress=lambda _: advance(1),
             )
 
+    def _opened(
+        self, model: ir.Model, *, optimize: bool = True, provider: Provider = CPU
+    ) -> ort.InferenceSession:
+        """A session of a model made from the original, with means in place of what is drawn."""
+        if self.draws:
+            model = model.clone()
+            steady(model)
+        # A folder for each: sessions that are open may still read their file.
+        with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as own:
+            path = write(model, Path(own), "tapped.onnx", "auto")[-1]
+            return self._open(path, optimize=optimize, provider=provider)
+
     def _note_nodes(self, session: ort.InferenceSession, what: str) -> None:
         """Note which nodes the provider took, of the last session of a kind."""
         nodes = None if self.provider is CPU else assignment(session)
@@ -329,3 +373,13 @@ class Trial:
     def _run(self, session: ort.InferenceSession, feed: Feed, what: str) -> dict[str, Array]:
         with self._log.capture("running"):
             return run(session, feed, what)
+
+
+def _same(one: Feed, other: Feed) -> bool:
+    """Whether two runs gave the same, bit by bit."""
+    return all(
+        array.tolist() == other[name].tolist()
+        if array.dtype.kind == "O"
+        else array.tobytes() == other[name].tobytes()
+        for name, array in one.items()
+    )
