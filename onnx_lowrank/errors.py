@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnx_lowrank.report import Report
 
 __all__ = [
+    "CrashError",
     "DerivativeError",
     "GateError",
     "InputError",
@@ -75,6 +76,10 @@ class LowRankError(Exception):
 
 class InputError(LowRankError):
     """A file, a model, data or the machine is not what was asked for (exit code 1)."""
+
+
+class CrashError(InputError):
+    """ONNX Runtime does not survive a model or does not end; a child process found that out."""
 
 
 class DerivativeError(InputError):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
 from onnx_lowrank.data.shapes import input_specs
 from onnx_lowrank.data.sources import SampleSource, load_source, same_source
+from onnx_lowrank.numerics.arrays import Feed
 
 __all__ = ["SampleSplit"]
 
@@ -35,7 +35,7 @@ class SampleSplit:
         self,
         model: ir.Model,
         settings: Settings,
-        reference: Callable[[], ort.InferenceSession],
+        runs: Callable[[Feed], bool],
         notes: dict[str, None],
     ) -> None:
         """A split of nothing yet.
@@ -43,11 +43,11 @@ class SampleSplit:
         Args:
             model: what the samples must fit.
             settings: their sources, and how many are wanted.
-            reference: gives a session of the model; it is asked where a size has to be guessed.
+            runs: whether the model runs on a feed; asked where a size has to be guessed.
             notes: gets assumptions and findings, for the report.
         """
         self._model, self._settings = model, settings
-        self._reference, self.notes = reference, notes
+        self._runs, self.notes = runs, notes
 
     @property
     def judge(self) -> Samples:
@@ -115,9 +115,7 @@ class SampleSplit:
         """What judges, and what the factors are fitted to."""
         model, settings = self._model, self._settings
         specs = input_specs(model)
-        shapes = runnable_shapes(
-            self._reference(), model, specs, settings.input_shapes, settings.dims
-        )
+        shapes = runnable_shapes(self._runs, model, specs, settings.input_shapes, settings.dims)
         judge, fit = settings.data, settings.calibration
 
         def loaded(source: SampleSource, limit: int) -> Samples:

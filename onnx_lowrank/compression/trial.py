@@ -15,7 +15,7 @@ from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
-from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.errors import CrashError, InputError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.metrics import Judged, Metric
 from onnx_lowrank.evaluation.outputs import compare_outputs, mean_damage, run_check
@@ -31,6 +31,7 @@ from onnx_lowrank.report import Check, Latency
 from onnx_lowrank.runtime.assignment import assignment, assignment_text
 from onnx_lowrank.runtime.finite import all_finite, not_finite
 from onnx_lowrank.runtime.providers import CPU, Provider, resolve_provider
+from onnx_lowrank.runtime.rehearsal import attempt, rehearse
 from onnx_lowrank.runtime.session import (
     OrtLog,
     default_threads,
@@ -76,11 +77,13 @@ class Trial:
             self.provider = resolve_provider(settings.ep)
         self._assigned: dict[str, str] = {}
         self.threads = settings.threads or default_threads()
-        self.split = SampleSplit(source.model, settings, lambda: self._reference, self.notes)
+        self.split = SampleSplit(source.model, settings, self._runs, self.notes)
+        self._rehearsed: set[tuple[Path, str, bool]] = set()
 
     @cached_property
     def original(self) -> ort.InferenceSession:
         """The original's session.  Raises InputError where ONNX Runtime does not load it."""
+        self._rehearse(self._original_file, self.provider)
         session = self._open(self._original_file, provider=self.provider)
         self._note_nodes(session, "the original")
         return session
@@ -88,7 +91,10 @@ class Trial:
     @cached_property
     def _reference(self) -> ort.InferenceSession:
         """The original on the CPU."""
-        return self.original if self.provider is CPU else self._open(self._original_file)
+        if self.provider is CPU:
+            return self.original
+        self._rehearse(self._original_file)
+        return self._open(self._original_file)
 
     @cached_property
     def _original_file(self) -> Path:
@@ -99,6 +105,8 @@ class Trial:
         """Why ONNX Runtime does not load the original on the CPU; None if it does."""
         try:
             _ = self._reference
+        except CrashError:
+            raise
         except InputError as error:
             return str(error)
         return None
@@ -107,13 +115,24 @@ class Trial:
     def unavailable(self) -> str | None:
         """Why ONNX Runtime cannot run the original; None if it can."""
         settings = self._settings
-        try:
-            session = self.original
-        except InputError as error:
-            return str(error)
+        feed, wrong = None, None
         try:
             feed = self.samples.feeds[0]
         except InputError as error:
+            wrong = error
+        try:
+            for provider in {self.provider.name: self.provider, CPU.name: CPU}.values():
+                self._rehearse(self._original_file, provider=provider, feed=feed)
+            session = self.original
+        except CrashError as error:
+            random = settings.data is None and settings.calibration is None
+            real = f"; {named('data')} gives it real input" if random and feed is not None else ""
+            unseen = f"{named('check', False)} {named('bench', False)} converts it without a run"
+            raise CrashError(f"{error}{real}; {unseen}") from error
+        except InputError as error:
+            return str(error)
+        if feed is None:
+            assert wrong is not None
             # What the user said of the input does not fit the model: that must not pass.
             if (
                 settings.data is not None
@@ -121,8 +140,8 @@ class Trial:
                 or settings.input_shapes
                 or settings.dims
             ):
-                raise
-            return str(error)
+                raise wrong
+            return str(wrong)
         try:
             outputs = self._run(session, feed, self._source.name)
             if not self.draws and not _same(outputs, self._run(session, feed, self._source.name)):
@@ -183,6 +202,10 @@ class Trial:
 
     def open(self, model: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
         """A session of another model on the same provider."""
+        if isinstance(model, Path):
+            self._rehearse(
+                model, self.provider, optimize, feed=self.samples.feeds[0], what="the result"
+            )
         session = self._open(model, optimize=optimize, provider=self.provider)
         if isinstance(model, Path):
             self._note_nodes(session, "the result")
@@ -195,6 +218,7 @@ class Trial:
             InputError: the original loads and this one does not.
         """
         try:
+            self._rehearse(path, what="the result")  # as a user would load it
             self._open(path, optimize=False)
         except InputError as error:
             try:
@@ -210,6 +234,7 @@ class Trial:
             return "the simplified model cannot be compared with the original"
         try:
             feed = self.samples.feeds[0]
+            self._rehearse(path, feed=feed, what="the simplified model")
             if self.draws:
                 session = self._opened(ir.load(path))
                 reference = self._opened(self._source.model)
@@ -358,6 +383,43 @@ class Trial:
             text = assignment_text(nodes, self.provider.full, self.provider.title)
             self._assigned[what] = f"{what}: {text}"
             self.notes[self._assigned[what]] = None
+
+    def _runs(self, feed: Feed) -> bool:
+        """Whether the original runs on a feed, on the CPU."""
+        try:
+            answer = attempt(
+                self._original_file, feed, what=self._source.name, threads=self.threads, keep=True
+            )
+        except CrashError:
+            return False
+        return answer is None
+
+    def _rehearse(
+        self,
+        path: Path,
+        provider: Provider = CPU,
+        optimize: bool = True,
+        *,
+        feed: Feed | None = None,
+        what: str | None = None,
+    ) -> None:
+        """The first load of a file, and its first run where there is a feed, in a child.
+
+        Raises:
+            CrashError: the child did not survive it.
+        """
+        key = path, provider.name, optimize
+        if feed is None and key in self._rehearsed:
+            return
+        rehearse(
+            path,
+            feed,
+            what=what or self._source.name,
+            provider=provider,
+            threads=self.threads,
+            optimize=optimize,
+        )
+        self._rehearsed.add(key)
 
     def _open(
         self, model: Path | bytes, *, optimize: bool = True, provider: Provider = CPU

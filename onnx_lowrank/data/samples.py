@@ -19,7 +19,6 @@ from typing import TypeVar, overload
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from onnx_lowrank.data.fitter import Fitter, require_tensors
 from onnx_lowrank.data.index_bounds import index_bound
@@ -40,7 +39,6 @@ from onnx_lowrank.data.shapes import (
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import exists
 from onnx_lowrank.numerics.arrays import Array, Feed
-from onnx_lowrank.runtime.session import OrtLog, run
 
 __all__ = [
     "Samples",
@@ -151,13 +149,20 @@ def _index_bounds(model: ir.Model, specs: Sequence[InputSpec]) -> dict[str, int]
 
 
 def runnable_shapes(
-    session: ort.InferenceSession,
+    runs: Callable[[Feed], bool],
     model: ir.Model,
     specs: Sequence[InputSpec],
     input_shapes: Mapping[str, tuple[int, ...]],
     dims: Mapping[str, int],
 ) -> ConcreteShapes:
     """As `concrete_shapes`, but with an assumed image size that the model runs with.
+
+    Args:
+        runs: whether the model runs on a feed.
+        model: the model.
+        specs: its inputs.
+        input_shapes: input name -> sizes that the user gave.
+        dims: symbolic dimension -> size that the user gave.
 
     Only where the size of an image has to be guessed is anything run: a recognizer of text
     lines, for example, fails on the first guess, a square.  Where no guess runs the first one is
@@ -169,10 +174,7 @@ def runnable_shapes(
         return first
     for size, guess in zip(IMAGE_SIZES, guesses, strict=True):
         feed = random_samples(model, specs, guess, count=1, seed=0).feeds[0]
-        try:
-            with OrtLog().capture("trying image sizes"):  # a failure here is no news to the user
-                run(session, feed, "the model")
-        except InputError:
+        if not runs(feed):
             continue
         if guess is guesses[0]:
             return guess

@@ -10,12 +10,14 @@ from pathlib import Path
 from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
 from onnx_lowrank.data.shapes import InputSpec, input_specs
 from onnx_lowrank.data.sources import SampleSource, load_source, source_files
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import CrashError, InputError
 from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes
 from onnx_lowrank.graph.load import LoadedModel, ModelLike, load
 from onnx_lowrank.graph.save import runnable_file, write
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.runtime.log import OrtLog
+from onnx_lowrank.runtime.rehearsal import attempt, rehearse
 from onnx_lowrank.runtime.session import open_session
 
 __all__ = ["SampleOptions", "Subject", "Subjects", "open_subjects"]
@@ -98,9 +100,17 @@ def open_subjects(
     left = {axis for spec in specs for axis in spec.shape or ()}
     fixed = {a for s in sources for spec in input_specs(s.model) for a in spec.shape or ()} - left
     dims = {name: size for name, size in options.dims.items() if name not in fixed}
-    session = open_session(files[0], threads=1, log=log)
-    shapes = runnable_shapes(session, first, specs, options.input_shapes, dims)
-    del session
+    name = sources[0].name
+    rehearse(files[0], what=name, threads=1)
+    open_session(files[0], threads=1, log=log)
+
+    def runs(feed: Feed) -> bool:
+        try:
+            return attempt(files[0], feed, what=name, threads=1, keep=True) is None
+        except CrashError:
+            return False
+
+    shapes = runnable_shapes(runs, first, specs, options.input_shapes, dims)
     if options.data is None:
         notes = shapes.notes
         samples = random_samples(first, specs, shapes, count=options.samples, seed=options.seed)

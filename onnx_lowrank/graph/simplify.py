@@ -25,10 +25,13 @@ from onnx_lowrank.graph.save import write
 from onnx_lowrank.graph.validity import invalid
 from onnx_lowrank.graph.walk import all_nodes, node_name, stored_bytes
 
-__all__ = ["SIZE_LIMIT", "WORKER", "Simplified", "simplify"]
+__all__ = ["SIZE_LIMIT", "TIME_LIMIT", "WORKER", "Simplified", "simplify"]
 
 SIZE_LIMIT = 1_000_000_000
 """Bytes of weights above which a model is not simplified: onnxsim holds it in memory."""
+
+TIME_LIMIT = 600.0
+"""Seconds that onnxsim may take."""
 
 WORKER = Path(__file__).with_name("_onnxsim_worker.py")
 
@@ -167,15 +170,19 @@ def _skipped(named: Collection[ir.Node]) -> tuple[str, ...]:
 
 
 def _run(given: Path, target: Path, skipped: tuple[str, ...]) -> ir.Model:
-    done = subprocess.run(
-        # -P: its folder, this package, must not stand before the standard library.
-        [sys.executable, "-P", str(WORKER), str(given), str(target), *skipped],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            # -P: its folder, this package, must not stand before the standard library.
+            [sys.executable, "-P", str(WORKER), str(given), str(target), *skipped],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=TIME_LIMIT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _UndoneError(f"onnxsim did not end within {TIME_LIMIT:g} s") from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         why = lines[-1].strip() if lines else f"exit code {done.returncode}"

@@ -114,6 +114,7 @@ class _Work:
 
     def _begin(self, entry: _Entry) -> None:
         from onnx_lowrank.runtime.providers import CPU
+        from onnx_lowrank.runtime.rehearsal import rehearse
         from onnx_lowrank.runtime.session import run
         from onnx_lowrank.targets.memory import measure_peak
 
@@ -127,6 +128,8 @@ class _Work:
                 raise InputError(f"{name}: {peak.crash} on {self.provider.full}")
             if not self.target.emulated:  # the emulator's own memory is of no interest
                 entry.known["peak_bytes"] = peak.bytes
+        else:
+            rehearse(model, self.feeds[0], what=name, threads=self.threads)
         start = time.perf_counter_ns()
         entry.session = self._open(entry)
         loaded = time.perf_counter_ns()
