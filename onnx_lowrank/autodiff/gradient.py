@@ -14,13 +14,15 @@ import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass
 
 from onnx_lowrank.autodiff.derivatives import Tape, find_derivative
 from onnx_lowrank.autodiff.derivatives.base import unsupported
 from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.graph.constants import FLOATS
+from onnx_lowrank.graph.fixed import infer_shapes
 from onnx_lowrank.graph.flow import read_by
+from onnx_lowrank.graph.serialize import from_proto, to_proto
 from onnx_lowrank.graph.walk import static_shape
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.runtime.taps import OpenModel, look
@@ -102,7 +104,7 @@ def differentiable(model: ir.Model, trained: Sequence[str]) -> ir.Model:
             output.shape = None  # as declared, it may be too narrow for what is fed
             if not output.is_graph_output():
                 output.type = None
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    infer_shapes(copy)
     return copy
 
 
@@ -111,13 +113,13 @@ def _updated(model: ir.Model) -> ir.Model:
     if version >= _OLDEST:
         return model
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(model), _CONVERTED)
+        proto = onnx.version_converter.convert_version(to_proto(model), _CONVERTED)
     except Exception as error:  # the converter's errors have no common base but this
         raise DerivativeError(
             f"the model has operator set {version}, expected {_OLDEST} or newer, and "
             f"cannot be converted: {' '.join(str(error).split())[:200]}"
         ) from error
-    return ir.from_proto(proto)
+    return from_proto(proto)
 
 
 def _widen(model: ir.Model) -> None:

@@ -27,6 +27,7 @@ from onnx_lowrank.fitting.batches import Batches, joined, wide
 from onnx_lowrank.fitting.bottlenecks import bottlenecks
 from onnx_lowrank.fitting.whiten import whiten
 from onnx_lowrank.graph.elements import elements_of
+from onnx_lowrank.graph.types_aside import unread
 from onnx_lowrank.numerics.adam import Adam, schedule
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.progress import Advance
@@ -231,14 +232,20 @@ class _Judge:
 
 
 def _outputs(base: ir.Model, original: ir.Model, trained: Sequence[str]) -> tuple[str, ...]:
-    """Float outputs of both models that depend on what is trained."""
+    """Float outputs of both models that depend on what is trained.
+
+    In place of an output that is no array, such as ZipMap's, stands what its node reads.
+    """
     theirs = {value.name for value in original.graph.outputs}
     reached = depends(base, trained)
-    return tuple(
-        value.name or ""
-        for value in base.graph.outputs
-        if value in reached and value.name in theirs
-    )
+    found: dict[str, None] = {}
+    for value in base.graph.outputs:
+        if value.name not in theirs:
+            continue
+        producer = value.producer()
+        read = producer.inputs if unread(value) and producer is not None else (value,)
+        found.update({own.name or "": None for own in read if own is not None and own in reached})
+    return tuple(found)
 
 
 def _shares(outputs: Sequence[str], values: Sequence[str]) -> dict[str, float]:

@@ -17,7 +17,7 @@ import onnx_ir.passes.common as passes
 from onnx.reference import ReferenceEvaluator
 
 from onnx_lowrank.graph.elements import constant_value
-from onnx_lowrank.graph.walk import static_shape
+from onnx_lowrank.graph.walk import all_nodes, static_shape
 
 __all__ = ["fix_shapes", "infer_shapes"]
 
@@ -62,7 +62,15 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
 
 def infer_shapes(model: ir.Model) -> None:
     """Infer the shapes of values, in place, as far as onnx can; weights are not copied."""
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    # Types of maps could be inferred, and not be read by onnx_ir.
+    maps = [node for node in all_nodes(model) if node.op_type == "ZipMap"]
+    for node in maps:
+        node.op_type = "ZipMapUnread"
+    try:
+        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    finally:
+        for node in maps:
+            node.op_type = "ZipMap"
 
 
 def _without(symbols: Mapping[str, int], shape: ir.Shape) -> ir.Shape | None:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import exists, is_file
 from onnx_lowrank.graph.references import resolve
-from onnx_lowrank.graph.serialize import graph_protos, mark_declared
+from onnx_lowrank.graph.serialize import from_proto, graph_protos, mark_declared
 from onnx_lowrank.graph.validity import objection
 from onnx_lowrank.graph.walk import (
     all_graphs,
@@ -189,7 +189,7 @@ def _check_names(graph: onnx.GraphProto, name: str) -> None:
 
 def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
     try:
-        model = ir.from_proto(proto)
+        model = from_proto(proto)
     except Exception as error:
         raise InputError(f"{name}: malformed model: {_first_line(error)}") from error
     mark_declared(model, proto)

@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.presence import mark_empty, put_empty
 from onnx_lowrank.graph.references import written_as_references
-from onnx_lowrank.graph.walk import all_graphs, static_shape
+from onnx_lowrank.graph.types_aside import keep, put_back, without
+from onnx_lowrank.graph.walk import all_graphs, all_values, static_shape
 
 __all__ = [
     "PROTOBUF_LIMIT",
@@ -82,6 +83,22 @@ def hollow(model: ir.Model) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.Tens
             value.const_value = tensor
 
 
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """The model of a protobuf, whatever types its values have.
+
+    Args:
+        proto: the protobuf; it is as before afterwards.
+
+    Raises:
+        Exception: onnx_ir cannot read it; its errors have no common base.
+    """
+    with without(list(graph_protos(proto))) as types:
+        model = ir.from_proto(proto)
+    if types:
+        keep(all_values(model), types)
+    return model
+
+
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """The model as a protobuf in which what was read stands as it stood.
 
@@ -93,6 +110,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     with written_as_references(model):
         proto = ir.to_proto(model)
     put_empty(model, proto)
+    put_back(all_values(model), graph_protos(proto))
     for graph in graph_protos(proto):
         own = {tensor.name for tensor in graph.initializer}
         initializers = model.graph.initializers if graph is proto.graph else {}

@@ -10,6 +10,7 @@ import onnx_ir as ir
 __all__ = [
     "all_graphs",
     "all_nodes",
+    "all_values",
     "attribute",
     "elements",
     "float_attribute",
@@ -35,6 +36,17 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     yield from model.graph.subgraphs()
     for function in model.functions.values():
         yield from function.subgraphs()
+
+
+def all_values(model: ir.Model) -> Iterator[ir.Value]:
+    """The inputs, initializers and outputs of nodes of every graph and function."""
+    for graph in all_graphs(model):
+        yield from graph.inputs
+        yield from graph.initializers.values()
+    for function in model.functions.values():
+        yield from function.inputs
+    for node in all_nodes(model):
+        yield from node.outputs
 
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:

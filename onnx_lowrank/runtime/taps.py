@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnx_lowrank.graph.types_aside import unread
 from onnx_lowrank.numerics.arrays import Array, Feed
 
 __all__ = ["OpenModel", "Run", "Runner", "Seen", "give_out", "look", "tapped"]
@@ -58,6 +59,8 @@ def look(
     for name, value in found.items():
         if value.const_value is not None and value.is_initializer():
             shapes[name] = tuple(int(d) for d in value.const_value.shape)  # type: ignore[arg-type]
+            continue
+        if unread(value):  # a map has no shape
             continue
         whole = name in contents
         label = f"lowrank_probe_{len(probes)}"
