@@ -245,6 +245,13 @@ class Constants:
                 if "perm" in node.attributes
                 else tuple(reversed(range(len(shape))))
             )
+            if sorted(perm) != list(range(len(shape))):
+                return Unusable(
+                    source.name,
+                    source.size,
+                    shape,
+                    f"has {len(shape)} axes, which a Transpose puts in the order {list(perm)}",
+                )
             return source.transpose(*perm)
         new_shape = self._new_shape(node, shape)
         if new_shape is None:

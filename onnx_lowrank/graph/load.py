@@ -16,8 +16,16 @@ import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import exists, is_file
+from onnx_lowrank.graph.file_kind import other_kind
 from onnx_lowrank.graph.references import resolve
-from onnx_lowrank.graph.serialize import from_proto, graph_protos, mark_declared
+from onnx_lowrank.graph.serialize import (
+    first_line,
+    from_proto,
+    graph_protos,
+    mark_declared,
+    node_protos,
+    tensor_protos,
+)
 from onnx_lowrank.graph.validity import objection
 from onnx_lowrank.graph.walk import (
     all_graphs,
@@ -95,7 +103,7 @@ def load(model: ModelLike) -> LoadedModel:
         return LoadedModel(parsed, None, "model", stored_bytes(parsed), (), objection(model))
     path = Path(model)
     proto = _read(path)
-    _check_proto(proto, str(path))
+    _check_proto(proto, str(path), path)
     parsed = _deserialize(proto, str(path))
     _resolve_external(parsed, path)
     data = _check_tensors(parsed, str(path))
@@ -136,18 +144,24 @@ def _read(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (google.protobuf.message.DecodeError, ValueError, UnicodeDecodeError) as error:
+        kind = other_kind(path)
+        if kind is not None:
+            raise InputError(f"{path}: expected an ONNX model, got {kind}") from error
         raise InputError(
             f"{path}: expected an ONNX model, got something else or a truncated file "
             f"({path.stat().st_size} bytes)"
         ) from error
     except Exception as error:  # text formats have error types of their own
-        raise InputError(f"{path}: expected an ONNX model: {_first_line(error)}") from error
+        raise InputError(f"{path}: expected an ONNX model: {first_line(error)}") from error
 
 
-def _check_proto(proto: onnx.ModelProto, name: str) -> None:
+def _check_proto(proto: onnx.ModelProto, name: str, path: Path | None = None) -> None:
     """Refuse what onnx_ir would drop without a word, and what is no model at all."""
     if not proto.ir_version or not proto.HasField("graph"):
-        raise InputError(f"{name}: expected an ONNX model, got a protobuf without a graph")
+        kind = None if path is None else other_kind(path)
+        raise InputError(
+            f"{name}: expected an ONNX model, got {kind or 'a protobuf without a graph'}"
+        )
     if not proto.opset_import and proto.ir_version >= 3:
         raise InputError(f"{name}: expected an opset import, got none")
     if proto.training_info:
@@ -155,12 +169,50 @@ def _check_proto(proto: onnx.ModelProto, name: str) -> None:
             f"{name}: has training_info, which refers to weights by name and would be broken; "
             "expected an inference model"
         )
+    for tensor in tensor_protos(proto):
+        _check_type(tensor, name)
+        _check_place(tensor, name)
+    for node in node_protos(proto):
+        for attribute in node.attribute:
+            if attribute.ref_attr_name and attribute.type in (attribute.GRAPH, attribute.GRAPHS):
+                raise InputError(
+                    f"{name}: node {node.name!r} ({node.op_type}): its graph {attribute.name!r} is "
+                    "an attribute of the function around it, which cannot be read; inline the "
+                    "function first"
+                )
     for graph in graph_protos(proto):
         _check_names(graph, name)
         if graph.sparse_initializer:
             raise InputError(
                 f"{name}: graph {graph.name!r} has {len(graph.sparse_initializer)} sparse "
                 "initializers, which cannot be carried over; expected dense ones"
+            )
+
+
+def _check_type(tensor: onnx.TensorProto, name: str) -> None:
+    """Refuse a tensor of a type that ONNX does not have."""
+    if tensor.data_type == tensor.UNDEFINED:
+        raise InputError(f"{name}: initializer {tensor.name!r}: expected an element type, got none")
+    if tensor.data_type not in onnx.TensorProto.DataType.values():
+        raise InputError(
+            f"{name}: initializer {tensor.name!r}: expected an element type of ONNX, got number "
+            f"{tensor.data_type}"
+        )
+
+
+def _check_place(tensor: onnx.TensorProto, name: str) -> None:
+    """Refuse external data whose place cannot be understood."""
+    if tensor.data_location != tensor.EXTERNAL:
+        return
+    where = f"{name}: initializer {tensor.name!r}"
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    if not place.get("location"):
+        raise InputError(f"{where}: expected the name of a file with its data, got none")
+    for key in ("offset", "length"):
+        if not place.get(key, "0").isdecimal():
+            raise InputError(
+                f"{where}: expected the {key} of its external data as a whole number from 0, "
+                f"got {place[key]!r}"
             )
 
 
@@ -191,7 +243,7 @@ def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
     try:
         model = from_proto(proto)
     except Exception as error:
-        raise InputError(f"{name}: malformed model: {_first_line(error)}") from error
+        raise InputError(f"{name}: malformed model: {first_line(error)}") from error
     mark_declared(model, proto)
     _check_values(model, name)
     resolve(model)
@@ -217,13 +269,6 @@ def _check_values(model: ir.Model, name: str) -> None:
             body.sort()  # with its subgraphs; changes nothing where the order is as it has to be
         except ValueError as error:
             raise InputError(f"{name}: malformed model: {body.name!r} has a cycle") from error
-
-
-def _first_line(error: BaseException) -> str:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def _resolve_external(model: ir.Model, path: Path) -> None:

@@ -114,7 +114,8 @@ def _resolved(
     if not given or any(item is not None and item.is_ref() for item in given):
         return False
     values = [None if item is None else item.value for item in given]
-    if any(value != values[0] for value in values):
+    kinds = {item.type for item in given if item is not None}
+    if any(value != values[0] for value in values) or not kinds <= {reference.type}:
         return False
     kept = node.meta.get(_META, ())
     node.meta[_META] = (*kept, (reference, values[0]))

@@ -16,6 +16,7 @@ from typing import IO
 import onnx
 import onnx_ir as ir
 
+from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph.presence import mark_empty, put_empty
 from onnx_lowrank.graph.references import written_as_references
 from onnx_lowrank.graph.types_aside import keep, put_back, without
@@ -24,9 +25,13 @@ from onnx_lowrank.graph.walk import all_graphs, all_values, static_shape
 __all__ = [
     "PROTOBUF_LIMIT",
     "data_locations",
+    "first_line",
+    "from_proto",
     "graph_protos",
     "hollow",
     "mark_declared",
+    "node_protos",
+    "tensor_protos",
     "to_proto",
     "write_beside",
     "write_protobuf",
@@ -63,6 +68,8 @@ def hollow(model: ir.Model) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.Tens
                     large[name] = tensor
                     replacement: ir.TensorProtocol = ir.ExternalTensor(
                         "hollow",
+                        "node_protos",
+                        "tensor_protos",
                         0,
                         tensor.nbytes,
                         tensor.dtype,
@@ -81,6 +88,14 @@ def hollow(model: ir.Model) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.Tens
     finally:
         for value, tensor in changed:
             value.const_value = tensor
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error is about in the end."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
@@ -107,8 +122,11 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     initializer.  One that was there stays.  It writes the metadata of a tensor twice, and leaves
     out empty texts.
     """
-    with written_as_references(model):
-        proto = ir.to_proto(model)
+    try:
+        with written_as_references(model):
+            proto = ir.to_proto(model)
+    except ir.serde.SerdeError as error:
+        raise InputError(f"the model cannot be written: {first_line(error)}") from error
     put_empty(model, proto)
     put_back(all_values(model), graph_protos(proto))
     for graph in graph_protos(proto):
@@ -178,6 +196,25 @@ def data_locations(proto: onnx.ModelProto) -> set[str]:
         for tensor in (*graph.initializer, *constants):
             found.update(e.value for e in tensor.external_data if e.key == "location")
     return found
+
+
+def node_protos(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of all graphs and functions of a protobuf."""
+    for graph in graph_protos(proto):
+        yield from graph.node
+    for function in proto.functions:
+        yield from function.node
+
+
+def tensor_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The initializers of a protobuf, and the tensors in attributes of its nodes."""
+    for graph in graph_protos(proto):
+        yield from graph.initializer
+    for node in node_protos(proto):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
 
 
 def write_beside(model: ir.Model, path: Path, data: str) -> None:

@@ -6,7 +6,7 @@ import onnx
 import onnx.checker
 import onnx_ir as ir
 
-from onnx_lowrank.graph.serialize import graph_protos, hollow
+from onnx_lowrank.graph.serialize import hollow, tensor_protos
 
 __all__ = ["invalid", "objection"]
 
@@ -86,12 +86,7 @@ def _small(tensor: onnx.TensorProto) -> bool:
 
 
 def _has_external(proto: onnx.ModelProto) -> bool:
-    graphs = list(graph_protos(proto))
-    nodes = [node for graph in graphs for node in graph.node]
-    nodes += [node for function in proto.functions for node in function.node]
-    stored = [tensor for graph in graphs for tensor in graph.initializer]
-    stored += [a.t for node in nodes for a in node.attribute if a.HasField("t")]
-    return any(tensor.data_location == tensor.EXTERNAL for tensor in stored)
+    return any(tensor.data_location == tensor.EXTERNAL for tensor in tensor_protos(proto))
 
 
 def _complaint(proto: onnx.ModelProto, *, full: bool) -> str | None:

@@ -270,7 +270,7 @@ def _chosen(count: int) -> npt.NDArray[np.int64]:
 
 
 def _hidden_shape(output: ir.Value, rank: int) -> ir.Shape | None:
-    if output.shape is None:
+    if output.shape is None or len(output.shape) < 2:  # too narrow for a convolution: wrong
         return None
     dims = list(output.shape)
     dims[1] = rank
