@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,12 @@ import onnx_ir as ir
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import exists, is_file
 from onnx_lowrank.graph.file_kind import other_kind
+from onnx_lowrank.graph.proto_checks import check_parts
 from onnx_lowrank.graph.references import resolve
 from onnx_lowrank.graph.serialize import (
     first_line,
     from_proto,
-    graph_protos,
     mark_declared,
-    node_protos,
-    tensor_protos,
 )
 from onnx_lowrank.graph.validity import objection
 from onnx_lowrank.graph.walk import (
@@ -169,74 +166,7 @@ def _check_proto(proto: onnx.ModelProto, name: str, path: Path | None = None) ->
             f"{name}: has training_info, which refers to weights by name and would be broken; "
             "expected an inference model"
         )
-    for tensor in tensor_protos(proto):
-        _check_type(tensor, name)
-        _check_place(tensor, name)
-    for node in node_protos(proto):
-        for attribute in node.attribute:
-            if attribute.ref_attr_name and attribute.type in (attribute.GRAPH, attribute.GRAPHS):
-                raise InputError(
-                    f"{name}: node {node.name!r} ({node.op_type}): its graph {attribute.name!r} is "
-                    "an attribute of the function around it, which cannot be read; inline the "
-                    "function first"
-                )
-    for graph in graph_protos(proto):
-        _check_names(graph, name)
-        if graph.sparse_initializer:
-            raise InputError(
-                f"{name}: graph {graph.name!r} has {len(graph.sparse_initializer)} sparse "
-                "initializers, which cannot be carried over; expected dense ones"
-            )
-
-
-def _check_type(tensor: onnx.TensorProto, name: str) -> None:
-    """Refuse a tensor of a type that ONNX does not have."""
-    if tensor.data_type == tensor.UNDEFINED:
-        raise InputError(f"{name}: initializer {tensor.name!r}: expected an element type, got none")
-    if tensor.data_type not in onnx.TensorProto.DataType.values():
-        raise InputError(
-            f"{name}: initializer {tensor.name!r}: expected an element type of ONNX, got number "
-            f"{tensor.data_type}"
-        )
-
-
-def _check_place(tensor: onnx.TensorProto, name: str) -> None:
-    """Refuse external data whose place cannot be understood."""
-    if tensor.data_location != tensor.EXTERNAL:
-        return
-    where = f"{name}: initializer {tensor.name!r}"
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    if not place.get("location"):
-        raise InputError(f"{where}: expected the name of a file with its data, got none")
-    for key in ("offset", "length"):
-        if not place.get(key, "0").isdecimal():
-            raise InputError(
-                f"{where}: expected the {key} of its external data as a whole number from 0, "
-                f"got {place[key]!r}"
-            )
-
-
-def _check_names(graph: onnx.GraphProto, name: str) -> None:
-    """Refuse a name that two things give: ONNX Runtime and onnx_ir take different ones."""
-    places = (
-        ("inputs", [value.name for value in graph.input]),
-        ("initializers", [tensor.name for tensor in graph.initializer]),
-        ("node outputs", [output for node in graph.node for output in node.output if output]),
-    )
-    for place, names in places:
-        twice = next((each for each, count in Counter(names).items() if count > 1), None)
-        if twice is not None:
-            raise InputError(
-                f"{name}: graph {graph.name!r}: expected one of each name among its {place}, "
-                f"got {twice!r} twice"
-            )
-    outside = {*places[0][1], *places[1][1]}
-    both = next((output for output in places[2][1] if output in outside), None)
-    if both is not None:
-        raise InputError(
-            f"{name}: graph {graph.name!r}: expected one thing to give {both!r}, got a node "
-            "output and an input or initializer of that name"
-        )
+    check_parts(proto, name)
 
 
 def _deserialize(proto: onnx.ModelProto, name: str) -> ir.Model:
