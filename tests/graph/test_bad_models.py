@@ -179,24 +179,6 @@ def test_training_info(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert "training_info" in refused(model, tmp_path, capfd)
 
 
-def test_outputs_that_are_maps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What skl2onnx writes for a classifier unless it is told not to."""
-    model = linear()
-    model.graph.node.append(
-        onnx.helper.make_node(
-            "ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=list(range(48))
-        )
-    )
-    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 1))
-    kind = onnx.helper.make_map_type_proto(
-        onnx.TensorProto.INT64, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
-    )
-    model.graph.output.append(
-        onnx.helper.make_value_info("z", onnx.helper.make_sequence_type_proto(kind))
-    )
-    assert "malformed model" in refused(model, tmp_path, capfd)
-
-
 def dangling_input(model: onnx.ModelProto) -> None:
     model.graph.node[0].input[0] = "nosuch"
 

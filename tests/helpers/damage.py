@@ -34,8 +34,8 @@ _TEXT = {
         twice (x) => (z) {
             k = Constant <value = float[8, 2] {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}> ()
             t = Transpose <perm = [1, 0]> (k)
-            m = MatMul (k, t)
-            z = MatMul (x, m)
+            m = MatMul (x, k)
+            z = MatMul (m, t)
         }""",
     "forms": """<ir_version: 8, opset_import: ["": 17]>
         many (float[2, 8, 4, 4] x, int64[3] i) => (float[2, 6, 4, 4] y, float[3, 8] e,
