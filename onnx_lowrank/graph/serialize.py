@@ -68,8 +68,6 @@ def hollow(model: ir.Model) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.Tens
                     large[name] = tensor
                     replacement: ir.TensorProtocol = ir.ExternalTensor(
                         "hollow",
-                        "node_protos",
-                        "tensor_protos",
                         0,
                         tensor.nbytes,
                         tensor.dtype,

@@ -35,7 +35,8 @@ _TEXT = {
             k = Constant <value = float[8, 2] {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}> ()
             t = Transpose <perm = [1, 0]> (k)
             m = MatMul (x, k)
-            z = MatMul (m, t)
+            r = Relu (m)
+            z = MatMul (r, t)
         }""",
     "forms": """<ir_version: 8, opset_import: ["": 17]>
         many (float[2, 8, 4, 4] x, int64[3] i) => (float[2, 6, 4, 4] y, float[3, 8] e,
@@ -97,7 +98,7 @@ def damaged(model: onnx.ModelProto, seed: int) -> bytes:
     for _ in range(rng.randint(1, 3)):
         messages = list(_messages(copy))
         _mutate(rng.choice(messages), rng)
-    return copy.SerializeToString()
+    return bytes(copy.SerializeToString())
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
