@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["counted", "listed", "near_names"]
+__all__ = ["by_reason", "counted", "listed", "near_names"]
 
 
 def counted(number: int, noun: str) -> str:
@@ -28,3 +28,16 @@ def near_names(name: str, known: Iterable[str]) -> str:
     if near:
         return "did you mean " + " or ".join(repr(item) for item in near) + "?"
     return f"there are {listed([repr(item) for item in names], 10)}"
+
+
+def by_reason(left: Mapping[str, str], what: str) -> list[str]:
+    """One sentence for each reason, such as "not refitted: a, b and 3 more: …".
+
+    Args:
+        left: name of a layer -> the reason.
+        what: such as "not refitted".
+    """
+    names: dict[str, list[str]] = {}
+    for name, why in left.items():
+        names.setdefault(why, []).append(name)
+    return [f"{what}: {listed(own, 4)}: {why}" for why, own in names.items()]

@@ -30,7 +30,10 @@ __all__ = [
     "Speedup",
     "TargetsReport",
     "Totals",
+    "Verdict",
+    "speedup_text",
     "tool_name",
+    "verdict_of",
 ]
 
 REPORT_VERSION = 1
@@ -42,6 +45,38 @@ def tool_name() -> str:
 
 
 Status = Literal["factored", "dense"]
+Verdict = Literal["faster", "slower", "as fast", "too noisy to tell"]
+
+# Upper end over lower end of an interval around 1 up to which two models are equally fast.
+_EQUAL = 1.1
+
+
+def verdict_of(low: float, high: float) -> Verdict:
+    """What the confidence interval of a speedup says.
+
+    Args:
+        low: lower end of the interval.
+        high: upper end.
+
+    Returns:
+        "faster" or "slower" where the interval is above or below 1.  Where it holds 1: "as fast" if
+        it is narrow, else "too noisy to tell".
+    """
+    if low > 1.0:
+        return "faster"
+    if high < 1.0:
+        return "slower"
+    return "as fast" if high <= _EQUAL * low else "too noisy to tell"
+
+
+def speedup_text(median: float, low: float, high: float) -> str:
+    """A median speedup with its 95 % interval, such as "2.1× as fast, 95 % interval …"."""
+    interval = f"95 % interval {low:.2f}× to {high:.2f}×"
+    verdict = verdict_of(low, high)
+    if verdict == "too noisy to tell":
+        return f"{verdict} ({interval})"
+    equal = ": no difference" if verdict == "as fast" else ""
+    return f"{median:.2f}× as fast, {interval}{equal}"
 
 
 class JsonReport:
@@ -232,12 +267,17 @@ class Speedup:
         low: 10th percentile of the ratios.
         high: 90th percentile of the ratios.
         certain: 95 % confidence interval of the median, from order statistics.
+        verdict: what that interval says, see `verdict_of`.
     """
 
     median: float
     low: float
     high: float
     certain: tuple[float, float]
+    verdict: Verdict = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "verdict", verdict_of(*self.certain))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from onnx_lowrank.report import (
     Latency,
     Layer,
     Report,
+    speedup_text,
 )
 
 __all__ = ["TerminalProgress", "output_console", "print_report"]
@@ -251,6 +252,5 @@ def _latency_line(latency: Latency) -> str:
     return (
         f"latency: {latency.before_ms.median:.3g} → {latency.after_ms.median:.3g} ms (median of "
         f"{latency.pairs} pairs in turns, {latency.provider}, {threads}); "
-        f"{speedup.median:.2f}× as fast, "
-        f"80 % of the pairs between {speedup.low:.2f}× and {speedup.high:.2f}×"
+        f"{speedup_text(speedup.median, *speedup.certain)}"
     )

@@ -114,8 +114,10 @@ def _table(curve: SweepReport) -> Table:
 
 
 def _cells(point: Point, curve: SweepReport) -> list[str]:
-    speed = "" if point.speedup is None else f"{point.speedup:.2f}×"
-    if point.certain is not None:
+    speed = ""
+    if point.speedup is not None and point.certain is not None:
+        noisy = point.verdict == "too noisy to tell"
+        speed = "too noisy" if noisy else f"{point.speedup:.2f}×"
         speed += f" ({point.certain[0]:.2f}–{point.certain[1]:.2f})"
     return [
         f"{point.keep:g}",

@@ -21,7 +21,7 @@ from onnx_lowrank.evaluation.bench import (
 )
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import OutputCheck
+from onnx_lowrank.report import OutputCheck, speedup_text
 from onnx_lowrank.targets.base import Offer
 from onnx_lowrank.targets.support import ModelSupport, SupportReport
 
@@ -182,12 +182,7 @@ def _times(model: ModelBench) -> list[str]:
 
 def _ratio(ratio: Ratio) -> str:
     before, after = PurePath(ratio.before).name, PurePath(ratio.after).name
-    unsure = ratio.low <= 1.0 <= ratio.high
-    return (
-        f"{after} is {ratio.median:.2f}× as fast as {before}, 95 % interval "
-        f"{ratio.low:.2f}× to {ratio.high:.2f}×"
-        + (": no difference that can be told" if unsure else "")
-    )
+    return f"{after} against {before}: {speedup_text(ratio.median, ratio.low, ratio.high)}"
 
 
 def _costs(model: ModelBench | ModelOnTarget) -> str:

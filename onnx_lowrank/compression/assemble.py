@@ -33,6 +33,7 @@ from onnx_lowrank.maps.choice import Choice, Decision, removed_parameters
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Errors, Factors
 from onnx_lowrank.maps.rewrite import rewrite
+from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.report import Healing
@@ -147,6 +148,9 @@ def _refitted(
     if samples is None:
         context.say("nothing was refitted: there are no samples to fit to")
         return None
+    if len(samples.feeds) == 1:
+        context.say("nothing was refitted: of one sample none is left to judge the refit")
+        return None
     with context.stages("fit", work) as advance:
         fitted = dict(fit(choices, prepared.statistics, advance))
     constants = Constants(prepared.model, settings.constant_inputs)
@@ -167,8 +171,8 @@ def _refitted(
             return fitted.items()
     if found.samples < len(samples.feeds):
         context.say(f"refit used {found.samples} of {len(samples.feeds)} samples: memory")
-    for name, why in found.left.items():
-        context.say(f"{name} was not refitted: {why}")
+    for note in by_reason(found.left, "not refitted"):
+        context.say(note)
     return found.factors.items()
 
 

@@ -34,7 +34,7 @@ from onnx_lowrank.maps.find import Finding, Group, Selection, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
-from onnx_lowrank.phrases import listed
+from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.choose import choose, worth_measuring
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
@@ -167,9 +167,8 @@ def _calibrated(
     for note in found.notes:
         context.say(note)
     names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
-    for why in dict.fromkeys(names.values()):
-        alike = [name for name, own in names.items() if own == why]
-        context.say(f"fitted to the weight alone: {listed(alike, 4)}: {why}")
+    for note in by_reason(names, "fitted to the weight alone"):
+        context.say(note)
     return (
         found,
         search,
@@ -280,8 +279,8 @@ def _felt(
             return None
     for note in found.notes:
         context.say(note)
-    for name, why in found.left.items():
-        context.say(f"{name} is not weighted by Fisher information: {why}")
+    for note in by_reason(found.left, "not weighted by Fisher information"):
+        context.say(note)
     return found.found
 
 

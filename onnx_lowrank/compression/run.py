@@ -35,6 +35,7 @@ from onnx_lowrank.report import (
     Check,
     File,
     Report,
+    speedup_text,
     tool_name,
 )
 from onnx_lowrank.runtime.session import OrtLog
@@ -147,11 +148,11 @@ class _Run:
         latency = found.measured.latency
         if latency is None or not slower(latency) or not found.plan.factored:
             return found
-        settings = self._context.settings
+        settings, ratio = self._context.settings, latency.speedup
         if settings.allow_slower or settings.min_gain < 0 or not chosen.strategy.may_put_back:
             self._context.say(
-                f"slower than the original: {latency.speedup.median:.2f}×; the pairs stay, since "
-                "the goal is not a latency"
+                f"slower than the original: {speedup_text(ratio.median, *ratio.certain)}; the "
+                "pairs stay, since the goal is not a latency"
             )
             return found
         for number in range(ROUNDS):

@@ -38,7 +38,7 @@ from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import JsonReport, tool_name
+from onnx_lowrank.report import JsonReport, Verdict, tool_name
 from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["Point", "SweepReport", "settings_of", "sweep"]
@@ -56,6 +56,7 @@ class Point:
         macs: multiply-accumulates of one inference; None if not counted.
         speedup: median ratio of the original's latency to the model's; None if not timed.
         certain: 95 % interval of that median.
+        verdict: what that interval says, see `onnx_lowrank.report.verdict_of`.
         predicted_damage: of all pairs together, on the samples of the search.
         summed_damage: sum of the layers' damages, each measured alone.
         damage: achieved on the samples of the check: mean relative square error of the outputs.
@@ -72,6 +73,7 @@ class Point:
     macs: int | None
     speedup: float | None
     certain: tuple[float, float] | None
+    verdict: Verdict | None
     predicted_damage: float | None
     summed_damage: float | None
     damage: float | None
@@ -247,7 +249,7 @@ def sweep(
             raise InputError(f"sweep needs a model that runs: {why}")
         searching, table = searching_for(context, prepared, timed=False)
         work = _Sweep(context, prepared, judged, places, inputs)
-        points, missed = [work.point(1.0, searching.plan(None, None))], []
+        points, missed = [work.point(1.0, searching.dense("the point without pairs"))], []
         for budget in budgets:
             try:
                 points.append(work.point(budget.value, _planned(searching, budget)))
@@ -333,6 +335,7 @@ class _Sweep:
             macs=sums.macs_after,
             speedup=None if latency is None else latency.speedup.median,
             certain=None if latency is None else latency.speedup.certain,
+            verdict=None if latency is None else latency.speedup.verdict,
             predicted_damage=plan.damage,
             summed_damage=plan.summed,
             damage=seen_damage(check.damage, assembled.decisions),

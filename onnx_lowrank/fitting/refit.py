@@ -180,7 +180,7 @@ def refit(
                 current[layer.group] = better
                 _put(compressed, layer.group, better)
             else:
-                left[node_name(layer.readers[0].site.node)] = "no better on samples kept aside"
+                left[node_name(layer.readers[0].site.node)] = _why(len(original.live))
             advance(layer.group.matrix.size)
     return Refitted(current, left, len(original.live))
 
@@ -194,7 +194,9 @@ def _refitted(
 ) -> Iterator[tuple[_Layer, Factors | None]]:
     """The layers of a stage with the best of their new pairs; None where the old one is as good."""
     samples = range(len(original.live))
-    aside = [index for index in samples if len(samples) > 1 and index % _ASIDE == _ASIDE - 1]
+    aside = [index for index in samples if index % _ASIDE == _ASIDE - 1]
+    if not aside and len(samples) > 1:
+        aside = [samples[-1]]
     fit = [index for index in samples if index not in set(aside)]
     sums, judging = _sums(stage, original, [(compressed, fit), (compressed, aside)], masks)
 
@@ -208,6 +210,11 @@ def _refitted(
     for layer in stage.layers:
         better = [pair for pair in found[layer.group] if _gain(pair) > 0.0]
         yield layer, max(better, key=_gain, default=None)
+
+
+def _why(samples: int) -> str:
+    """Why a refit that was tried is not taken."""
+    return "not better on held-out samples" if samples > 1 else "no sample is left to judge it"
 
 
 def _in_place(

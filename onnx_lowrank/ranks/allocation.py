@@ -25,6 +25,10 @@ _KNOWN_FROM: dict[DamageFrom, str] = {
     "other layers": "predicted damage {:.3g} (guessed from other layers)",
     "own error": "damage not measured (taken to be {:.3g}, its own relative square error)",
 }
+# Why a layer stays dense.
+_MET = "dense: the input model meets the goal as it is"
+_NONE = "dense: no rank saves anything here"
+_DEAR = "dense: a pair here has more damage for what it saves than elsewhere"
 
 
 class CostOf(Protocol):
@@ -99,9 +103,11 @@ class Priced:
     def choices(self, solution: Solution) -> dict[Group, Choice]:
         """What becomes of every group with options; ways that were not taken are left out."""
         choices: dict[Group, Choice] = {}
+        met = not any(solution.picks)  # the cheapest in damage is the model as it is
         for rungs, pick in zip(self.rungs, solution.picks, strict=True):
             for part in rungs[pick]:
-                choices |= self.ladders.chosen(part)
+                only = len(rungs) == 1
+                choices |= self.ladders.chosen(part, _MET if met else _NONE if only else _DEAR)
         return choices
 
 
@@ -165,14 +171,18 @@ class Ladders:
             rungs.append(tuple(rung for rung, _ in priced))
         return Priced(tuple(items), tuple(rungs), self)
 
-    def chosen(self, part: _Part) -> dict[Group, Choice]:
-        """What becomes of the groups of a part."""
+    def chosen(self, part: _Part, dense: str) -> dict[Group, Choice]:
+        """What becomes of the groups of a part.
+
+        Args:
+            part: the part.
+            dense: why a group of it has no rank.
+        """
         choices = {}
         for index, (group, rank) in enumerate(part.ranks.items()):
             found = self._measured[group]
             if rank is None:
-                why = "dense: any rank here would hurt more than elsewhere"
-                choices[group] = Choice(None, why, of=found.of)
+                choices[group] = Choice(None, dense, of=found.of)
                 continue
             damage = self._curves[group].at(rank) if part.joint is None else part.damage
             known = _KNOWN_FROM[self._curves[group].known_from]

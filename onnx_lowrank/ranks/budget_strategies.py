@@ -154,7 +154,9 @@ class Tolerance(Strategy):
         return following
 
     def _plan(self) -> Plan:
-        return self._searching.plan(self._priced, self._steps[self._at] if self._at else None)
+        if not self._at:
+            return self._searching.dense("no pair that was tried keeps within the tolerance")
+        return self._searching.plan(self._priced, self._steps[self._at])
 
     def _guess(self, step: Solution) -> float:
         # Distances go with the root of the damage; what counts or correlates goes with it.
@@ -182,7 +184,7 @@ class Speed(Strategy):
 
     def first(self) -> Plan:
         """All layers dense: their times alone do not tell the model's."""
-        return self._searching.plan(None, None)
+        return self._searching.dense("the input model meets the goal as it is")
 
     def revise(self, plan: Plan, measured: Measured) -> Plan | None:
         """Further, or back where it went too far."""

@@ -23,8 +23,8 @@ ROUNDS = 3
 
 
 def slower(latency: Latency) -> bool:
-    """Whether the result is slower by more than the noise: its ratio's interval is below 1."""
-    return latency.speedup.certain[1] < 1.0
+    """Whether the result is slower by more than the noise (see `report.verdict_of`)."""
+    return latency.speedup.verdict == "slower"
 
 
 def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[str, ...]]:

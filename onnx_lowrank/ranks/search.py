@@ -101,8 +101,22 @@ class Searching:
         self.evaluations = 0
         self._pairs: dict[Group, Factors] = {}
 
-    def plan(self, priced: Priced | None, solution: Solution | None) -> Plan:
-        """A solution as a plan; None leaves all layers dense."""
+    def plan(self, priced: Priced, solution: Solution) -> Plan:
+        """A solution as a plan."""
+        settled = self._settled(priced.choices(solution))
+        with self.stages("search"):
+            together = self.probe.damage(self._fitted(priced, solution))
+        plan = Plan(settled, together, solution.damage)
+        # Exactly 0 of pairs that lose something: no sample reaches them.
+        return dataclasses.replace(plan, damage=together or None) if plan.factored else plan
+
+    def dense(self, reason: str) -> Plan:
+        """The plan that leaves all layers dense, for a reason."""
+        choice = Choice(None, f"dense: {reason}")
+        return Plan(self._settled(dict.fromkeys(self.ladders.groups, choice)), 0.0, 0.0)
+
+    def _settled(self, choices: Mapping[Group, Choice]) -> dict[Group, Choice]:
+        """Choices of the groups with options, with those of all others, one for each node."""
         prepared, goal = self.prepared, self._goal
         chosen = dict(prepared.early)
         for group, found in prepared.measured.items():
@@ -110,24 +124,14 @@ class Searching:
                 chosen[group] = choose(group, found, goal)
             elif group in self._left:
                 chosen[group] = Choice(None, "dense: no sample changes an output through it")
-        if solution is None or priced is None:
-            why = "dense: the goal leaves no rank for it"
-            chosen |= {group: Choice(None, why) for group in self.ladders.groups}
-        else:
-            chosen |= priced.choices(solution)
+        chosen |= choices
         ordered = {group: chosen[group] for group in prepared.finding.groups if group in chosen}
-        settled = settle(prepared.finding, ordered, goal)
-        if solution is None or priced is None:
-            return Plan(settled, 0.0, 0.0)
-        with self.stages("search"):
-            together = self.probe.damage(self._fitted(priced, solution))
-        plan = Plan(settled, together, solution.damage)
-        # Exactly 0 of pairs that lose something: no sample reaches them.
-        return dataclasses.replace(plan, damage=together or None) if plan.factored else plan
+        return settle(prepared.finding, ordered, goal)
 
     def linear_parameters(self) -> int:
         """Parameters of all linear layers, with or without options."""
-        return linear_parameters(decide(self.prepared.finding, self.plan(None, None).choices))[0]
+        choices = self.dense("not chosen yet").choices
+        return linear_parameters(decide(self.prepared.finding, choices))[0]
 
     def loss(self, priced: Priced, solution: Solution, metric: Metric) -> float:
         """A solution by a metric on the search samples, without assembling it."""

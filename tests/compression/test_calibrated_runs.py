@@ -263,7 +263,7 @@ def test_one_sample(linear: onnx.ModelProto, tmp_path: Path, rng: np.random.Gene
     options: dict[str, Any] = {"rank": 3, "dims": {"N": 1}}
     report = factored(linear, data=tmp_path / "one.npz", **options).report
     assert report.calibration is None
-    assert any("it judges" in note for note in report.notes)
+    assert any("the sample judges" in note for note in report.notes)
     report = factored(linear, calibration=tmp_path / "one.npz", **options).report
     assert report.calibration is not None
     assert any("the check is too optimistic" in note for note in report.notes)

@@ -35,7 +35,7 @@ from onnx_lowrank.ranks.goals import Budget, milliseconds_of, size_of
 from onnx_lowrank.ranks.guard import put_back, slower
 from onnx_lowrank.ranks.search import furthest
 from onnx_lowrank.ranks.strategy import Plan
-from onnx_lowrank.report import Latency, Milliseconds, Speedup
+from onnx_lowrank.report import Latency, Milliseconds, Speedup, speedup_text
 from onnx_lowrank.runtime.session import OrtLog
 from tests.helpers.models import parse, run_ort
 
@@ -385,6 +385,28 @@ def latency(low: float, high: float) -> Latency:
 def test_slower_is_slower_by_more_than_the_noise() -> None:
     assert slower(latency(0.8, 0.95))
     assert not slower(latency(0.9, 1.01))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "shown"),
+    [
+        (1.94, 2.88, "faster", "2.00× as fast, 95 % interval 1.94× to 2.88×"),
+        (0.5, 0.9, "slower", "2.00× as fast, 95 % interval 0.50× to 0.90×"),
+        (0.99, 1.02, "as fast", "2.00× as fast, 95 % interval 0.99× to 1.02×: no difference"),
+        (0.4, 9.0, "too noisy to tell", "too noisy to tell (95 % interval 0.40× to 9.00×)"),
+    ],
+)
+def test_a_speedup_is_told_only_as_far_as_its_interval(
+    low: float, high: float, verdict: str, shown: str
+) -> None:
+    assert latency(low, high).speedup.verdict == verdict
+    assert speedup_text(2.0, low, high) == shown
+
+
+def test_a_model_that_meets_the_goal_is_left_with_that_reason(model: onnx.ModelProto) -> None:
+    report = budgeted(model, keep=1.0, calibration=feeds(4)).report
+    reasons = {layer.reason for layer in report.layers}
+    assert reasons == {"dense: the input model meets the goal as it is"}
 
 
 class Table(CostTable):
