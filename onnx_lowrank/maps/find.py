@@ -268,7 +268,7 @@ class Selection:
                 near = near or list(labels)[:3]
                 names = ", ".join(repr(label) for label in near) or "none in this model"
                 raise InputError(
-                    f"{named(option)} {glob!r}: expected the name or scope of a linear map, "
+                    f"{named(option, glob)}: expected the name or scope of a linear map, "
                     f"matched none; near names: {names}"
                 )
 
@@ -276,10 +276,10 @@ class Selection:
         """Why the node is left out; None if it is chosen."""
         labels = _labels(node)
         if self.include and not _match(self.include, labels):
-            return f"no {named('include')} glob matches it"
+            return f"no glob of {named('include')} matches it"
         glob = _match(self.exclude, labels)
         if glob is not None:
-            return f"left out by {named('exclude')} {glob!r}"
+            return f"left out by {named('exclude', glob)}"
         return self.left.get(node_name(node))
 
 

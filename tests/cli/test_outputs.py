@@ -105,13 +105,13 @@ def test_statistics_and_costs_are_replaced(source: Path, data: Path) -> None:
 
 
 def test_two_outputs_are_two_files(tmp_path: Path) -> None:
-    one = Output(tmp_path / "a.json", "--report")
+    one = Output(tmp_path / "a.json", "report")
     (tmp_path / "link.json").symlink_to("a.json")
     (tmp_path / "a.json").touch()
     for name in ("a.json", "link.json", "../" + tmp_path.name + "/a.json"):
-        with pytest.raises(InputError, match=r"--save-costs .* would overwrite --report"):
-            check_outputs([one, Output(tmp_path / name, "--save-costs")], [])
-    check_outputs([Output(Path(os.devnull)), Output(Path(os.devnull), "--report")], [])
+        with pytest.raises(InputError, match=r"save_costs=.* would overwrite report="):
+            check_outputs([one, Output(tmp_path / name, "save_costs")], [])
+    check_outputs([Output(Path(os.devnull)), Output(Path(os.devnull), "report")], [])
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_initializers_that_are_inputs(version: int, force: bool) -> None:
         assert isinstance(found, Constant)
     else:
         assert isinstance(found, Unusable)
-        assert "--constant-inputs" in found.reason
+        assert "constant_inputs=True" in found.reason
         assert found.size == 24
 
 

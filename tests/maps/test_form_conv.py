@@ -246,7 +246,7 @@ def test_off_by_default_with_a_hint(name: str, rng: np.random.Generator) -> None
         case.shape,
         True,
     )
-    assert layer.reason == f"off; --ops {name} turns it on"
+    assert layer.reason == f"off; ops={name!r} turns it on"
     assert node_protos(result.model) == node_protos(model)
     totals = result.report.totals
     assert (totals.linear_parameters_before, totals.linear_parameters_after) == (0, 0)

@@ -450,5 +450,5 @@ def test_a_form_that_is_not_chosen_is_left_alone(rng: np.random.Generator) -> No
     result = factored(model, rank=RANK, ops=("gemm",))
     (layer,) = result.report.layers
     assert layer.status == "dense"
-    assert "--ops" in layer.reason
+    assert "ops=" in layer.reason
     assert op_types(result.model) == ["MatMul"]

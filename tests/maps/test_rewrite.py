@@ -291,7 +291,7 @@ def test_initializers_that_are_inputs_are_left_with_a_reason(
     assert {layer.status for layer in result.report.layers} == {"dense"}
     for layer in result.report.layers:
         assert "also a graph input" in layer.reason
-        assert "--constant-inputs" in layer.reason
+        assert "constant_inputs=True" in layer.reason
     after = as_proto(result.model)
     assert [value.name for value in after.graph.input] == ["x", "W", "V"]
     assert after.ir_version == version

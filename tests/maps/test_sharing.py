@@ -260,7 +260,7 @@ def test_excluding_one_reader_keeps_them_all(rng: np.random.Generator) -> None:
     assert statuses(result) == ["dense", "dense"]
     for layer in result.report.layers:
         assert (
-            "left out by --exclude 'two'; the layers that share its weight stay too" in layer.reason
+            "left out by exclude='two'; the layers that share its weight stay too" in layer.reason
         )
     assert parameters(result.model) == D * D
 

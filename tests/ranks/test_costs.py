@@ -414,7 +414,7 @@ def test_a_file_of_another_hand(tmp_path: Path) -> None:
     [
         (("version",), 2, "expected version 1 of the format, got 2"),
         (("place", "threads"), "two", "'threads': expected a whole number from 1, got 'two'"),
-        (("place",), None, "load-costs"),
+        (("place",), None, "load_costs"),
         (("maps",), {}, "'maps' is no list"),
         (("maps", 0, "ranks"), [4, 1], r"map 0: 'ranks': expected rising whole numbers"),
         (("maps", 0, "ranks"), [], r"map 0: 'ranks'"),
