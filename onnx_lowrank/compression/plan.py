@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.fitting import statistics_file
+from onnx_lowrank.fitting.statistics_file import SavedCurve, weight_of
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.ranks import cost_file
@@ -132,6 +134,14 @@ def searching_for(
         reading=trial.reading,
         only_seen=budget is not None and budget.kind == "tolerance",
     )
+    if settings.save_stats is not None and prepared.saved is not None:
+        curves = {
+            weight_of(group): SavedCurve(curve.points, curve.tails, curve.known_from)
+            for group, curve in searching.curves.items()
+        }
+        fisher = bool(prepared.search.fisher)
+        saved = replace(prepared.saved, curves=curves, curves_fisher=fisher)
+        statistics_file.save(Path(settings.save_stats), saved)
     return searching, table
 
 

@@ -25,7 +25,7 @@ from onnx_lowrank.fitting.statistics import (
     gather,
     statistics_of,
 )
-from onnx_lowrank.fitting.statistics_file import SavedStatistics, Weight, fingerprint
+from onnx_lowrank.fitting.statistics_file import SavedStatistics, fingerprint, weight_of
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
 from onnx_lowrank.graph.walk import node_name, stored_bytes
@@ -42,6 +42,10 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.report import Calibration
 
 __all__ = ["find_maps", "prepare"]
+
+# Random directions that are taken back where factors are fitted to what the outputs feel, and
+# where only the shape of a damage curve hangs on it.
+_DRAWS, _DRAWS_OF_DAMAGE = 2048, 256
 
 
 def find_maps(context: Context, model: ir.Model) -> Finding:
@@ -64,7 +68,7 @@ def prepare(context: Context) -> Prepared:
         finding = find_maps(context, model)
         early = {group: worth_measuring(group, goal, selection) for group in finding.groups}
     undecided = [group for group, choice in early.items() if choice is None]
-    statistics, search, calibration = _calibrated(context, model, undecided)
+    statistics, search, calibration, saved = _calibrated(context, model, undecided)
     with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
         measured, bases = measure(
             undecided,
@@ -76,8 +80,9 @@ def prepare(context: Context) -> Prepared:
             folder=context.folder,
         )
     search = replace(search, bases=bases)
-    if search.fit is statistics.fit:
-        statistics = replace(statistics, bases=bases)
+    # Components that were found with the same moments, or by the weights alone.
+    alike = {g: own for g, own in bases.items() if search.fit.get(g) is statistics.fit.get(g)}
+    statistics = replace(statistics, bases=alike)
     return Prepared(
         model=model,
         finding=finding,
@@ -87,6 +92,7 @@ def prepare(context: Context) -> Prepared:
         search=search,
         calibration=calibration,
         macs=_macs(context, model, finding),
+        saved=saved,
     )
 
 
@@ -139,31 +145,33 @@ def _simplified(context: Context) -> tuple[ir.Model, Selection]:
 
 def _calibrated(
     context: Context, model: ir.Model, groups: Sequence[Group]
-) -> tuple[Statistics, Statistics, Calibration | None]:
+) -> tuple[Statistics, Statistics, Calibration | None, SavedStatistics | None]:
     """Moments of what the groups' weights are multiplied with, where there are samples."""
     if not groups:
-        return Statistics(), Statistics(), None
+        return Statistics(), Statistics(), None, None
     load = context.settings.load_stats is not None
     saved, searched = (_loaded(context), None) if load else _gathered(context, model, groups)
     if saved is None:
         if context.settings.fisher:
             context.say("errors are not weighted by Fisher information: there are no samples")
-        return Statistics(), Statistics(), None
+        return Statistics(), Statistics(), None, None
     found = statistics_of(model, groups, saved.gathered)
-    if context.settings.fisher and not load:
+    settings = context.settings
+    damaged = settings.budget is not None and (settings.check or settings.bench)
+    if (settings.fisher or damaged) and not load:
         felt_by = _felt(context, model, list(found.fit))
-        by_weight = None if felt_by is None else {_weight(g): own for g, own in felt_by.items()}
+        by_weight = None if felt_by is None else {weight_of(g): own for g, own in felt_by.items()}
         saved = replace(saved, fisher=by_weight)
     if context.settings.save_stats is not None:
         statistics_file.save(Path(context.settings.save_stats), saved)
-    if context.settings.fisher and saved.fisher is not None:
+    if saved.fisher is not None:
         roots, fitted = saved.fisher, found.fit
-        known = {group: roots[_weight(group)] for group in fitted if _weight(group) in roots}
-        found = replace(found, fisher=known)
+        known = {group: roots[weight_of(group)] for group in fitted if weight_of(group) in roots}
+        found = replace(found, felt=known, fisher=known if settings.fisher else {})
     search = replace(found, held={})
     if searched is not None:
         own, aside = (statistics_of(model, groups, part) for part in searched)
-        search = replace(own, held=aside.fit, fisher=found.fisher)
+        search = replace(own, held=aside.fit, fisher=found.fisher, felt=found.felt)
     for note in found.notes:
         context.say(note)
     names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
@@ -180,6 +188,7 @@ def _calibrated(
             layers=len(found.fit),
             missing=names,
         ),
+        saved,
     )
 
 
@@ -251,11 +260,6 @@ def _gathered(
     return saved, None if second is None else (first, second)
 
 
-def _weight(group: Group) -> Weight:
-    _, m, n = group.shape
-    return group.matrix.name, m, n
-
-
 def _felt(
     context: Context, model: ir.Model, groups: Sequence[Group]
 ) -> Mapping[Group, Fisher] | None:
@@ -269,14 +273,26 @@ def _felt(
     feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
     mask = context.trial.mask
     constants = Constants(model, settings.constant_inputs)
+    draws = _DRAWS if settings.fisher else _DRAWS_OF_DAMAGE
     with context.stages("fisher", len(feeds)) as advance:
         try:
             found = felt(
-                model, constants, groups, feeds, mask, context.trial.runner, advance, settings.seed
+                model,
+                constants,
+                groups,
+                feeds,
+                mask,
+                context.trial.runner,
+                advance,
+                settings.seed,
+                draws,
             )
         except DerivativeError as error:
-            context.say(f"errors are not weighted by Fisher information: {error}")
+            what = "errors are" if settings.fisher else "the damage of other ranks is"
+            context.say(f"{what} not weighted by Fisher information: {error}")
             return None
+    if not settings.fisher:
+        return found.found
     for note in found.notes:
         context.say(note)
     for note in by_reason(found.left, "not weighted by Fisher information"):

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.autodiff.gradient import (
+    Gradients,
     Loss,
     depends,
     differentiable,
@@ -29,15 +30,18 @@ from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import Accumulator, passes
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.runtime.taps import OpenModel, tapped
+from onnx_lowrank.runtime.memory import available, growth
+from onnx_lowrank.runtime.taps import OpenModel, Runner, tapped
 
 __all__ = ["Felt", "felt"]
 
 
-# Directions to draw, about, and how often at most from the same samples.
-_DRAWS, _ROUNDS = 2048, 8
+# How often directions are drawn from the same samples, at most.
+_ROUNDS = 8
 # Samples of a batch, where they can be put together.
 _BATCH = 16
+# Of the memory that is free derivatives take this share.
+_SHARE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +84,7 @@ def felt(
     open_model: OpenModel,
     advance: Advance,
     seed: int = 0,
+    draws: int = 2048,
 ) -> Felt:
     """The Fisher information of the outputs of layers.
 
@@ -92,6 +97,7 @@ def felt(
         open_model: makes a runner of a model that gives its outputs by name.
         advance: called so that the numbers add up to one for each sample.
         seed: of the random directions.
+        draws: how many of them, about, as far as there are samples for it.
 
     Raises:
         DerivativeError: an operator behind a layer has no derivative (it is named), or the layers
@@ -113,20 +119,27 @@ def felt(
     if not outputs:
         raise DerivativeError("no output of the model is a float that depends on a layer")
     source = tapped(base, outputs, open_model)
-    (batches,), notes = joined(base, [feeds], _BATCH, source)
-    ranks = read_ranks(base, names, open_model, wide(batches[0]))
+    ranks = read_ranks(base, names, open_model, wide(feeds[0]))
+
+    def opened(part: Mapping[Group, int]) -> tuple[Gradients, Runner]:
+        wanted = list(dict.fromkeys(tap.value for tap in taps if tap.group in part))
+        gradients = gradient_model(base, outputs, wanted, ranks)
+        return gradients, open_model(gradients.model)
+
+    gradients, run = opened(parts[0])
+    size = _batch(Batches(feeds[:1], mask, outputs, source), run, _samples(feeds[0]))
+    (batches,), notes = joined(base, [feeds], size, source)
     targets = Batches(batches, mask, outputs, source)
     drawn = sum(_samples(feed) for feed in batches)
-    rounds = min(_ROUNDS, max(1, round(_DRAWS / drawn)))
-    order = list(range(len(batches)))[:: max(1, round(drawn / _DRAWS))] * rounds
+    rounds = min(_ROUNDS, max(1, round(draws / drawn)))
+    order = list(range(len(batches)))[:: max(1, round(drawn / draws))] * rounds
     draws = sum(_samples(batches[index]) for index in order)
     rng, total, done = np.random.default_rng(seed), len(parts) * len(order), 0
     found: dict[Group, Fisher] = {}
-    for part in parts:
+    for number, part in enumerate(parts):
         own = [tap for tap in taps if tap.group in part]
-        wanted = list(dict.fromkeys(tap.value for tap in own))
-        gradients = gradient_model(base, outputs, wanted, ranks)
-        run = open_model(gradients.model)
+        if number:
+            gradients, run = opened(part)
         adding = {group: Accumulator(size) for group, size in part.items()}
         for index in order:
             inputs = targets.inputs(index)
@@ -149,6 +162,31 @@ def felt(
             else:
                 found[group] = Fisher.of(moments.second, draws)
     return Felt(found, left, draws, notes)
+
+
+def _batch(one: Batches, run: Runner, samples: int) -> int:
+    """Samples of a batch whose derivatives take no more than half of the memory that is free.
+
+    Args:
+        one: a single feed.
+        run: the model with the derivatives.
+        samples: of that feed.
+
+    Raises:
+        DerivativeError: even these do not fit.
+    """
+    free = available()
+    inputs = one.inputs(0)
+    _, taken = growth(lambda: run(inputs))
+    if free is None or not taken:
+        return _BATCH
+    size = int(_SHARE * free / taken)
+    if size == 0:
+        raise DerivativeError(
+            f"derivatives of {samples} samples at a time take {taken / 1e9:.2g} GB, expected at "
+            f"most half of the {free / 1e9:.2g} GB that are free"
+        )
+    return min(_BATCH, size)
 
 
 def _taps(

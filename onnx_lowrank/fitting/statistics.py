@@ -24,6 +24,7 @@ from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.components import Basis
+from onnx_lowrank.numerics.felt import Weigh, plainly
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Accumulator, Moments
 from onnx_lowrank.phrases import listed
@@ -75,7 +76,9 @@ class Statistics:
         held: of held-out samples; empty where there were none.
         missing: why a group has none: it is factored by its weight alone.
         notes: what else the user should know.
-        fisher: how errors of the groups' outputs change the model's outputs, where that is known.
+        fisher: how errors of the groups' outputs change the model's outputs, where factors are
+            fitted to that.
+        felt: the same where it is known, whatever factors are fitted to.
         bases: leading components of groups, one basis for each slice, where they were found with
             these moments already.
     """
@@ -85,11 +88,18 @@ class Statistics:
     missing: Mapping[Group, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     fisher: Mapping[Group, Fisher] = field(default_factory=dict)
+    felt: Mapping[Group, Fisher] = field(default_factory=dict)
     bases: Mapping[Group, tuple[Basis, ...]] = field(default_factory=dict)
 
     def coordinates(self, group: Group) -> Fisher:
         """In what coordinates of its outputs a group's errors count alike."""
         return self.fisher.get(group, PLAIN) if group in self.fit else PLAIN
+
+    def weigh(self, group: Group) -> Weigh:
+        """Multiplies with what is felt of a group's outputs, in its coordinates."""
+        if self.coordinates(group).known:  # where every error is felt alike
+            return plainly
+        return self.felt.get(group, PLAIN).weighed
 
 
 class _Stream:

@@ -2,7 +2,8 @@
 
 An ``.npz`` without pickles: ``header``, JSON as bytes, and for every stream of vectors, slice and
 part ("fit", "held") the arrays ``second`` (of a full matrix its upper triangle, row by row) and
-``mean``; where it was measured also the roots of the Fisher information, lower triangles.  A
+``mean``; where it was measured also the roots of the Fisher information, lower triangles; after
+a budget also the damage of the layers by rank.  A
 stream is known by the name of its activation and how it is read, a root by the name and size of
 its weight; the file as a whole by a fingerprint of the model.
 """
@@ -13,7 +14,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +24,12 @@ import onnx_ir as ir
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import atomic, is_file
 from onnx_lowrank.fitting.statistics import Gathered, MomentsKey
+from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import Moments
 
-__all__ = ["SavedStatistics", "Weight", "fingerprint", "load", "save"]
+__all__ = ["SavedCurve", "SavedStatistics", "Weight", "fingerprint", "load", "save", "weight_of"]
 
 
 # 2: the fingerprint is of the graph too.
@@ -45,6 +47,27 @@ Weight = tuple[str, int, int]
 """A layer's weight: its name, m and n."""
 
 
+def weight_of(group: Group) -> Weight:
+    """How the file knows a layer."""
+    _, m, n = group.shape
+    return group.matrix.name, m, n
+
+
+@dataclass(frozen=True, eq=False)
+class SavedCurve:
+    """The damage of a layer by rank.
+
+    Attributes:
+        points: ranks and the damage that was measured at each.
+        tails: energy that is lost at every rank from 0 on, as far as the outputs feel it.
+        known_from: what the damage is known from, such as "outputs".
+    """
+
+    points: tuple[tuple[int, float], ...]
+    tails: Array
+    known_from: str
+
+
 @dataclass(frozen=True, eq=False)
 class SavedStatistics:
     """Moments and their source.
@@ -59,6 +82,8 @@ class SavedStatistics:
         gathered: the moments.
         fisher: how each layer's errors change the model's outputs, by the layer's weight; None if
             not asked for.
+        curves: damage of the layers, by weight; empty where no budget asked for it.
+        curves_fisher: whether the factors of the curves are fitted with ``fisher``.
     """
 
     model: str
@@ -69,6 +94,8 @@ class SavedStatistics:
     mask: str | None
     gathered: Mapping[MomentsKey, Gathered]
     fisher: Mapping[Weight, Fisher] | None = None
+    curves: Mapping[Weight, SavedCurve] = field(default_factory=dict)
+    curves_fisher: bool = False
 
 
 def fingerprint(model: ir.Model) -> str:
@@ -167,6 +194,11 @@ def save(path: Path, saved: SavedStatistics) -> None:
             for (activation, reading, slices), moments in saved.gathered.items()
         ],
         "fisher": None if saved.fisher is None else [list(weight) for weight in saved.fisher],
+        "curves": [
+            {"weight": list(weight), "points": curve.points, "known_from": curve.known_from}
+            for weight, curve in saved.curves.items()
+        ],
+        "curves_fisher": saved.curves_fisher,
     }
     try:
         with (
@@ -181,6 +213,8 @@ def save(path: Path, saved: SavedStatistics) -> None:
                             stem = f"{index}.{part}.{slot}"
                             _put(archive, f"{stem}.second", _packed(one))
                             _put(archive, f"{stem}.mean", one.mean)
+            for index, curve in enumerate(saved.curves.values()):
+                _put(archive, f"{index}.curve", curve.tails)
             for index, fisher in enumerate((saved.fisher or {}).values()):
                 if fisher.root is not None:
                     lower = np.tril_indices(len(fisher.root))
@@ -227,6 +261,11 @@ def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
                     _stream(archive, index, item) for index, item in enumerate(header["streams"])
                 ),
                 fisher=_fisher(archive, header.get("fisher")),
+                curves=dict(
+                    _curve(archive, index, item)
+                    for index, item in enumerate(header.get("curves", ()))
+                ),
+                curves_fisher=bool(header.get("curves_fisher", False)),
             )
     except InputError:
         raise
@@ -273,6 +312,12 @@ def _fisher(archive: Any, weights: list[list[Any]] | None) -> dict[Weight, Fishe
             root[np.tril_indices(n)] = archive[f"{index}.fisher"]
             found[name, m, n] = Fisher(root)
     return found
+
+
+def _curve(archive: Any, index: int, item: Mapping[str, Any]) -> tuple[Weight, SavedCurve]:
+    name, m, n = item["weight"]
+    points = tuple((int(rank), float(damage)) for rank, damage in item["points"])
+    return (name, m, n), SavedCurve(points, archive[f"{index}.curve"], str(item["known_from"]))
 
 
 def _read(archive: Any, stem: str, described: Mapping[str, Any]) -> Moments:

@@ -12,17 +12,50 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.components import Components
 from onnx_lowrank.numerics.factors import balanced_pair
+from onnx_lowrank.numerics.felt import Weigh, felt_tails
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.output_pca import output_pair
 
-__all__ = ["joint_pair", "side_by_side"]
+__all__ = ["joint_pair", "joint_tails", "side_by_side"]
 
 
 def side_by_side(matrices: Sequence[Array], scales: Sequence[float]) -> Array:
     """``[s₁W₁ | … | sₚWₚ]``, shape [m, Σ n_i], of ``W_i[m, n_i]``."""
     scaled = [scale * np.asarray(w, np.float64) for w, scale in zip(matrices, scales, strict=True)]
     return np.concatenate(scaled, axis=1)
+
+
+def joint_tails(
+    matrices: Sequence[Array],
+    scales: Sequence[float],
+    fitted: Moments,
+    other: Moments | None,
+    rank: int,
+    weighs: Sequence[Weigh],
+) -> npt.NDArray[np.float64]:
+    """What is felt of the errors of all maps together, at every rank up to one: shape [k + 1].
+
+    Args:
+        matrices: the W_i.
+        scales: above 0, as for `joint_pair`.
+        fitted: of the inputs that the pair is fitted to.
+        other: of those that it is judged by; None for the same.
+        rank: k, the largest.
+        weighs: multiply with what is felt of errors of each map's outputs.
+    """
+    joined = side_by_side(matrices, scales)
+    basis = Components(joined, fitted.fitting()).basis(rank)
+    ends = np.cumsum([w.shape[1] for w in matrices])[:-1]
+
+    def weigh(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        parts = np.split(array, ends)
+        both = zip(weighs, parts, scales, strict=True)
+        return np.concatenate([own(part) / scale**2 for own, part, scale in both])
+
+    inputs = fitted.fitting() if other is None else other.about(fitted.centre)
+    return felt_tails(joined, basis.vectors, inputs, weigh)
 
 
 def joint_pair(

@@ -17,7 +17,7 @@ from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Components
 from onnx_lowrank.numerics.moments import Moments
 
-__all__ = ["component_energies", "output_energies", "output_pair", "output_squares"]
+__all__ = ["output_energies", "output_pair", "output_squares"]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -44,26 +44,6 @@ def output_pair(
     it is (see `onnx_lowrank.numerics.rotation`).
     """
     return Components(matrix, moments).basis(rank).pair(matrix, rank, dtype)
-
-
-def component_energies(matrix: Array, fitted: Moments, other: Moments) -> Float64:
-    """Energy of the outputs of other inputs by the components that fitted ones have.
-
-    What a pair of rank k, fitted to some samples, loses on others is the sum of all but the first
-    k of them; of the samples that it was fitted to it would lose less.
-
-    Args:
-        matrix: ``W[m, n]``.
-        fitted: C of the inputs whose components are taken.
-        other: C of the inputs whose energy is.
-
-    Returns:
-        shape [min(m, n)], in the order of the components.
-    """
-    basis = Components(matrix, fitted).basis(min(matrix.shape))
-    projected = np.asarray(matrix, np.float64) @ basis.vectors
-    energies = np.einsum("mk,mk->k", projected, other.applied(projected))
-    return np.asarray(np.maximum(energies, 0.0))
 
 
 def output_energies(

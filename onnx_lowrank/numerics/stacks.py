@@ -16,17 +16,18 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Basis, Components
+from onnx_lowrank.numerics.felt import Weigh, felt_tails, plainly
 from onnx_lowrank.numerics.moments import Moments
-from onnx_lowrank.numerics.output_pca import component_energies, output_energies
+from onnx_lowrank.numerics.output_pca import output_energies
 from onnx_lowrank.numerics.sketch import sketch
 
 __all__ = [
     "StackComponents",
     "achieved_error",
     "fitted_pair",
+    "lost_energies",
     "shift_of",
     "squares",
-    "unseen_squares",
 ]
 
 # Reductions of slices that are held until their vectors are asked for, in elements; others are
@@ -77,14 +78,27 @@ def squares(stack: Array, moments: Sequence[Moments] | None) -> npt.NDArray[np.f
     return StackComponents(stack, moments).squares
 
 
-def unseen_squares(
-    stack: Array, fitted: Sequence[Moments], other: Sequence[Moments]
+def lost_energies(
+    stack: Array,
+    bases: Sequence[Basis],
+    fitted: Sequence[Moments],
+    others: Sequence[Moments] | None = None,
+    weigh: Weigh = plainly,
 ) -> npt.NDArray[np.float64]:
-    """As `squares`, of the components fitted to some inputs, on others: shape [min(m, n)]."""
-    total = np.zeros(min(stack.shape[1:]), np.float64)
-    for matrix, own, unseen in zip(stack, fitted, other, strict=True):
-        total += component_energies(matrix, own.fitting(), unseen.about(own.centre))
-        total[:1] += _energy_of(matrix, own.centre)
+    """What pairs of every rank lose of the outputs, summed over the slices: shape [k + 1].
+
+    Args:
+        stack: ``W[e, m, n]``.
+        bases: k components of each slice, found with the fitted moments.
+        fitted: of the inputs, by slice.
+        others: of inputs that the pairs are not fitted to; None for the fitted ones.
+        weigh: multiplies with what is felt of errors of the outputs.
+    """
+    total = np.zeros(bases[0].rank + 1, np.float64)
+    judged = fitted if others is None else others
+    for matrix, basis, own, other in zip(stack, bases, fitted, judged, strict=True):
+        inputs = own.fitting() if others is None else other.about(own.centre)
+        total += felt_tails(matrix, basis.vectors, inputs, weigh)
     return total
 
 

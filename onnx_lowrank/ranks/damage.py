@@ -1,9 +1,12 @@
-"""Damage: what factoring a layer does to the model's outputs, measured end to end.
+"""Damage: what factoring a layer does to the model's outputs, as a function of its rank.
 
-Every layer alone is given pairs of two reference ranks, the model is run, and the distance of its
-outputs is taken as the damage d.  At other ranks the damage follows the energy that the layer
-loses: in proportion to it beyond the reference ranks, ``d(r) = d(r₀) · tail(r) / tail(r₀)``, and
-by a power of it between them.
+The shape of the curve comes from second moments, for all ranks at once: what a pair of rank r loses
+of the layer's outputs on samples that it was not fitted to, weighed by what the model's outputs
+feel of errors there (`onnx_lowrank.numerics.felt`).  Its scale is measured end to end: the layer
+alone is given a pair of a reference rank, the model is run, and the distance of its outputs is the
+damage d, so that ``d(r) = d(r₀) · tail(r) / tail(r₀)``.  Where it is not known what the outputs
+feel, there are two reference ranks, between which the damage follows a power of the energy.  Layers
+that share a first factor have the sum of their damages, each on its own scale.
 
 A damage of exactly 0 is no finding: no sample reaches the layer (a branch that is never taken), or
 the outputs that are compared do not show it.  Such a layer is taken to do to the outputs what it
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,10 +30,12 @@ from onnx_lowrank.fitting.spectra import group_memory, largest_first
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.numerics.joint import side_by_side
+from onnx_lowrank.maps.pair import Factors
+from onnx_lowrank.numerics.felt import Weigh
+from onnx_lowrank.numerics.joint import joint_tails
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ranks import break_even, largest_rank
-from onnx_lowrank.numerics.stacks import squares, unseen_squares
+from onnx_lowrank.numerics.stacks import lost_energies
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.probe import Probe
@@ -39,12 +44,16 @@ __all__ = ["DamageCurve", "DamageFrom", "damage_curves", "find_joints", "joint_c
 
 # So many groups of one activation are tried in all subsets, more only all together.
 _SUBSETS = 3
-# Reference ranks as shares of the break-even rank.
+# Reference ranks as shares of the break-even rank; where the weighed energy gives the shape of the
+# curve the first is enough.
 _SHARES = (0.5, 0.125)
 
 DamageFrom = Literal["outputs", "other layers", "own error"]
 """What a damage is known from: the model's outputs; those of other layers, because the weight
 cannot be exchanged; the layer's own error, because the outputs do not show it."""
+# Samples that a single layer is run on, at most: the same ones for all, so that what they have of
+# their own is in all scales alike.
+_SCALED = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +63,8 @@ class DamageCurve:
     Attributes:
         points: reference ranks, falling, and the damage at each: mean relative square error of
             the model's outputs.
-        tails: energy outside the first r components, shape [s + 1], r = 0…s.
+        tails: energy outside the first r components, as far as it is felt, shape [s + 1],
+            r = 0…s; no larger rank is asked for.
         known_from: what the damage is known from.
     """
 
@@ -110,6 +120,7 @@ def damage_curves(
     goal: Goal,
     probe: Probe,
     advance: Advance,
+    earlier: Callable[[Group], DamageCurve | None] = lambda _: None,
 ) -> dict[Group, DamageCurve]:
     """Factor each group alone and run the samples.
 
@@ -121,9 +132,21 @@ def damage_curves(
         goal: limits the ranks.
         probe: runs the model.
         advance: called with 1 for every group.
+        earlier: a group's curve where it is known already; it is taken if it goes far enough.
     """
+    taken = {}
+    for group in groups:
+        curve = earlier(group)
+        if curve is not None and len(curve.tails) > min(goal.largest(group), *group.shape[1:]):
+            taken[group] = curve
+    advance(len(taken))
+    groups = [group for group in groups if group not in taken]
     tails = _tails(groups, measured, statistics)
-    ranks = {group: _references(group, tails[group], goal) for group in groups}
+    weighed = statistics.felt.keys() & statistics.bases.keys()
+    ranks = {
+        group: _references(group, tails[group], goal)[: 1 if group in weighed else None]
+        for group in groups
+    }
     points: dict[Group, list[tuple[int, float]]] = {group: [] for group in groups}
     fitted = replace(statistics, held={})
     within = set(probe.groups)
@@ -134,8 +157,8 @@ def damage_curves(
             if number < len(own) and group in within
         }
         for group, factors in fit(choices, fitted, lambda _: None):
-            damage = probe.damage({group: factors})
-            points[group].append((factors.rank, 0.0 if damage is None else damage))
+            damage = _scale_of(probe, group, factors)
+            points[group].append((factors.rank, damage))
             if number == 0:
                 advance(1)
     curves = {
@@ -156,58 +179,77 @@ def damage_curves(
                 ((rank, scale * lost),), tails[group], "own error" if unseen else "other layers"
             )
     advance(sum(not own for own in points.values()))
-    return curves
+    return curves | taken
+
+
+def _scale_of(probe: Probe, group: Group, factors: Factors) -> float:
+    """Damage of one pair; 0 where no sample shows any."""
+    damage = probe.damage({group: factors}, _SCALED)
+    if not damage and len(probe.feeds) > _SCALED:  # another sample may reach it
+        damage = probe.damage({group: factors})
+    return damage or 0.0
 
 
 def joint_curves(
     joints: Sequence[Joint],
+    curves: Mapping[Group, DamageCurve],
     statistics: Statistics,
     goal: Goal,
-    probe: Probe,
     advance: Advance,
 ) -> dict[Joint, DamageCurve]:
-    """Damage of groups that share their first factor, measured as that of single ones.
+    """Damage of groups that share their first factor, from that of each alone.
 
     Args:
         joints: groups with moments.
+        curves: of the groups by themselves.
         statistics: what the factors are fitted to, and held moments if any.
         goal: limits the ranks.
-        probe: runs the model.
         advance: called with 1 for every joint.
     """
-    curves = {}
-    for joint in joints:
-        matrices = [
-            statistics.coordinates(group).into(group.matrix.numpy()[0]) for group in joint.groups
-        ]
-        joined = side_by_side(matrices, joint.scales)
+
+    def work(joint: Joint) -> npt.NDArray[np.float64]:
+        matrices, weighs = [], []
+        for group in joint.groups:
+            matrices.append(statistics.coordinates(group).into(group.matrix.numpy()[0]))
+            weighs.append(_scaled(statistics.weigh(group), curves[group].slope))
         own, unseen = statistics.fit[joint.groups[0]], statistics.held.get(joint.groups[0])
-        found = (
-            squares(joined[None], own)
-            if unseen is None
-            else unseen_squares(joined[None], own, unseen)
-        )
-        tails = _summed(found)
-        points = []
-        for rank in _below(joined.shape[0], joined.shape[1], tails, goal.min_gain):
-            choices = {
-                group: Choice(rank, "reference", joint=joint, leads=index == 0)
-                for index, group in enumerate(joint.groups)
-            }
-            pairs = dict(fit(choices, replace(statistics, held={}), lambda _: None))
-            points.append((rank, probe.damage(pairs) or 0.0))
-        curves[joint] = DamageCurve(tuple(points), tails)
+        other = None if unseen is None else unseen[0]
+        rank = min(_joint_limit(joint, goal), joint.groups[0].shape[1])
+        return joint_tails(matrices, joint.scales, own[0], other, rank, weighs)
+
+    def memory(joint: Joint) -> int:
+        return sum(group_memory(group) for group in joint.groups) * len(joint.groups)
+
+    found = {}
+    for joint, tails in map_layers(work, joints, memory):
+        # The tails are damages already: one point says so.
+        lossy = int(np.count_nonzero(tails > 0.0)) - 1
+        points = ((lossy, float(tails[lossy])),) if lossy >= 0 else ()
+        found[joint] = DamageCurve(points, tails)
         advance(1)
-    return curves
+    return found
+
+
+def _joint_limit(joint: Joint, goal: Goal) -> int:
+    m, widths = joint.groups[0].shape[1], [group.shape[2] for group in joint.groups]
+    return largest_rank(m, sum(widths), 1.0 - goal.min_gain)
+
+
+def _scaled(weigh: Weigh, scale: float) -> Weigh:
+    return lambda array: scale * weigh(array)
 
 
 def find_joints(
-    curves: Mapping[Group, DamageCurve], statistics: Statistics, model: ir.Model
+    curves: Mapping[Group, DamageCurve],
+    measured: Mapping[Group, Spectrum],
+    statistics: Statistics,
+    model: ir.Model,
 ) -> list[Joint]:
     """Groups that read one activation in one way, and could share their first factor.
 
     Args:
-        curves: of the groups; the scale of its share is how strongly its errors change the outputs.
+        curves: of the groups; the damage for each unit of energy that is lost scales its share.
+        measured: their spectra.
         statistics: groups without moments are left out.
         model: whose main graph they are in.
     """
@@ -226,7 +268,7 @@ def find_joints(
     joints = []
     for groups in alike.values():
         if len(groups) > 1:
-            slopes = [curves[group].slope for group in groups]
+            slopes = [_slope(curves[group], measured[group]) for group in groups]
             least = 1e-6 * max(slopes)
             if least <= 0.0:
                 continue
@@ -239,21 +281,38 @@ def find_joints(
     return joints
 
 
+def _slope(curve: DamageCurve, spectrum: Spectrum) -> float:
+    """Damage for each unit of plain energy that is lost, at the first reference rank."""
+    assert spectrum.squares is not None
+    rank, damage = curve.points[0]
+    lost = float(spectrum.squares[rank:].sum()) + spectrum.rest
+    return damage / lost if lost > 0.0 else 0.0
+
+
 def _tails(
     groups: Sequence[Group], measured: Mapping[Group, Spectrum], statistics: Statistics
 ) -> dict[Group, npt.NDArray[np.float64]]:
-    """Energy outside the first r components, on samples that these are not fitted to if any."""
-    unseen = [g for g in groups if g in statistics.fit and g in statistics.held]
+    """What is felt of the energy outside the first r components.
+
+    With moments on samples that these are not fitted to, if any.
+    """
+    known = [group for group in groups if group in statistics.fit and group in statistics.bases]
 
     def work(group: Group) -> npt.NDArray[np.float64]:
-        stack = statistics.coordinates(group).into(group.matrix.numpy())
-        return unseen_squares(stack, statistics.fit[group], statistics.held[group])
+        return lost_energies(
+            statistics.coordinates(group).into(group.matrix.numpy()),
+            statistics.bases[group],
+            statistics.fit[group],
+            statistics.held.get(group),
+            statistics.weigh(group),
+        )
 
-    found = dict(map_layers(work, largest_first(unseen), group_memory))
+    found = dict(map_layers(work, largest_first(known), group_memory))
     for group in groups:
-        energies = found[group] if group in found else measured[group].squares
-        assert energies is not None
-        found[group] = _summed(energies)
+        if group not in found:
+            energies = measured[group].squares
+            assert energies is not None
+            found[group] = _summed(energies)
     return found
 
 

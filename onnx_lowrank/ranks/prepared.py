@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import onnx_ir as ir
 
 from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.fitting.statistics_file import SavedStatistics, weight_of
 from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Finding, Group
+from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.report import Calibration
 
@@ -30,6 +33,7 @@ class Prepared:
             that the search judges with, whose moments are its ``held`` ones.
         calibration: the same in short, for the report.
         macs: multiply-accumulates, where the model can be run.
+        saved: what an earlier run or this one wrote or would write for later ones.
     """
 
     model: ir.Model
@@ -40,3 +44,22 @@ class Prepared:
     search: Statistics
     calibration: Calibration | None
     macs: Macs | None
+    saved: SavedStatistics | None = None
+
+    def known_curve(self, group: Group, fisher: bool) -> DamageCurve | None:
+        """The damage of a group that was measured in an earlier run.
+
+        Args:
+            group: the group.
+            fisher: whether its factors are fitted to what the outputs feel.
+        """
+        saved = self.saved
+        if saved is None or saved.curves_fisher != fisher:
+            return None
+        found = saved.curves.get(weight_of(group))
+        if found is None:
+            return None
+        known_from = next((own for own in get_args(DamageFrom) if own == found.known_from), None)
+        if known_from is None:
+            return None
+        return DamageCurve(found.points, found.tails, known_from)

@@ -45,6 +45,7 @@ class Searching:
 
     Attributes:
         ladders: the options.
+        curves: damage of every layer alone.
         evaluations: how often several layers were tried together.
     """
 
@@ -83,18 +84,25 @@ class Searching:
         with stages("damage", len(groups)) as advance:
             self.probe = Probe(prepared.model, groups, samples.feeds, open_model, reading.mask)
             curves = damage_curves(
-                groups, prepared.measured, prepared.search, goal, self.probe, advance
+                groups,
+                prepared.measured,
+                prepared.search,
+                goal,
+                self.probe,
+                advance,
+                lambda group: prepared.known_curve(group, bool(prepared.search.fisher)),
             )
         for note in self.probe.watched.notes:
             self.say(note)
+        self.curves = curves
         unseen = [group for group, curve in curves.items() if curve.known_from == "own error"]
         self._left = frozenset(unseen if only_seen else ())
         if unseen:
             self.say(_unseen_note(unseen, only_seen))
         curves = {group: curve for group, curve in curves.items() if group not in self._left}
-        joints = find_joints(curves, prepared.search, prepared.model)
+        joints = find_joints(curves, prepared.measured, prepared.search, prepared.model)
         with stages("damage together", len(joints)) as advance:
-            together = joint_curves(joints, prepared.search, goal, self.probe, advance)
+            together = joint_curves(joints, curves, prepared.search, goal, advance)
         self.ladders = Ladders(
             prepared.finding, curves, prepared.measured, goal, multiple, together
         )

@@ -20,11 +20,12 @@ from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.moments import Accumulator, Moments
 from onnx_lowrank.numerics.ridge import Regression
 from onnx_lowrank.numerics.stacks import (
+    StackComponents,
     achieved_error,
     fitted_pair,
+    lost_energies,
     shift_of,
     squares,
-    unseen_squares,
 )
 from tests.helpers.models import (
     as_proto,
@@ -150,9 +151,11 @@ def test_predicted_is_achieved(seed: int, rank: int) -> None:
     assert achieved_error(weight, first, second, [plain], shift) == pytest.approx(found, rel=1e-6)
     tail = np.sqrt(energies[rank:].sum() / energies.sum())
     assert found == pytest.approx(tail, rel=1e-4, abs=1e-6)
-    np.testing.assert_allclose(
-        unseen_squares(weight, [own], [plain]), energies, atol=1e-8 * energies[0]
-    )
+    bases = StackComponents(weight, [own]).bases(min(M, N))
+    lost = lost_energies(weight, bases, [own], [plain])
+    tails = np.concatenate([np.cumsum(energies[::-1])[::-1], [0.0]])
+    np.testing.assert_allclose(lost[1:], tails[1:], atol=1e-8 * energies[0])
+    np.testing.assert_allclose(lost, lost_energies(weight, bases, [own]), atol=1e-8 * energies[0])
     # A pair that brings the mean itself, as it has to without a bias, is further off.
     other = fitted_pair(weight, [plain], rank, np.float64)
     assert found < achieved_error(weight, *other, [plain])

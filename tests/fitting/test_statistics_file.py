@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import InputError, Result, UsageError
-from onnx_lowrank.fitting.statistics_file import fingerprint
+from onnx_lowrank.fitting.statistics_file import fingerprint, load
 from onnx_lowrank.numerics.arrays import Array
 from tests.helpers.calibrated import (
     HEAD,
@@ -248,3 +248,33 @@ def test_statistics_without_fisher_information(
     factored(shared, rank=2, calibration=texts(rng, 12), save_stats=path)
     with pytest.raises(InputError, match="holds no Fisher information; expected what save_stats=…"):
         factored(shared, rank=2, fisher=True, load_stats=path)
+
+
+def test_the_damage_of_the_layers_is_not_measured_again(
+    shared: onnx.ModelProto,
+    rng: np.random.Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "moments.npz"
+    settings = {"rank_multiple": 1, "min_gain": 0.0, "check": True, "bench": False}
+    feeds = texts(rng, 12)
+    first = factored(shared, keep=0.9, data=feeds, save_stats=path, **settings)
+    assert first.report.goal is not None
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a layer was measured")
+
+    curves = load(path, ir.from_proto(shared), "model").curves
+    assert curves
+    for curve in curves.values():
+        assert (np.diff(curve.tails) <= 0.0).all()
+    monkeypatch.setattr("onnx_lowrank.ranks.damage.lost_energies", refuse)
+    second = factored(shared, keep=0.9, load_stats=path, **settings)
+    assert second.report.goal is not None
+    assert second.report.goal.summed_damage == pytest.approx(first.report.goal.summed_damage)
+    ranks = [layer.rank for layer in first.report.layers]
+    assert [layer.rank for layer in second.report.layers] == ranks
+    # With factors that are fitted to something else it is another damage.
+    monkeypatch.undo()
+    assert factored(shared, keep=0.9, load_stats=path, fisher=True, **settings).report.goal
