@@ -136,7 +136,7 @@ class Constants:
         if node is None or node.domain not in ("", "ai.onnx", "com.microsoft"):
             return None
         if node.op_type == "Constant":
-            return _constant_node(node, value)
+            return self._given(node) if unresolved(node) else _constant_node(node, value)
         if node.op_type in _DEQUANTIZERS:
             return self._dequantized(node)
         if in_chain(node, 0):
@@ -213,8 +213,42 @@ class Constants:
                 )
         return None
 
+    def _given(self, node: ir.Node) -> Unusable | None:
+        """A Constant node in a function whose tensor is an attribute of the function's call."""
+        name = unresolved(node)[0]
+        source = node.attributes[name].ref_attr_name
+        owner = next((f for f in self.model.functions.values() if f.graph is node.graph), None)
+        if source is None or owner is None:
+            return None
+        for call in all_nodes(self.model):
+            given = call.attributes.get(source)
+            if call.op_identifier() != owner.identifier() or given is None or given.is_ref():
+                continue
+            if given.type == ir.AttributeType.TENSOR:
+                tensor = given.as_tensor()
+                return Unusable(
+                    node.outputs[0].name or source,
+                    tensor.size,
+                    static_shape(tensor.shape),
+                    f"is attribute {source!r} of a call of function {owner.name!r}; inline the "
+                    "function first",
+                )
+        return None
+
     def _dequantized(self, node: ir.Node) -> Unusable | None:
         source = self.resolve(node.inputs[0])
+        before = None if node.inputs[0] is None else node.inputs[0].producer()
+        if source is None and before is not None and before.op_type == "QuantizeLinear":
+            trained = self.resolve(before.inputs[0])
+            if trained is None:
+                return None
+            return Unusable(
+                trained.name,
+                trained.size,
+                trained.shape,
+                "is rounded by QuantizeLinear and DequantizeLinear, as quantization-aware "
+                "training leaves it; factor the float model first, then quantize",
+            )
         if source is None:
             return None
         return Unusable(

@@ -56,6 +56,10 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
             if value.const_value is not None:
                 yield value.const_value
     for node in all_nodes(model):
+        if node.op_identifier() in model.functions:
+            for attribute in node.attributes.values():
+                if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
+                    yield attribute.as_tensor()
         if node.op_type == "Constant" and "value" in node.attributes:
             attribute = node.attributes["value"]
             if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:

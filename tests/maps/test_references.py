@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.helper
+import onnx.numpy_helper
+import onnx.parser
 import pytest
 
 from tests.helpers.functions import by_reference
-from tests.helpers.models import as_proto, assert_same, assert_valid, factored, uniform
+from tests.helpers.models import as_proto, assert_same, assert_valid, factored, parse, uniform
 from tests.maps.test_form_conv import CONV
 from tests.maps.test_form_einsum import EINSUM
 from tests.maps.test_form_gather import GATHER
@@ -100,3 +102,45 @@ def test_references_are_written_as_references(rng: np.random.Generator) -> None:
     (function,) = as_proto(result.model).functions
     (gemm,) = [node for node in function.node if node.op_type == "Gemm"]
     assert [(item.name, item.ref_attr_name) for item in gemm.attribute] == [("transB", "t")]
+
+
+def test_a_weight_that_a_call_gives_as_attribute(rng: np.random.Generator) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 17, "own": 1]>
+        main (float[n, 8] x) => (float[n, 8] y) { y = own.linear (x) }
+        <domain: "own", opset_import: ["": 17]>
+        linear <w> (x) => (z) {
+            k = Constant <value: tensor = @w> ()
+            z = MatMul (x, k)
+        }"""
+    )
+    given = model.graph.node[0].attribute.add()
+    given.name, given.type = "w", onnx.AttributeProto.TENSOR
+    given.t.CopyFrom(onnx.numpy_helper.from_array(uniform((8, 8), rng), "W"))
+    onnx.checker.check_model(model)
+    result = factored(model, rank=2)
+    (layer,) = result.report.layers
+    assert (layer.status, layer.shape) == ("dense", (8, 8))
+    assert "attribute 'w' of a call of function 'linear'" in layer.reason
+    assert result.report.totals.parameters_before == 64
+    assert_same(model, result.model, {"x": uniform((3, 8), rng)}, in_reference=False)
+
+
+def test_a_weight_of_quantization_aware_training(rng: np.random.Generator) -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        trained (float[n, 8] x) => (float[n, 8] y) {
+            q = QuantizeLinear (W, scale, zero)
+            d = DequantizeLinear (q, scale, zero)
+            y = MatMul (x, d)
+        }""",
+        {
+            "W": uniform((8, 8), rng),
+            "scale": np.asarray(0.01, np.float32),
+            "zero": np.asarray(0, np.int8),
+        },
+    )
+    result = factored(model, rank=2)
+    (layer,) = result.report.layers
+    assert (layer.status, layer.weight, layer.shape) == ("dense", "W", (8, 8))
+    assert "quantization-aware" in layer.reason
