@@ -120,12 +120,17 @@ class Trial:
             feed = self.samples.feeds[0]
         except InputError as error:
             wrong = error
+        random = settings.data is None and settings.calibration is None
+        why = None
         try:
-            for provider in {self.provider.name: self.provider, CPU.name: CPU}.values():
-                self._rehearse(self._original_file, provider=provider, feed=feed)
+            if random and feed is not None:
+                why = self._not_always()
+            else:
+                self._rehearse(self._original_file, self.provider, feed=feed)
+            if self.provider is not CPU:
+                self._rehearse(self._original_file, feed=feed)
             session = self.original
         except CrashError as error:
-            random = settings.data is None and settings.calibration is None
             real = f"; {named('data')} gives it real input" if random and feed is not None else ""
             unseen = f"{named('check', False)} {named('bench', False)} converts it without a run"
             raise CrashError(f"{error}{real}; {unseen}") from error
@@ -150,16 +155,33 @@ class Trial:
                     "known to draw: that counts as error of the result"
                 ] = None
             if self.provider is not CPU and not all_finite(outputs):
-                why = not_finite(outputs, self._run(self._reference, feed, "the original"))
-                if why is not None:
-                    return f"{self._source.name}: {self.provider.full} runs it and {why}"
+                bad = not_finite(outputs, self._run(self._reference, feed, "the original"))
+                if bad is not None:
+                    return f"{self._source.name}: {self.provider.full} runs it and {bad}"
         except InputError as error:
             if settings.data is not None or settings.calibration is not None:
                 raise
-            return (
-                f"{error} (on random input; try real samples with {named('data')}, or sizes with "
-                f"{named('input_shapes')})"
+            return f"{error} {_random_only()}"
+        return None if why is None else f"{why} {_random_only()}"
+
+    def _not_always(self) -> str | None:
+        """Why the original, which is tried in the child, fails on a random sample after the first.
+
+        Random integers may be sizes and counts: one sample does not speak for the others.
+        """
+        feeds = self.samples.feeds
+        self._rehearsed.add((self._original_file, self.provider.name, True))
+        for number in range(len(feeds)):
+            why = attempt(
+                self._original_file,
+                feeds[number],
+                what=self._source.name,
+                provider=self.provider,
+                threads=self.threads,
+                keep=number + 1 < len(feeds),
             )
+            if why is not None:
+                return None if number == 0 else f"sample {number + 1} of {len(feeds)}: {why}"
         return None
 
     @property
@@ -445,3 +467,8 @@ def _same(one: Feed, other: Feed) -> bool:
         else array.tobytes() == other[name].tobytes()
         for name, array in one.items()
     )
+
+
+def _random_only() -> str:
+    sizes = named("input_shapes")
+    return f"(on random input; try real samples with {named('data')}, or sizes with {sizes})"

@@ -95,6 +95,8 @@ class Fitter:
             array = self._convert(arrays[name], spec, f"{where}: input {name!r}")
             self._check_shape(array, spec, f"{where}: input {name!r}", stacked, sizes)
             fitted[name] = array
+        if fitted and not any(array.size for array in fitted.values()):
+            raise InputError(f"{where}: expected data, got empty arrays only")
         return fitted
 
     def labels(self, arrays: Mapping[str, Array]) -> Array | None:
@@ -179,7 +181,8 @@ class Fitter:
             declared = spec.shape[index] if spec.shape is not None else None
             guess = known is None or index in self._shapes.assumed.get(name, ())
             wanted = None if known is None else known[index]
-            if size == 0 and (wanted != 0 or (index == 0 and stacked)):
+            # Only a batch must hold something: the cache of a decoder is empty at its first step.
+            if size == 0 and index == 0 and (stacked or wanted != 0):
                 raise InputError(f"{where}: expected data, got an empty array {got}")
             if index == 0 and stacked:
                 continue

@@ -40,6 +40,10 @@ _BATCH_NAME = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
 _SEQUENCE_NAME = re.compile(r"seq|token|length|^(s|t|l|time|len)$|_len$", re.IGNORECASE)
 _AUDIO_NAME = re.compile(r"audio|wave|pcm|samples", re.IGNORECASE)
 _CHANNELS = (1, 3, 4)
+# What the exporters of decoders call their inputs.
+_PAST_INPUT = re.compile(r"^past")
+_TOKEN_INPUT = re.compile(r"^(decoder_)?(input_ids|inputs_embeds)$")
+_MASK_INPUT = re.compile(r"^attention_mask$")
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ def concrete_shapes(
     shapes: dict[str, tuple[int, ...]] = {}
     assumed: dict[str, frozenset[int]] = {}
     guessed: set[str] = set()
+    _step(tensors, values, guessed)
     for spec in tensors.values():
         if spec.name in input_shapes:
             shapes[spec.name] = tuple(input_shapes[spec.name])
@@ -246,6 +251,41 @@ def _bind(
                 )
             values[axis] = size
             source.setdefault(axis, named("input_shapes", text))
+
+
+def _step(specs: Mapping[str, InputSpec], values: dict[str, int], guessed: set[str]) -> None:
+    """Sizes of one step of a decoder with a cache: the mask covers the past and the new tokens.
+
+    Only where the three lengths have names of their own; adds to `values` and `guessed`.
+    """
+    past = _axis_named(specs, _PAST_INPUT, -2)
+    new = _axis_named(specs, _TOKEN_INPUT, 1)
+    total = _axis_named(specs, _MASK_INPUT, 1)
+    if past is None or new is None or total is None or len({past, new, total}) < 3:
+        return
+    if any(_terms(axis) for axis in (past, new, total)):
+        return  # the names say it themselves
+    given = {axis for axis in (past, new, total) if axis in values}
+    if total in given:
+        whole = values[total]
+        if new not in given:
+            values[new] = max(1, whole - values.get(past, max(0, whole - SEQUENCE)))
+        if past not in given:
+            values[past] = max(0, whole - values[new])
+    else:
+        values.setdefault(new, SEQUENCE)
+        values.setdefault(past, SEQUENCE)
+        values[total] = values[past] + values[new]
+    guessed.update({past, new, total} - given)
+
+
+def _axis_named(specs: Mapping[str, InputSpec], name: re.Pattern[str], axis: int) -> str | None:
+    """The symbolic size of an axis of the first input with such a name."""
+    for spec in specs.values():
+        if name.search(spec.name) and spec.shape is not None and len(spec.shape) >= 2:
+            found = spec.shape[axis]
+            return found if isinstance(found, str) else None
+    return None
 
 
 def _resolve(

@@ -381,3 +381,55 @@ def test_both_kinds_in_one_folder(tmp_path: Path) -> None:
     npz(tmp_path / "a.npz", x=rows(1))
     (note,) = load(tmp_path).notes
     assert "1 .npz files beside the .pb test data were left out" in note
+
+
+DECODER = (
+    InputSpec("input_ids", np.dtype(np.int64), ("batch", "seq")),
+    InputSpec("attention_mask", np.dtype(np.int64), ("batch", "total")),
+    InputSpec("past_key_values.0.key", np.dtype(np.float32), ("batch", 2, "past", 4)),
+)
+
+
+@pytest.mark.parametrize(
+    ("dims", "sizes"),
+    [
+        ({}, (64, 64, 128)),
+        ({"seq": 1}, (64, 1, 65)),
+        ({"past": 0}, (0, 64, 64)),
+        ({"total": 64}, (0, 64, 64)),
+        ({"total": 65, "seq": 1}, (64, 1, 65)),
+        ({"total": 80, "past": 70}, (70, 10, 80)),
+        ({"total": 8}, (0, 8, 8)),
+    ],
+)
+def test_the_lengths_of_a_decoder_make_a_step(
+    dims: dict[str, int], sizes: tuple[int, int, int]
+) -> None:
+    found = concrete_shapes(DECODER, {}, dims)
+    assert (found.dims["past"], found.dims["seq"], found.dims["total"]) == sizes
+    assert found.shapes["attention_mask"] == (1, sizes[2])
+    assert len(found.assumed["attention_mask"]) == 2 - ("total" in dims)
+
+
+def test_a_cache_may_be_empty(tmp_path: Path) -> None:
+    """The first step of a decoder in one folder with later ones."""
+    for number, past in enumerate((0, 3)):
+        arrays: dict[str, npt.ArrayLike] = {
+            "input_ids": np.ones((1, 3), np.int64),
+            "attention_mask": np.ones((1, 3 + past), np.int64),
+            "past_key_values.0.key": np.ones((1, 2, past, 4), np.float32),
+        }
+        npz(tmp_path / f"{number}.npz", **arrays)
+    shapes = concrete_shapes(DECODER, {}, {})
+    found = load_samples(tmp_path, DECODER, shapes, limit=4, seed=0, output_names=["y"])
+    assert [feed["past_key_values.0.key"].shape[2] for feed in found.feeds] == [0, 3]
+
+
+def test_samples_of_nothing_are_refused(tmp_path: Path) -> None:
+    specs = (InputSpec("x", np.dtype(np.float32), (1, "n")),)
+    np.savez(tmp_path / "d.npz", x=np.ones((1, 0), np.float32))
+    with pytest.raises(InputError, match="empty arrays only"):
+        load_samples(
+            tmp_path / "d.npz", specs, concrete_shapes(specs, {}, {}),
+            limit=4, seed=0, output_names=["y"],
+        )  # fmt: skip
