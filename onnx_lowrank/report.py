@@ -25,6 +25,7 @@ __all__ = [
     "Layer",
     "Milliseconds",
     "OutputCheck",
+    "OutputVerdict",
     "ProviderCheck",
     "Report",
     "Speedup",
@@ -152,6 +153,8 @@ class Layer:
         shared: how many further layers read the same constant.
         off: whether its form was not chosen; such layers count in no sum of linear
             parameters.
+        first_factor_of: name of the layer whose pair holds the first factor that this one shares,
+            and with which it counts; None where it has its own.
         refit: relative error of what the layer should give in the compressed model, before and
             after its refit, on samples that the refit was not made with; None where not refitted.
     """
@@ -177,6 +180,7 @@ class Layer:
     shared: int = 0
     off: bool = False
     refit: tuple[float, float] | None = None
+    first_factor_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class Totals:
         parameters_before: elements of all constants of the input (see `File.parameters`).
         parameters_after: the same of the output.
         linear_parameters_before: elements of the constants that the layers read
-            whose form was chosen.
+            whose form was chosen, but for layers that the user left out.
         linear_parameters_after: the same, with the pairs in place of what they replaced.
         macs_before: multiply-accumulates of one inference with the checked input shapes (MatMul,
             Gemm, Einsum, Conv, LSTM and their relatives); None where a shape is not known.
@@ -248,6 +252,19 @@ class Check:
     samples: int
     providers: tuple[ProviderCheck, ...]
     damage: float | None = None
+
+
+@dataclass(frozen=True)
+class OutputVerdict:
+    """A warning that the outputs are further off than is usable without judging them by a metric.
+
+    Attributes:
+        level: "doubtful", or "unusable" where little is left of the outputs.
+        text: one sentence with the figures and what to try.
+    """
+
+    level: Literal["doubtful", "unusable"]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -400,6 +417,8 @@ class Report(JsonReport):
         settings: the options of the run.
         seconds: wall time of each stage.
         notes: what else the user should know: fallbacks, assumptions, warnings.
+        verdict: a warning about the outputs; None where they are near, where there is no check, and
+            where the user set a limit that holds.
     """
 
     version: int
@@ -416,6 +435,7 @@ class Report(JsonReport):
     settings: Mapping[str, Any]
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = field(default=())
+    verdict: OutputVerdict | None = None
 
 
 def _plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ from onnx_lowrank.cli.tables import (
     table_of,
 )
 from onnx_lowrank.files import is_standard_output
-from onnx_lowrank.phrases import counted
+from onnx_lowrank.phrases import counted, listed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import (
     BudgetReport,
@@ -100,6 +100,8 @@ class TerminalProgress:
 
 def print_report(report: Report, console: Console) -> None:
     """The report at a glance."""
+    if report.verdict is not None:
+        console.print(Text(f"{report.verdict.level}: {report.verdict.text}", style="bold red"))
     if report.layers:
         _print_layers(report.layers, console)
     _print_totals(report, console)
@@ -151,12 +153,18 @@ def _print_layers(layers: Sequence[Layer], console: Console) -> None:
             *([] if layer.status == "factored" else [Text(layer.reason)]),
         )
     kinds = {layer.energy_of for layer in layers}
-    what = ", energy and error of the outputs" if kinds != {"weight"} else ""
-    what += ", weighted by Fisher information" if "fisher" in kinds else ""
+    what = ", energy and error of the outputs" if factored and kinds != {"weight"} else ""
+    what += ", weighted by Fisher information" if factored and "fisher" in kinds else ""
     maps = counted(len(layers), "linear map")
     console.print(f"{maps}, {factored} factored{what}", style="bold")
     if layers:
         console.print(table)
+    leaders = dict.fromkeys(layer.first_factor_of for layer in layers if layer.first_factor_of)
+    for leader in leaders:
+        names = [layer.name for layer in layers if layer.first_factor_of == leader]
+        console.print(
+            Text(f"{listed(names, 4)}: first factor shared with {leader}, where it counts", "dim")
+        )
     for (form, reason), count in off.items():
         console.print(Text(f"{count} more left dense ({form}): {reason}", style="dim"))
 

@@ -15,7 +15,13 @@ from onnx_lowrank.compression.plan import Chosen, cost_table, strategy_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination, Result
 from onnx_lowrank.compression.settings import Settings
-from onnx_lowrank.compression.summary import layers, nothing_gained, seen_damage, totals
+from onnx_lowrank.compression.summary import (
+    layers,
+    nothing_gained,
+    output_verdict,
+    seen_damage,
+    totals,
+)
 from onnx_lowrank.errors import GateError, named
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.files import Output, check_outputs, workspace
@@ -34,6 +40,7 @@ from onnx_lowrank.report import (
     BudgetReport,
     Check,
     File,
+    OutputVerdict,
     Report,
     speedup_text,
     tool_name,
@@ -247,7 +254,15 @@ class _Run:
             settings=context.settings.to_dict(),
             seconds=dict(context.stages.seconds),
             notes=tuple(notes),
+            verdict=self._verdict(check, decisions),
         )
+
+    def _verdict(self, check: Check | None, decisions: Sequence[Decision]) -> OutputVerdict | None:
+        settings = self._context.settings
+        if settings.tolerance is not None or settings.max_error is not None:
+            return None  # the user has set what is usable
+        random = settings.data is None and settings.calibration is None
+        return output_verdict(check, decisions, random=random)
 
     def _gate(self, report: Report) -> None:
         limit = self._context.settings.max_error

@@ -12,9 +12,14 @@ from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Errors
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.ranks.macs import Macs
-from onnx_lowrank.report import Layer, Totals
+from onnx_lowrank.report import Check, Layer, OutputVerdict, Totals
 
-__all__ = ["layers", "nothing_gained", "seen_damage", "totals"]
+__all__ = ["layers", "nothing_gained", "output_verdict", "seen_damage", "totals"]
+
+
+# Beyond these a result is doubtful, and beyond the second ones unusable, on its face.
+_USABLE_ERROR, _LOST_ERROR = 0.1, 0.5
+_USABLE_AGREEMENT, _LOST_AGREEMENT = 0.98, 0.9
 
 
 def layers(
@@ -56,6 +61,7 @@ def layers(
                 macs_after=after,
                 shared=0 if group is None else len(group.members) - 1,
                 off=decision.off,
+                first_factor_of=_first_factor(decision),
                 refit=None if error is None or error.refit is None else _roots(error.refit),
             )
         )
@@ -107,6 +113,53 @@ def totals(
     )
 
 
+def output_verdict(
+    check: Check | None, decisions: Sequence[Decision], *, random: bool
+) -> OutputVerdict | None:
+    """A warning where the outputs of a result are beyond what is usable on its face.
+
+    Args:
+        check: the outputs; None where they were not compared.
+        decisions: what became of the layers; what is not factored is not warned of.
+        random: whether the check ran on random input.
+    """
+    outputs = [] if check is None else [o for p in check.providers for o in p.outputs]
+    if not outputs or all(decision.choice.rank is None for decision in decisions):
+        return None
+    worst = max(outputs, key=lambda output: output.relative_l2)
+    agreed = min(
+        (output for output in outputs if output.top1_agreement is not None),
+        key=lambda output: output.top1_agreement or 0.0,
+        default=None,
+    )
+    error = worst.relative_l2
+    agreement = 1.0 if agreed is None else agreed.top1_agreement or 0.0
+    if error <= _USABLE_ERROR and agreement >= _USABLE_AGREEMENT:
+        return None
+    bad = error > _LOST_ERROR or agreement < _LOST_AGREEMENT
+    parts = [f"output {worst.name!r} is off by {100 * error:.3g} % (mean relative L2 error)"]
+    if agreed is not None:
+        parts.append(
+            f"the largest element of {agreed.name!r} is another one in "
+            f"{100 * (1.0 - agreement):.3g} % of the rows"
+        )
+    advice = (
+        f"on random input; judge it on real samples: {named('data')}, {named('tolerance')}"
+        if random
+        else f"do not ship this without judging it by your own metric: {named('tolerance')}, "
+        f"{named('metric')}"
+    )
+    return OutputVerdict("unusable" if bad else "doubtful", f"{'; '.join(parts)}; {advice}")
+
+
+def _first_factor(decision: Decision) -> str | None:
+    """The layer with whose pair the first factor counts, where that is another one."""
+    choice = decision.choice
+    if choice.joint is None or choice.leads:
+        return None
+    return node_name(choice.joint.groups[0].members[0].site.node)
+
+
 def seen_damage(damage: float | None, decisions: Sequence[Decision]) -> float | None:
     """A measured damage; None where it is exactly 0 though layers are factored: none was seen."""
     return damage or None if any(d.choice.rank is not None for d in decisions) else damage
@@ -118,11 +171,14 @@ def nothing_gained(decisions: Sequence[Decision]) -> str | None:
         return None
     if not decisions:
         return "nothing was replaced: the model has no linear map with a constant weight"
+    off = [decision for decision in decisions if decision.off]
     decisions = [decision for decision in decisions if not decision.off]
     if not decisions:
+        reasons = [decision.choice.reason for decision in off]
+        common = max(dict.fromkeys(reasons), key=reasons.count)
         return (
             f"nothing was replaced: the model has no linear map of the forms that {named('ops')} "
-            "chooses"
+            f"chooses; what it has is left: {common} ({reasons.count(common)} of {len(off)} nodes)"
         )
     shares = sorted(
         decision.choice.needed / break_even(*decision.shape)

@@ -80,6 +80,8 @@ class Choice:
     """The groups that it shares its first factor with, itself among them; None if it does not."""
     leads: bool = True
     """Whether its first factor counts as its own."""
+    excluded: bool = False
+    """Whether the user left it out: it counts in no share of the linear parameters."""
 
     def parameters(self, group: Group) -> int:
         """Parameters of the group's pair, or of its matrix where dense."""
@@ -119,13 +121,16 @@ class Decision:
 
 
 def linear_parameters(decisions: Sequence[Decision]) -> tuple[int, int]:
-    """Parameters of the linear layers of the chosen forms, before and after."""
+    """Parameters of the linear layers that may be factored, before and after.
+
+    Forms that were not chosen and layers that the user left out do not count.
+    """
     before = after = 0
     seen: set[object] = set()
     # A refusal knows its weight by name only, so it is counted after the layers of that weight.
     for decision in sorted(decisions, key=lambda decision: decision.group is None):
         key = decision.weight if decision.group is None else decision.group.matrix.root
-        if key in seen or decision.off:
+        if key in seen or decision.off or decision.choice.excluded:
             continue
         seen |= {key, decision.weight}
         before += decision.size

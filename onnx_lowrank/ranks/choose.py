@@ -40,7 +40,7 @@ def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | 
         if left_out is not None:
             if len(group.members) > 1:
                 left_out += "; the layers that share its weight stay too"
-            return Choice(None, left_out)
+            return Choice(None, left_out, excluded=True)
     if group.others and goal.min_gain >= 0:
         return Choice(
             None,

@@ -1,0 +1,123 @@
+"""What the report says first where a result is not usable as it is, and what counts in a share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_lowrank import Result, compress
+from onnx_lowrank.cli.console import output_console, print_report
+from onnx_lowrank.compression.summary import output_verdict
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.report import Check, OutputCheck, OutputVerdict, ProviderCheck
+from tests.helpers.models import known_rank, parse, uniform
+
+_TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 32] x) => (float[N, 32] y) {
+    a = MatMul(x, w1)
+    b = Tanh(a)
+    y = MatMul(b, w2)
+}"""
+_PLAIN: dict[str, Any] = {"simplify": False, "bench": False, "rank_multiple": 1}
+
+
+def model(rank: int | None = None) -> onnx.ModelProto:
+    rng = np.random.default_rng(4)
+    weights = {
+        name: uniform((32, 32), rng) if rank is None else known_rank(32, 32, rank, rng)
+        for name in ("w1", "w2")
+    }
+    return parse(_TEXT, weights)
+
+
+def feeds() -> list[dict[str, Array]]:
+    rng = np.random.default_rng(1)
+    return [{"x": uniform((8, 32), rng)} for _ in range(20)]
+
+
+def ruined(**options: Any) -> Result:
+    return compress(model(), **{**_PLAIN, "rank": 2, "calibration": feeds(), **options})
+
+
+def test_a_ruined_result_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
+    report = ruined().report
+    assert report.verdict is not None
+    assert report.verdict.level == "unusable"
+    assert "output 'y' is off by " in report.verdict.text
+    assert report.to_dict()["verdict"]["level"] == "unusable"
+    print_report(report, output_console())
+    assert capsys.readouterr().out.splitlines()[0].startswith("unusable: output 'y' is off by ")
+
+
+def test_random_input_is_no_judge() -> None:
+    verdict = ruined(calibration=None, dims={"N": 4}).report.verdict
+    assert verdict is not None
+    assert "on random input; judge it on real samples" in verdict.text
+
+
+def test_no_verdict_where_nothing_is_wrong_or_the_user_set_the_limit() -> None:
+    assert compress(model(4), **_PLAIN, rank=4, calibration=feeds()).report.verdict is None
+    assert ruined(rank=None, energy=1.0).report.verdict is None  # nothing is factored
+    assert ruined(max_error=5.0).report.verdict is None
+    assert ruined(check=False).report.verdict is None
+
+
+@pytest.mark.parametrize(
+    ("error", "agreement", "level"),
+    [
+        (0.09, None, None),
+        (0.11, None, "doubtful"),
+        (0.6, None, "unusable"),
+        (0.05, 0.97, "doubtful"),
+        (0.05, 0.5, "unusable"),
+        (float("inf"), 1.0, "unusable"),
+    ],
+)
+def test_levels(error: float, agreement: float | None, level: str | None) -> None:
+    output = OutputCheck("y", error, error, 0.9, agreement)
+    check = Check("data.npz", 4, (ProviderCheck("CPUExecutionProvider", (output,)),))
+    decisions = _decisions()
+    verdict = output_verdict(check, decisions, random=False)
+    assert (verdict.level if isinstance(verdict, OutputVerdict) else None) == level
+
+
+def _decisions() -> list[Any]:
+    class Factored:
+        class choice:  # noqa: N801
+            rank = 2
+
+    return [Factored()]
+
+
+def test_what_is_excluded_counts_in_no_share() -> None:
+    (first, second) = ruined().report.layers
+    result = compress(model(), **_PLAIN, keep=0.5, calibration=feeds(), exclude=(first.name,))
+    totals = result.report.totals
+    assert totals.linear_parameters_before == second.parameters_before
+    assert totals.linear_parameters_after <= 0.5 * second.parameters_before
+    assert result.report.layers[0].rank is None
+
+
+def test_a_header_without_factored_layers_speaks_of_no_energy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_report(ruined(rank=None, energy=1.0).report, output_console())
+    assert "2 linear maps, 0 factored\n" in capsys.readouterr().out
+
+
+def test_a_shared_first_factor_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(4)
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 32] x) => (float[N, 32] y) {
+        q = MatMul(x, wq) k = MatMul(x, wk) t = Tanh(q) y = Mul(t, k)
+    }"""
+    left = uniform((32, 4), rng)
+    weights = {name: left @ uniform((4, 32), rng) for name in ("wq", "wk")}
+    result = compress(parse(text, weights), **_PLAIN, keep=0.2, min_gain=0.0, calibration=feeds())
+    sharing = [layer for layer in result.report.layers if layer.first_factor_of]
+    assert [layer.first_factor_of for layer in sharing] == [
+        layer.name for layer in result.report.layers if layer not in sharing
+    ]
+    print_report(result.report, output_console())
+    assert "first factor shared with " in capsys.readouterr().out
