@@ -357,6 +357,7 @@ class BudgetReport:
         assembled: how many models were assembled and measured.
         samples: how many samples the search used.
         put_back: layers that are dense again because the model was slower with their pairs.
+        loss_error: standard error of the loss; None where one sample does not tell.
     """
 
     option: str
@@ -369,6 +370,7 @@ class BudgetReport:
     assembled: int
     samples: int
     put_back: tuple[str, ...] = ()
+    loss_error: float | None = None
 
 
 @dataclass(frozen=True)

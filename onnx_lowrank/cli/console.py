@@ -237,7 +237,10 @@ def _print_check(check: Check, console: Console) -> None:
 def _goal_line(goal: BudgetReport) -> str:
     parts = []
     if goal.loss is not None:
-        parts.append(f"loss {goal.loss:.3g} by {goal.metric} on samples that no search has seen")
+        sure = "" if goal.loss_error is None else f" (standard error {goal.loss_error:.2g})"
+        parts.append(
+            f"loss {goal.loss:.3g} by {goal.metric} on samples that no search has seen{sure}"
+        )
     damages = [
         f"{damage:.3g} {what}"
         for damage, what in (

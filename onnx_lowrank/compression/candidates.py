@@ -70,17 +70,18 @@ class Candidates:
             context, self._prepared, plan.choices, destination, self._folder, healed=heal
         )
         self._assembled = assembled
-        loss = latency = None
+        loss = error = latency = None
         if context.runs():
             session = context.trial.open(assembled.path)
             self._session = context.trial.judged(assembled.model, session)
             if metric is not None:
                 with context.stages("judge"):
-                    loss = context.trial.judge(self._session, metric).loss
+                    judged = context.trial.judge(self._session, metric)
+                    loss, error = judged.loss, judged.standard_error
             if settings.bench:
                 with context.stages("bench", TIMED_PAIRS) as advance:
                     latency = context.trial.time(session, TIMED_PAIRS, advance)
-        return Candidate(plan, assembled, Measured(assembled.bytes, loss, latency))
+        return Candidate(plan, assembled, Measured(assembled.bytes, loss, latency, error))
 
     def check(self) -> Check:
         """Outputs of the newest candidate, of a model that runs, against the original's."""

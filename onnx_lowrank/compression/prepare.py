@@ -17,6 +17,7 @@ from onnx_lowrank.compression.context import Context
 from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.fitting import statistics_file
 from onnx_lowrank.fitting.output_gradients import felt
+from onnx_lowrank.fitting.sample_needs import wanted_samples
 from onnx_lowrank.fitting.spectra import measure
 from onnx_lowrank.fitting.statistics import (
     Gathered,
@@ -174,6 +175,7 @@ def _calibrated(
         search = replace(own, held=aside.fit, fisher=found.fisher, felt=found.felt)
     for note in found.notes:
         context.say(note)
+    _say_needs(context, found, saved.samples)
     names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
     for note in by_reason(names, "fitted to the weight alone"):
         context.say(note)
@@ -258,6 +260,23 @@ def _gathered(
         gathered=whole,
     )
     return saved, None if second is None else (first, second)
+
+
+def _say_needs(context: Context, found: Statistics, samples: int) -> None:
+    """Note the methods that want more samples than there are."""
+    settings = context.settings
+    used = {
+        "Fisher information": settings.fisher,
+        "refit": settings.refit,
+        "healing": bool(settings.heal),
+    }
+    wanted = wanted_samples(found, samples, [method for method, own in used.items() if own])
+    few = [f"{method} about {count}" for method, count in wanted.items() if count > samples]
+    if few:
+        context.say(
+            f"{samples} samples to fit to are few for these layers, {', '.join(few)} would be "
+            "enough; expect little gain from these methods, or none"
+        )
 
 
 def _felt(

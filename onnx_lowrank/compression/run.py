@@ -32,6 +32,7 @@ from onnx_lowrank.maps.choice import Decision
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.costs import CostTable
+from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.guard import ROUNDS, put_back, slower
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
@@ -238,7 +239,9 @@ class _Run:
                 assembled=self._candidates.made,
                 samples=chosen.samples,
                 put_back=self._put_back,
+                loss_error=None if found is None else found.measured.loss_error,
             )
+            notes += _uncertain(goal, budget)
         return Report(
             version=REPORT_VERSION,
             tool=tool_name(),
@@ -280,6 +283,19 @@ class _Run:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def _uncertain(goal: BudgetReport, budget: Budget) -> list[str]:
+    """What to say of a loss whose samples are too few to tell whether it is within the limit."""
+    error = goal.loss_error
+    if budget.kind != "tolerance" or goal.loss is None or error is None:
+        return []
+    if goal.loss + 2.0 * error <= budget.value:
+        return []
+    return [
+        f"{budget.named}: the loss is {goal.loss:.3g} with a standard error of {error:.2g}; more "
+        f"samples ({named('data')}, {named('samples')}) would tell whether the limit holds"
+    ]
 
 
 def _unused(settings: Settings, table: CostTable | None) -> list[str]:

@@ -16,6 +16,7 @@ itself, or how far the score drops below the original's own.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -50,12 +51,15 @@ class Judged:
         before: the metric's own figure for the original.
         after: the same for the model.
         samples: how many it is the mean of.
+        standard_error: of the loss as a mean over samples, for top1 over rows; None where one
+            sample does not tell.
     """
 
     loss: float
     before: float
     after: float
     samples: int
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ class Meter(ABC):
     def __init__(self) -> None:
         self.samples = 0
         self.notes: dict[str, None] = {}
+        self._sums: list[float] = [0.0]
 
     def add(
         self,
@@ -196,6 +201,7 @@ class Meter(ABC):
         """
         self._add(outputs, reference, labels, keep)
         self.samples += 1
+        self._sums.append(self._sum())
 
     def result(self) -> Judged:
         """The metric over all samples.
@@ -205,7 +211,19 @@ class Meter(ABC):
         """
         if not self.samples:
             raise InputError(f"{named('metric')}: expected at least one sample, got none")
-        return self._result()
+        return dataclasses.replace(self._result(), standard_error=self._standard_error())
+
+    def _sum(self) -> float:
+        """The sum of the losses of all samples so far."""
+        try:
+            return self._result().loss * self.samples
+        except InputError:  # nothing to compare in the samples so far
+            return 0.0
+
+    def _standard_error(self) -> float | None:
+        if self.samples < 2:
+            return None
+        return float(np.std(np.diff(self._sums), ddof=1) / math.sqrt(self.samples))
 
     @abstractmethod
     def _add(
@@ -260,7 +278,7 @@ class _Top1(Meter):
     def __init__(self, reading: Reading) -> None:
         super().__init__()
         self._reading = reading
-        self._rows = self._before = self._after = 0
+        self._rows = self._before = self._after = self._changed = 0
         self._labelled: bool | None = None
 
     def _add(
@@ -286,6 +304,7 @@ class _Top1(Meter):
             self._rows += int(np.count_nonzero(judged))
             self._before += int(np.count_nonzero(before[judged]))
             self._after += int(np.count_nonzero(after[judged]))
+            self._changed += int(np.count_nonzero(before[judged] != after[judged]))
 
     def _chosen(self, reference: Feed, where: str) -> list[str]:
         chosen = [name for name in reference if name in self._reading.classifiers]
@@ -309,6 +328,12 @@ class _Top1(Meter):
                 f"numbers, the classes, got {shapes}"
             )
         return suitable
+
+    def _standard_error(self) -> float | None:
+        # Of rows that change by -1, 0 or 1.  One more counts as changed: that none of a few rows
+        # changes is no proof that none would.
+        share = (self._changed + 1) / (self._rows + 1)
+        return math.sqrt(share / self._rows)
 
     def _result(self) -> Judged:
         if not self._rows:

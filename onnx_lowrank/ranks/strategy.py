@@ -49,11 +49,13 @@ class Measured:
         bytes: of the written model.
         loss: by the metric of a tolerance, on samples that no search has seen.
         latency: against the original.
+        loss_error: standard error of the loss.
     """
 
     bytes: int
     loss: float | None
     latency: Latency | None
+    loss_error: float | None = None
 
 
 class Unreachable(Exception):  # noqa: N818 - it is a finding, not a fault
