@@ -46,7 +46,7 @@ __all__ = ["find_maps", "prepare"]
 
 # Random directions that are taken back where factors are fitted to what the outputs feel, and
 # where only the shape of a damage curve hangs on it.
-_DRAWS, _DRAWS_OF_DAMAGE = 2048, 256
+_DRAWS, _DRAWS_OF_DAMAGE = 2048, 512
 
 
 def find_maps(context: Context, model: ir.Model) -> Finding:

@@ -72,7 +72,10 @@ class _Tap:
     def rows(self, gradient: Array) -> Array:
         """The gradients at the rows ``x·W``, but for a scale, from that at the node's output."""
         # What the node adds to x·W is taken off outputs, and has no part in their gradient.
-        return self.read(gradient) - self.read(np.zeros_like(gradient))
+        rows = self.read(gradient) - self.read(np.zeros_like(gradient))
+        # Rows of padding are zeros: they would only scale the second moments.
+        felt = rows.any(axis=1)
+        return rows if felt.all() or not felt.any() else rows[felt]
 
 
 def felt(

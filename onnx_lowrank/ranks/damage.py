@@ -30,7 +30,6 @@ from onnx_lowrank.fitting.spectra import group_memory, largest_first
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.numerics.felt import Weigh
 from onnx_lowrank.numerics.joint import joint_tails
 from onnx_lowrank.numerics.parallel import map_layers
@@ -51,9 +50,6 @@ _SHARES = (0.5, 0.125)
 DamageFrom = Literal["outputs", "other layers", "own error"]
 """What a damage is known from: the model's outputs; those of other layers, because the weight
 cannot be exchanged; the layer's own error, because the outputs do not show it."""
-# Samples that a single layer is run on, at most: the same ones for all, so that what they have of
-# their own is in all scales alike.
-_SCALED = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +153,8 @@ def damage_curves(
             if number < len(own) and group in within
         }
         for group, factors in fit(choices, fitted, lambda _: None):
-            damage = _scale_of(probe, group, factors)
-            points[group].append((factors.rank, damage))
+            damage = probe.damage({group: factors})
+            points[group].append((factors.rank, 0.0 if damage is None else damage))
             if number == 0:
                 advance(1)
     curves = {
@@ -180,14 +176,6 @@ def damage_curves(
             )
     advance(sum(not own for own in points.values()))
     return curves | taken
-
-
-def _scale_of(probe: Probe, group: Group, factors: Factors) -> float:
-    """Damage of one pair; 0 where no sample shows any."""
-    damage = probe.damage({group: factors}, _SCALED)
-    if not damage and len(probe.feeds) > _SCALED:  # another sample may reach it
-        damage = probe.damage({group: factors})
-    return damage or 0.0
 
 
 def joint_curves(

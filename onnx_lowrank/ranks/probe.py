@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.evaluation.outputs import mean_damage
@@ -77,34 +76,26 @@ class Probe:
         """
         return map(self._given, self._values(pairs))
 
-    def damage(self, pairs: Mapping[Group, Factors], most: int | None = None) -> float | None:
-        """Mean of `damage_of` over the samples; None where none of them can be compared.
-
-        Args:
-            pairs: in place of the weights of these groups.
-            most: samples that are run, spread over all of them; default: all.
-        """
-        count = len(self.feeds)
-        spread = np.linspace(0, count - 1, min(most or count, count))
-        samples = sorted({round(place) for place in spread})
+    def damage(self, pairs: Mapping[Group, Factors]) -> float | None:
+        """Mean of `damage_of` over the samples; None where none of them can be compared."""
         return mean_damage(
-            self.watched.damage(self._before[number], after, self.feeds[number])
-            for number, after in zip(samples, self._values(pairs, samples), strict=True)
+            self.watched.damage(before, after, feed)
+            for feed, before, after in zip(
+                self.feeds, self._before, self._values(pairs), strict=True
+            )
         )
 
     def _given(self, values: Feed) -> Feed:
         """The outputs among the values."""
         return {name: array for name, array in values.items() if name in self.watched.outputs}
 
-    def _values(
-        self, pairs: Mapping[Group, Factors], samples: Sequence[int] | None = None
-    ) -> Iterator[Feed]:
-        """Outputs, and what stands for them, of samples in turn; default: of all."""
+    def _values(self, pairs: Mapping[Group, Factors]) -> Iterator[Feed]:
+        """Outputs, and what stands for them, of every sample in turn."""
         weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
         for group, pair in pairs.items():
             weights |= pair.constants(group)
-        for number in range(len(self.feeds)) if samples is None else samples:
-            yield self._run({**weights, **self.feeds[number]})
+        for feed in self.feeds:
+            yield self._run({**weights, **feed})
 
 
 def _is_open(model: ir.Model, group: Group) -> bool:
