@@ -157,6 +157,10 @@ class Layer:
             and with which it counts; None where it has its own.
         refit: relative error of what the layer should give in the compressed model, before and
             after its refit, on samples that the refit was not made with; None where not refitted.
+        format: in which integers its weights are stored, such as "4 bits by 32" (weights of a
+            column that share a scale); None for floats.
+        rounding_error: relative error of the layer's output that the rounding adds, on the samples
+            that it was made with, or without samples of the weight; None for floats.
     """
 
     name: str
@@ -181,6 +185,8 @@ class Layer:
     off: bool = False
     refit: tuple[float, float] | None = None
     first_factor_of: str | None = None
+    format: str | None = None
+    rounding_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,27 +20,35 @@ from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.heal import HealPlan, heal
 from onnx_lowrank.fitting.refit import refit
+from onnx_lowrank.fitting.rounding import Rounded, round_weights
 from onnx_lowrank.fitting.trainable import constant_names, trainable
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.elements import install
 from onnx_lowrank.graph.face import differences, drop_inferred
+from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.save import check_embeddable, written_bytes
 from onnx_lowrank.graph.shape_for import SHAPED, shape_for
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.validity import invalid
 from onnx_lowrank.graph.walk import elements, stored_bytes
 from onnx_lowrank.maps.choice import Choice, Decision, removed_parameters
-from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.find import Finding, Group
+from onnx_lowrank.maps.formats import OPSET
 from onnx_lowrank.maps.pair import Errors, Factors
 from onnx_lowrank.maps.rewrite import rewrite
+from onnx_lowrank.maps.tables import find_tables, round_table
 from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.choose import decide
+from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.report import Healing
 
 __all__ = ["Assembled", "assemble", "predicted"]
 
 _CHANGED = "the result's face differs from the input's: "
+# How the notes on integers begin.
+_TABLES, _WEIGHTS = "tables in ", "weights in "
+_AGAIN = (SHAPED, _CHANGED, _TABLES, _WEIGHTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +61,7 @@ class Assembled:
         decisions: what became of every linear map of the prepared model.
         errors: how far the pairs are off.
         healing: what gradient descent did to them; None without.
+        rounded: what became of weights with a format.
     """
 
     model: ir.Model
@@ -60,6 +69,7 @@ class Assembled:
     decisions: tuple[Decision, ...]
     errors: Mapping[Group, Errors]
     healing: Healing | None = None
+    rounded: Mapping[Group, Rounded] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -72,13 +82,17 @@ class Assembled:
         return written_bytes(self.files)
 
 
-def predicted(model: ir.Model, decisions: Iterable[Decision]) -> tuple[int, int]:
+def predicted(prepared: Prepared, decisions: Iterable[Decision]) -> tuple[int, int]:
     """Parameters and bytes of weights after decisions that are not carried out."""
-    parameters, size = elements(model), stored_bytes(model)
+    parameters, size = elements(prepared.model), stored_bytes(prepared.model)
+    size -= prepared.freed_by_tables
     for group, decision in {d.group: d for d in decisions if d.group is not None}.items():
         removed = removed_parameters(decision)
         parameters -= removed
-        size -= int(removed * group.matrix.tensor.dtype.itemsize)
+        if decision.choice.format is None:
+            size -= int(removed * group.matrix.tensor.dtype.itemsize)
+        else:
+            size -= group.matrix.tensor.nbytes - decision.choice.bytes(group)
     return parameters, size
 
 
@@ -104,12 +118,14 @@ def assemble(
     Raises:
         InputError: the result cannot be written, or is not valid.
     """
+    choices = formatted(choices, prepared.formats, prepared.floats)
     decisions = decide(prepared.finding, choices)
     if destination is not None and destination.external_data == "never":
-        check_embeddable(predicted(prepared.model, decisions)[1])  # before the work is done
+        check_embeddable(predicted(prepared, decisions)[1])  # before the work is done
     work = sum(g.matrix.size for g, choice in choices.items() if choice.rank is not None)
     model = prepared.model.clone()
-    own = dict(zip(prepared.finding.groups, find_maps(context, model).groups, strict=True))
+    finding = find_maps(context, model)
+    own = dict(zip(prepared.finding.groups, finding.groups, strict=True))
     with Spool(folder) as spool:
         pairs = _refitted(context, prepared, choices, work) if context.settings.refit else None
         with context.stages("rewrite", work) as advance:
@@ -118,8 +134,9 @@ def assemble(
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
         healing = _healed(context, prepared, model, known, spool) if healed else None
-        for note in [text for text in context.notes if text.startswith((SHAPED, _CHANGED))]:
+        for note in [text for text in context.notes if text.startswith(_AGAIN)]:
             del context.notes[note]  # of an earlier assembly
+        rounded = _rounded(context, prepared, model, choices, finding, spool)
         if context.settings.shape_for is not None:
             for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
                 context.say(note)
@@ -137,7 +154,47 @@ def assemble(
         decisions=decisions,
         errors={group: errors[other] for group, other in own.items() if other in errors},
         healing=healing,
+        rounded=rounded,
     )
+
+
+def _rounded(
+    context: Context,
+    prepared: Prepared,
+    model: ir.Model,
+    choices: Mapping[Group, Choice],
+    finding: Finding,
+    spool: Spool,
+) -> dict[Group, Rounded]:
+    """Integers in place of the weights and tables with a format, in place.
+
+    Args:
+        context: the run.
+        prepared: what the model was made from.
+        model: with pairs in it.
+        choices: what becomes of the layers.
+        finding: the linear maps of the model before it had pairs.
+        spool: where the integers wait until they are saved.
+    """
+    if prepared.bits is None or not (prepared.formats or prepared.tables.sites):
+        return {}
+    raise_opset(model, OPSET)
+    own = dict(zip(prepared.finding.groups, finding.groups, strict=True))
+    bits, settings = prepared.bits, context.settings
+    work = sum(g.matrix.size for g, choice in choices.items() if choice.format is not None)
+    with context.stages("round", work) as advance:
+        rounded = round_weights(model, choices, own, prepared.statistics, spool, advance)
+        constants = Constants(model, settings.constant_inputs)
+        sites = find_tables(finding, model, constants, settings.selection).sites
+        # What was factored is no Gather any more.
+        tables = {name: s for name, s in sites.items() if s[0].node.op_type == "Gather"}
+        size = sum(round_table(model, table, bits, spool) for table in tables.values())
+    if tables:
+        context.say(f"{_TABLES}{bits} bits: {', '.join(tables)}, {size / 1e6:.3g} MB")
+    if rounded:
+        size = sum(part.bytes for part in rounded.values())
+        context.say(f"{_WEIGHTS}{bits} bits: {len(rounded)} layers, {size / 1e6:.3g} MB")
+    return rounded
 
 
 def _refitted(

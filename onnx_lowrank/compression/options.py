@@ -134,6 +134,12 @@ _TABLE = (
         LAYERS, shown="portable", flag="--for", metavar="TARGET",
         choices=("cpu", "arm", "qnn", "nnapi", "coreml", "webgpu", "xnnpack"),
     ),
+    Option(
+        "weights", "choice",
+        "Store the weights of MatMul, Gemm and embeddings in so many bits, in blocks with a scale "
+        "each, which takes opset 21; fp32 leaves them as they are.",
+        LAYERS, default="fp32", type_="str", metavar="FORMAT", choices=("fp32", "8", "4"),
+    ),
     # Samples
     Option(
         "data", "samples",

@@ -28,15 +28,19 @@ from onnx_lowrank.fitting.statistics import (
 )
 from onnx_lowrank.fitting.statistics_file import SavedStatistics, fingerprint, weight_of
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
 from onnx_lowrank.graph.walk import node_name, stored_bytes
 from onnx_lowrank.maps.choice import Spectrum
 from onnx_lowrank.maps.find import Finding, Group, Selection, find
+from onnx_lowrank.maps.formats import OPSET, Format
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.choose import choose, worth_measuring
+from onnx_lowrank.ranks.formats import WEIGHTS, formats_of
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
@@ -84,6 +88,21 @@ def prepare(context: Context) -> Prepared:
     # Components that were found with the same moments, or by the weights alone.
     alike = {g: own for g, own in bases.items() if search.fit.get(g) is statistics.fit.get(g)}
     statistics = replace(statistics, bases=alike)
+    weights = WEIGHTS[context.settings.weights]
+    formats: dict[Group, Format] = {}
+    floats: dict[Group, str] = {}
+    tables = Tables()
+    if weights is not None:
+        formats, floats = formats_of(finding, measured, model, weights, selection)
+        constants = Constants(model, context.settings.constant_inputs)
+        tables = find_tables(finding, model, constants, selection)
+        for name, why in tables.left.items():
+            context.say(f"table {name} stays floats: {why}")
+        if not formats and not tables.sites:
+            context.say("no weight has a number format: see the reasons of the layers")
+    if formats or tables.sites:
+        # Each result is raised at its end; what cannot be is an error before the work.
+        context.say(raise_opset(model.clone(), OPSET))
     return Prepared(
         model=model,
         finding=finding,
@@ -94,6 +113,10 @@ def prepare(context: Context) -> Prepared:
         calibration=calibration,
         macs=_macs(context, model, finding),
         saved=saved,
+        formats=formats,
+        floats=floats,
+        tables=tables,
+        bits=None if weights is None else weights.bits,
     )
 
 

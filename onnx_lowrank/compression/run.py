@@ -32,6 +32,7 @@ from onnx_lowrank.maps.choice import Decision
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.costs import CostTable
+from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.guard import ROUNDS, put_back, slower
 from onnx_lowrank.ranks.prepared import Prepared
@@ -139,9 +140,10 @@ class _Run:
 
     def _planned(self, prepared: Prepared, chosen: Chosen | None, plan: Plan) -> Report:
         """The report of a plan that is not carried out."""
-        decisions = decide(prepared.finding, plan.choices)
+        choices = formatted(plan.choices, prepared.formats, prepared.floats)
+        decisions = decide(prepared.finding, choices)
         self._context.say(nothing_gained(decisions))
-        parameters, size = predicted(prepared.model, decisions)
+        parameters, size = predicted(prepared, decisions)
         after = File(None, size, parameters)
         return self._report(prepared, chosen, plan, after, decisions)
 
@@ -161,6 +163,12 @@ class _Run:
             self._context.say(
                 f"slower than the original: {speedup_text(ratio.median, *ratio.certain)}; the "
                 "pairs stay, since the goal is not a latency"
+            )
+            return found
+        if prepared.bits is not None:
+            self._context.say(
+                f"slower than the original: {latency.speedup.median:.2f}×; weights in "
+                f"{prepared.bits} bits were asked for, which may be why"
             )
             return found
         for number in range(ROUNDS):
@@ -216,7 +224,9 @@ class _Run:
     ) -> Report:
         """The report; without a candidate, of what is not carried out."""
         context, macs = self._context, prepared.macs
-        rows = layers(decisions, {} if found is None else found.assembled.errors, macs)
+        made = None if found is None else found.assembled
+        errors = {} if made is None else made.errors
+        rows = layers(decisions, errors, macs, {} if made is None else made.rounded)
         latency = None if found is None else found.measured.latency
         notes = [*context.notes, *context.trial.notes]
         if self._table is not None:

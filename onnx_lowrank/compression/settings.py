@@ -17,6 +17,7 @@ from onnx_lowrank.evaluation.metrics import Metric, Score
 from onnx_lowrank.graph.shape_for import WISHES, Wishes
 from onnx_lowrank.maps.find import Selection
 from onnx_lowrank.maps.forms import chosen_forms
+from onnx_lowrank.ranks.formats import WITHOUT_BLOCKS
 from onnx_lowrank.ranks.goals import Budget, Goal, budget_of
 
 __all__ = ["Settings"]
@@ -52,6 +53,7 @@ class Settings:
     min_gain: float = 0.1
     rank_multiple: int | str | None = None
     shape_for: str | None = None
+    weights: str = "fp32"
     data: SampleSource | None = None
     labels: str | os.PathLike[str] | None = None
     samples: int = 16
@@ -88,6 +90,13 @@ class Settings:
             wishes = Wishes() if self.shape_for is None else WISHES[self.shape_for]
             object.__setattr__(self, "rank_multiple", wishes.rank_multiple)
         _ = chosen_forms(self.ops), self.metric_used, self.budget
+        for name in ("shape_for", "ep"):
+            target = getattr(self, name)
+            if self.weights != "fp32" and target in WITHOUT_BLOCKS:
+                raise UsageError(
+                    f"{named('weights', self.weights)} and {named(name, target)} exclude each "
+                    "other: that target takes no weights in blocks of integers"
+                )
         if self.rank_multiple == "auto" and (self.budget is None or not self.bench):
             raise UsageError(
                 f"{named('rank_multiple', 'auto')} needs a goal for the whole model, such as "

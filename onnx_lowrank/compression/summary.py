@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from onnx_lowrank.errors import named
+from onnx_lowrank.fitting.rounding import Rounded
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Decision, linear_parameters
 from onnx_lowrank.maps.find import Group
@@ -23,13 +24,17 @@ _USABLE_AGREEMENT, _LOST_AGREEMENT = 0.98, 0.9
 
 
 def layers(
-    decisions: Sequence[Decision], errors: Mapping[Group, Errors], macs: Macs | None
+    decisions: Sequence[Decision],
+    errors: Mapping[Group, Errors],
+    macs: Macs | None,
+    rounded: Mapping[Group, Rounded],
 ) -> tuple[Layer, ...]:
     """One row for every linear map."""
     rows = []
     for decision in decisions:
         choice, group = decision.choice, decision.group
         error = errors.get(group) if group is not None else None
+        integers = rounded.get(group) if group is not None else None
         cost = None if macs is None or decision.site is None else macs.costs.get(decision.site)
         before = after = None
         pair = decision.size
@@ -63,6 +68,8 @@ def layers(
                 off=decision.off,
                 first_factor_of=_first_factor(decision),
                 refit=None if error is None or error.refit is None else _roots(error.refit),
+                format=None if choice.format is None else str(choice.format),
+                rounding_error=None if integers is None else integers.error,
             )
         )
     return tuple(rows)
@@ -167,7 +174,8 @@ def seen_damage(damage: float | None, decisions: Sequence[Decision]) -> float | 
 
 def nothing_gained(decisions: Sequence[Decision]) -> str | None:
     """Why nothing was replaced, in one line with what to try; None where something was."""
-    if any(decision.choice.rank is not None for decision in decisions):
+    choices = [decision.choice for decision in decisions]
+    if any(choice.rank is not None or choice.format is not None for choice in choices):
         return None
     if not decisions:
         return "nothing was replaced: the model has no linear map with a constant weight"

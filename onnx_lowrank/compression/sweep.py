@@ -136,6 +136,7 @@ def sweep(
     min_gain: float = 0.1,
     rank_multiple: int | str | None = None,
     shape_for: str | None = None,
+    weights: str = "fp32",
     data: SampleSource | None = None,
     labels: str | os.PathLike[str] | None = None,
     samples: int = 16,
@@ -180,6 +181,8 @@ def sweep(
             machine. Default: 8, or the multiple of ``shape_for``'s target.
         shape_for: shape the result for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks,
             fixed sizes, 2-D products, Gemm or MatMul. Default: portable.
+        weights: store the weights of MatMul, Gemm and embeddings in so many bits, in blocks with a
+            scale each, which takes opset 21; fp32 leaves them as they are.
         data: samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a
             folder of .npz feeds or of test_data_set_*. A mapping from inputs to arrays is read as
             an .npz is; an iterable, such as a list or a DataLoader, gives one feed at a time, of
@@ -320,7 +323,7 @@ class _Sweep:
         found = self._candidates.make(plan, self._metric, destination, heal=True)
         check = self._candidates.check()
         assembled, latency = found.assembled, found.measured.latency
-        rows = layers(assembled.decisions, assembled.errors, self._macs)
+        rows = layers(assembled.decisions, assembled.errors, self._macs, assembled.rounded)
         parameters = elements(assembled.model)
         sums = totals(assembled.decisions, rows, self._macs, parameters, parameters)
         outputs = [output for provider in check.providers for output in provider.outputs]

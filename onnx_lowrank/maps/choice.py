@@ -1,4 +1,4 @@
-"""What was measured of a matrix, its chosen rank, and the parameters that result."""
+"""What was measured of a matrix, its chosen rank and format, and the parameters that result."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.numerics.ranks import energy_at, energy_rank
 
@@ -82,6 +83,8 @@ class Choice:
     """Whether its first factor counts as its own."""
     excluded: bool = False
     """Whether the user left it out: it counts in no share of the linear parameters."""
+    format: Format | None = None
+    """In which integers its weights are stored; None leaves them floats."""
 
     def parameters(self, group: Group) -> int:
         """Parameters of the group's pair, or of its matrix where dense."""
@@ -89,6 +92,12 @@ class Choice:
         if self.rank is None:
             return slices * m * n
         return slices * self.rank * ((m if self.leads else 0) + n)
+
+    def bytes(self, group: Group) -> int:
+        """Bytes of the same as they are stored."""
+        if self.format is None:
+            return int(self.parameters(group) * group.matrix.tensor.dtype.itemsize)
+        return self.format.bytes(group.shape[1], group.shape[2], self.rank, leads=self.leads)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,36 +15,45 @@ from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
 from onnx_lowrank.numerics.gptq import gptq
 from onnx_lowrank.numerics.moments import Moments
 
-__all__ = ["quantized_pair", "refitted_second"]
+__all__ = ["refitted_second", "rounded", "rounded_second"]
 
 # λ as a share of the mean square of a channel of the bottleneck; keeps B₀ where no sample decides.
 _RIDGE = 1e-4
 
 
-def quantized_pair(
-    matrix: Array, first: Array, second: Array, moments: Moments | None, bits: Bits, block: int
-) -> tuple[Blocks, Blocks]:
-    """Codes of both factors of a pair.
+def rounded(matrix: Array, moments: Moments | None, bits: Bits, block: int) -> Blocks:
+    """Codes of a weight, or of a first factor.
 
     Args:
-        matrix: ``W[m, n]`` that the pair stands for.
-        first: ``A[m, k]``.
-        second: ``B[k, n]``.
-        moments: C of the inputs, centred and shrunk; None rounds both to nearest, B refitted to
-            the weight.
+        matrix: ``A[m, k]``.
+        moments: C of the inputs; None rounds to nearest.
         bits: of a code.
         block: rows that share a scale.
     """
     if moments is None:
-        codes = round_blocks(first, bits, block)
-        b = refitted_second(matrix, codes.values(), second, None)
-        return codes, round_blocks(b, bits, block)
-    codes = gptq(first, moments, bits, block)
-    rounded = codes.values().astype(np.float64)
-    b = refitted_second(matrix, rounded, second, moments)
-    hidden = rounded.T @ moments.applied(rounded)
-    inner = Moments(hidden, moments.mean @ rounded, moments.rows)
-    return codes, gptq(b, inner, bits, block)
+        return round_blocks(matrix, bits, block)
+    return gptq(matrix, moments, bits, block)
+
+
+def rounded_second(
+    matrix: Array, first: Array, second: Array, moments: Moments | None, bits: Bits, block: int
+) -> Blocks:
+    """Codes of a second factor that is fitted to its first one as it is.
+
+    Args:
+        matrix: ``W[m, n]`` that the pair stands for.
+        first: ``Â[m, k]``, what the codes of the first factor stand for.
+        second: ``B[k, n]``, which what no sample tells apart is left at.
+        moments: C of the inputs; None fits to the weight and rounds to nearest.
+        bits: of a code.
+        block: rows that share a scale.
+    """
+    fitted = refitted_second(matrix, first, second, moments)
+    if moments is None:
+        return round_blocks(fitted, bits, block)
+    a = np.asarray(first, np.float64)
+    inner = Moments(a.T @ moments.applied(a), moments.mean @ a, moments.rows)
+    return gptq(fitted, inner, bits, block)
 
 
 def refitted_second(matrix: Array, first: Array, second: Array, moments: Moments | None) -> Array:

@@ -11,12 +11,13 @@ import numpy as np
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Factorable, Finding, Group
+from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.numerics.knapsack import Item, Solution
 from onnx_lowrank.numerics.ranks import largest_rank
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.goals import Goal
 
-__all__ = ["CostOf", "Ladders", "Priced", "bytes_of", "parameters_of"]
+__all__ = ["CostOf", "Ladders", "Priced", "bytes_in", "parameters_of"]
 
 # Points of a front of several layers together that are kept.
 _MERGED = 200
@@ -48,9 +49,16 @@ def parameters_of(group: Group, rank: int | None, leads: bool = True) -> float:
     return float(pair + (slices * m * n if group.others and rank is not None else 0))
 
 
-def bytes_of(group: Group, rank: int | None, leads: bool = True) -> float:
-    """Bytes that a group leaves in the file."""
-    return parameters_of(group, rank, leads) * group.matrix.tensor.dtype.itemsize
+def bytes_in(formats: Mapping[Group, Format]) -> CostOf:
+    """Bytes that a group leaves in the file, with its weights in a format or as they are."""
+
+    def bytes_of(group: Group, rank: int | None, leads: bool = True) -> float:
+        form = formats.get(group)
+        if form is None:
+            return parameters_of(group, rank, leads) * group.matrix.tensor.dtype.itemsize
+        return float(form.bytes(group.shape[1], group.shape[2], rank, leads=leads))
+
+    return bytes_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.knapsack import Solution, path, solve
-from onnx_lowrank.ranks.allocation import CostOf, bytes_of, parameters_of
+from onnx_lowrank.ranks.allocation import CostOf, bytes_in, parameters_of
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.prepared import Prepared
@@ -72,9 +72,9 @@ class MaxSize(Strategy):
 
     def __init__(self, searching: Searching, budget: Budget, frame: int) -> None:
         self._searching, self._budget = searching, budget
-        model = searching.prepared.model
-        self._priced = searching.ladders.priced(_with_overhead)
-        self._other = stored_bytes(model) - self._priced.dense + frame
+        prepared = searching.prepared
+        self._priced = searching.ladders.priced(_with_overhead(prepared))
+        self._other = stored_bytes(prepared.model) - prepared.freed - self._priced.dense + frame
         self._tries = 0
 
     def first(self) -> Plan:
@@ -103,8 +103,15 @@ class MaxSize(Strategy):
         return self.first()
 
 
-def _with_overhead(group: Group, rank: int | None, leads: bool = True) -> float:
-    return bytes_of(group, rank, leads) + (0 if rank is None else _OVERHEAD * len(group.members))
+def _with_overhead(prepared: Prepared) -> CostOf:
+    plain = bytes_in(prepared.formats)
+
+    def cost(group: Group, rank: int | None, leads: bool = True) -> float | None:
+        own = plain(group, rank, leads)
+        assert own is not None
+        return own + (0 if rank is None else _OVERHEAD * len(group.members))
+
+    return cost
 
 
 class Tolerance(Strategy):
@@ -245,7 +252,7 @@ class Speed(Strategy):
 def cost_of(prepared: Prepared, objective: str, table: CostTable | None) -> CostOf:
     """What a group costs by an objective: bytes, multiply-accumulates or nanoseconds."""
     if objective == "size":
-        return bytes_of
+        return bytes_in(prepared.formats)
     if objective == "macs":
         macs = prepared.macs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 import onnx_ir as ir
@@ -12,6 +12,9 @@ from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.fitting.statistics_file import SavedStatistics, weight_of
 from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Finding, Group
+from onnx_lowrank.maps.formats import Format
+from onnx_lowrank.maps.tables import Tables, table_bytes
+from onnx_lowrank.numerics.blocks import Bits
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.report import Calibration
@@ -34,6 +37,10 @@ class Prepared:
         calibration: the same in short, for the report.
         macs: multiply-accumulates, where the model can be run.
         saved: what an earlier run or this one wrote or would write for later ones.
+        formats: in which integers the weights of layers are stored; the others stay floats.
+        floats: why the others do, where formats were asked for.
+        tables: of embeddings, whose rows are stored in such integers too.
+        bits: of the formats, where they were asked for.
     """
 
     model: ir.Model
@@ -45,6 +52,10 @@ class Prepared:
     calibration: Calibration | None
     macs: Macs | None
     saved: SavedStatistics | None = None
+    formats: Mapping[Group, Format] = field(default_factory=dict)
+    floats: Mapping[Group, str] = field(default_factory=dict)
+    tables: Tables = field(default_factory=Tables)
+    bits: Bits | None = None
 
     def known_curve(self, group: Group, fisher: bool) -> DamageCurve | None:
         """The damage of a group that was measured in an earlier run.
@@ -63,3 +74,19 @@ class Prepared:
         if known_from is None:
             return None
         return DamageCurve(found.points, found.tails, known_from)
+
+    @property
+    def freed_by_tables(self) -> int:
+        """Bytes that tables in integers save."""
+        if self.bits is None:
+            return 0
+        tables = (sites[0] for sites in self.tables.sites.values())
+        return sum(site.matrix.tensor.nbytes - table_bytes(site, self.bits) for site in tables)
+
+    @property
+    def freed(self) -> int:
+        """Bytes that integers save where every layer stays dense."""
+        return self.freed_by_tables + sum(
+            group.matrix.tensor.nbytes - form.bytes(group.shape[1], group.shape[2])
+            for group, form in self.formats.items()
+        )

@@ -1,0 +1,231 @@
+"""Tables of embeddings in 8 or 4 bits: rows are gathered as integers and scaled behind.
+
+8 bits  ``Gather(E, i)  ->  Cast(Gather(q, i)) · Cast(Gather(s, i))``     a scale for each row
+4 bits  the same with two codes in a byte, the halves of a row, and a scale for each 32 of a row
+
+A runtime that meets a DequantizeLinear before the Gather dequantizes the whole table at every
+call; this way it never does.  No operator newer than opset 18 is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.names import Names
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.maps.emit import Storage
+from onnx_lowrank.maps.find import Finding, Refused, Selection
+from onnx_lowrank.maps.forms import Site
+from onnx_lowrank.maps.rewrite import remove_unread
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.blocks import Bits, round_blocks
+
+__all__ = ["Tables", "find_tables", "round_table", "table_bytes"]
+
+_BLOCK = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The tables of a model.
+
+    Attributes:
+        sites: the Gathers whose tables may be integers, by the name of the table.
+        left: name of another table -> why it stays floats.
+    """
+
+    sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_tables(
+    finding: Finding, model: ir.Model, constants: Constants, selection: Selection
+) -> Tables:
+    """Tables of rows that are gathered and not otherwise read.
+
+    Args:
+        finding: the linear maps.
+        model: their model.
+        constants: resolver of its constants.
+        selection: which nodes may be changed at all.
+    """
+    sites: dict[str, list[Site]] = {}
+    for entry in finding.entries:
+        own = (entry.site,) if isinstance(entry, Refused) else entry.sites
+        for site in own:
+            if site is not None and site.form.indices:
+                sites.setdefault(site.matrix.name, []).append(site)
+    found, left = {}, {}
+    for name, members in sites.items():
+        why = _left(members, model, constants, selection)
+        if why is None:
+            found[name] = tuple(members)
+        else:
+            left[name] = why
+    return Tables(found, left)
+
+
+def _left(
+    sites: Sequence[Site], model: ir.Model, constants: Constants, selection: Selection
+) -> str | None:
+    """Why a table stays floats; None where it need not."""
+    table = sites[0].matrix
+    nodes = [site.node for site in sites]
+    reasons = [selection.reason(node) for node in nodes]
+    why = next((reason for reason in reasons if reason is not None), None)
+    if why is not None:
+        return why
+    if any(node.graph is not model.graph for node in nodes):
+        return "it is read inside a subgraph or function"
+    if table.dtype is not ir.DataType.FLOAT or table.tensor.dtype is not ir.DataType.FLOAT:
+        return f"it holds {table.tensor.dtype.name.lower()}; formats are for float32"
+    if len({site.matrix.layout.key for site in sites}) > 1:
+        return "it is read in several ways"
+    others = [node for node, _ in constants.readers(table.root) if node not in nodes]
+    if others:
+        reader = "the graph's outputs" if others[0] is None else node_name(others[0])
+        return f"it is also read by {reader}: the floats would stay"
+    if not table.size:
+        return "it is empty"
+    if not np.isfinite(table.numpy()).all():
+        return "it holds NaN or Inf"
+    return None
+
+
+def round_table(model: ir.Model, sites: Sequence[Site], bits: Bits, spool: Spool) -> int:
+    """Let Gathers read integers; the table goes.
+
+    Args:
+        model: the model; its graph is changed.
+        sites: the Gathers of one table.
+        bits: of a code; rows that 64 does not divide have 8.
+        spool: where the integers wait until they are saved.
+
+    Returns:
+        The bytes of the integers and their scales.
+    """
+    table = sites[0].matrix
+    rows = table.numpy()[0]  # [V, D]
+    width = rows.shape[1]
+    bits, block = _shape(width, bits)
+    codes = round_blocks(rows.T, bits, block)
+    storage = Storage(model, Names(model), spool)
+    graph, in_node = model.graph, table.root.producer() is not None
+    base = table.name
+    if bits == 4:
+        shifted = (codes.codes.T + 8).astype(np.uint8)  # from 0
+        middle = width // 2
+        stored: Array = shifted[:, :middle] | shifted[:, middle:] << 4
+    else:
+        stored = np.ascontiguousarray(codes.codes.T)
+    scales = np.ascontiguousarray(codes.scales.T)  # [V, D / block]
+    q = storage.store(graph, stored, f"{base}.codes", in_node=in_node)
+    s = storage.store(graph, scales, f"{base}.scales", in_node=in_node)
+    for site in sites:
+        _Rows(site.node, storage, width, block).write(q, s, bits)
+    remove_unread(table.root)
+    return stored.nbytes + scales.nbytes
+
+
+def table_bytes(site: Site, bits: Bits) -> int:
+    """What a table takes as integers, with scales in float16."""
+    bits, block = _shape(site.n, bits)
+    return site.m * (site.n * bits // 8 + 2 * -(-site.n // block))
+
+
+def _shape(width: int, bits: Bits) -> tuple[Bits, int]:
+    """Bits and block of rows of so many elements."""
+    if bits == 4 and width % (2 * _BLOCK) == 0:
+        return 4, _BLOCK
+    return 8, width
+
+
+class _Rows:
+    """The nodes that stand for one Gather."""
+
+    def __init__(self, node: ir.Node, storage: Storage, width: int, block: int) -> None:
+        self._gather, self._storage, self._width, self._block = node, storage, width, block
+
+    def write(self, codes: ir.Value, scales: ir.Value, bits: Bits) -> None:
+        width, block, indices = self._width, self._block, self._gather.inputs[1]
+        assert indices is not None
+        kind, half = ir.DataType.FLOAT, scales.dtype
+        if bits == 8:
+            q = self._cast(self._node("Gather", [codes, indices], ir.DataType.INT8))
+            s = self._cast(self._node("Gather", [scales, indices], half))
+            self._become("Mul", [q, s])
+            return
+        flat = self._node("Reshape", [indices, self._integers([-1])], indices.dtype)
+        packed = self._node("Gather", [codes, flat], ir.DataType.UINT8)
+        mask, shift = (self._byte(number) for number in (15, 4))
+        low = self._node("BitwiseAnd", [packed, mask], ir.DataType.UINT8)
+        right = [ir.AttrString("direction", "RIGHT")]
+        high = self._node("BitShift", [packed, shift], ir.DataType.UINT8, right)
+        both = self._node("Concat", [low, high], ir.DataType.UINT8, [ir.AttrInt64("axis", 1)])
+        eight = self._storage.store(
+            self._graph, np.float32(8).reshape(1), f"{self._base}.zero", in_node=False
+        )
+        centred = self._node("Sub", [self._cast(both), eight], kind)
+        shape = self._integers([-1, width // block, block])
+        blocks = self._node("Reshape", [centred, shape], kind)
+        s = self._cast(self._node("Gather", [scales, flat], half))
+        s = self._node("Reshape", [s, self._integers([-1, width // block, 1])], kind)
+        values = self._node("Mul", [blocks, s], kind)
+        sizes = self._node("Shape", [indices], ir.DataType.INT64)
+        axis = [ir.AttrInt64("axis", 0)]
+        final = self._node("Concat", [sizes, self._integers([width])], ir.DataType.INT64, axis)
+        self._become("Reshape", [values, final])
+
+    @property
+    def _graph(self) -> ir.Graph:
+        graph = self._gather.graph
+        assert isinstance(graph, ir.Graph)
+        return graph
+
+    @property
+    def _base(self) -> str:
+        return node_name(self._gather)
+
+    def _cast(self, value: ir.Value) -> ir.Value:
+        to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
+        return self._node("Cast", [value], ir.DataType.FLOAT, to)
+
+    def _integers(self, values: Sequence[int]) -> ir.Value:
+        array = np.array(values, np.int64)
+        return self._storage.store(self._graph, array, f"{self._base}.shape", in_node=False)
+
+    def _byte(self, value: int) -> ir.Value:
+        return self._storage.store(
+            self._graph, np.array([value], np.uint8), f"{self._base}.byte", in_node=False
+        )
+
+    def _node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        dtype: ir.DataType | None,
+        attributes: Sequence[ir.Attr] = (),
+    ) -> ir.Value:
+        name = self._storage.new_name(f"{self._base}.{op_type.lower()}")
+        metadata = dict(self._gather.metadata_props)
+        node = ir.Node("", op_type, list(inputs), attributes, name=name, metadata_props=metadata)
+        value = node.outputs[0]
+        value.name = self._storage.new_name(f"{name}_out")
+        if dtype is not None:
+            value.dtype = dtype
+        self._graph.insert_before(self._gather, node)
+        return value
+
+    def _become(self, op_type: str, inputs: Sequence[ir.Value]) -> None:
+        node = self._gather
+        node.op_type = op_type
+        node.attributes.clear()
+        node.resize_inputs(len(inputs))
+        for index, value in enumerate(inputs):
+            node.replace_input_with(index, value)

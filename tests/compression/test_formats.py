@@ -1,0 +1,291 @@
+"""Weights in 8 and 4 bits: what becomes of every kind of layer, judged by ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onnx_lowrank import Result, compress
+from onnx_lowrank.cli.program import exit_code
+from onnx_lowrank.errors import InputError, UsageError
+from onnx_lowrank.numerics.arrays import Array, Feed
+from tests.helpers.models import parse
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
+BITS = ["8", "4"]
+LOST = {"8": 0.02, "4": 0.15}
+"""Relative L2 of an output that weights of so many bits may lose, of well-behaved numbers."""
+
+
+def two(rng: np.random.Generator) -> onnx.ModelProto:
+    """A MatMul, then a Gemm with a transposed weight."""
+    return parse(
+        f"""{HEAD} g (float[N,96] x) => (float[N,48] y) {{
+            [first] h = MatMul (x, W1)
+            a = Tanh (h)
+            [second] y = Gemm <transB=1> (a, W2, b)
+        }}""",
+        {
+            "W1": weight(rng, 96, 80),
+            "W2": weight(rng, 48, 80),
+            "b": rng.standard_normal(48).astype(np.float32),
+        },
+    )
+
+
+def weight(rng: np.random.Generator, m: int, n: int) -> Array:
+    return np.asarray(rng.standard_normal((m, n)) / 8, np.float32)
+
+
+def feeds(rng: np.random.Generator, count: int = 32, size: int = 96) -> list[Feed]:
+    """Inputs of which a few directions hold most of the energy."""
+    basis = rng.standard_normal((size, size)) * np.exp(-np.arange(size) / 16)[:, None]
+    return [
+        {"x": (rng.standard_normal((8, size)) @ basis).astype(np.float32)} for _ in range(count)
+    ]
+
+
+def error(result: Result) -> float:
+    assert result.report.check is not None
+    return result.report.check.providers[0].outputs[0].relative_l2
+
+
+def operators(result: Result) -> list[str]:
+    return [node.op_type for node in result.model.graph]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("goal", [{"energy": 1.0}, {"rank": 24}, {"rank": 8}])
+def test_dense_layers_and_pairs(bits: str, goal: dict[str, Any], rng: np.random.Generator) -> None:
+    model, samples = two(rng), feeds(rng)
+    plain = compress(model, **goal, calibration=samples, bench=False)
+    result = compress(model, **goal, weights=bits, calibration=samples, bench=False)
+    assert error(result) < error(plain) + LOST[bits]
+    onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
+    floats = 4 * (96 * 80 + 80 * 48)
+    if "energy" in goal:
+        assert operators(result).count("DequantizeLinear") == 2
+        assert result.report.output.bytes < floats * {"8": 0.4, "4": 0.3}[bits]
+    assert result.report.output.bytes < plain.report.output.bytes
+    for layer in result.report.layers:
+        assert layer.format is not None
+        assert layer.format.startswith(f"{bits} bits")
+        assert layer.rounding_error is not None
+        assert 0.0 < layer.rounding_error < LOST[bits]
+    assert [value.name for value in result.model.graph.outputs] == ["y"]
+
+
+def test_samples_say_how_to_round(rng: np.random.Generator) -> None:
+    model, samples = two(rng), feeds(rng, 64)
+    fitted = compress(model, energy=1.0, weights="4", calibration=samples, bench=False)
+    plain = compress(model, energy=1.0, weights="4", data=None, calibrate=False, bench=False)
+    rounded = [layer.rounding_error for layer in plain.report.layers]
+    assert all(error is not None and error > 0.05 for error in rounded)
+    first = fitted.report.layers[0].rounding_error
+    assert first is not None
+    assert first < 0.5 * (rounded[0] or 0.0)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_layers_that_share_their_first_factor(bits: str, rng: np.random.Generator) -> None:
+    model = parse(
+        f"""{HEAD} g (float[N,96] x) => (float[N,64] y, float[N,64] z) {{
+            y = MatMul (x, W1)
+            z = MatMul (x, W2)
+        }}""",
+        {"W1": weight(rng, 96, 64), "W2": weight(rng, 96, 64)},
+    )
+    samples = feeds(rng, 40)
+    shared = compress(
+        model, keep=0.5, weights=bits, calibration=samples, bench=False, simplify=False
+    )
+    assert any("shares" in layer.reason for layer in shared.report.layers)
+    assert shared.report.check is not None
+    plain = compress(model, keep=0.5, calibration=samples, bench=False, simplify=False)
+    for own, other in zip(
+        shared.report.check.providers[0].outputs,
+        plain.report.check.providers[0].outputs if plain.report.check else (),
+        strict=True,
+    ):
+        assert own.relative_l2 < other.relative_l2 + LOST[bits]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_weight_behind_transpose_that_several_nodes_read(
+    bits: str, rng: np.random.Generator
+) -> None:
+    model = parse(
+        f"""{HEAD} g (float[N,64] x) => (float[N,64] y) {{
+            T = Transpose <perm=[1, 0]> (W)
+            h = MatMul (x, T)
+            a = Tanh (h)
+            y = MatMul (a, T)
+        }}""",
+        {"W": weight(rng, 64, 64)},
+    )
+    result = compress(model, energy=1.0, weights=bits, bench=False, simplify=False)
+    assert "W" not in result.model.graph.initializers
+    assert "Transpose" not in operators(result)
+    assert error(result) < 2 * LOST[bits]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("width", [128, 40])
+def test_tables(bits: str, width: int, rng: np.random.Generator) -> None:
+    model = parse(
+        f"""{HEAD} g (int64[B,T] i, int64 j) => (float[B,T,{width}] y, float[{width}] z) {{
+            y = Gather (E, i)
+            z = Gather (E, j)
+        }}""",
+        {"E": rng.standard_normal((50, width)).astype(np.float32)},
+    )
+    i = rng.integers(-50, 50, (3, 4))
+    data = [{"i": i, "j": np.array(number)} for number in (0, 49, -1)]
+    result = compress(model, energy=1.0, weights=bits, calibration=data, bench=False)
+    assert result.report.check is not None
+    for output in result.report.check.providers[0].outputs:
+        assert output.relative_l2 < LOST[bits if width == 128 else "8"]
+    assert "E" not in result.model.graph.initializers
+    assert result.report.output.bytes < result.report.input.bytes
+    assert any(
+        note.startswith("tables in 8" if bits == "8" else "tables in 4")
+        for note in result.report.notes
+    )
+
+
+LEFT: dict[str, tuple[str, str, str, dict[str, Array], str]] = {
+    "float16": (
+        "float16[N,64] x",
+        "float16",
+        "y = MatMul (x, W)",
+        {"W": np.ones((64, 32), np.float16)},
+        "formats are for float32",
+    ),
+    "narrow": (
+        "float[N,8] x",
+        "float",
+        "y = MatMul (x, W)",
+        {"W": np.ones((8, 32), np.float32)},
+        "narrower than a block of 16",
+    ),
+    "not finite": (
+        "float[N,64] x",
+        "float",
+        "y = MatMul (x, W)",
+        {"W": np.full((64, 32), np.nan, np.float32)},
+        "NaN or Inf",
+    ),
+    "also read": (
+        "float[N,64] x",
+        "float",
+        "h = MatMul (x, W)\n r = ReduceSum <keepdims=0> (W)\n y = Add (h, r)",
+        {"W": np.ones((64, 32), np.float32)},
+        "also read by",
+    ),
+    "left operand": (
+        "float[64,N] x",
+        "float",
+        "y = MatMul (W, x)",
+        {"W": np.ones((32, 64), np.float32)},
+        "no number format",
+    ),
+    "batch": (
+        "float[2,N,64] x",
+        "float",
+        "y = MatMul (x, W)",
+        {"W": np.ones((2, 64, 32), np.float32)},
+        "a batch of weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_what_stays_floats_says_why(kind: str) -> None:
+    takes, gives, body, constants, why = LEFT[kind]
+    model = parse(f"{HEAD} g ({takes}) => ({gives} y) {{ {body} }}", constants)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    result = compress(model, energy=1.0, weights="4", bench=False, check=False, simplify=False)
+    assert why in result.report.layers[0].reason
+    assert result.report.layers[0].format is None
+    assert "DequantizeLinear" not in operators(result)
+    assert result.model.opset_imports[""] == 17
+
+
+def test_zeros_stay_zeros(rng: np.random.Generator) -> None:
+    w = weight(rng, 64, 32)
+    w[:, 3], w[5] = 0.0, 0.0
+    model = parse(f"{HEAD} g (float[N,64] x) => (float[N,32] y) {{ y = MatMul (x, W) }}", {"W": w})
+    for bits in BITS:
+        result = compress(model, energy=1.0, weights=bits, bench=False)
+        assert error(result) < LOST[bits]
+
+
+def test_layers_that_are_excluded_stay(rng: np.random.Generator) -> None:
+    result = compress(
+        two(rng), energy=1.0, weights="8", exclude=["second"], bench=False, simplify=False
+    )
+    assert [layer.format is None for layer in result.report.layers] == [False, True]
+    assert "exclude" in result.report.layers[1].reason
+
+
+def test_a_size_counts_the_format(rng: np.random.Generator) -> None:
+    """As floats the model has to lose most of its ranks, in 4 bits none."""
+    model, samples = two(rng), feeds(rng)
+    limit = 9_000
+    result = compress(model, max_size=limit, weights="4", calibration=samples, bench=False)
+    assert result.report.output.bytes <= limit
+    assert error(result) < LOST["4"]
+    plan = compress(
+        model, max_size=limit, weights="4", calibration=samples, bench=False, dry_run=True
+    )
+    assert abs(plan.report.output.bytes - result.report.output.bytes) < 4_000
+
+
+def test_refit_and_healing_come_before(rng: np.random.Generator) -> None:
+    model, samples = two(rng), feeds(rng, 48)
+    result = compress(
+        model, rank=16, weights="8", refit=True, heal=6, calibration=samples, bench=False
+    )
+    assert result.report.healing is not None
+    assert all(layer.format for layer in result.report.layers)
+    plain = compress(model, rank=16, refit=True, heal=6, calibration=samples, bench=False)
+    assert error(result) < error(plain) + LOST["8"]
+
+
+def test_an_old_opset_is_an_error(tmp_path: Path) -> None:
+    model = parse(
+        '<ir_version: 6, opset_import: ["" : 11]> g (float[N,64] x) => (float[N,32] y) '
+        "{ y = MatMul (x, W) }",
+        {"W": np.ones((64, 32), np.float32)},
+    )
+    with pytest.raises(InputError, match="MatMul of opset 11 is older than opset 13"):
+        compress(model, energy=1.0, weights="4", bench=False)
+    onnx.save(model, tmp_path / "in.onnx")
+    files = [str(tmp_path / name) for name in ("in.onnx", "out.onnx")]
+    assert exit_code([*files, "--weights", "4"]) == 1
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("options", [{"shape_for": "qnn"}, {"ep": "coreml"}])
+def test_a_target_without_blocks(options: dict[str, Any], rng: np.random.Generator) -> None:
+    with pytest.raises(UsageError, match="takes no weights in blocks"):
+        compress(two(rng), weights="4", **options)
+    with pytest.raises(UsageError, match="weights"):
+        compress(two(rng), weights="5")
+
+
+def test_a_table_that_is_factored_has_pairs_of_floats(rng: np.random.Generator) -> None:
+    model = parse(
+        f"{HEAD} g (int64[B] i) => (float[B,64] y) {{ y = Gather (E, i) }}",
+        {"E": weight(rng, 100, 64)},
+    )
+    for goal, table in (({"rank": 8}, False), ({"energy": 1.0}, True)):
+        result = compress(model, **goal, ops=["gather"], weights="8", bench=False)
+        assert error(result) < (0.02 if table else 1.5)
+        notes = [note for note in result.report.notes if note.startswith("tables in")]
+        assert bool(notes) == table
