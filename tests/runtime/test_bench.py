@@ -49,9 +49,10 @@ def test_figures_from_known_times() -> None:
     assert astuple(latency.before_ms) == pytest.approx((4.0, 5.6))
     assert astuple(latency.after_ms) == pytest.approx((1.0, 1.8))
     # Ratios 2, 4, 3: of the pairs, not of the medians.
-    *quantiles, interval = astuple(latency.speedup)
+    *quantiles, interval, verdict = astuple(latency.speedup)
     assert quantiles == pytest.approx([3.0, 2.2, 3.8])
     assert interval == (2.0, 4.0)
+    assert verdict == "faster"
     assert bench.latency_of([(0, 0)], "P", 1).speedup.median == 1
 
 
