@@ -131,7 +131,7 @@ def test_check_fixes_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     args = ("check", a, b, "--ep", "qnn", "--strict", "--dim", "N=4", "--samples", 1)
     assert call(*args) == 1
     error = capsys.readouterr().err
-    assert "not all of it, as --strict asks: 0 of 3 nodes on QNN; left to the CPU:" in error
+    assert "--strict wants every node there: 0 of 3 nodes on QNN; left to the CPU:" in error
     report = report_of(*args, "--fix-shapes", folder=tmp_path)
     assert report["targets"][0]["models"][0]["assignment"] == "3 of 3 nodes on QNN"
     assert "copies with fixed inputs are run: x [4, 32]" in report["notes"]
@@ -223,7 +223,7 @@ def test_bench_measures_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFi
         (ratio,) = entry["ratios"]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     printed = capsys.readouterr().out
-    assert "b.onnx is " in printed
+    assert "b.onnx against a.onnx: " in printed
     assert "noise: " in printed
 
 
