@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_lowrank.errors import named
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.graph.references import unresolved
-from onnx_lowrank.graph.walk import all_nodes, static_shape
+from onnx_lowrank.graph.walk import all_nodes, attribute, static_shape
 
 __all__ = ["FLOATS", "Constant", "Constants", "Unusable", "in_chain"]
 
@@ -264,7 +264,12 @@ class Constants:
         if node.op_type == "Identity":
             return source
         if node.op_type == "Cast":
-            to = ir.DataType(node.attributes["to"].as_int())
+            number = attribute(node, "to", 0)
+            if number not in {kind.value for kind in ir.DataType}:
+                return Unusable(
+                    source.name, source.size, shape, f"is cast to type {number}, which is none"
+                )
+            to = ir.DataType(number)
             if source.dtype in FLOATS and to in FLOATS:
                 return Constant(source.root, source.tensor, source.layout, to)
             return Unusable(
