@@ -3,9 +3,9 @@
     python tools/cost_table.py [--model models/cache/minilm-l6.onnx] [--ops all] [--keep 0.8 0.5]
                                [--multiples] [--save FILE]
 
-Every kind of layer is timed alone, dense and as a pair (see ``onnx_lowrank/microbench.py``).  Then
-every layer keeps the same share of its parameters, and the time that the table says is saved stands
-beside that of the two whole models run in turns.
+Every kind of layer is timed alone, dense and as a pair (see ``onnx_lowrank/ranks/microbench.py``).
+Then every layer keeps the same share of its parameters, and the time that the table says is saved
+stands beside that of the two whole models run in turns.
 """
 
 from __future__ import annotations
