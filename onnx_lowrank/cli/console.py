@@ -31,17 +31,10 @@ from onnx_lowrank.cli.tables import (
     table_of,
 )
 from onnx_lowrank.files import is_standard_output
+from onnx_lowrank.measures import Check, Latency, speedup_text
 from onnx_lowrank.phrases import counted, listed
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.report import (
-    BudgetReport,
-    Check,
-    Healing,
-    Latency,
-    Layer,
-    Report,
-    speedup_text,
-)
+from onnx_lowrank.report import BudgetReport, Healing, Layer, Report
 
 __all__ = ["TerminalProgress", "output_console", "print_report"]
 

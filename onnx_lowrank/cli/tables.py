@@ -20,8 +20,8 @@ from onnx_lowrank.evaluation.bench import (
     TargetBench,
 )
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
+from onnx_lowrank.measures import OutputCheck, speedup_text
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import OutputCheck, speedup_text
 from onnx_lowrank.targets.base import Offer
 from onnx_lowrank.targets.support import ModelSupport, SupportReport
 

@@ -29,6 +29,7 @@ from onnx_lowrank.graph.load import ModelLike, load
 from onnx_lowrank.graph.references import restore
 from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.maps.choice import Decision
+from onnx_lowrank.measures import Check, speedup_text
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.costs import CostTable
@@ -37,16 +38,7 @@ from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.guard import ROUNDS, put_back, slower
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import (
-    REPORT_VERSION,
-    BudgetReport,
-    Check,
-    File,
-    OutputVerdict,
-    Report,
-    speedup_text,
-    tool_name,
-)
+from onnx_lowrank.report import REPORT_VERSION, BudgetReport, File, OutputVerdict, Report, tool_name
 from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["execute"]

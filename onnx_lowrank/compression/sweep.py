@@ -31,6 +31,7 @@ from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.files import Output, check_outputs, workspace
 from onnx_lowrank.graph.load import ModelLike, load
 from onnx_lowrank.graph.walk import elements
+from onnx_lowrank.measures import Verdict
 from onnx_lowrank.progress import Progress, Silent, Stages
 from onnx_lowrank.ranks.budget_strategies import Keep
 from onnx_lowrank.ranks.goals import Budget
@@ -38,7 +39,7 @@ from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import JsonReport, Verdict, tool_name
+from onnx_lowrank.report import JsonReport, tool_name
 from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["Point", "SweepReport", "settings_of", "sweep"]
@@ -56,7 +57,7 @@ class Point:
         macs: multiply-accumulates of one inference; None if not counted.
         speedup: median ratio of the original's latency to the model's; None if not timed.
         certain: 95 % interval of that median.
-        verdict: what that interval says, see `onnx_lowrank.report.verdict_of`.
+        verdict: what that interval says, see `onnx_lowrank.measures.verdict_of`.
         predicted_damage: of all pairs together, on the samples of the search.
         summed_damage: sum of the layers' damages, each measured alone.
         damage: achieved on the samples of the check: mean relative square error of the outputs.

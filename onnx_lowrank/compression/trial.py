@@ -24,10 +24,10 @@ from onnx_lowrank.evaluation.watched import Watched
 from onnx_lowrank.graph.draws import drawing, steady
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.save import runnable_file, write
+from onnx_lowrank.measures import Check, Latency
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.report import Check, Latency
 from onnx_lowrank.runtime.assignment import assignment, assignment_text
 from onnx_lowrank.runtime.finite import all_finite, not_finite
 from onnx_lowrank.runtime.providers import CPU, Provider, resolve_provider

@@ -20,9 +20,9 @@ import onnxruntime as ort
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
+from onnx_lowrank.measures import OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import OutputCheck, ProviderCheck
 from onnx_lowrank.runtime.session import run
 
 __all__ = [

@@ -7,6 +7,7 @@ import math
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.measures import Latency
 from onnx_lowrank.numerics.knapsack import Solution, path, solve
 from onnx_lowrank.ranks.allocation import CostOf, bytes_in, parameters_of
 from onnx_lowrank.ranks.costs import CostTable
@@ -19,7 +20,6 @@ from onnx_lowrank.ranks.strategy import (
     Strategy,
     Unreachable,
 )
-from onnx_lowrank.report import Latency
 
 __all__ = ["Keep", "MaxSize", "Speed", "Tolerance", "cost_of"]
 

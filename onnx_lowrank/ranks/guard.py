@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.measures import Latency
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.strategy import Plan
-from onnx_lowrank.report import Latency
 
 __all__ = ["ROUNDS", "put_back", "slower"]
 
@@ -23,7 +23,7 @@ ROUNDS = 3
 
 
 def slower(latency: Latency) -> bool:
-    """Whether the result is slower by more than the noise (see `report.verdict_of`)."""
+    """Whether the result is slower by more than the noise: see `measures.verdict_of`."""
     return latency.speedup.verdict == "slower"
 
 

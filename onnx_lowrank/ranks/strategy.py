@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.measures import Latency
 from onnx_lowrank.ranks.choose import choose, settle
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
-from onnx_lowrank.report import Latency
 
 __all__ = ["Measured", "PerLayer", "Plan", "Strategy", "Unreachable"]
 

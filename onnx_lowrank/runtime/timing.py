@@ -15,8 +15,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.measures import Latency, Milliseconds, Speedup
 from onnx_lowrank.numerics.intervals import median_interval
-from onnx_lowrank.report import Latency, Milliseconds, Speedup
 from onnx_lowrank.runtime.session import prepare, run
 
 __all__ = ["FEWEST_PAIRS", "MOST_FEEDS", "Clock", "interleave", "latency_of", "time_pair"]

@@ -11,8 +11,9 @@ import pytest
 from onnx_lowrank import Result, compress
 from onnx_lowrank.cli.console import output_console, print_report
 from onnx_lowrank.compression.summary import output_verdict
+from onnx_lowrank.measures import Check, OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.report import Check, OutputCheck, OutputVerdict, ProviderCheck
+from onnx_lowrank.report import OutputVerdict
 from tests.helpers.models import known_rank, parse, uniform
 
 _TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 32] x) => (float[N, 32] y) {

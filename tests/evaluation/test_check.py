@@ -21,8 +21,8 @@ from onnx_lowrank.evaluation.outputs import (
     worst_error,
 )
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
+from onnx_lowrank.measures import OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.report import OutputCheck, ProviderCheck
 from onnx_lowrank.runtime.session import open_session
 
 INF, NAN = math.inf, math.nan

@@ -26,6 +26,7 @@ from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.trial import Trial
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.maps.choice import Choice
+from onnx_lowrank.measures import Latency, Milliseconds, Speedup, speedup_text
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.knapsack import Solution
 from onnx_lowrank.ranks.budget_strategies import cost_of
@@ -35,7 +36,6 @@ from onnx_lowrank.ranks.goals import Budget, milliseconds_of, size_of
 from onnx_lowrank.ranks.guard import put_back, slower
 from onnx_lowrank.ranks.search import furthest
 from onnx_lowrank.ranks.strategy import Plan
-from onnx_lowrank.report import Latency, Milliseconds, Speedup, speedup_text
 from onnx_lowrank.runtime.session import OrtLog
 from tests.helpers.models import parse, run_ort
 

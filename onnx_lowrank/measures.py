@@ -1,0 +1,150 @@
+"""What is measured of two models, as plain values: outputs compared, and latencies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "Check",
+    "Latency",
+    "Milliseconds",
+    "OutputCheck",
+    "ProviderCheck",
+    "Speedup",
+    "Verdict",
+    "speedup_text",
+    "verdict_of",
+]
+
+Verdict = Literal["faster", "slower", "as fast", "too noisy to tell"]
+
+# Upper end over lower end of an interval around 1 up to which two models are equally fast.
+_EQUAL = 1.1
+
+
+def verdict_of(low: float, high: float) -> Verdict:
+    """What the confidence interval of a speedup says.
+
+    Args:
+        low: lower end of the interval.
+        high: upper end.
+
+    Returns:
+        "faster" or "slower" where the interval is above or below 1.  Where it holds 1: "as fast" if
+        it is narrow, else "too noisy to tell".
+    """
+    if low > 1.0:
+        return "faster"
+    if high < 1.0:
+        return "slower"
+    return "as fast" if high <= _EQUAL * low else "too noisy to tell"
+
+
+def speedup_text(median: float, low: float, high: float) -> str:
+    """A median speedup with its 95 % interval, such as "2.1× as fast, 95 % interval …"."""
+    interval = f"95 % interval {low:.2f}× to {high:.2f}×"
+    verdict = verdict_of(low, high)
+    if verdict == "too noisy to tell":
+        return f"{verdict} ({interval})"
+    equal = ": no difference" if verdict == "as fast" else ""
+    return f"{median:.2f}× as fast, {interval}{equal}"
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How far one output of the result is from the original's, over all samples.
+
+    Attributes:
+        name: the output.
+        max_abs_error: largest absolute difference of any element.
+        relative_l2: mean over the samples of ``‖b − a‖₂ / ‖a‖₂``; of strings, truths and integers
+            of 32 and 64 bits the share that differs.
+        cosine: mean over the samples of the cosine between the flattened outputs; None where it is
+            no figure: one element in a sample has no direction, and strings and integers have none.
+        top1_agreement: share of rows (along the last axis) whose largest element is at the same
+            place, for outputs that look like a classifier's; else None.
+    """
+
+    name: str
+    max_abs_error: float
+    relative_l2: float
+    cosine: float | None
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class ProviderCheck:
+    """The check on one execution provider."""
+
+    provider: str
+    outputs: tuple[OutputCheck, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outputs of the result against the original's on the same inputs.
+
+    Attributes:
+        data: "random", or the path of the samples.
+        samples: how many were run.
+        providers: one entry for each execution provider.
+        damage: mean over samples and outputs of ``‖b − a‖² / ‖a‖²``, on the first provider; None
+            where no output can be compared.
+    """
+
+    data: str
+    samples: int
+    providers: tuple[ProviderCheck, ...]
+    damage: float | None = None
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """Latency of one inference in milliseconds."""
+
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Ratios before / after of interleaved pairs of runs.
+
+    Attributes:
+        median: median ratio; above 1 the result is faster.
+        low: 10th percentile of the ratios.
+        high: 90th percentile of the ratios.
+        certain: 95 % confidence interval of the median, from order statistics.
+        verdict: what that interval says, see `verdict_of`.
+    """
+
+    median: float
+    low: float
+    high: float
+    certain: tuple[float, float]
+    verdict: Verdict = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "verdict", verdict_of(*self.certain))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Timing of the original and the result on one execution provider, run in turns.
+
+    Attributes:
+        provider: the execution provider.
+        threads: intra-op threads.
+        pairs: how many pairs of runs were timed.
+        before_ms: the original.
+        after_ms: the result.
+        speedup: the ratio before / after, pair by pair.
+    """
+
+    provider: str
+    threads: int
+    pairs: int
+    before_ms: Milliseconds
+    after_ms: Milliseconds
+    speedup: Speedup
