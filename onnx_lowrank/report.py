@@ -122,6 +122,8 @@ class Layer:
             column that share a scale); None for floats.
         rounding_error: relative error of the layer's output that the rounding adds, on the samples
             that it was made with, or without samples of the weight; None for floats.
+        scope: the module of the network around the node, such as ``blocks.0.mlp``, where torch's
+            exporter wrote it; else None.
     """
 
     name: str
@@ -148,6 +150,7 @@ class Layer:
     first_factor_of: str | None = None
     format: str | None = None
     rounding_error: float | None = None
+    scope: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx_lowrank.errors import named
 from onnx_lowrank.fitting.rounding import Rounded
+from onnx_lowrank.graph.scopes import module_of
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Decision, linear_parameters
 from onnx_lowrank.maps.find import Group
@@ -71,6 +72,7 @@ def layers(
                 refit=None if error is None or error.refit is None else _roots(error.refit),
                 format=None if choice.format is None else str(choice.format),
                 rounding_error=None if integers is None else integers.error,
+                scope=module_of(decision.node),
             )
         )
     return tuple(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import fnmatch
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -13,13 +12,12 @@ import onnx_ir as ir
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
 from onnx_lowrank.graph.references import unresolved
+from onnx_lowrank.graph.scopes import scopes_of
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 from onnx_lowrank.maps.chains import chained
 from onnx_lowrank.maps.forms import Form, Refusal, Site
 
 __all__ = ["Factorable", "Finding", "Group", "Member", "Refused", "Selection", "find"]
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,12 +287,4 @@ def _match(globs: Sequence[str], labels: Sequence[str]) -> str | None:
 
 def _labels(node: ir.Node) -> list[str]:
     """The node's name, and the module scopes that torch's dynamo exporter writes."""
-    labels = [node_name(node)]
-    scopes = node.metadata_props.get(_SCOPES)
-    if scopes:
-        try:
-            parsed = ast.literal_eval(scopes)
-        except (SyntaxError, ValueError):
-            parsed = [scopes]
-        labels += [str(scope) for scope in parsed if scope]
-    return labels
+    return [node_name(node), *scopes_of(node)]
