@@ -71,6 +71,7 @@ def compress(
     heal_at: Sequence[str] = (),
     save_stats: str | os.PathLike[str] | None = None,
     load_stats: str | os.PathLike[str] | None = None,
+    judge_at: Sequence[str] = (),
     max_error: float | None = None,
     check: bool = True,
     bench: bool = True,
@@ -145,6 +146,8 @@ def compress(
         save_stats: write the calibration statistics (.npz), for runs with other budgets.
         load_stats: fit to the statistics that ``save_stats`` wrote for this model, without samples
             to fit to.
+        judge_at: a value inside the model, or a node, that counts as an output wherever outputs are
+            compared: for damage, check, metrics, ``heal`` and ``fisher``.
         max_error: gate: exit 3 and write nothing if the mean relative L2 error of an output is
             above. A function raises GateError.
         check: False: do not compare outputs.
@@ -208,6 +211,8 @@ def check(
     dims: Mapping[str, int] | None = None,
     fix_shapes: bool = False,
     strict: bool = False,
+    mask: str | None = None,
+    judge_at: Sequence[str] = (),
     threads: int | None = None,
     max_error: float | None = None,
     progress: Progress | None = None,
@@ -229,6 +234,8 @@ def check(
         dims: size of a symbolic dimension, to run the model with.
         fix_shapes: run copies whose inputs have fixed sizes, as QNN and NNAPI need.
         strict: a node that a target leaves to the CPU is an error.
+        mask: input whose zeros mark padding, which counts nowhere. Default: attention_mask.
+        judge_at: a value inside both models, or a node of A, that is compared as an output is.
         threads: intra-op threads. Default: each target's own.
         max_error: exit 3 if the mean relative L2 error of an output is above, on any target. A
             function says so in the report's ``missed``.
@@ -245,7 +252,9 @@ def check(
     """
     _checked(verbs.CHECK, locals())
     opened = open_targets(targets)
-    given = SampleOptions(data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes)
+    given = SampleOptions(
+        data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes, tuple(judge_at)
+    )
     with workspace(None) as folder:
         subjects = open_subjects((before, after), given, folder, log or OrtLog(), outputs)
         return check_models(
@@ -254,6 +263,7 @@ def check(
             strict=strict,
             threads=threads,
             max_error=max_error,
+            mask=mask,
             progress=progress or Silent(),
         )
 

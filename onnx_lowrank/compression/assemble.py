@@ -17,6 +17,7 @@ from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.prepare import find_maps
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.errors import DerivativeError, InputError, named
+from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.heal import HealPlan, heal
 from onnx_lowrank.fitting.refit import refit
@@ -140,6 +141,7 @@ def assemble(
         if context.settings.shape_for is not None:
             for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
                 context.say(note)
+    taken_back(model, context.at, context.source.model)
     drop_inferred(model)
     if context.settings.shape_for is None:  # else it has been said
         for change in differences(context.source.model, model):

@@ -91,7 +91,7 @@ class Candidates:
             check = trial.check(session, advance)
         if self._assembled is None:
             return check
-        before, after = self._prepared.model, self._assembled.model
+        before, after = self._prepared.model, trial.giving_out(self._assembled.model)
         ranked = [d for d in self._assembled.decisions if d.choice.rank is not None]
         seen = watched(before, [decision.node for decision in ranked], trial.mask)
         if not seen.instead:

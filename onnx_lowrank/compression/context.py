@@ -7,6 +7,7 @@ from pathlib import Path
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.trial import Trial
 from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.evaluation.inside import giving_out, inside_note, values_named
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.progress import Stages
 from onnx_lowrank.runtime.session import OrtLog
@@ -19,6 +20,9 @@ class Context:
 
     Attributes:
         source: the model that was given.
+        at: values inside it that count as outputs.
+        judged: the model that gives these out too, which all stages work on; they are taken back
+            from what is written.
         settings: the options.
         folder: a workspace that is removed at the end.
         stages: times and shows what is being done.
@@ -32,8 +36,12 @@ class Context:
     ) -> None:
         self.source, self.settings, self.folder = source, settings, folder
         self.stages, self.log = stages, log
-        self.trial = Trial(source, settings, folder, log)
         self.notes: dict[str, None] = {}
+        self.at = values_named(source.model, settings.judge_at)
+        self.judged = giving_out(source, self.at)
+        if self.at:
+            self.say(inside_note(self.at))
+        self.trial = Trial(source, settings, folder, log, self.judged.model, self.at)
 
     def say(self, note: str | None) -> None:
         """A note, each once."""

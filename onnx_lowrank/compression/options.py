@@ -230,6 +230,12 @@ _TABLE = (
     ),
     # Check and timing
     Option(
+        "judge_at", "texts",
+        "A value inside the model, or a node, that counts as an output wherever outputs are "
+        "compared: for damage, check, metrics, {heal} and {fisher}; repeatable.",
+        RUNS, default=(), metavar="NAME",
+    ),
+    Option(
         "max_error", "number",
         "Gate: exit 3 and write nothing if the mean relative L2 error of an output is above.",
         RUNS, least=0, excludes=("check", "dry_run"),

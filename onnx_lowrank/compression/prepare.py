@@ -133,7 +133,7 @@ def _simplified(context: Context) -> tuple[ir.Model, Selection]:
     Raises:
         InputError: a glob names neither.
     """
-    source, settings = context.source, context.settings
+    source, settings = context.judged, context.settings
     selection = settings.selection
     nodes: list[ir.Node] = []
     if selection.include or selection.exclude:
@@ -222,6 +222,14 @@ def _loaded(context: Context) -> SavedStatistics:
     path = Path(os.fspath(context.settings.load_stats or ""))
     with context.stages("calibrate"):
         saved = statistics_file.load(path, context.source.model, context.source.name)
+    if saved.judged_at != context.at:
+        if context.settings.fisher:
+            raise InputError(
+                f"{named('load_stats', path)}: its Fisher information is for other outputs: "
+                f"expected {named('judge_at')} as when it was written"
+            )
+        context.say(f"{path}: damage in it is of other values than {named('judge_at')} names")
+        saved = replace(saved, fisher=None, curves={}, judged_at=context.at)
     if context.settings.fisher and saved.fisher is None:
         raise InputError(
             f"{named('load_stats', path)}: holds no Fisher information; expected what "
@@ -281,6 +289,7 @@ def _gathered(
         held_out=len(held),
         mask=mask,
         gathered=whole,
+        judged_at=context.at,
     )
     return saved, None if second is None else (first, second)
 

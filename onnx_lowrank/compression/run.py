@@ -23,6 +23,7 @@ from onnx_lowrank.compression.summary import (
     totals,
 )
 from onnx_lowrank.errors import GateError, named
+from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.files import Output, check_outputs, workspace
 from onnx_lowrank.graph.load import ModelLike, load
@@ -109,6 +110,7 @@ class _Run:
                 plan = chosen.strategy.first()
             if context.settings.dry_run:
                 report = self._planned(prepared, chosen, plan)
+                taken_back(prepared.model, context.at, context.source.model)
                 restore(prepared.model)
                 return Result(prepared.model, report, inputs)
             found = self._accepted(prepared, chosen, plan)

@@ -70,6 +70,7 @@ class Settings:
     heal_at: tuple[str, ...] = ()
     save_stats: str | os.PathLike[str] | None = None
     load_stats: str | os.PathLike[str] | None = None
+    judge_at: tuple[str, ...] = ()
     max_error: float | None = None
     check: bool = True
     bench: bool = True

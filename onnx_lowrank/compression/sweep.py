@@ -154,6 +154,7 @@ def sweep(
     heal_at: Sequence[str] = (),
     save_stats: str | os.PathLike[str] | None = None,
     load_stats: str | os.PathLike[str] | None = None,
+    judge_at: Sequence[str] = (),
     bench: bool = True,
     threads: int | None = None,
     ep: str = "cpu",
@@ -211,6 +212,8 @@ def sweep(
         save_stats: write the calibration statistics (.npz), for runs with other budgets.
         load_stats: fit to the statistics that ``save_stats`` wrote for this model, without samples
             to fit to.
+        judge_at: a value inside the model, or a node, that counts as an output wherever outputs are
+            compared: for damage, check, metrics, ``heal`` and ``fisher``.
         bench: False: do not time.
         threads: intra-op threads of check and timing. Default: physical cores.
         ep: execution provider of check and timing.

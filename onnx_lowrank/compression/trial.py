@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import onnxruntime as ort
 
 from onnx_lowrank.compression.sample_split import SampleSplit
 from onnx_lowrank.compression.settings import Settings
-from onnx_lowrank.data.mask import find_mask
+from onnx_lowrank.data.mask import chosen_mask, mask_note
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
 from onnx_lowrank.errors import CrashError, InputError, named
@@ -38,9 +39,7 @@ from onnx_lowrank.runtime.session import (
     open_session,
     run,
 )
-from onnx_lowrank.runtime.taps import (
-    Runner,
-)
+from onnx_lowrank.runtime.taps import Runner, give_out
 from onnx_lowrank.runtime.timing import time_pair
 
 __all__ = ["Trial"]
@@ -67,8 +66,27 @@ class Trial:
         split: which samples judge, and which are for what else.
     """
 
-    def __init__(self, source: LoadedModel, settings: Settings, folder: Path, log: OrtLog) -> None:
+    def __init__(
+        self,
+        source: LoadedModel,
+        settings: Settings,
+        folder: Path,
+        log: OrtLog,
+        judged: ir.Model | None = None,
+        at: Sequence[str] = (),
+    ) -> None:
+        """No run yet.
+
+        Args:
+            source: the original.
+            settings: the options.
+            folder: for copies of models.
+            log: collects ONNX Runtime's messages.
+            judged: the original with outputs for the values that count as such; None: itself.
+            at: the names of these values.
+        """
         self._source = source
+        self._judged, self._at = judged or source.model, tuple(at)
         self._settings = settings
         self._folder = folder
         self._log = log
@@ -214,13 +232,26 @@ class Trial:
     @cached_property
     def _judge_of_original(self) -> ort.InferenceSession:
         """What others are judged against, on the provider."""
-        if not self.draws:
+        if not self.draws and not self._at:
             return self.original
-        return self._opened(self._source.model, provider=self.provider)
+        return self._opened(self._judged, provider=self.provider)
 
     def judged(self, model: ir.Model, session: ort.InferenceSession) -> ort.InferenceSession:
-        """What a model is judged by: its session, or another one where it draws numbers."""
-        return self._opened(model, provider=self.provider) if self.draws else session
+        """What a result is judged by: its session, or another one.
+
+        That is where it draws numbers, or where values inside count as outputs.
+        """
+        if not self.draws and not self._at:
+            return session
+        return self._opened(self.giving_out(model), provider=self.provider)
+
+    def giving_out(self, model: ir.Model) -> ir.Model:
+        """A result, or a copy of it that gives out the values inside that count as outputs."""
+        if not self._at:
+            return model
+        copy = model.clone()
+        give_out(copy, self._at)
+        return copy
 
     def open(self, model: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
         """A session of another model on the same provider."""
@@ -257,9 +288,9 @@ class Trial:
         try:
             feed = self.samples.feeds[0]
             self._rehearse(path, feed=feed, what="the simplified model")
-            if self.draws:
+            if self.draws or self._at:
                 session = self._opened(ir.load(path))
-                reference = self._opened(self._source.model)
+                reference = self._opened(self._judged)
             else:
                 session, reference = self._open(path), self._reference
             checks = compare_outputs(
@@ -270,7 +301,7 @@ class Trial:
             )
         except InputError as error:
             return str(error)
-        types = {value.dtype for value in self._source.model.graph.outputs}
+        types = {value.dtype for value in self._judged.graph.outputs}
         types |= {value.dtype for value in self._source.model.graph.initializers.values()}
         limit = max(
             (_ROUNDING[t] for t in types if t in _ROUNDING),
@@ -338,22 +369,15 @@ class Trial:
         Raises:
             InputError: the one that was given is no input, or the data do not fit the model.
         """
-        given, feed = self._settings.mask, self.samples.feeds[0]
-        if given is not None and given not in feed:
-            raise InputError(
-                f"{named('mask', repr(given))}: expected one of the inputs {', '.join(feed)}"
-            )
-        found = given or find_mask(feed)
+        found = chosen_mask(self.samples.feeds[0], self._settings.mask)
         if found is not None:
-            self.notes[f"padding counts nowhere: rows where input {found!r} is 0 are left out"] = (
-                None
-            )
+            self.notes[mask_note(found)] = None
         return found
 
     @cached_property
     def reading(self) -> Reading:
         """How the outputs are read in every comparison of the run."""
-        return reading_of(self._source.model, self.mask)
+        return reading_of(self._judged, self.mask, at=self._at)
 
     def judge(self, candidate: ort.InferenceSession, metric: Metric) -> Judged:
         """A model by a metric, on the samples of the check."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnx_lowrank.compression.option import Option
-from onnx_lowrank.compression.options import OPTIONS, OUTPUT
+from onnx_lowrank.compression.options import OPTIONS, OUTPUT, SAMPLES
 
 __all__ = [
     "BENCH",
@@ -108,6 +108,16 @@ CHECK = Verb(
     "onnx-lowrank check model.onnx small.onnx --data samples.npz --max-error 0.05",
     (
         *_TARGETS,
+        replace(
+            OPTIONS["mask"],
+            group=SAMPLES,
+            help="Input whose zeros mark padding, which counts nowhere.",
+        ),
+        replace(
+            OPTIONS["judge_at"],
+            help="A value inside both models, or a node of A, that is compared as an output is; "
+            "repeatable.",
+        ),
         replace(OPTIONS["threads"], help="Intra-op threads.", shown=_OWN_THREADS),
         replace(
             OPTIONS["max_error"],

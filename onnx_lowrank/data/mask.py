@@ -8,9 +8,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array, Feed
 
-__all__ = ["counted_rows", "find_mask", "kept_rows", "masked_values", "spread_mask"]
+__all__ = [
+    "chosen_mask",
+    "counted_rows",
+    "find_mask",
+    "kept_rows",
+    "mask_note",
+    "masked_values",
+    "spread_mask",
+]
 
 
 _MASKS = ("attention_mask", "input_mask", "padding_mask", "mask")
@@ -37,6 +46,26 @@ def find_mask(feed: Feed) -> str | None:
         if any(other.shape[:2] == array.shape for key, other in feed.items() if key != name):
             return name
     return None
+
+
+def chosen_mask(feed: Feed, given: str | None) -> str | None:
+    """The input that marks padding: the one that was given, or found; None where there is none.
+
+    Args:
+        feed: a sample.
+        given: the name that the user gave.
+
+    Raises:
+        InputError: it is no input.
+    """
+    if given is not None and given not in feed:
+        raise InputError(f"{named('mask', given)}: expected one of the inputs {', '.join(feed)}")
+    return given or find_mask(feed)
+
+
+def mask_note(mask: str) -> str:
+    """What to say of an input that marks padding."""
+    return f"padding counts nowhere: rows where input {mask!r} is 0 are left out"
 
 
 def kept_rows(feed: Feed, mask: str | None) -> npt.NDArray[np.bool_] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx_lowrank.data.mask import find_mask
+from onnx_lowrank.data.mask import chosen_mask, mask_note
 from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.outputs import Comparison, worst_error
@@ -115,6 +115,7 @@ def check_models(
     strict: bool,
     threads: int | None,
     max_error: float | None,
+    mask: str | None = None,
     progress: Progress,
 ) -> CheckReport:
     """Run two models on every target and compare: with each other, and each with the CPU.
@@ -125,10 +126,12 @@ def check_models(
         strict: whether a node that a target leaves to the CPU is an error there.
         threads: intra-op threads; None for each target's default.
         max_error: limit of the mean relative L2 error of every output, on every target.
+        mask: the input that marks padding, where the user names one.
         progress: shows the stages.
 
     Raises:
-        InputError: a target cannot be reached, or the models have different outputs.
+        InputError: a target cannot be reached, the models have different outputs, or the mask is
+            no input.
     """
     files = [subject.file for subject in subjects.models]
     feeds = subjects.samples.feeds
@@ -145,9 +148,11 @@ def check_models(
     first, other = subjects.models
     faces = differences(first.source.model, other.source.model)
     notes.update(dict.fromkeys(f"{other.name} beside {first.name}: {face}" for face in faces))
-    reading = reading_of(subjects.models[0].source.model, find_mask(feeds[0]))
-    if reading.masked:
-        notes[f"padding counts nowhere: rows where input {reading.mask!r} is 0 are left out"] = None
+    reading = reading_of(first.judged, chosen_mask(feeds[0], mask), at=subjects.at)
+    if reading.mask is not None and reading.masked:
+        notes[mask_note(reading.mask)] = None
+    elif mask is not None:
+        notes[f"{named('mask', mask)}: no output declares its axes, so that all rows count"] = None
     entries, halves = [], False
     for target in targets:
         outcomes = reference if target is cpu else run(target)

@@ -307,6 +307,7 @@ class _Top1(Meter):
             self._changed += int(np.count_nonzero(before[judged] != after[judged]))
 
     def _chosen(self, reference: Feed, where: str) -> list[str]:
+        reference = {n: a for n, a in reference.items() if n not in self._reading.inside}
         chosen = [name for name in reference if name in self._reading.classifiers]
         suitable = [
             name

@@ -25,12 +25,14 @@ class Reading:
             NonMaxSuppression do: two models may give different ones.
         mask: the input whose zeros mark padding; None without.
         masked: outputs that have the mask's axes: padding counts nowhere in them.
+        inside: what counts as an output and is none; the place of its largest element is no answer.
     """
 
     classifiers: frozenset[str] = frozenset()
     loose: frozenset[str] = frozenset()
     mask: str | None = None
     masked: frozenset[str] = frozenset()
+    inside: frozenset[str] = frozenset()
 
     def kept(self, feed: Feed) -> Array | None:
         """Which rows of a sample count; None for all of them."""
@@ -46,7 +48,10 @@ PLAIN = Reading()
 
 
 def reading_of(
-    model: ir.Model, mask: str | None = None, inside: Iterable[ir.Value] = ()
+    model: ir.Model,
+    mask: str | None = None,
+    inside: Iterable[ir.Value] = (),
+    at: Collection[str] = (),
 ) -> Reading:
     """The reading of a model's outputs.
 
@@ -54,12 +59,14 @@ def reading_of(
         model: the model.
         mask: the input that marks padding.
         inside: further values of its main graph that are compared as outputs are.
+        at: those of its outputs that are none of the model as it was given.
     """
     values: Collection[ir.Value] = [*model.graph.outputs, *inside]
     flow = flow_from(model, values=model.graph.inputs)
     return Reading(
-        classifiers=classifier_outputs(model),
+        classifiers=classifier_outputs(model) - frozenset(at),
         loose=frozenset(value.name or "" for value in values if value in flow.loose),
         mask=mask,
         masked=masked_values(model, mask, values),
+        inside=frozenset(at),
     )

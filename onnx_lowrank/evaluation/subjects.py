@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
 from onnx_lowrank.data.shapes import InputSpec, input_specs
 from onnx_lowrank.data.sources import SampleSource, load_source, source_files
-from onnx_lowrank.errors import CrashError, InputError
+from onnx_lowrank.errors import CrashError, InputError, named
+from onnx_lowrank.evaluation.inside import giving_out, inside_note, values_named
 from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes
 from onnx_lowrank.graph.load import LoadedModel, ModelLike, load
@@ -34,6 +37,7 @@ class SampleOptions:
         input_shapes: input -> concrete sizes.
         dims: symbolic dimension -> size.
         fix: whether copies are run whose inputs have the sizes of the samples.
+        judge_at: values inside the models that count as outputs, or nodes of the first one.
     """
 
     data: SampleSource | None = None
@@ -42,13 +46,21 @@ class SampleOptions:
     input_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     dims: Mapping[str, int] = dataclasses.field(default_factory=dict)
     fix: bool = False
+    judge_at: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model and the file that is run: its own, or a copy."""
+    """A model.
+
+    Attributes:
+        source: as it was given.
+        judged: the model that is run: the same, or one that gives out values inside as well.
+        file: its file, or that of a copy.
+    """
 
     source: LoadedModel
+    judged: ir.Model
     file: Path
 
     @property
@@ -59,11 +71,19 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Subjects:
-    """Models and their samples."""
+    """Models and their samples.
+
+    Attributes:
+        models: the first one is what the others are measured against.
+        samples: their inputs.
+        notes: what the user should know.
+        at: values inside that count as outputs.
+    """
 
     models: tuple[Subject, ...]
     samples: Samples
     notes: tuple[str, ...]
+    at: tuple[str, ...] = ()
 
 
 def open_subjects(
@@ -90,11 +110,15 @@ def open_subjects(
     data = () if options.data is None else source_files(options.data)
     check_outputs(outputs, (*(file for source in sources for file in source.files), *data))
     specs = _common_specs(sources)
+    at = values_named(sources[0].model, options.judge_at)
+    for source in sources[1:]:
+        _look_inside(source, at)
+    judged = [giving_out(source, at) for source in sources]
     files = []
-    for number, source in enumerate(sources):
+    for number, model in enumerate(judged):
         place = folder / str(number)
         place.mkdir()
-        files.append(runnable_file(source, place))
+        files.append(runnable_file(model, place))
     first = sources[0].model
     # A dimension that another model fixes needs no size any more.
     left = {axis for spec in specs for axis in spec.shape or ()}
@@ -120,12 +144,28 @@ def open_subjects(
             options.data, first, specs, shapes, limit=options.samples, seed=options.seed
         )
     if options.fix:
-        files = [_fixed(source, samples, folder / str(n)) for n, source in enumerate(sources)]
+        files = [_fixed(model, samples, folder / str(n)) for n, model in enumerate(judged)]
         sizes = ", ".join(f"{name} {list(shape)}" for name, shape in samples.shapes.items())
         notes = (*notes, f"copies with fixed inputs are run: {sizes}")
-    subjects = (Subject(source, file) for source, file in zip(sources, files, strict=True))
-    notes = (*_objections(sources), *notes, *samples.notes)
-    return Subjects(tuple(subjects), samples, notes)
+    subjects = (
+        Subject(source, own.model, file)
+        for source, own, file in zip(sources, judged, files, strict=True)
+    )
+    inside = (inside_note(at),) if at else ()
+    notes = (*_objections(sources), *inside, *notes, *samples.notes)
+    return Subjects(tuple(subjects), samples, notes, at)
+
+
+def _look_inside(source: LoadedModel, at: Sequence[str]) -> None:
+    """Raise InputError where a value that the first model has inside is not in another one."""
+    given = [v.name for v in source.model.graph.outputs]
+    made = [v.name for node in source.model.graph for v in node.outputs]
+    for name in at:
+        if name not in made or name in given:
+            where = "is an output there" if name in given else "no node there computes it"
+            raise InputError(
+                f"{named('judge_at', name)}: expected this value inside {source.name} too, {where}"
+            )
 
 
 def _objections(sources: Sequence[LoadedModel]) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ class SavedStatistics:
             not asked for.
         curves: damage of the layers, by weight; empty where no budget asked for it.
         curves_fisher: whether the factors of the curves are fitted with ``fisher``.
+        judged_at: values inside the model that counted as outputs for ``fisher`` and ``curves``.
     """
 
     model: str
@@ -96,6 +97,7 @@ class SavedStatistics:
     fisher: Mapping[Weight, Fisher] | None = None
     curves: Mapping[Weight, SavedCurve] = field(default_factory=dict)
     curves_fisher: bool = False
+    judged_at: tuple[str, ...] = ()
 
 
 def fingerprint(model: ir.Model) -> str:
@@ -199,6 +201,7 @@ def save(path: Path, saved: SavedStatistics) -> None:
             for weight, curve in saved.curves.items()
         ],
         "curves_fisher": saved.curves_fisher,
+        "judged_at": list(saved.judged_at),
     }
     try:
         with (
@@ -266,6 +269,7 @@ def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
                     for index, item in enumerate(header.get("curves", ()))
                 ),
                 curves_fisher=bool(header.get("curves_fisher", False)),
+                judged_at=tuple(header.get("judged_at", ())),
             )
     except InputError:
         raise
