@@ -239,7 +239,7 @@ def test_the_mask_of_check(tmp_path: Path) -> None:
     x[keep == 0] *= 1e4
     after.graph.node[0].input[0] = "shifted"
     after.graph.node.insert(0, onnx.helper.make_node("Min", ["x", "limit"], ["shifted"]))
-    after.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), "limit"))
+    after.graph.initializer.append(onnx.numpy_helper.from_array(np.array(2, np.float32), "limit"))
 
     def inside(**more: Any) -> tuple[float, tuple[str, ...]]:
         report = check(before, after, **options, **more)
