@@ -9,6 +9,7 @@ such as ``/dev/stdout`` is written through: it has no place that a rename could 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -28,6 +29,7 @@ __all__ = [
     "Output",
     "atomic",
     "check_outputs",
+    "digest",
     "exists",
     "is_file",
     "is_standard_output",
@@ -167,6 +169,23 @@ def _descriptor(path: Path) -> int | None:
             return None
         path = path.parent / path.readlink()
     return None
+
+
+def digest(files: Iterable[Path]) -> str:
+    """SHA-256 of files, one after the other, in hexadecimal: what ``cat … | sha256sum`` prints.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    found = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    found.update(block)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return found.hexdigest()
 
 
 def exists(path: Path) -> bool:

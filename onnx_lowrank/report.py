@@ -23,6 +23,8 @@ __all__ = [
     "File",
     "JsonReport",
     "Layer",
+    "LayerSpectrum",
+    "Origin",
     "OutputVerdict",
     "Report",
     "TargetsReport",
@@ -78,11 +80,50 @@ class File:
         bytes: size with its external data; for a model in memory, what saving it takes.
         parameters: elements of all initializers and of the tensors of all Constant nodes, in the
             main graph, every subgraph and every function body.
+        digest: SHA-256 of the file followed by its external data, in hexadecimal; None for a model
+            in memory, and where it was not taken.
     """
 
     path: str | None
     bytes: int
     parameters: int
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What it takes to do something again.
+
+    Attributes:
+        command: as one would type it; None where a model, samples or a function were in memory.
+        versions: of Python and of the packages that decide on the numbers.
+        processor: what the times were taken on.
+    """
+
+    command: str | None
+    versions: Mapping[str, str]
+    processor: str
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """What each further unit of rank adds to a layer, at no more than 64 of its ranks.
+
+    Attributes:
+        of: what it is the energy of, see `Layer.energy_of`.
+        full: the largest rank there is, min(m, n).
+        break_even: the rank at which a pair has as many parameters as the matrix.
+        ranks: rising, from 1; they end below ``full`` where only the leading components are known.
+        values: the singular value at each of these ranks over the largest one.
+        energy: the share of the energy that each of these ranks holds.
+    """
+
+    of: Literal["weight", "output", "fisher"]
+    full: int
+    break_even: float
+    ranks: tuple[int, ...]
+    values: tuple[float, ...]
+    energy: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -124,6 +165,11 @@ class Layer:
             that it was made with, or without samples of the weight; None for floats.
         scope: the module of the network around the node, such as ``blocks.0.mlp``, where torch's
             exporter wrote it; else None.
+        spectrum: what its ranks hold; None where the goal did not ask for it.
+        bytes_before: bytes of W as stored; None where they are not known.
+        bytes_after: the same of what is stored in its place.
+        ms_before: milliseconds of the layer by itself; None where layers were not timed.
+        ms_after: the same as it is in the result, between measured ranks on a straight line.
     """
 
     name: str
@@ -151,6 +197,11 @@ class Layer:
     format: str | None = None
     rounding_error: float | None = None
     scope: str | None = None
+    spectrum: LayerSpectrum | None = None
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+    ms_before: float | None = None
+    ms_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -292,6 +343,8 @@ class Report(JsonReport):
         notes: what else the user should know: fallbacks, assumptions, warnings.
         verdict: a warning about the outputs; None where they are near, where there is no check, and
             where the user set a limit that holds.
+        summary: the result in one sentence: size, speed and error.
+        origin: what it takes to do it again; None where it was not kept.
     """
 
     version: int
@@ -309,6 +362,8 @@ class Report(JsonReport):
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = field(default=())
     verdict: OutputVerdict | None = None
+    summary: str = ""
+    origin: Origin | None = None
 
 
 def _plain(value: Any) -> Any:

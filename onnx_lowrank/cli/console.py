@@ -95,6 +95,8 @@ def print_report(report: Report, console: Console) -> None:
     """The report at a glance."""
     if report.verdict is not None:
         console.print(Text(f"{report.verdict.level}: {report.verdict.text}", style="bold red"))
+    if report.summary:
+        console.print(Text(report.summary, style="bold"))
     if report.layers:
         _print_layers(report.layers, console)
     _print_totals(report, console)

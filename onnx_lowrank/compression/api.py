@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onnx_lowrank.compression import verbs
 from onnx_lowrank.compression.inspection import Inspection, inspect_model
 from onnx_lowrank.compression.option import check_relations, check_values
+from onnx_lowrank.compression.origin import origin_of
 from onnx_lowrank.compression.result import Result
 from onnx_lowrank.compression.run import execute
 from onnx_lowrank.compression.settings import Settings
@@ -250,14 +252,15 @@ def check(
         InputError: a model or the data are not what they should be, or a target is not there.
         UsageError: an option is out of its range.
     """
-    _checked(verbs.CHECK, locals())
+    options = dict(locals())
+    _checked(verbs.CHECK, options)
     opened = open_targets(targets)
     given = SampleOptions(
         data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes, tuple(judge_at)
     )
     with workspace(None) as folder:
         subjects = open_subjects((before, after), given, folder, log or OrtLog(), outputs)
-        return check_models(
+        found = check_models(
             subjects,
             opened,
             strict=strict,
@@ -266,6 +269,7 @@ def check(
             mask=mask,
             progress=progress or Silent(),
         )
+    return replace(found, origin=origin_of(verbs.CHECK, options, (before, after)))
 
 
 def bench(
@@ -313,12 +317,13 @@ def bench(
         InputError: a model or the data are not what they should be, or a target is not there.
         UsageError: an option is out of its range.
     """
-    _checked(verbs.BENCH, locals())
+    options = dict(locals())
+    _checked(verbs.BENCH, options)
     opened = open_targets(targets)
     given = SampleOptions(data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes)
     with workspace(None) as folder:
         subjects = open_subjects(models, given, folder, log or OrtLog(), outputs)
-        return bench_models(
+        found = bench_models(
             subjects,
             opened,
             threads=tuple(threads) or (None,),
@@ -327,6 +332,7 @@ def bench(
             strict=strict,
             progress=progress or Silent(),
         )
+    return replace(found, origin=origin_of(verbs.BENCH, options, models))
 
 
 def support(

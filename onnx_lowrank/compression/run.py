@@ -10,6 +10,9 @@ from pathlib import Path
 from onnx_lowrank.compression.assemble import predicted
 from onnx_lowrank.compression.candidates import Candidate, Candidates
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.figures import figures_of
+from onnx_lowrank.compression.headline import headline
+from onnx_lowrank.compression.origin import origin_of
 from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.plan import Chosen, cost_table, strategy_for
 from onnx_lowrank.compression.prepare import prepare
@@ -22,6 +25,7 @@ from onnx_lowrank.compression.summary import (
     seen_damage,
     totals,
 )
+from onnx_lowrank.compression.verbs import COMPRESS
 from onnx_lowrank.errors import GateError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.evaluation.outputs import worst_error
@@ -39,7 +43,15 @@ from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.guard import ROUNDS, put_back, slower
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import REPORT_VERSION, BudgetReport, File, OutputVerdict, Report, tool_name
+from onnx_lowrank.report import (
+    REPORT_VERSION,
+    BudgetReport,
+    File,
+    Origin,
+    OutputVerdict,
+    Report,
+    tool_name,
+)
 from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["execute"]
@@ -92,9 +104,7 @@ class _Run:
         self, context: Context, target: Destination | None, inputs: tuple[Path, ...]
     ) -> None:
         self._context, self._target, self._inputs = context, target, inputs
-        self._before = File(
-            _text(context.source.path), context.source.bytes, elements(context.source.model)
-        )
+        self._before = context.source.described
         self._put_back: tuple[str, ...] = ()
         self._table: CostTable | None = None
 
@@ -220,7 +230,8 @@ class _Run:
         context, macs = self._context, prepared.macs
         made = None if found is None else found.assembled
         errors = {} if made is None else made.errors
-        rows = layers(decisions, errors, macs, {} if made is None else made.rounded)
+        rounded = {} if made is None else made.rounded
+        rows = layers(decisions, errors, macs, rounded, figures_of(prepared, self._table))
         latency = None if found is None else found.measured.latency
         notes = [*context.notes, *context.trial.notes]
         if self._table is not None:
@@ -246,7 +257,7 @@ class _Run:
                 loss_error=None if found is None else found.measured.loss_error,
             )
             notes += _uncertain(goal, budget)
-        return Report(
+        report = Report(
             version=REPORT_VERSION,
             tool=tool_name(),
             input=self._before,
@@ -262,7 +273,17 @@ class _Run:
             seconds=dict(context.stages.seconds),
             notes=tuple(notes),
             verdict=self._verdict(check, decisions),
+            origin=self._origin(),
         )
+        return dataclasses.replace(report, summary=headline(report))
+
+    def _origin(self) -> Origin:
+        """What it takes to run this again; a result in memory is called OUT."""
+        context, target = self._context, self._target
+        settings = context.settings.values()
+        out = "OUT" if target is None else target.path
+        external = {} if target is None else {"external_data": target.external_data}
+        return origin_of(COMPRESS, {**settings, **external}, (context.source.path, out))
 
     def _verdict(self, check: Check | None, decisions: Sequence[Decision]) -> OutputVerdict | None:
         settings = self._context.settings
@@ -283,10 +304,6 @@ class _Run:
                 "nothing written",
                 report,
             )
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _uncertain(goal: BudgetReport, budget: Budget) -> list[str]:

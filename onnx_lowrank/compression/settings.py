@@ -82,7 +82,7 @@ class Settings:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        values = self._values()
+        values = self.values()
         check_values(SETTINGS, values)
         check_relations(SETTINGS, values)
         if not any(values[option.name] is not None for option in SETTINGS if option.goal):
@@ -124,7 +124,8 @@ class Settings:
                     stored[name] = dict(value or {})
         return cls(**stored)
 
-    def _values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
+        """Every option as it is in force."""
         return {option.name: getattr(self, option.name) for option in SETTINGS}
 
     @property
@@ -162,7 +163,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, for the report."""
-        plain = self._values()
+        plain = self.values()
         for option in SETTINGS:
             value = plain[option.name]
             if value is not None and option.kind == "samples":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from onnx_lowrank.compression.figures import Figures
 from onnx_lowrank.errors import named
 from onnx_lowrank.fitting.rounding import Rounded
 from onnx_lowrank.graph.scopes import module_of
@@ -30,6 +31,7 @@ def layers(
     errors: Mapping[Group, Errors],
     macs: Macs | None,
     rounded: Mapping[Group, Rounded],
+    figures: Figures = Figures(),  # noqa: B008 - frozen
 ) -> tuple[Layer, ...]:
     """One row for every linear map."""
     rows = []
@@ -40,6 +42,7 @@ def layers(
         cost = None if macs is None or decision.site is None else macs.costs.get(decision.site)
         before = after = None
         pair = decision.size
+        sizes, times = figures.bytes(decision), figures.milliseconds(decision)
         if group is not None and choice.rank is not None:
             pair = choice.parameters(group)
         if cost is not None:
@@ -73,6 +76,11 @@ def layers(
                 format=None if choice.format is None else str(choice.format),
                 rounding_error=None if integers is None else integers.error,
                 scope=module_of(decision.node),
+                spectrum=figures.spectrum(decision),
+                bytes_before=sizes[0],
+                bytes_after=sizes[1],
+                ms_before=times[0],
+                ms_after=times[1],
             )
         )
     return tuple(rows)

@@ -10,20 +10,21 @@ import dataclasses
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.compression.candidates import Candidates
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.option import check_values
+from onnx_lowrank.compression.origin import command_line, origin_of
 from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.plan import searching_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.summary import layers, seen_damage, totals
-from onnx_lowrank.compression.verbs import SETTINGS, SWEEP
+from onnx_lowrank.compression.verbs import COMPRESS, SETTINGS, SWEEP
 from onnx_lowrank.data.sources import SampleSource
 from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.metrics import Metric, Score
@@ -39,7 +40,7 @@ from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import JsonReport, tool_name
+from onnx_lowrank.report import File, JsonReport, Origin, tool_name
 from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["Point", "SweepReport", "settings_of", "sweep"]
@@ -65,6 +66,8 @@ class Point:
         cosine: of the worst output.
         loss: by the metric that was asked for; None without one.
         model: the file, where models are kept.
+        command: what makes this model by itself; None for the model with all layers dense, and
+            where a part of it is in memory.
     """
 
     keep: float
@@ -82,6 +85,7 @@ class Point:
     cosine: float | None
     loss: float | None
     model: str | None
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ class SweepReport(JsonReport):
         points: by falling share.
         missed: budgets that cannot be had, and why.
         notes: what else the user should know.
+        file: the model.
+        settings: the options of every point, but for the share to keep.
+        origin: what it takes to do it again; None where it was not kept.
     """
 
     tool: str
@@ -111,6 +118,9 @@ class SweepReport(JsonReport):
     points: tuple[Point, ...]
     missed: tuple[str, ...]
     notes: tuple[str, ...]
+    file: File | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
 
     def to_csv(self) -> str:
         """One line for each point."""
@@ -233,7 +243,8 @@ def sweep(
             a file cannot or must not be written.
         UsageError: an option is out of its range.
     """
-    settings, judged = settings_of(locals())
+    options = dict(locals())
+    settings, judged = settings_of(options)
     if judged is not None:
         judged.load()
     budgets = [Budget("keep", share) for share in sorted(set(shares), reverse=True)]
@@ -275,6 +286,9 @@ def sweep(
             points=tuple(points),
             missed=tuple(missed),
             notes=tuple(notes),
+            file=source.described,
+            settings={**settings.to_dict(), "keep": None},
+            origin=origin_of(SWEEP, {**options, "models": models is not None}, (source.path,)),
         )
 
 
@@ -350,4 +364,11 @@ class _Sweep:
             cosine=min(cosines, default=None),
             loss=found.measured.loss,
             model=None if destination is None else str(destination.path),
+            command=self._command(keep) if plan.factored else None,
         )
+
+    def _command(self, keep: float) -> str | None:
+        """The main job that makes a point; a sweep gives none up for being slower."""
+        options = {**self._context.settings.values(), "keep": keep, "allow_slower": True}
+        out = _model_path(Path(), keep)
+        return command_line(COMPRESS, options, (self._context.source.path, out))

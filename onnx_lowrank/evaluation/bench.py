@@ -13,9 +13,9 @@ import numpy as np
 
 from onnx_lowrank.evaluation.subjects import Subjects
 from onnx_lowrank.measures import Verdict, verdict_of
-from onnx_lowrank.numerics.intervals import median_interval
+from onnx_lowrank.numerics.intervals import kept_values, median_interval
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import TargetsReport, tool_name
+from onnx_lowrank.report import File, Origin, TargetsReport, tool_name
 from onnx_lowrank.runtime.assignment import nodes_elsewhere
 from onnx_lowrank.targets.base import Job, Outcome, Target, outcome_text
 
@@ -43,6 +43,8 @@ class ModelBench:
         assignment: the same in a sentence; "" where it is not known.
         elsewhere: how many nodes the target left to the CPU; None where it does not tell.
         costs: deterministic costs by name.
+        certain_ms: 95 % confidence interval of the median, from order statistics.
+        runs_ms: the runs, rising; of more than 256 so many, evenly chosen.
     """
 
     model: str
@@ -58,6 +60,8 @@ class ModelBench:
     assignment: str
     elsewhere: int | None
     costs: Mapping[str, float]
+    certain_ms: tuple[float, float] | None = None
+    runs_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,8 @@ class BenchReport(TargetsReport):
         targets: one entry for each target and number of threads.
         noise: how quiet the machine was.
         notes: what else the user should know.
+        files: the models.
+        origin: what it takes to do it again; None where it was not kept.
     """
 
     tool: str
@@ -141,6 +147,8 @@ class BenchReport(TargetsReport):
     targets: tuple[TargetBench, ...]
     noise: Noise
     notes: tuple[str, ...]
+    files: tuple[File, ...] = ()
+    origin: Origin | None = None
 
     def to_csv(self) -> str:
         """One row for each model on each target; ratios are against the first model."""
@@ -230,16 +238,17 @@ def bench_models(
         targets=tuple(entries),
         noise=Noise(spread, load, os.cpu_count() or 1),
         notes=tuple(notes),
+        files=tuple(subject.source.described for subject in subjects.models),
     )
 
 
 def _model(target: Target, name: str, outcome: Outcome) -> ModelBench:
     timed = outcome.times_ns and not target.emulated
+    times = np.array(outcome.times_ns if timed else (), np.float64) / 1e6
     quantiles = (
-        [float(q) for q in np.percentile(np.array(outcome.times_ns) / 1e6, [50, 90, 99])]
-        if timed
-        else [None, None, None]
+        [float(q) for q in np.percentile(times, [50, 90, 99])] if timed else [None, None, None]
     )
+    certain = median_interval(times, _LEVEL)[1:] if timed else None
     own = target.own
     elsewhere = None
     if outcome.nodes is not None and own is not None:
@@ -258,6 +267,8 @@ def _model(target: Target, name: str, outcome: Outcome) -> ModelBench:
         assignment=outcome_text(target, outcome),
         elsewhere=elsewhere,
         costs=dict(outcome.costs),
+        certain_ms=certain,
+        runs_ms=kept_values(times),
     )
 
 

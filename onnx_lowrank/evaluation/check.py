@@ -15,7 +15,7 @@ from onnx_lowrank.graph.face import differences
 from onnx_lowrank.measures import OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import TargetsReport, tool_name
+from onnx_lowrank.report import File, Origin, TargetsReport, tool_name
 from onnx_lowrank.targets import open_target
 from onnx_lowrank.targets.base import (
     Job,
@@ -81,6 +81,8 @@ class CheckReport(TargetsReport):
         max_error: the limit that was set, or None.
         missed: what is beyond the limit, or None.
         notes: what else the user should know.
+        files: the models, the reference first.
+        origin: what it takes to do it again; None where it was not kept.
     """
 
     tool: str
@@ -91,6 +93,8 @@ class CheckReport(TargetsReport):
     max_error: float | None = None
     missed: str | None = None
     notes: tuple[str, ...] = field(default=())
+    files: tuple[File, ...] = ()
+    origin: Origin | None = None
 
 
 def open_targets(names: Sequence[str]) -> tuple[Target, ...]:
@@ -171,6 +175,7 @@ def check_models(
         max_error=max_error,
         missed=_missed(entries, max_error),
         notes=tuple(notes),
+        files=tuple(subject.source.described for subject in subjects.models),
     )
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.files import exists, is_file
+from onnx_lowrank.files import digest, exists, is_file
 from onnx_lowrank.graph.file_kind import other_kind
 from onnx_lowrank.graph.proto_checks import check_parts
 from onnx_lowrank.graph.references import resolve
@@ -27,10 +28,12 @@ from onnx_lowrank.graph.validity import objection
 from onnx_lowrank.graph.walk import (
     all_graphs,
     all_nodes,
+    elements,
     node_name,
     stored_bytes,
     tensors,
 )
+from onnx_lowrank.report import File
 
 __all__ = ["Exported", "LoadedModel", "ModelLike", "load"]
 
@@ -72,6 +75,13 @@ class LoadedModel:
     def files(self) -> tuple[Path, ...]:
         """The model's file and its external data."""
         return self.data_files if self.path is None else (self.path, *self.data_files)
+
+    @cached_property
+    def described(self) -> File:
+        """Path, size, parameters and digest, for reports."""
+        path = None if self.path is None else str(self.path)
+        known = None if self.path is None else digest(self.files)
+        return File(path, self.bytes, elements(self.model), known)
 
 
 def load(model: ModelLike) -> LoadedModel:

@@ -1,4 +1,4 @@
-"""How certain a median is."""
+"""How certain a median is, and what is kept of the values that it is of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["median_interval"]
+__all__ = ["MOST_KEPT", "kept_values", "median_interval"]
+
+MOST_KEPT = 256
+"""So many values are kept of a distribution."""
 
 
 def median_interval(
@@ -31,3 +34,18 @@ def median_interval(
     wide = NormalDist().inv_cdf(0.5 + level / 2.0) * math.sqrt(count)
     low = max(0, math.floor((count - wide) / 2.0))
     return float(np.median(ordered)), float(ordered[low]), float(ordered[count - 1 - low])
+
+
+def kept_values(values: npt.NDArray[np.float64], most: int = MOST_KEPT) -> tuple[float, ...]:
+    """The values, rising, to six digits; of more than ``most`` so many, evenly chosen.
+
+    The smallest and the largest are always among them.
+
+    Args:
+        values: the sample, shape [n].
+        most: how many to keep, at least 2.
+    """
+    ordered = np.sort(values)
+    if len(ordered) > most:
+        ordered = ordered[np.linspace(0, len(ordered) - 1, most).round().astype(int)]
+    return tuple(float(f"{value:.6g}") for value in ordered)

@@ -7,10 +7,8 @@ Keys are plain values, so a table that was measured on a board steers a run on a
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -32,6 +30,7 @@ from onnx_lowrank.ranks.microbench import (
     compare,
     serialized,
 )
+from onnx_lowrank.runtime.machine import processor
 from onnx_lowrank.runtime.taps import Run, Seen, look
 
 __all__ = ["CostKey", "CostPlan", "CostTable", "Place", "Times", "measure_costs", "plan_costs"]
@@ -122,22 +121,11 @@ class Place:
     @classmethod
     def here(cls, provider: str, threads: int) -> Place:
         """This machine."""
-        return cls(provider, threads, _processor(), str(ort.__version__))
+        return cls(provider, threads, processor(), str(ort.__version__))
 
     def __str__(self) -> str:
         threads = counted(self.threads, "thread")
         return f"{self.provider}, {threads}, {self.processor}, ONNX Runtime {self.runtime}"
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +190,11 @@ class CostTable:
         time = self._sum(group, lambda times: times.at(rank))
         return time if time is None or leads else time * n / (m + n)
 
+    def of(self, site: Site) -> Times | None:
+        """The times of one map; None where they are not known."""
+        key = self.keys.get(site)
+        return None if key is None else self.times.get(key)
+
     def multiple(self, group: Group) -> int | None:
         """The multiple on which a group's rank should be; None where that is not known."""
         found = self._of(group)
@@ -223,10 +216,9 @@ class CostTable:
         return tuple(notes)
 
     def _of(self, group: Group) -> list[Times] | None:
-        keys = [self.keys.get(member.site) for member in group.members]
-        found = [self.times.get(key) for key in keys if key is not None]
+        found = [self.of(member.site) for member in group.members]
         times = [one for one in found if one is not None]
-        return times if len(times) == len(keys) else None
+        return times if len(times) == len(found) else None
 
     def _sum(self, group: Group, what: Callable[[Times], float]) -> float | None:
         found = self._of(group)

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.measures import Latency, Milliseconds, Speedup
-from onnx_lowrank.numerics.intervals import median_interval
+from onnx_lowrank.numerics.intervals import kept_values, median_interval
 from onnx_lowrank.runtime.session import prepare, run
 
 __all__ = ["FEWEST_PAIRS", "MOST_FEEDS", "Clock", "interleave", "latency_of", "time_pair"]
@@ -133,14 +133,18 @@ def _same_shapes(feeds: Sequence[Mapping[str, npt.NDArray[Any]]]) -> bool:
 def latency_of(times: Sequence[tuple[int, ...]], provider: str, threads: int) -> Latency:
     """Medians and percentiles of (before, after) in nanoseconds."""
     both = np.maximum(np.asarray(times, dtype=np.float64), 1.0)  # [pairs, 2]; a clock may stand
-    median, p90 = np.percentile(both / 1e6, [50, 90], axis=0)
     low, middle, high = np.percentile(both[:, 0] / both[:, 1], [10, 50, 90])
     certain = median_interval(both[:, 0] / both[:, 1])
     return Latency(
         provider=provider,
         threads=threads,
         pairs=len(times),
-        before_ms=Milliseconds(float(median[0]), float(p90[0])),
-        after_ms=Milliseconds(float(median[1]), float(p90[1])),
+        before_ms=_milliseconds(both[:, 0] / 1e6),
+        after_ms=_milliseconds(both[:, 1] / 1e6),
         speedup=Speedup(float(middle), float(low), float(high), (certain[1], certain[2])),
     )
+
+
+def _milliseconds(times: npt.NDArray[np.float64]) -> Milliseconds:
+    median, low, high = median_interval(times)
+    return Milliseconds(median, float(np.percentile(times, 90)), (low, high), kept_values(times))

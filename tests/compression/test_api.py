@@ -294,7 +294,7 @@ def test_the_report_as_json(rng: np.random.Generator, tmp_path: Path) -> None:
         "settings",
         "seconds",
     }
-    assert set(plain["input"]) == {"path", "bytes", "parameters"}
+    assert set(plain["input"]) == {"path", "bytes", "parameters", "digest"}
     for row, layer in zip(plain["layers"], report.layers, strict=True):
         assert row["shape"] == list(layer.shape or ())
         assert (row["rank"], row["status"], row["reason"]) == (

@@ -46,8 +46,10 @@ def test_time_limit_leaves_a_few_pairs(pairs: int, timed: int) -> None:
 def test_figures_from_known_times() -> None:
     times = [(2_000_000, 1_000_000), (4_000_000, 1_000_000), (6_000_000, 2_000_000)]
     latency = bench.latency_of(times, "P", 2)
-    assert astuple(latency.before_ms) == pytest.approx((4.0, 5.6))
-    assert astuple(latency.after_ms) == pytest.approx((1.0, 1.8))
+    assert (latency.before_ms.median, latency.before_ms.p90) == pytest.approx((4.0, 5.6))
+    assert latency.before_ms.certain == (2.0, 6.0)
+    assert latency.before_ms.runs == (2.0, 4.0, 6.0)
+    assert (latency.after_ms.median, latency.after_ms.p90) == pytest.approx((1.0, 1.8))
     # Ratios 2, 4, 3: of the pairs, not of the medians.
     *quantiles, interval, verdict = astuple(latency.speedup)
     assert quantiles == pytest.approx([3.0, 2.2, 3.8])
