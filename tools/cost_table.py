@@ -73,7 +73,7 @@ def _show(options: argparse.Namespace) -> None:
     settings = Settings(threads=options.threads, ops=ops)
     log = OrtLog()
     timer = session_timer(
-        lambda data: open_session(data, threads=options.threads, log=log),
+        lambda data, _: open_session(data, threads=options.threads, log=log),
         clock_for("CPUExecutionProvider", options.threads),
     )
     source = load(options.model)

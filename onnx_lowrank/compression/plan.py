@@ -167,7 +167,7 @@ def cost_table(
     known = None if settings.load_costs is None else cost_file.load(Path(settings.load_costs))
     plan = plan_costs(groups, prepared.model, trial.outputs)
     with context.stages("time layers", len(plan.missing(known, place))) as advance:
-        timer = session_timer(trial.open, clock_for(place.provider, place.threads))
+        timer = session_timer(trial.alone, clock_for(place.provider, place.threads))
         table = measure_costs(plan, timer, place, advance, known, multiples=multiples)
     if settings.save_costs is not None:
         cost_file.save(Path(settings.save_costs), table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,21 +23,16 @@ from onnx_lowrank.evaluation.reading import Reading, reading_of
 from onnx_lowrank.evaluation.watched import Watched
 from onnx_lowrank.graph.draws import drawing, steady
 from onnx_lowrank.graph.load import LoadedModel
-from onnx_lowrank.graph.save import runnable_file, write
+from onnx_lowrank.graph.save import runnable_file
 from onnx_lowrank.measures import Check, Latency
-from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.assignment import assignment, assignment_text
 from onnx_lowrank.runtime.finite import all_finite, not_finite
-from onnx_lowrank.runtime.providers import CPU, Provider, resolve_provider
-from onnx_lowrank.runtime.rehearsal import attempt, rehearse
-from onnx_lowrank.runtime.session import (
-    OrtLog,
-    default_threads,
-    open_session,
-    run,
-)
+from onnx_lowrank.runtime.log import OrtLog
+from onnx_lowrank.runtime.opener import INSIDE, Opener
+from onnx_lowrank.runtime.providers import CPU, resolve_provider
 from onnx_lowrank.runtime.taps import Runner, give_out
 from onnx_lowrank.runtime.timing import time_pair
 
@@ -62,7 +56,6 @@ class Trial:
     Attributes:
         notes: assumptions and findings, for the report.
         provider: the execution provider of check and timing; all else runs on the CPU.
-        threads: intra-op threads.
         split: which samples judge, and which are for what else.
     """
 
@@ -94,15 +87,20 @@ class Trial:
         with log.capture("registering"):
             self.provider = resolve_provider(settings.ep)
         self._assigned: dict[str, str] = {}
-        self.threads = settings.threads or default_threads()
+        self._opener = Opener(folder, settings.threads, log, self.notes)
         self.split = SampleSplit(source.model, settings, self._runs, self.notes)
-        self._rehearsed: set[tuple[Path, str, bool]] = set()
+
+    @property
+    def threads(self) -> int:
+        """Intra-op threads."""
+        return self._opener.threads
 
     @cached_property
     def original(self) -> ort.InferenceSession:
         """The original's session.  Raises InputError where ONNX Runtime does not load it."""
-        self._rehearse(self._original_file, self.provider)
-        session = self._open(self._original_file, provider=self.provider)
+        file, name = self._original_file, self._source.name
+        self._opener.rehearse(file, what=name, provider=self.provider)
+        session = self._opener.open(file, provider=self.provider)
         self._note_nodes(session, "the original")
         return session
 
@@ -111,8 +109,8 @@ class Trial:
         """The original on the CPU."""
         if self.provider is CPU:
             return self.original
-        self._rehearse(self._original_file)
-        return self._open(self._original_file)
+        self._opener.rehearse(self._original_file, what=self._source.name)
+        return self._opener.open(self._original_file)
 
     @cached_property
     def _original_file(self) -> Path:
@@ -144,9 +142,11 @@ class Trial:
             if random and feed is not None:
                 why = self._not_always()
             else:
-                self._rehearse(self._original_file, self.provider, feed=feed)
+                self._opener.rehearse(
+                    self._original_file, feed, what=self._source.name, provider=self.provider
+                )
             if self.provider is not CPU:
-                self._rehearse(self._original_file, feed=feed)
+                self._opener.rehearse(self._original_file, feed, what=self._source.name)
             session = self.original
         except CrashError as error:
             real = f"; {named('data')} gives it real input" if random and feed is not None else ""
@@ -166,14 +166,16 @@ class Trial:
                 raise wrong
             return str(wrong)
         try:
-            outputs = self._run(session, feed, self._source.name)
-            if not self.draws and not _same(outputs, self._run(session, feed, self._source.name)):
+            outputs = self._opener.run(session, feed, self._source.name)
+            if not self.draws and not _same(
+                outputs, self._opener.run(session, feed, self._source.name)
+            ):
                 self.notes[
                     "the original gives other numbers each time on one input, though no node is "
                     "known to draw: that counts as error of the result"
                 ] = None
             if self.provider is not CPU and not all_finite(outputs):
-                bad = not_finite(outputs, self._run(self._reference, feed, "the original"))
+                bad = not_finite(outputs, self._opener.run(self._reference, feed, "the original"))
                 if bad is not None:
                     return f"{self._source.name}: {self.provider.full} runs it and {bad}"
         except InputError as error:
@@ -188,14 +190,13 @@ class Trial:
         Random integers may be sizes and counts: one sample does not speak for the others.
         """
         feeds = self.samples.feeds
-        self._rehearsed.add((self._original_file, self.provider.name, True))
+        self._opener.seen(self._original_file, self.provider)
         for number in range(len(feeds)):
-            why = attempt(
+            why = self._opener.attempt(
                 self._original_file,
                 feeds[number],
                 what=self._source.name,
                 provider=self.provider,
-                threads=self.threads,
                 keep=number + 1 < len(feeds),
             )
             if why is not None:
@@ -234,7 +235,8 @@ class Trial:
         """What others are judged against, on the provider."""
         if not self.draws and not self._at:
             return self.original
-        return self._opened(self._judged, provider=self.provider)
+        model = self._steady(self._judged)
+        return self._opener.made(model, "the original", provider=self.provider)
 
     def judged(self, model: ir.Model, session: ort.InferenceSession) -> ort.InferenceSession:
         """What a result is judged by: its session, or another one.
@@ -243,7 +245,8 @@ class Trial:
         """
         if not self.draws and not self._at:
             return session
-        return self._opened(self.giving_out(model), provider=self.provider)
+        model = self._steady(self.giving_out(model))
+        return self._opener.made(model, "the result", provider=self.provider)
 
     def giving_out(self, model: ir.Model) -> ir.Model:
         """A result, or a copy of it that gives out the values inside that count as outputs."""
@@ -253,16 +256,17 @@ class Trial:
         give_out(copy, self._at)
         return copy
 
-    def open(self, model: Path | bytes, *, optimize: bool = True) -> ort.InferenceSession:
-        """A session of another model on the same provider."""
-        if isinstance(model, Path):
-            self._rehearse(
-                model, self.provider, optimize, feed=self.samples.feeds[0], what="the result"
-            )
-        session = self._open(model, optimize=optimize, provider=self.provider)
-        if isinstance(model, Path):
-            self._note_nodes(session, "the result")
+    def open(self, path: Path) -> ort.InferenceSession:
+        """A session of a result on the same provider."""
+        what = "the result"
+        self._opener.rehearse(path, self.samples.feeds[0], what=what, provider=self.provider)
+        session = self._opener.open(path, provider=self.provider)
+        self._note_nodes(session, what)
         return session
+
+    def alone(self, model: bytes, feed: Feed) -> ort.InferenceSession:
+        """A session of one layer on the same provider, which a child has run on the feed."""
+        return self._opener.alone(model, feed, self.provider)
 
     def loads(self, path: Path) -> str | None:
         """Load another model, without running it; what to say if the original does not load.
@@ -271,8 +275,8 @@ class Trial:
             InputError: the original loads and this one does not.
         """
         try:
-            self._rehearse(path, what="the result")  # as a user would load it
-            self._open(path, optimize=False)
+            self._opener.rehearse(path, what="the result")  # as a user would load it
+            self._opener.open(path, optimize=False)
         except InputError as error:
             try:
                 _ = self.original
@@ -287,15 +291,15 @@ class Trial:
             return "the simplified model cannot be compared with the original"
         try:
             feed = self.samples.feeds[0]
-            self._rehearse(path, feed=feed, what="the simplified model")
+            self._opener.rehearse(path, feed, what="the simplified model")
             if self.draws or self._at:
-                session = self._opened(ir.load(path))
-                reference = self._opened(self._judged)
+                session = self._opener.made(self._steady(ir.load(path)), INSIDE)
+                reference = self._opener.made(self._steady(self._judged), INSIDE)
             else:
-                session, reference = self._open(path), self._reference
+                session, reference = self._opener.open(path), self._reference
             checks = compare_outputs(
-                self._run(reference, feed, "the original"),
-                self._run(session, feed, "the simplified model"),
+                self._opener.run(reference, feed, "the original"),
+                self._opener.run(session, feed, "the simplified model"),
                 self.reading,
                 self.reading.kept(feed),
             )
@@ -317,19 +321,10 @@ class Trial:
 
     def runner(self, model: ir.Model | onnx.ModelProto, *, optimize: bool = True) -> Runner:
         """A function from feeds to the outputs of a model made from the original."""
-        if isinstance(model, onnx.ModelProto) and self.draws:
-            model = ir.from_proto(model)
-        if isinstance(model, onnx.ModelProto):
-            session = self._open(model.SerializeToString(), optimize=optimize)
-        else:
-            session = self._opened(model, optimize=optimize)
-        wanted = {item.name for item in session.get_inputs()}
-
-        def call(feed: Feed) -> dict[str, Array]:
-            given = {name: array for name, array in feed.items() if name in wanted}
-            return self._run(session, given, "the model with its activations as outputs")
-
-        return call
+        if self.draws:
+            model = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
+            model = self._steady(model)
+        return self._opener.runner(model, optimize=optimize)
 
     def outputs(self, model: ir.Model) -> Feed:
         """Outputs of a model with the original's inputs on the first sample."""
@@ -384,8 +379,8 @@ class Trial:
         meter = metric.meter(self.reading)
         labels = self.samples.labels
         for number, feed in enumerate(self.samples.feeds):
-            before = self._run(self._judge_of_original, feed, "the original")
-            after = self._run(candidate, feed, "the result")
+            before = self._opener.run(self._judge_of_original, feed, "the original")
+            after = self._opener.run(candidate, feed, "the result")
             keep = self.reading.kept(feed)
             meter.add(after, before, None if labels is None else labels[number], keep)
         self.notes.update(meter.notes)
@@ -409,17 +404,13 @@ class Trial:
                 progress=lambda _: advance(1),
             )
 
-    def _opened(
-        self, model: ir.Model, *, optimize: bool = True, provider: Provider = CPU
-    ) -> ort.InferenceSession:
-        """A session of a model made from the original, with means in place of what is drawn."""
-        if self.draws:
-            model = model.clone()
-            steady(model)
-        # A folder for each: sessions that are open may still read their file.
-        with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as own:
-            path = write(model, Path(own), "tapped.onnx", "auto")[-1]
-            return self._open(path, optimize=optimize, provider=provider)
+    def _steady(self, model: ir.Model) -> ir.Model:
+        """A model, or a copy of it with means in place of what it draws."""
+        if not self.draws:
+            return model
+        copy = model.clone()
+        steady(copy)
+        return copy
 
     def _note_nodes(self, session: ort.InferenceSession, what: str) -> None:
         """Note which nodes the provider took, of the last session of a kind."""
@@ -432,55 +423,11 @@ class Trial:
 
     def _runs(self, feed: Feed) -> bool:
         """Whether the original runs on a feed, on the CPU."""
+        file, name = self._original_file, self._source.name
         try:
-            answer = attempt(
-                self._original_file, feed, what=self._source.name, threads=self.threads, keep=True
-            )
+            return self._opener.attempt(file, feed, what=name, keep=True) is None
         except CrashError:
             return False
-        return answer is None
-
-    def _rehearse(
-        self,
-        path: Path,
-        provider: Provider = CPU,
-        optimize: bool = True,
-        *,
-        feed: Feed | None = None,
-        what: str | None = None,
-    ) -> None:
-        """The first load of a file, and its first run where there is a feed, in a child.
-
-        Raises:
-            CrashError: the child did not survive it.
-        """
-        key = path, provider.name, optimize
-        if feed is None and key in self._rehearsed:
-            return
-        rehearse(
-            path,
-            feed,
-            what=what or self._source.name,
-            provider=provider,
-            threads=self.threads,
-            optimize=optimize,
-        )
-        self._rehearsed.add(key)
-
-    def _open(
-        self, model: Path | bytes, *, optimize: bool = True, provider: Provider = CPU
-    ) -> ort.InferenceSession:
-        return open_session(
-            model,
-            provider=provider,
-            threads=self.threads,
-            optimize=optimize,
-            log=self._log,
-        )
-
-    def _run(self, session: ort.InferenceSession, feed: Feed, what: str) -> dict[str, Array]:
-        with self._log.capture("running"):
-            return run(session, feed, what)
 
 
 def _same(one: Feed, other: Feed) -> bool:

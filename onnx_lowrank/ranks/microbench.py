@@ -198,18 +198,18 @@ def clock_for(provider: str, threads: int) -> Clock:
 
 
 def session_timer(
-    open_session: Callable[[bytes], ort.InferenceSession], clock: Clock = time.perf_counter_ns
+    open_session: Callable[[bytes, Feed], ort.InferenceSession], clock: Clock = time.perf_counter_ns
 ) -> Timer:
     """A timer on this machine.
 
     Args:
-        open_session: opens a serialized model on the provider and threads wanted (see
-            `onnx_lowrank.runtime.session.open_session`).
+        open_session: opens a serialized model on the provider and threads wanted, which is going
+            to run on that feed (see `onnx_lowrank.runtime.opener.Opener.alone`).
         clock: nanoseconds, see `clock_for`.
     """
 
     def timer(models: Sequence[bytes], feed: Feed) -> Rounds:
-        sessions = [open_session(model) for model in models]
+        sessions = [open_session(model, feed) for model in models]
         for session in sessions:
             run(session, feed, "the map alone")  # the first run allocates, and names what fails
         calls = [prepare(session, feed) for session in sessions]

@@ -48,6 +48,11 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     device: Any = None
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """The one that the user writes, and ONNX Runtime's."""
+        return self.name, self.full
+
 
 CPU = Provider(
     "cpu", "CPUExecutionProvider", "CPU", half=platform.machine().lower() in _ARM

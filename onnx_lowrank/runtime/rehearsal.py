@@ -163,11 +163,11 @@ def _ask(request: Request, seconds: float) -> str | None:
 
 
 def attempt(
-    model: Path,
+    model: Path | bytes,
     feed: Feed | None = None,
     *,
     what: str,
-    provider: Provider = CPU,
+    provider: Provider | str = CPU,
     threads: int | None = None,
     optimize: bool = True,
     keep: bool = False,
@@ -176,10 +176,11 @@ def attempt(
     """Load a model, and run it on a sample, in the child.
 
     Args:
-        model: a file.
+        model: a file, or a serialized model that is small.
         feed: the sample; None only loads.
         what: names the model in an error.
-        provider: the execution provider.
+        provider: the execution provider, or the name of one that is unknown to this process: a
+            plugin is loaded for the first time too.
         threads: intra-op threads.
         optimize: ONNX Runtime's graph optimizations.
         keep: whether the child keeps the session for another sample.
@@ -192,19 +193,21 @@ def attempt(
         CrashError: the child does not survive it, or does not end.
     """
     limit = LIMIT if seconds is None else seconds
-    request = Request(model.absolute(), provider.name, threads, optimize, feed, keep)
+    model = model.absolute() if isinstance(model, Path) else model
+    short, full = (provider, provider) if isinstance(provider, str) else provider.names
+    request = Request(model, short, threads, optimize, feed, keep)
     try:
         return _ask(request, limit)
     except _DeathError as death:
         doing = "loads" if feed is None else "loads or runs"
         raise CrashError(
             f"{what}: ONNX Runtime {ort.__version__} {death} while it {doing} the model on "
-            f"{provider.full}{_findings(request)}; another version of onnxruntime may not"
+            f"{full}{_findings(request)}; another version of onnxruntime may not"
         ) from None
 
 
 def rehearse(
-    model: Path,
+    model: Path | bytes,
     feed: Feed | None = None,
     *,
     what: str,
@@ -246,11 +249,11 @@ def _survives(request: Request, end: float) -> bool:
 
 def _node(request: Request, end: float) -> str | None:
     """The first node with which the model crashes; None where that is not found quickly."""
-    if request.model.stat().st_size > _LARGEST_CUT:
-        return None
     try:
-        model = onnx.load(request.model, load_external_data=False)
+        model = _small(request.model)
     except Exception:  # protobuf's errors have no common base but this
+        return None
+    if model is None:
         return None
     if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):
         return None
@@ -278,6 +281,16 @@ def _node(request: Request, end: float) -> str | None:
     node = nodes[bad - 1]
     name = node.name or next((name for name in node.output if name), "")
     return f"node {name!r} ({node.op_type})"
+
+
+def _small(model: Path | bytes) -> onnx.ModelProto | None:
+    """A model as a protobuf; None where it is too large to be cut often."""
+    size = model.stat().st_size if isinstance(model, Path) else len(model)
+    if size > _LARGEST_CUT:
+        return None
+    if isinstance(model, Path):
+        return onnx.load(model, load_external_data=False)
+    return onnx.load_from_string(model)
 
 
 def _cut(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:

@@ -30,7 +30,7 @@ class Request:
     """A model to load, and to run where there is a feed.
 
     Attributes:
-        model: a file.
+        model: a file, or a serialized model.
         provider: short name of the execution provider.
         threads: intra-op threads; None for the default.
         optimize: ONNX Runtime's graph optimizations.
@@ -38,7 +38,7 @@ class Request:
         keep: whether the session stays open for the next request of the same model.
     """
 
-    model: Path
+    model: Path | bytes
     provider: str
     threads: int | None
     optimize: bool
@@ -46,7 +46,12 @@ class Request:
     keep: bool
 
     @property
-    def session(self) -> tuple[Path, str, int | None, bool]:
+    def name(self) -> str:
+        """What to call the model."""
+        return str(self.model) if isinstance(self.model, Path) else "the model in memory"
+
+    @property
+    def session(self) -> tuple[Path | bytes, str, int | None, bool]:
         """What two requests that can share a session have in common."""
         return self.model, self.provider, self.threads, self.optimize
 
@@ -72,7 +77,7 @@ class _Sessions:
                 )
                 self._open = key, session
             if request.feed is not None:
-                run(self._open[1], request.feed, str(request.model))
+                run(self._open[1], request.feed, request.name)
         except InputError as error:
             return str(error)
         finally:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.runtime.assignment import assignment, assignment_text, nodes_elsewhere
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from onnx_lowrank.runtime.providers import Provider
     from onnx_lowrank.runtime.session import OrtLog
 
-__all__ = ["EmulatedTarget", "LocalTarget", "create", "offers", "refusal"]
+__all__ = ["EmulatedTarget", "LocalTarget", "create", "offers", "probe", "refusal"]
 
 
 class LocalTarget(Target):
@@ -315,18 +317,23 @@ def refusal(name: str) -> str | None:
     """Why no session can be opened on a provider; None if one can."""
     from onnx_lowrank.runtime.log import OrtLog
     from onnx_lowrank.runtime.providers import resolve_provider
+    from onnx_lowrank.runtime.rehearsal import attempt
     from onnx_lowrank.runtime.session import open_session
 
-    log = OrtLog()
+    model, log = probe(), OrtLog()
+    feed = {"x": np.ones((1, 4), np.float32)}
     try:
+        # In a child first: a driver that crashes must not take the list with it.
+        if attempt(model, feed, what="the smallest model", provider=name, threads=1) is None:
+            return None
         with log.capture("trying"):
-            open_session(_probe(), provider=resolve_provider(name), threads=1, log=log)
+            open_session(model, provider=resolve_provider(name), threads=1, log=log)
     except InputError as error:
         return str(error)
     return None
 
 
-def _probe() -> bytes:
+def probe() -> bytes:
     """The smallest model that is worth a session: y[1, 4] = x[1, 4] @ W[4, 4]."""
     from onnx import TensorProto, helper
 

@@ -329,7 +329,7 @@ def test_a_known_table_is_completed_here_and_only_here() -> None:
 
 def test_real_times() -> None:
     plan, groups = planned(product(96, 64, layers=1), {"x": np.ones((5, 96), F32)})
-    timer = session_timer(lambda data: open_session(data, threads=1))
+    timer = session_timer(lambda data, _: open_session(data, threads=1))
     place = Place.here("CPUExecutionProvider", 1)
     table = measure_costs(plan, timer, place, lambda _: None, limits=Limits(most=10, enough=5))
     (times,) = table.times.values()
@@ -351,7 +351,7 @@ def test_the_timer_reads_its_clock_around_every_run() -> None:
     ticks = iter(range(0, 10**6, 7))
     plan, _ = planned(product(24, 20), {"x": np.ones((5, 24), F32)})
     (specimen,) = plan.specimens.values()
-    timer = session_timer(lambda data: open_session(data, threads=1), lambda: next(ticks))
+    timer = session_timer(lambda data, _: open_session(data, threads=1), lambda: next(ticks))
     rounds = timer([serialized(specimen.dense()), serialized(specimen.pair(4))], specimen.feed())
     assert rounds(3).tolist() == [[7, 7]] * 3
     assert next(ticks) == 7 * 2 * 6

@@ -1,0 +1,188 @@
+"""Opener: the sessions of one run; whatever ONNX Runtime has not seen, it sees in a child first.
+
+Models that are made on the way (with activations as outputs, with gradients, one layer alone) are
+no safer than the one that the user gave: they are rehearsed alike, on the feed of their first run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnx_lowrank.errors import CrashError
+from onnx_lowrank.graph.save import write
+from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime.providers import CPU, Provider
+from onnx_lowrank.runtime.rehearsal import attempt, rehearse
+from onnx_lowrank.runtime.session import OrtLog, default_threads, open_session, run
+from onnx_lowrank.runtime.taps import Runner
+
+__all__ = ["INSIDE", "Opener"]
+
+INSIDE = "the model with its activations as outputs"
+"""What messages call a model that is made to look inside another one."""
+
+_NAME = "made.onnx"
+
+
+class Opener:
+    """Opens models in this process after a child has opened them.
+
+    Attributes:
+        threads: intra-op threads of every session.
+        notes: what had to be done in another way.
+    """
+
+    def __init__(
+        self, folder: Path, threads: int | None, log: OrtLog, notes: dict[str, None]
+    ) -> None:
+        """An opener that has seen no model yet.
+
+        Args:
+            folder: for files of models that are made on the way.
+            threads: intra-op threads; None for `default_threads`.
+            log: collects ONNX Runtime's messages.
+            notes: gets what the user should know.
+        """
+        self._folder, self._log, self.notes = folder, log, notes
+        self.threads = threads or default_threads()
+        self._rehearsed: set[tuple[Path, str, bool]] = set()
+
+    def rehearse(
+        self,
+        path: Path,
+        feed: Feed | None = None,
+        *,
+        what: str,
+        provider: Provider = CPU,
+        optimize: bool = True,
+    ) -> None:
+        """The first load of a file, and a run of it where there is a feed, in a child.
+
+        What ONNX Runtime says against the file is left to be said by `open`.
+
+        Raises:
+            CrashError: the child did not survive it.
+        """
+        if feed is None and (path, provider.name, optimize) in self._rehearsed:
+            return
+        rehearse(path, feed, what=what, provider=provider, threads=self.threads, optimize=optimize)
+        self.seen(path, provider, optimize)
+
+    def seen(self, path: Path, provider: Provider = CPU, optimize: bool = True) -> None:
+        """Say that a child has loaded a file."""
+        self._rehearsed.add((path, provider.name, optimize))
+
+    def attempt(
+        self,
+        path: Path,
+        feed: Feed,
+        *,
+        what: str,
+        provider: Provider = CPU,
+        keep: bool,
+    ) -> str | None:
+        """Run a file in the child alone: `onnx_lowrank.runtime.rehearsal.attempt`.
+
+        Raises:
+            CrashError: the child did not survive it.
+        """
+        return attempt(path, feed, what=what, provider=provider, threads=self.threads, keep=keep)
+
+    def open(
+        self, model: Path | bytes, *, optimize: bool = True, provider: Provider = CPU
+    ) -> ort.InferenceSession:
+        """A session in this process, of a model that was rehearsed.
+
+        Raises:
+            InputError: ONNX Runtime does not load it.
+        """
+        return open_session(
+            model, provider=provider, threads=self.threads, optimize=optimize, log=self._log
+        )
+
+    def alone(self, model: bytes, feed: Feed, provider: Provider = CPU) -> ort.InferenceSession:
+        """A session of a little model that a child has run on the feed.
+
+        Raises:
+            InputError: ONNX Runtime does not load it, or does not survive it.
+        """
+        rehearse(model, feed, what="a layer alone", provider=provider, threads=self.threads)
+        return self.open(model, provider=provider)
+
+    def run(self, session: ort.InferenceSession, feed: Feed, what: str) -> dict[str, Array]:
+        """Outputs of a sample by name.
+
+        Raises:
+            InputError: ONNX Runtime does not run it; `what` names the model.
+        """
+        with self._log.capture("running"):
+            return run(session, feed, what)
+
+    def made(
+        self, model: ir.Model, what: str, *, optimize: bool = True, provider: Provider = CPU
+    ) -> ort.InferenceSession:
+        """A session of a model that was made on the way, loaded by a child first.
+
+        Raises:
+            InputError: ONNX Runtime does not load it, or does not survive it.
+        """
+        # A folder for each: sessions that are open may still read their file.
+        with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as own:
+            path = write(model, Path(own), _NAME, "auto")[-1]
+            rehearse(path, what=what, provider=provider, threads=self.threads, optimize=optimize)
+            return self.open(path, optimize=optimize, provider=provider)
+
+    def runner(self, model: ir.Model | onnx.ModelProto, *, optimize: bool = True) -> Runner:
+        """A function from feeds to the outputs of a model, which is loaded at the first call.
+
+        Feeds may hold more than the inputs of the model.  Where ONNX Runtime does not survive its
+        own optimizations of the model, it is run without them, which is noted.
+
+        Args:
+            model: made from one that runs.
+            optimize: ONNX Runtime's graph optimizations.
+
+        The function raises InputError where ONNX Runtime does not load, run or survive the model.
+        """
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        if isinstance(model, ir.Model):
+            wanted = {value.name for value in model.graph.inputs}
+            path = write(model, folder, _NAME, "auto")[-1]
+        else:
+            wanted = {value.name for value in model.graph.input}
+            path = folder / _NAME
+            path.write_bytes(model.SerializeToString())
+        opened: list[ort.InferenceSession] = []
+
+        def call(feed: Feed) -> dict[str, Array]:
+            given = {name: array for name, array in feed.items() if name in wanted}
+            if not opened:
+                survived = self._survived(path, given, optimize)
+                opened.append(self.open(path, optimize=survived))
+                remove()
+            return self.run(opened[0], given, INSIDE)
+
+        remove = weakref.finalize(call, shutil.rmtree, folder, ignore_errors=True)
+        return call
+
+    def _survived(self, path: Path, feed: Feed, optimize: bool) -> bool:
+        """Rehearse a model; whether the graph optimizations that are asked for can stay."""
+        try:
+            rehearse(path, feed, what=INSIDE, threads=self.threads, optimize=optimize)
+        except CrashError:
+            if not optimize:
+                raise
+            rehearse(path, feed, what=INSIDE, threads=self.threads, optimize=False)
+            self.notes[
+                f"ONNX Runtime {ort.__version__} crashes where it optimizes {INSIDE}: it ran "
+                "without its graph optimizations"
+            ] = None
+            return False
+        return optimize
