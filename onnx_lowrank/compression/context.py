@@ -6,9 +6,14 @@ from pathlib import Path
 
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.trial import Trial
+from onnx_lowrank.data.shapes import concrete_shapes, input_specs
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.inside import giving_out, inside_note, values_named
+from onnx_lowrank.graph.fixed import fix_shapes
 from onnx_lowrank.graph.load import LoadedModel
+from onnx_lowrank.graph.shape_for import WISHES
+from onnx_lowrank.graph.validity import invalid
+from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -62,6 +67,36 @@ class Context:
         if refused is not None:
             raise InputError(f"{name}: expected a valid ONNX model; onnx.checker: {objection}")
         self.say(f"onnx.checker rejects the input, which ONNX Runtime loads: {objection}")
+
+    def fixed_sizes(self) -> None:
+        """Check that the sizes which the wanted shape fixes are sizes that the model takes.
+
+        Raises:
+            InputError: it does not take them.
+        """
+        settings, source = self.settings, self.source
+        if settings.shape_for is None or not WISHES[settings.shape_for].fixed:
+            return
+        why = None
+        if settings.check or settings.bench:
+            with self.stages("prepare"):
+                why = self.trial.unavailable
+        shapes = concrete_shapes(input_specs(source.model), settings.input_shapes, settings.dims)
+        assumed = [name for name, axes in shapes.assumed.items() if axes]
+        # What fails with all sizes given, or does not even load, fails for another reason.
+        if why is None or not assumed or self.trial.refused is not None:
+            copy = source.model.clone()
+            fix_shapes(copy, self.trial.sizes)
+            why = None if invalid(source.model) is not None else invalid(copy)
+        if why is None:
+            return
+        sizes = ", ".join(f"{name} {list(sizes)}" for name, sizes in self.trial.sizes.items())
+        guess = f" ({listed(assumed, 3)}: assumed)" if assumed else ""
+        raise InputError(
+            f"{source.name}: {named('shape_for', settings.shape_for)} fixes the inputs to {sizes}"
+            f"{guess}, with which the model does not work; expected its sizes from {named('dims')} "
+            f"or {named('input_shapes')}: {why}"
+        )
 
     def runs(self) -> bool:
         """Whether the model can and may be run in ONNX Runtime; says why not."""

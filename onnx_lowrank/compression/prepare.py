@@ -68,6 +68,7 @@ def prepare(context: Context) -> Prepared:
     """
     goal = context.settings.goal
     context.question()
+    context.fixed_sizes()
     model, selection = _simplified(context)
     with context.stages("find"):
         finding = find_maps(context, model)

@@ -83,6 +83,10 @@ class Constant:
         """The elements in the type they are stored in; a view on the stored array if possible."""
         return self.layout.apply(self.tensor.numpy())
 
+    def read(self) -> npt.NDArray[Any]:
+        """The elements in the type that the reading node sees; a view where that is the same."""
+        return self.numpy().astype(self.dtype.numpy(), copy=False)
+
     def release(self) -> None:
         """Give a memory-mapped file back to the system; no view may be alive."""
         if isinstance(self.tensor, ir.ExternalTensor):

@@ -13,9 +13,16 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnx_lowrank.graph.walk import all_graphs, all_nodes
+from onnx_lowrank.graph.walk import all_graphs, all_nodes, graph_values
 
-__all__ = ["differences", "drop_inferred", "lift_constants", "restore"]
+__all__ = [
+    "FREE_INITIALIZERS",
+    "differences",
+    "drop_inferred",
+    "lift_constants",
+    "lower_initializers",
+    "restore",
+]
 
 T = TypeVar("T")
 
@@ -23,8 +30,8 @@ T = TypeVar("T")
 _ANNOTATION = "quant_parameter_tensor_names"
 # Marks a value whose type and shape the original does not declare.
 _INFERRED = "onnx_lowrank.inferred"
-# Before this IR version every initializer is an input.
-_FREE_INITIALIZERS = 4
+FREE_INITIALIZERS = 4
+"""The IR version before which every initializer is an input."""
 
 
 def restore(model: ir.Model, original: ir.Model, origins: Mapping[ir.Node, ir.Node]) -> None:
@@ -60,14 +67,13 @@ def restore(model: ir.Model, original: ir.Model, origins: Mapping[ir.Node, ir.No
         _replace(graph.metadata_props, old_graph.metadata_props)
         _restore_values(graph, old_graph)
     _restore_annotated(model, original)
-    if model.ir_version < _FREE_INITIALIZERS:
-        _lower_initializers(model)
+    lower_initializers(model)
 
 
 def drop_inferred(model: ir.Model) -> None:
     """Remove types and shapes that the original of a restored model does not declare, in place."""
     for graph in all_graphs(model):
-        for value in _values(graph):
+        for value in graph_values(graph):
             if value.meta.get(_INFERRED) and not value.is_graph_output():
                 value.type = value.shape = None
 
@@ -163,14 +169,6 @@ def _replace(mapping: dict[str, T], wanted: Mapping[str, T]) -> None:
     mapping.update(wanted)
 
 
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """The values of one graph; those of its subgraphs may have the same names."""
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
-
-
 def _pairs(
     model: ir.Model, original: ir.Model, origins: Mapping[ir.Node, ir.Node]
 ) -> Iterator[tuple[ir.Graph, ir.Graph]]:
@@ -203,14 +201,14 @@ def _restore_inputs(model: ir.Model, original: ir.Model) -> None:
 
 
 def _restore_values(graph: ir.Graph, original: ir.Graph) -> None:
-    olds = {value.name: value for value in _values(original)}
+    olds = {value.name: value for value in graph_values(original)}
     declares = any(
         value.type is not None or value.shape is not None
         for node in original
         for value in node.outputs
         if not value.is_graph_output()
     )
-    for value in list(_values(graph)):
+    for value in list(graph_values(graph)):
         old = olds.get(value.name)
         if old is None:
             if not declares and value.producer() is not None:
@@ -243,8 +241,8 @@ def _tensor(node: ir.Node) -> ir.TensorProtocol | None:
 def _restore_annotated(model: ir.Model, original: ir.Model) -> None:
     """Keep the initializers that only annotations of quantization name."""
     graph = model.graph
-    known = {value.name for value in _values(graph)}
-    for value in list(_values(graph)):
+    known = {value.name for value in graph_values(graph)}
+    for value in list(graph_values(graph)):
         for name in value.meta.get(_ANNOTATION, {}).values():
             old = original.graph.initializers.get(name)
             if name in known or old is None:
@@ -254,8 +252,10 @@ def _restore_annotated(model: ir.Model, original: ir.Model) -> None:
             known.add(name)
 
 
-def _lower_initializers(model: ir.Model) -> None:
-    """Turn initializers that are no inputs into Constant nodes, which any IR version knows."""
+def lower_initializers(model: ir.Model) -> None:
+    """Before IR version 4, turn initializers that are no inputs into Constant nodes, in place."""
+    if model.ir_version >= FREE_INITIALIZERS:
+        return
     for graph in all_graphs(model):
         for name, value in list(graph.initializers.items()):
             if value.is_graph_input() or value.const_value is None:

@@ -12,14 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.helper
+import onnx.shape_inference
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 from onnx.reference import ReferenceEvaluator
 
 from onnx_lowrank.graph.elements import constant_value
-from onnx_lowrank.graph.walk import all_nodes, static_shape
+from onnx_lowrank.graph.face import FREE_INITIALIZERS, lower_initializers
+from onnx_lowrank.graph.serialize import from_proto, hollow
+from onnx_lowrank.graph.walk import all_graphs, graph_values, static_shape
 
-__all__ = ["fix_shapes", "infer_shapes"]
+__all__ = ["INTEGER_NODES", "fix_shapes", "infer_shapes", "new_constants", "opset_of"]
+
+INTEGER_NODES = 9
+"""The opset from which on a Constant node may hold integers."""
 
 _LARGEST = 4096
 """Elements up to which a value can be part of the arithmetic of shapes."""
@@ -53,24 +58,46 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
             if value.shape is not None:
                 value.shape = _without(symbols, value.shape)
     infer_shapes(model)
-    if _fold(model):
+    if new_constants(model) and _fold(model):
         infer_shapes(model)
     for value, shape in outputs.items():
         if value.shape is None and shape is not None:
             value.shape = shape
+    lower_initializers(model)
+
+
+def opset_of(model: ir.Model) -> int:
+    """The version of ONNX's own operators that a model imports."""
+    return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+
+
+def new_constants(model: ir.Model) -> bool:
+    """Whether a constant of integers can be added: before IR version 4 only in a Constant node."""
+    return model.ir_version >= FREE_INITIALIZERS or opset_of(model) >= INTEGER_NODES
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Infer the shapes of values, in place, as far as onnx can; weights are not copied."""
-    # Types of maps could be inferred, and not be read by onnx_ir.
-    maps = [node for node in all_nodes(model) if node.op_type == "ZipMap"]
-    for node in maps:
-        node.op_type = "ZipMapUnread"
+    """Infer the types and shapes of values, in place, as far as onnx can; weights are not read."""
+    with hollow(model) as (proto, _):
+        pass
     try:
-        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    finally:
-        for node in maps:
-            node.op_type = "ZipMap"
+        found = from_proto(
+            onnx.shape_inference.infer_shapes(
+                proto, check_type=False, strict_mode=False, data_prop=True
+            )
+        )
+    except Exception:  # a model that onnx cannot follow: what is known of it stays
+        return
+    for graph, other in zip(all_graphs(model), all_graphs(found), strict=True):
+        inferred = {value.name: value for value in graph_values(other)}
+        for value in graph_values(graph):
+            source = inferred.get(value.name)
+            if source is None:
+                continue
+            if source.type is not None:  # of a sequence, too
+                value.type = source.type
+            if source.shape is not None:
+                value.shape = source.shape
 
 
 def _without(symbols: Mapping[str, int], shape: ir.Shape) -> ir.Shape | None:
@@ -135,7 +162,7 @@ def _value(
         [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
         [onnx.helper.make_value_info(proto.output[0], onnx.TypeProto())],
     )
-    opset = onnx.helper.make_opsetid("", model.opset_imports.get("", 17))
+    opset = onnx.helper.make_opsetid("", opset_of(model))
     single = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
     try:
         (result,) = ReferenceEvaluator(single).run(None, feeds)

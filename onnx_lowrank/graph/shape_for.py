@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
 from onnx_lowrank.graph.elements import constant_value
-from onnx_lowrank.graph.fixed import fix_shapes
+from onnx_lowrank.graph.face import lower_initializers
+from onnx_lowrank.graph.fixed import INTEGER_NODES, fix_shapes, new_constants, opset_of
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.walk import attribute, float_attribute, node_name, only_sum, static_shape
+from onnx_lowrank.phrases import by_reason
 
 __all__ = ["SHAPED", "WISHES", "Wishes", "shape_for"]
 
@@ -66,6 +68,12 @@ WISHES: dict[str, Wishes] = {
 }
 """By the name of the target."""
 
+# Before, a Gemm and an Add say in an attribute whether and how they broadcast.
+_OLDEST = 7
+# ONNX Runtime has no kernels for others on the CPU, which computes what the target leaves.
+_CONV_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+_GEMM_TYPES = _CONV_TYPES | {ir.DataType.DOUBLE}
+
 
 def shape_for(model: ir.Model, target: str, sizes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
     """Shape a model for a target, in place.
@@ -84,12 +92,21 @@ def shape_for(model: ir.Model, target: str, sizes: Mapping[str, Sequence[int]]) 
         fix_shapes(model, sizes)
         shown = ", ".join(f"{name} {list(shape)}" for name, shape in sizes.items())
         notes.append(f"{SHAPED} {target}: inputs fixed to {shown}")
+    opset, oldest = opset_of(model), _OLDEST if new_constants(model) else INTEGER_NODES
+    if opset < oldest:
+        if wishes.plain:
+            notes.append(
+                f"{SHAPED} {target}: products stay as they are: the model is of opset {opset}, "
+                f"expected {oldest} or newer"
+            )
+        return tuple(notes)
     shaper = _Shaper(model, wishes)
     shaper.run()
+    lower_initializers(model)
     done = ", ".join(f"{count} {what}" for what, count in shaper.done.items())
     if done:
         notes.append(f"{SHAPED} {target}: {done}")
-    notes.extend(f"{SHAPED} {target}: {name} stays as it is: {why}" for name, why in shaper.left)
+    notes.extend(by_reason(shaper.left, f"{SHAPED} {target}, left as it stands"))
     return tuple(notes)
 
 
@@ -100,8 +117,11 @@ class _Shaper:
         self.graph, self.wishes = model.graph, wishes
         self.constants, self.names = Constants(model), Names(model)
         self.done: Counter[str] = Counter()
-        self.left: list[tuple[str, str]] = []
-        self._flat: dict[ir.Value, ir.Value] = {}  # a value -> what it is a Reshape of
+        self.left: dict[str, str] = {}
+        # A value -> what it is a Reshape of: a matrix [rows, n], or images [b, m, columns, 1].
+        self._matrix: dict[ir.Value, ir.Value] = {}
+        self._image: dict[ir.Value, ir.Value] = {}
+        self._stored: dict[Hashable, ir.Value] = {}
         self._unread: list[ir.Value] = []
 
     def run(self) -> None:
@@ -110,52 +130,56 @@ class _Shaper:
                 continue
             if node.op_type in ("MatMul", "Gemm"):
                 self._product(node)
-        for value in self._flat:
+        for value in (*self._matrix, *self._image):
             producer = value.producer()
             if producer is not None and not value.uses() and not value.is_graph_output():
                 self._unread += [v for v in producer.inputs[1:] if v is not None]
                 self.graph.remove(producer, safe=True)
-        for value in self._unread:
-            if not value.uses() and value.name is not None:
-                self.graph.initializers.pop(value.name, None)
-        self._drop_unread_sources()
+        self._drop_unread()
 
     def _product(self, node: ir.Node) -> None:
         right = self.constants.resolve(node.inputs[1])
         left = self.constants.resolve(node.inputs[0])
         if isinstance(right, Constant) and not isinstance(left, Constant):
-            if self.wishes.plain:
-                self._plain(node, right)
+            if right.dtype not in FLOATS:
+                return
+            if self.wishes.plain and not self._plain(node, right):
+                return
             if self.wishes.matrices or self.wishes.bias:
-                self._matrices(node)
+                self._matrices(node, right)
         elif isinstance(left, Constant) and self.wishes.right and node.op_type == "MatMul":
             self._convolution(node, left)
 
     # Gemm without scales and transposes
 
-    def _plain(self, node: ir.Node, weight: Constant) -> None:
-        """Weights that are initializers, and for a Gemm no scales and no transA."""
+    def _plain(self, node: ir.Node, weight: Constant) -> bool:
+        """Weights that are initializers, and for a Gemm no scales and no transA; whether so."""
         if node.op_type == "MatMul":
             if not self._initializer(node.inputs[1]):
-                self._set_constant(node, 1, weight.numpy())
+                self._set_constant(node, 1, weight, weight.read())
                 self.done["weights stored as they are read"] += 1
-            return
+            return True
         alpha, beta = float_attribute(node, "alpha", 1.0), float_attribute(node, "beta", 1.0)
-        bias = self.constants.resolve(node.inputs[2] if len(node.inputs) > 2 else None)
-        if beta != 1.0 and not isinstance(bias, Constant) and bias is not None:
-            self.left.append((node_name(node), "its scaled C is no constant"))
-            return
+        third = _third(node)
+        bias = self.constants.resolve(third)
+        if beta != 1.0 and third is not None and not isinstance(bias, Constant):
+            return self._leave(node, "its scaled C is no constant")
+        matrix = _scaled(weight.read(), alpha)
+        vector = _scaled(bias.read(), beta) if isinstance(bias, Constant) else None
+        if matrix is None or (vector is None and isinstance(bias, Constant)):
+            return self._leave(node, "a scaled constant is beyond its element type")
         before = (alpha, beta, attribute(node, "transA", 0))
         if alpha != 1.0 or not self._initializer(node.inputs[1]):
-            self._set_constant(node, 1, _scaled(weight.numpy(), alpha))
-        if isinstance(bias, Constant):
+            self._set_constant(node, 1, weight, matrix, alpha)
+        if isinstance(bias, Constant) and vector is not None:
             n = static_shape(node.outputs[0].shape[-1:]) if node.outputs[0].shape else None
-            array = _scaled(bias.numpy(), beta)
-            vector = n is not None and array.shape != n and array.size in (1, n[0])
-            if vector and n is not None:
-                array = np.broadcast_to(array.reshape(-1), n)
-            if vector or beta != 1.0:
-                self._set_constant(node, 2, np.ascontiguousarray(array))
+            # One row, or one element, for every row of the result.
+            row = vector.size in (1, vector.shape[-1] if vector.shape else 1)
+            wide = n is not None and vector.shape != n and row and vector.size in (1, n[0])
+            if wide and n is not None:
+                vector = np.broadcast_to(vector.reshape(-1), n)
+            if wide or beta != 1.0:
+                self._set_constant(node, 2, bias, np.ascontiguousarray(vector), beta)
         if attribute(node, "transA", 0):
             x = node.inputs[0]
             assert x is not None
@@ -166,32 +190,36 @@ class _Shaper:
             node.attributes.pop(name, None)
         if before != (1.0, 1.0, 0):
             self.done["Gemm with scales and transA folded"] += 1
+        return True
+
+    def _leave(self, node: ir.Node, why: str) -> bool:
+        self.left[node_name(node)] = why
+        return False
 
     # Two axes, and a bias or none
 
-    def _matrices(self, node: ir.Node) -> None:
-        x, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
+    def _matrices(self, node: ir.Node, weight: Constant) -> None:
+        x, output = node.inputs[0], node.outputs[0]
         assert x is not None
-        assert weight is not None
-        if weight.shape is None or len(weight.shape) != 2 or x.shape is None:
+        if len(weight.shape) != 2 or x.shape is None:
             return
         if node.op_type == "Gemm":
-            if self.wishes.bias and len(node.inputs) < 3:
+            if self.wishes.bias and _third(node) is None:
                 self._to_matmul(node)
-            if x in self._flat:
-                node.replace_input_with(0, self._flat[x])
+            if x in self._matrix:
+                node.replace_input_with(0, self._matrix[x])
             return
-        add = self._bias(node) if self.wishes.bias else None
+        add = self._bias(node) if self.wishes.bias and weight.dtype in _GEMM_TYPES else None
         deep = len(x.shape) > 2 and self.wishes.matrices
         if len(x.shape) < 2 or (len(x.shape) > 2 and not deep):
             return
         end = output if add is None else add.outputs[0]
         back = _back(end) if deep else None
         if deep and back is None:
-            self.left.append((node_name(node), "more than one of its sizes is not known"))
+            self._leave(node, "more than one of its sizes is not known, or one is 0")
             return
         if deep:
-            flat = self._flat.get(x)
+            flat = self._matrix.get(x)
             if flat is None:
                 flat = self._reshape(node, x, [-1, _dim(x.shape[-1])])
                 self.done["products made 2-D"] += 1
@@ -207,7 +235,7 @@ class _Shaper:
             self._move_output(add, node)
             self.done["biases merged into Gemm"] += 1
         if deep and back is not None:
-            self._unflatten(node, back)
+            self._matrix[self._unflatten(node, back)] = node.outputs[0]
 
     def _to_matmul(self, node: ir.Node) -> None:
         """``Gemm(X, W)`` -> ``X @ W``."""
@@ -216,7 +244,8 @@ class _Shaper:
         if attribute(node, "transB", 0):
             weight = self.constants.resolve(node.inputs[1])
             assert isinstance(weight, Constant)
-            self._set_constant(node, 1, np.ascontiguousarray(weight.numpy().T))
+            turned = weight.transpose(1, 0)
+            self._set_constant(node, 1, turned, turned.read())
         node.op_type = "MatMul"
         node.attributes.clear()
         node.resize_inputs(2)
@@ -242,8 +271,8 @@ class _Shaper:
         self.graph.remove(source, safe=True)
         new.name, new.shape = name, shape
 
-    def _unflatten(self, node: ir.Node, back: Sequence[int]) -> None:
-        """Put a Reshape behind a node whose output has become 2-D; the old name stays behind it."""
+    def _unflatten(self, node: ir.Node, back: Sequence[int]) -> ir.Value:
+        """Put a Reshape behind a node whose output is a matrix now; its output has the old name."""
         output = node.outputs[0]
         assert output.shape is not None
         full, name = ir.Shape(list(output.shape)), output.name
@@ -263,7 +292,7 @@ class _Shaper:
         for index, value in enumerate(self.graph.outputs):
             if value is output:
                 self.graph.outputs[index] = result
-        self._flat[result] = output
+        return result
 
     # The constant on the left
 
@@ -272,24 +301,28 @@ class _Shaper:
         x, output = node.inputs[1], node.outputs[0]
         assert x is not None
         shape = static_shape(x.shape)
-        if len(weight.shape) != 2 or shape is None or len(shape) < 2 or output.shape is None:
-            self.left.append((node_name(node), "its constant stands on the left, sizes unknown"))
+        if len(weight.shape) != 2 or len(shape or ()) == 1:
+            return
+        if shape is None or output.shape is None or 0 in shape:
+            self._leave(node, "its constant stands on the left, and sizes are not known or 0")
+            return
+        if weight.dtype not in _CONV_TYPES:
+            kind = weight.dtype.name.lower()
+            self._leave(node, f"its constant stands on the left, and is {kind}: no Conv takes it")
             return
         *lead, m, columns = shape
         n = weight.shape[0]
-        source = self._flat.get(x)
+        source = self._image.get(x)
         if source is None:
             source = self._reshape(node, x, [math.prod(lead), m, columns, 1])
-        kernel = self._store(
-            np.ascontiguousarray(weight.numpy()).reshape(n, m, 1, 1), f"{node_name(node)}.kernel"
-        )
+        kernel = weight.reshape(n, m, 1, 1)
         old = node.inputs[0]
+        assert old is not None
         node.op_type = "Conv"
         node.replace_input_with(0, source)
-        node.replace_input_with(1, kernel)
-        if old is not None:
-            self._unread.append(old)
-        self._unflatten(node, [*lead, n, columns])
+        node.replace_input_with(1, self._constant(kernel, kernel.read(), f"{old.name}.kernel"))
+        self._unread.append(old)
+        self._image[self._unflatten(node, [*lead, n, columns])] = node.outputs[0]
         node.outputs[0].shape = ir.Shape([math.prod(lead), n, columns, 1])
         self.done["products with the constant on the left made 1×1 convolutions"] += 1
 
@@ -298,12 +331,29 @@ class _Shaper:
     def _initializer(self, value: ir.Value | None) -> bool:
         return value is not None and value.is_initializer() and not value.is_graph_input()
 
-    def _set_constant(self, node: ir.Node, index: int, array: npt.NDArray[np.generic]) -> None:
-        """Let a node read a constant of its own."""
+    def _set_constant(
+        self,
+        node: ir.Node,
+        index: int,
+        source: Constant,
+        array: npt.NDArray[np.generic],
+        scale: float = 1.0,
+    ) -> None:
+        """Let a node read what was made of a constant."""
         old = node.inputs[index]
         assert old is not None
-        node.replace_input_with(index, self._store(array, f"{old.name}.shaped"))
+        value = self._constant(source, array, f"{old.name}.shaped", scale)
+        node.replace_input_with(index, value)
         self._unread.append(old)
+
+    def _constant(
+        self, source: Constant, array: npt.NDArray[np.generic], name: str, scale: float = 1.0
+    ) -> ir.Value:
+        """An array that was made of a constant, stored once for all nodes that read it so."""
+        key = (source.root, source.layout.key, source.dtype, scale, array.shape)
+        if key not in self._stored:
+            self._stored[key] = self._store(np.ascontiguousarray(array), name)
+        return self._stored[key]
 
     def _store(self, array: npt.NDArray[np.generic], name: str) -> ir.Value:
         value = constant_value(ir.tensor(array, name=self.names.new(name)))
@@ -336,26 +386,35 @@ class _Shaper:
         self.graph.insert_before(node, new)
         return output
 
-    def _drop_unread_sources(self) -> None:
-        """Remove Transposes and the like of weights that are stored as they are read now."""
-        for value in self._unread:
+    def _drop_unread(self) -> None:
+        """Remove constants that nothing reads any more, and the nodes that made them."""
+        waiting = self._unread
+        while waiting:
+            value = waiting.pop()
+            if value.uses() or value.is_graph_output() or value.is_graph_input():
+                continue
             producer = value.producer()
-            while producer is not None and producer.graph is self.graph:
-                if any(v.uses() or v.is_graph_output() for v in producer.outputs):
-                    break
-                sources = [v for v in producer.inputs if v is not None]
+            if producer is None:
+                if value.is_initializer() and value.name is not None:
+                    self.graph.initializers.pop(value.name, None)
+            elif producer.graph is self.graph and not any(v.uses() for v in producer.outputs):
+                waiting += [v for v in producer.inputs if v is not None]
                 self.graph.remove(producer, safe=True)
-                for source in sources:
-                    if source.is_initializer() and not source.uses() and source.name is not None:
-                        self.graph.initializers.pop(source.name, None)
-                producer = sources[0].producer() if sources else None
 
 
-def _scaled(array: npt.NDArray[np.generic], scale: float) -> npt.NDArray[np.generic]:
-    """A constant times a scale, in its own type."""
+def _third(node: ir.Node) -> ir.Value | None:
+    """C of a Gemm, if it has one."""
+    return node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def _scaled(array: npt.NDArray[np.generic], scale: float) -> npt.NDArray[np.generic] | None:
+    """A constant times a scale, in its own type; None where that is too small for it."""
     if scale == 1.0:
         return array
-    return (array.astype(np.float64) * scale).astype(array.dtype)
+    exact = array.astype(np.float64) * scale
+    with np.errstate(over="ignore"):
+        found = exact.astype(array.dtype)
+    return found if np.isfinite(found).all() or not np.isfinite(exact).all() else None
 
 
 def _dim(size: object) -> int:
@@ -367,4 +426,4 @@ def _back(value: ir.Value) -> list[int] | None:
     if value.shape is None:
         return None
     sizes = [_dim(size) for size in value.shape]
-    return sizes if sizes.count(-1) <= 1 else None
+    return sizes if sizes.count(-1) <= 1 and 0 not in sizes else None

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph import merged
-from onnx_lowrank.graph.face import lift_constants, restore
+from onnx_lowrank.graph.face import FREE_INITIALIZERS, lift_constants, restore
 from onnx_lowrank.graph.fixed import infer_shapes
 from onnx_lowrank.graph.load import LoadedModel, load
 from onnx_lowrank.graph.save import write
@@ -45,7 +45,6 @@ _SKIPPED = ("fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_ba
 _FOLDS_NORMALIZATION = "fuse_bn_into_conv"
 
 _NUMBER = re.compile(r"^node(\d+):")
-_FREE_INITIALIZERS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +111,7 @@ def _simplified(
     given.unlink()
     origins = _origins(model, original)
     lifted = 0
-    if original.ir_version >= _FREE_INITIALIZERS:
+    if original.ir_version >= FREE_INITIALIZERS:
         lifted = lift_constants(model)
         origins = {node: old for node, old in origins.items() if node.graph is not None}
     if not _same_interface(model, original):

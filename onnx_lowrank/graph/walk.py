@@ -14,6 +14,7 @@ __all__ = [
     "attribute",
     "elements",
     "float_attribute",
+    "graph_values",
     "node_name",
     "only_sum",
     "operator",
@@ -46,6 +47,14 @@ def all_values(model: ir.Model) -> Iterator[ir.Value]:
     for function in model.functions.values():
         yield from function.inputs
     for node in all_nodes(model):
+        yield from node.outputs
+
+
+def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values of one graph; those of its subgraphs may have the same names."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
         yield from node.outputs
 
 
