@@ -43,6 +43,7 @@ _REFERENCE = ROOT / "docs" / "reference" / "options.md"
 # How a value is stored, where it differs from what a function takes.
 _STORED = {
     "texts": "tuple[str, ...]",
+    "paths": "tuple[str | os.PathLike[str], ...]",
     "list": "tuple[str, ...] | None",
     "shapes": "Mapping[str, tuple[int, ...]]",
     "dims": "Mapping[str, int]",

@@ -102,9 +102,9 @@ def _decorator(option: Option) -> Callable[[Callable[..., Any]], Callable[..., A
     extra: dict[str, Any] = {}
     if option.kind in ("switch", "off"):
         extra = {"is_flag": True}
-    elif option.kind in ("wholes", "texts", "shapes", "dims"):
-        extra = {"multiple": True, "type": int if option.kind == "wholes" else str}
-        if option.kind in ("wholes", "texts"):
+    elif option.kind in ("wholes", "texts", "paths", "shapes", "dims"):
+        extra = {"multiple": True, "type": int if option.kind == "wholes" else _type(option)}
+        if option.kind in ("wholes", "texts", "paths"):
             extra["default"] = option.default
     elif option.kind not in ("list", "numbers"):
         extra = {"type": _type(option), "default": option.default}
@@ -127,7 +127,7 @@ def _type(option: Option) -> Any:
             return float
         case "whole":
             return int
-        case "path" | "model":
+        case "path" | "paths" | "model":
             return click.Path(path_type=Path)
         case "samples":
             return click.Path()

@@ -27,6 +27,7 @@ from onnx_lowrank.evaluation.subjects import SampleOptions, open_subjects
 from onnx_lowrank.files import Output, workspace
 from onnx_lowrank.graph.load import ModelLike
 from onnx_lowrank.progress import Progress, Silent, Stages
+from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 from onnx_lowrank.targets import all_offers
 from onnx_lowrank.targets.base import Offer
@@ -79,6 +80,7 @@ def compress(
     bench: bool = True,
     threads: int | None = None,
     ep: str = "cpu",
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
     simplify: bool = True,
@@ -156,6 +158,8 @@ def compress(
         bench: False: do not time.
         threads: intra-op threads of check and timing. Default: physical cores.
         ep: execution provider of check and timing.
+        custom_ops: a library of custom operators that the model uses, which every session
+            registers.
         save_costs: write the measured latencies of single layers (JSON), for runs on other
             machines.
         load_costs: read the latencies of single layers, such as a board's, instead of measuring
@@ -213,6 +217,7 @@ def check(
     dims: Mapping[str, int] | None = None,
     fix_shapes: bool = False,
     strict: bool = False,
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
     mask: str | None = None,
     judge_at: Sequence[str] = (),
     threads: int | None = None,
@@ -236,6 +241,8 @@ def check(
         dims: size of a symbolic dimension, to run the model with.
         fix_shapes: run copies whose inputs have fixed sizes, as QNN and NNAPI need.
         strict: a node that a target leaves to the CPU is an error.
+        custom_ops: a library of custom operators that the model uses, which every session
+            registers.
         mask: input whose zeros mark padding, which counts nowhere. Default: attention_mask.
         judge_at: a value inside both models, or a node of A, that is compared as an output is.
         threads: intra-op threads. Default: each target's own.
@@ -254,11 +261,11 @@ def check(
     """
     options = dict(locals())
     _checked(verbs.CHECK, options)
-    opened = open_targets(targets)
+    opened = open_targets(targets, custom_ops=bool(custom_ops))
     given = SampleOptions(
         data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes, tuple(judge_at)
     )
-    with workspace(None) as folder:
+    with workspace(None) as folder, with_custom_ops(custom_ops):
         subjects = open_subjects((before, after), given, folder, log or OrtLog(), outputs)
         found = check_models(
             subjects,
@@ -282,6 +289,7 @@ def bench(
     dims: Mapping[str, int] | None = None,
     fix_shapes: bool = False,
     strict: bool = False,
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
     threads: Sequence[int] = (),
     iterations: int = 50,
     warmup: int = 5,
@@ -303,6 +311,8 @@ def bench(
         dims: size of a symbolic dimension, to run the model with.
         fix_shapes: run copies whose inputs have fixed sizes, as QNN and NNAPI need.
         strict: a node that a target leaves to the CPU is an error.
+        custom_ops: a library of custom operators that the model uses, which every session
+            registers.
         threads: intra-op threads. Default: each target's own.
         iterations: timed runs of each model.
         warmup: runs of each model before.
@@ -319,9 +329,9 @@ def bench(
     """
     options = dict(locals())
     _checked(verbs.BENCH, options)
-    opened = open_targets(targets)
+    opened = open_targets(targets, custom_ops=bool(custom_ops))
     given = SampleOptions(data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes)
-    with workspace(None) as folder:
+    with workspace(None) as folder, with_custom_ops(custom_ops):
         subjects = open_subjects(models, given, folder, log or OrtLog(), outputs)
         found = bench_models(
             subjects,

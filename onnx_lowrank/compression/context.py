@@ -83,6 +83,8 @@ class Context:
                 why = self.trial.unavailable
         shapes = concrete_shapes(input_specs(source.model), settings.input_shapes, settings.dims)
         assumed = [name for name, axes in shapes.assumed.items() if axes]
+        if settings.data is not None or settings.calibration is not None:
+            assumed = []  # the samples have sizes
         # What fails with all sizes given, or does not even load, fails for another reason.
         if why is None or not assumed or self.trial.refused is not None:
             copy = source.model.clone()

@@ -26,6 +26,7 @@ Kind = Literal[
     "list",  # separated by commas
     "numbers",  # separated by commas
     "path",
+    "paths",  # repeatable
     "model",  # a path; for a function also a model in memory
     "samples",  # a path or a callable's place; for a function also arrays
     "metric",  # a name or a callable's place; for a function also a callable
@@ -49,6 +50,7 @@ _TYPES: dict[Kind, str] = {
     "list": "Sequence[str] | None",
     "numbers": "Sequence[float]",
     "path": "str | os.PathLike[str] | None",
+    "paths": "Sequence[str | os.PathLike[str]]",
     "model": "ModelLike | None",
     "samples": "SampleSource | None",
     "metric": "str | Score",
@@ -66,6 +68,7 @@ _EXPECTED: dict[Kind, str] = {
     "texts": "texts",
     "list": "texts",
     "path": "a path",
+    "paths": "paths",
     "dims": "a mapping from dimensions to whole numbers from 0",
     "shapes": "a mapping from inputs to sequences of whole numbers from 0",
 }
@@ -183,7 +186,7 @@ class Option:
                 return value in self.choices
             case "text" | "texts" | "list":
                 return isinstance(value, str)
-            case "path":
+            case "path" | "paths":
                 return isinstance(value, str | os.PathLike)
             case "dims":
                 return isinstance(value, Mapping) and all(map(_size, value.values()))
@@ -200,7 +203,7 @@ class Option:
 
     def check(self, value: Any) -> None:
         """Raise UsageError where a value is none that the option takes."""
-        several = self.kind in ("wholes", "texts", "list", "numbers")
+        several = self.kind in ("wholes", "texts", "list", "numbers", "paths")
         if value is None and (self.default is None or several):
             return
         if several and (isinstance(value, str | bytes) or not isinstance(value, Sequence)):

@@ -249,6 +249,12 @@ _TABLE = (
     ),
     Option("ep", "text", "Execution provider of check and timing.", RUNS, default="cpu"),
     Option(
+        "custom_ops", "paths",
+        "A library of custom operators that the model uses, which every session registers; "
+        "repeatable.",
+        RUNS, default=(), metavar="FILE",
+    ),
+    Option(
         "save_costs", "path",
         "Write the measured latencies of single layers (JSON), for runs on other machines.",
         RUNS, metavar="FILE",

@@ -30,6 +30,7 @@ def read_files(
         *(file for item in named if item is not None for file in source_files(item)),
         *(file for item in (settings.metric, metric) for file in code_files(item)),
         *(Path(path) for path in plain if path is not None),
+        *(Path(path) for path in settings.custom_ops),
     )
 
 

@@ -76,6 +76,7 @@ class Settings:
     bench: bool = True
     threads: int | None = None
     ep: str = "cpu"
+    custom_ops: tuple[str | os.PathLike[str], ...] = ()
     save_costs: str | os.PathLike[str] | None = None
     load_costs: str | os.PathLike[str] | None = None
     simplify: bool = True
@@ -116,7 +117,7 @@ class Settings:
             option = OPTIONS[name]
             option.check(value)
             match option.kind:
-                case "texts" | "list":
+                case "texts" | "list" | "paths":
                     stored[name] = None if value is None else tuple(value)
                 case "shapes":
                     stored[name] = {key: tuple(sizes) for key, sizes in (value or {}).items()}
@@ -170,4 +171,6 @@ class Settings:
                 plain[option.name] = source_name(value)
             elif value is not None and option.kind == "path":
                 plain[option.name] = os.fspath(value)
+            elif option.kind == "paths":
+                plain[option.name] = tuple(os.fspath(path) for path in value)
         return {**plain, "metric": self.metric_used.text}

@@ -41,6 +41,7 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
 from onnx_lowrank.report import File, JsonReport, Origin, tool_name
+from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["Point", "SweepReport", "settings_of", "sweep"]
@@ -168,6 +169,7 @@ def sweep(
     bench: bool = True,
     threads: int | None = None,
     ep: str = "cpu",
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
     simplify: bool = True,
@@ -227,6 +229,8 @@ def sweep(
         bench: False: do not time.
         threads: intra-op threads of check and timing. Default: physical cores.
         ep: execution provider of check and timing.
+        custom_ops: a library of custom operators that the model uses, which every session
+            registers.
         save_costs: write the measured latencies of single layers (JSON), for runs on other
             machines.
         load_costs: read the latencies of single layers, such as a board's, instead of measuring
@@ -259,7 +263,8 @@ def sweep(
     check_outputs(
         [*(place.output for place in places.values()), *side_outputs(settings), *outputs], inputs
     )
-    with workspace(None if models is None else Path(models)) as folder:
+    home = workspace(None if models is None else Path(models))
+    with home as folder, with_custom_ops(settings.custom_ops):
         context = Context(source, settings, folder, stages, log or OrtLog())
         prepared = prepare(context)
         if not context.runs():

@@ -73,7 +73,7 @@ _SWEPT = tuple(option for option in SETTINGS if option.name not in _NOT_SWEPT)
 _TARGETS = _options(
     "targets",
     replace(OPTIONS["data"], help="Samples, as in the main job."),
-    *("samples", "seed", "input_shapes", "dims", "fix_shapes", "strict", "verbose"),
+    *("samples", "seed", "input_shapes", "dims", "fix_shapes", "strict", "custom_ops", "verbose"),
 )
 _OWN_THREADS = "each target's own"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx_lowrank.data.mask import chosen_mask, mask_note
-from onnx_lowrank.errors import UsageError, named
+from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.outputs import Comparison, worst_error
 from onnx_lowrank.evaluation.reading import Reading, reading_of
@@ -23,6 +23,7 @@ from onnx_lowrank.targets.base import (
     Target,
     outcome_text,
 )
+from onnx_lowrank.targets.local import LocalTarget
 
 __all__ = ["CheckReport", "ModelOnTarget", "TargetCheck", "check_models", "open_targets"]
 
@@ -97,8 +98,13 @@ class CheckReport(TargetsReport):
     origin: Origin | None = None
 
 
-def open_targets(names: Sequence[str]) -> tuple[Target, ...]:
+def open_targets(names: Sequence[str], *, custom_ops: bool = False) -> tuple[Target, ...]:
     """The targets of these names, before any work is done.
+
+    Args:
+        names: of targets, each once.
+        custom_ops: whether the models need libraries of custom operators, which are built for
+            this machine.
 
     Raises:
         InputError: one is not there or cannot be used.
@@ -109,7 +115,14 @@ def open_targets(names: Sequence[str]) -> tuple[Target, ...]:
             raise UsageError(
                 f"{named('targets', name)}: expected each target once, it is given twice"
             )
-    return tuple(open_target(name) for name in names)
+    found = tuple(open_target(name) for name in names)
+    for target in found:
+        if custom_ops and not isinstance(target, LocalTarget):
+            raise InputError(
+                f"{named('targets', target.name)}: expected a provider of this machine with "
+                f"{named('custom_ops')}: a library of custom operators cannot be shipped"
+            )
+    return found
 
 
 def check_models(

@@ -19,20 +19,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import onnx
 import onnxruntime as ort
 
-from onnx_lowrank.errors import CrashError
-from onnx_lowrank.files import workspace
+from onnx_lowrank.errors import CrashError, InputError, named
+from onnx_lowrank.files import is_file, workspace
 from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.runtime import custom_ops
 from onnx_lowrank.runtime.providers import CPU, Provider
 from onnx_lowrank.runtime.trial_worker import Request
 
-__all__ = ["LIMIT", "attempt", "child_id", "rehearse"]
+__all__ = ["LIMIT", "attempt", "child_id", "rehearse", "with_custom_ops"]
 
 LIMIT = 600.0
 """Seconds that the first load and run may take."""
@@ -195,7 +196,8 @@ def attempt(
     limit = LIMIT if seconds is None else seconds
     model = model.absolute() if isinstance(model, Path) else model
     short, full = (provider, provider) if isinstance(provider, str) else provider.names
-    request = Request(model, short, threads, optimize, feed, keep)
+    libraries = custom_ops.libraries()
+    request = Request(model, short, threads, optimize, feed, keep, libraries)
     try:
         return _ask(request, limit)
     except _DeathError as death:
@@ -221,6 +223,38 @@ def rehearse(
         CrashError: the child does not survive it, or does not end.
     """
     attempt(model, feed, what=what, provider=provider, threads=threads, optimize=optimize)
+
+
+@contextlib.contextmanager
+def with_custom_ops(paths: Sequence[str | os.PathLike[str]]) -> Iterator[None]:
+    """Let every session of a block know libraries of custom operators; first tried in the child.
+
+    Args:
+        paths: files that export ``RegisterCustomOps``.
+
+    Raises:
+        InputError: one is no file, or ONNX Runtime does not take it.
+        CrashError: the child does not survive it.
+    """
+    libraries = tuple(Path(path).absolute() for path in paths)
+    for path in libraries:
+        if not is_file(path):
+            raise InputError(f"{named('custom_ops', path)}: expected a library, got no such file")
+    for path in dict.fromkeys(libraries):
+        request = Request(None, CPU.name, None, True, None, False, (path,))
+        try:
+            why = _ask(request, LIMIT)
+        except _DeathError as death:
+            raise CrashError(
+                f"{named('custom_ops', path)}: ONNX Runtime {ort.__version__} {death} while it "
+                "registers the library"
+            ) from None
+        if why is not None:
+            with custom_ops.known((path,)):  # the same reason, in the caller's spelling
+                custom_ops.register(ort.SessionOptions())
+            raise InputError(why)
+    with custom_ops.known(libraries):
+        yield
 
 
 def _findings(request: Request) -> str:
@@ -249,6 +283,8 @@ def _survives(request: Request, end: float) -> bool:
 
 def _node(request: Request, end: float) -> str | None:
     """The first node with which the model crashes; None where that is not found quickly."""
+    if request.model is None:
+        return None
     try:
         model = _small(request.model)
     except Exception:  # protobuf's errors have no common base but this

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.runtime import custom_ops
 from onnx_lowrank.runtime.assignment import RECORD
 from onnx_lowrank.runtime.log import LogLine, OrtLog, quiet_stdout
 from onnx_lowrank.runtime.providers import CPU, Provider
@@ -40,6 +41,7 @@ NO_FALLBACK = "session.disable_cpu_ep_fallback"
 
 _STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _LONGEST = 400
+_UNKNOWN = "is not a registered function/op"
 # Types that ONNX Runtime holds but does not hand over as numpy arrays.
 _SMALL_TYPES: dict[str, tuple[int, type]] = {
     "tensor(bfloat16)": (16, ml_dtypes.bfloat16),
@@ -89,7 +91,7 @@ def open_session(
     entries: Mapping[str, str] | None = None,
     log: OrtLog | None = None,
 ) -> ort.InferenceSession:
-    """Load a model on one execution provider.
+    """Load a model on one execution provider, with the custom operators that are in force.
 
     Which node went where can be read back with `onnx_lowrank.runtime.assignment.assignment`.
 
@@ -103,7 +105,8 @@ def open_session(
         log: collects the log; without it, it goes to standard error.
 
     Raises:
-        InputError: ONNX Runtime does not load the model, with its reason.
+        InputError: ONNX Runtime does not load the model, or a library of custom operators, with
+            its reason.
     """
     what = str(model) if isinstance(model, Path) else "the model in memory"
     options = ort.SessionOptions()
@@ -116,6 +119,7 @@ def open_session(
         options.add_session_config_entry(NO_FALLBACK, "1")
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
+    custom_ops.register(options)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(model) if isinstance(model, Path) else model
@@ -130,7 +134,8 @@ def open_session(
             return ort.InferenceSession(source, options, providers=wanted, enable_fallback=0)
         except Exception as error:  # its exceptions have no common base but this
             raise InputError(
-                f"{what}: ONNX Runtime does not load it on {provider.full}: {_reason(error)}"
+                f"{what}: ONNX Runtime does not load it on {provider.full}: "
+                f"{_reason(error)}{_hint(error)}"
             ) from error
 
 
@@ -208,6 +213,13 @@ def _small_array(value: ort.OrtValue, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     shape = tuple(value.shape())
     data = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.itemsize)
     return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _hint(error: Exception) -> str:
+    """Where an operator is not known, that a library may know it."""
+    if _UNKNOWN not in str(error):
+        return ""
+    return f"; {named('custom_ops')} names a library that has it"
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.runtime import custom_ops
 from onnx_lowrank.runtime.providers import resolve_provider
 from onnx_lowrank.runtime.session import open_session, run
 
@@ -30,20 +31,22 @@ class Request:
     """A model to load, and to run where there is a feed.
 
     Attributes:
-        model: a file, or a serialized model.
+        model: a file, or a serialized model; None only registers the libraries.
         provider: short name of the execution provider.
         threads: intra-op threads; None for the default.
         optimize: ONNX Runtime's graph optimizations.
         feed: one sample; None only loads.
         keep: whether the session stays open for the next request of the same model.
+        libraries: of custom operators.
     """
 
-    model: Path | bytes
+    model: Path | bytes | None
     provider: str
     threads: int | None
     optimize: bool
     feed: Feed | None
     keep: bool
+    libraries: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -51,9 +54,9 @@ class Request:
         return str(self.model) if isinstance(self.model, Path) else "the model in memory"
 
     @property
-    def session(self) -> tuple[Path | bytes, str, int | None, bool]:
+    def session(self) -> tuple[object, ...]:
         """What two requests that can share a session have in common."""
-        return self.model, self.provider, self.threads, self.optimize
+        return self.model, self.provider, self.threads, self.optimize, self.libraries
 
 
 class _Sessions:
@@ -68,13 +71,18 @@ class _Sessions:
         if self._open is not None and self._open[0] != key:
             self._open = None  # before the next one takes memory
         try:
+            if request.model is None:
+                with custom_ops.known(request.libraries):
+                    custom_ops.register(ort.SessionOptions())
+                return None
             if self._open is None:
-                session = open_session(
-                    request.model,
-                    provider=resolve_provider(request.provider),
-                    threads=request.threads,
-                    optimize=request.optimize,
-                )
+                with custom_ops.known(request.libraries):
+                    session = open_session(
+                        request.model,
+                        provider=resolve_provider(request.provider),
+                        threads=request.threads,
+                        optimize=request.optimize,
+                    )
                 self._open = key, session
             if request.feed is not None:
                 run(self._open[1], request.feed, request.name)

@@ -1,7 +1,8 @@
 """Peak memory of one model: a process that loads it, runs it once and reports.
 
-``python -m onnx_lowrank.targets.memory MODEL PROVIDER THREADS`` reads a pickled feed from standard
-input and writes one line of JSON.  A process of its own also survives a provider that crashes.
+``python -m onnx_lowrank.targets.memory MODEL PROVIDER THREADS`` reads a feed and the libraries of
+custom operators, pickled, from standard input and writes one line of JSON.  A process of its own
+also survives a provider that crashes.
 """
 
 from __future__ import annotations
@@ -50,13 +51,15 @@ def measure_peak(
     Returns:
         An error that is no crash is left to the caller, who meets it too: nothing is known then.
     """
+    from onnx_lowrank.runtime.custom_ops import libraries
+
     command = [sys.executable, "-P", "-m", __name__, str(model), provider, str(threads)]
     folders = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     try:
         done = subprocess.run(
             command,
-            input=pickle.dumps(dict(feed)),
+            input=pickle.dumps((dict(feed), libraries())),
             capture_output=True,
             check=False,
             timeout=seconds,
@@ -94,16 +97,19 @@ def _own_peak() -> int | None:
 
 def _main(arguments: list[str]) -> int:
     from onnx_lowrank.errors import InputError
+    from onnx_lowrank.runtime.custom_ops import known
     from onnx_lowrank.runtime.providers import resolve_provider
     from onnx_lowrank.runtime.session import open_session, run
 
     model, provider, threads = arguments
-    feed: dict[str, Any] = pickle.load(sys.stdin.buffer)
+    feed: dict[str, Any]
+    feed, libraries = pickle.load(sys.stdin.buffer)
     answer: dict[str, object] = {}
     try:
-        session = open_session(
-            Path(model), provider=resolve_provider(provider), threads=int(threads)
-        )
+        with known(libraries):
+            session = open_session(
+                Path(model), provider=resolve_provider(provider), threads=int(threads)
+            )
         run(session, feed, model)
         answer["peak_bytes"] = _own_peak()
     except InputError as error:
