@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -78,14 +79,14 @@ class _Builder:
     def chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
 
-    def node(self, op_type: str, inputs: list[str], shape: tuple[int, ...], **given: object) -> str:
+    def node(self, op_type: str, inputs: list[str], shape: tuple[int, ...], **given: Any) -> str:
         out = self.name("v")
         node = onnx.helper.make_node(op_type, inputs, [out], name=self.name(op_type), **given)
         self.nodes.append(node)
         self.values.append(_Value(out, shape))
         return out
 
-    def plain(self, op_type: str, inputs: list[str], **given: object) -> str:
+    def plain(self, op_type: str, inputs: list[str], **given: Any) -> str:
         """A node whose output no other step takes up."""
         out = self.node(op_type, inputs, (), **given)
         self.values.pop()
