@@ -7,6 +7,7 @@ from typing import Literal
 
 __all__ = [
     "Check",
+    "Judged",
     "Latency",
     "Milliseconds",
     "OutputCheck",
@@ -97,6 +98,29 @@ class Check:
     samples: int
     providers: tuple[ProviderCheck, ...]
     damage: float | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model by one metric.
+
+    Attributes:
+        loss: how much worse it is than the original, from 0; may be negative where a score with
+            labels or of the user's rises.
+        before: the metric's own figure for the original.
+        after: the same for the model.
+        samples: how many it is the mean of.
+        standard_error: of the loss as a mean over samples, for top1 over rows; None where one
+            sample does not tell.
+        metric: its name, or the function's.
+    """
+
+    loss: float
+    before: float
+    after: float
+    samples: int
+    standard_error: float | None = None
+    metric: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal
 
-from onnx_lowrank.measures import Check, Latency
+from onnx_lowrank.measures import Check, Judged, Latency
 
 __all__ = [
     "REPORT_VERSION",
@@ -41,6 +41,7 @@ def tool_name() -> str:
 
 
 Status = Literal["factored", "dense"]
+DamageOf = Literal["outputs", "classes"]
 
 
 class JsonReport:
@@ -280,6 +281,8 @@ class BudgetReport:
         samples: how many samples the search used.
         put_back: layers that are dense again because the model was slower with their pairs.
         loss_error: standard error of the loss; None where one sample does not tell.
+        damage_of: what the damages are: "outputs", the mean relative square error of the outputs;
+            "classes", the mean Kullback-Leibler divergence of rows of classes, in nats.
     """
 
     option: str
@@ -293,6 +296,7 @@ class BudgetReport:
     samples: int
     put_back: tuple[str, ...] = ()
     loss_error: float | None = None
+    damage_of: DamageOf = "outputs"
 
 
 @dataclass(frozen=True)
@@ -345,6 +349,8 @@ class Report(JsonReport):
             where the user set a limit that holds.
         summary: the result in one sentence: size, speed and error.
         origin: what it takes to do it again; None where it was not kept.
+        judged: the result by the metric that the user named; None without one, or where nothing
+            was run.
     """
 
     version: int
@@ -364,6 +370,7 @@ class Report(JsonReport):
     verdict: OutputVerdict | None = None
     summary: str = ""
     origin: Origin | None = None
+    judged: Judged | None = None
 
 
 def _plain(value: Any) -> Any:

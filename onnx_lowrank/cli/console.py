@@ -31,7 +31,7 @@ from onnx_lowrank.cli.tables import (
     table_of,
 )
 from onnx_lowrank.files import is_standard_output
-from onnx_lowrank.measures import Check, Latency, speedup_text
+from onnx_lowrank.measures import Check, Judged, Latency, speedup_text
 from onnx_lowrank.phrases import counted, listed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.report import BudgetReport, Healing, Layer, Report
@@ -40,6 +40,10 @@ __all__ = ["TerminalProgress", "output_console", "print_report"]
 
 # A pipe has no width; a table that is cut to 80 columns would lose its names and reasons.
 _PIPE_WIDTH = 200
+_DAMAGES = {
+    "outputs": "mean relative square error of the outputs",
+    "classes": "Kullback-Leibler divergence of the classes, nats a row",
+}
 
 
 def output_console(*written: Path | None) -> Console:
@@ -108,6 +112,8 @@ def print_report(report: Report, console: Console) -> None:
         console.print(_latency_line(latency))
     if report.goal is not None:
         console.print(Text(_goal_line(report.goal)))
+    if report.judged is not None and (report.goal is None or report.goal.loss is None):
+        console.print(Text(_judged_line(report.judged)))
     print_notes(report.notes, console)
     if report.output.path is not None:
         console.print(f"wrote {report.output.path}")
@@ -229,6 +235,14 @@ def _print_check(check: Check, console: Console) -> None:
         console.print(table)
 
 
+def _judged_line(judged: Judged) -> str:
+    sure = "" if judged.standard_error is None else f", standard error {judged.standard_error:.2g}"
+    return (
+        f"metric: {judged.metric} {judged.before:.4g} → {judged.after:.4g} (loss {judged.loss:.3g}"
+        f"{sure}; {counted(judged.samples, 'sample')})"
+    )
+
+
 def _goal_line(goal: BudgetReport) -> str:
     parts = []
     if goal.loss is not None:
@@ -245,7 +259,7 @@ def _goal_line(goal: BudgetReport) -> str:
         if damage is not None
     ]
     if damages:
-        parts.append(f"damage {', '.join(damages)} (mean relative square error of the outputs)")
+        parts.append(f"damage {', '.join(damages)} ({_DAMAGES[goal.damage_of]})")
     else:
         parts.append("damage not measured")
     if goal.evaluations:

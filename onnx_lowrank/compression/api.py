@@ -45,7 +45,7 @@ def compress(
     uniform: bool = False,
     max_size: int | str | None = None,
     tolerance: float | None = None,
-    metric: str | Score = "relative-l2",
+    metric: str | Score | None = None,
     objective: str | None = None,
     speedup: float | None = None,
     max_latency: float | str | None = None,
@@ -104,8 +104,10 @@ def compress(
             bytes; a text has a unit, such as '20MB'.
         tolerance: instead of ``energy``: the fastest (see ``objective``) model whose held-out error
             by ``metric`` stays within this.
-        metric: what ``tolerance`` means: relative-l2, cosine, top1, or file.py:function of outputs,
-            reference outputs and labels that returns a score. The function itself does as well.
+        metric: what ``tolerance`` means, and what the result is judged by: relative-l2, cosine,
+            top1, kl, perplexity, or file.py:function of outputs, reference outputs and labels that
+            returns a score.  With kl and perplexity damage and ``heal`` are of the shares of
+            classes too. The function itself does as well. Default: relative-l2.
         objective: what to minimize within ``tolerance``. Default: latency.
         speedup: instead of ``energy``: the speedup over the original to reach.
         max_latency: instead of ``energy``: latency of one inference. A number is milliseconds; a

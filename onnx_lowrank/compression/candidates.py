@@ -70,18 +70,17 @@ class Candidates:
             context, self._prepared, plan.choices, destination, self._folder, healed=heal
         )
         self._assembled = assembled
-        loss = error = latency = None
+        judged = latency = None
         if context.runs():
             session = context.trial.open(assembled.path)
             self._session = context.trial.judged(assembled.model, session)
             if metric is not None:
                 with context.stages("judge"):
                     judged = context.trial.judge(self._session, metric)
-                    loss, error = judged.loss, judged.standard_error
             if settings.bench:
                 with context.stages("bench", TIMED_PAIRS) as advance:
                     latency = context.trial.time(session, TIMED_PAIRS, advance)
-        return Candidate(plan, assembled, Measured(assembled.bytes, loss, latency, error))
+        return Candidate(plan, assembled, Measured(assembled.bytes, judged, latency))
 
     def check(self) -> Check:
         """Outputs of the newest candidate, of a model that runs, against the original's."""
@@ -93,8 +92,9 @@ class Candidates:
             return check
         before, after = self._prepared.model, trial.giving_out(self._assembled.model)
         ranked = [d for d in self._assembled.decisions if d.choice.rank is not None]
-        seen = watched(before, [decision.node for decision in ranked], trial.mask)
-        if not seen.instead:
+        by_classes = self._context.settings.metric_used.of_classes
+        seen = watched(before, [decision.node for decision in ranked], trial.mask, by_classes)
+        if not (seen.instead or by_classes):
             return check
         with self._context.stages("check", len(trial.samples.feeds)) as advance:
             return dataclasses.replace(check, damage=trial.damage(seen, before, after, advance))

@@ -69,10 +69,11 @@ _TABLE = (
     ),
     Option(
         "metric", "metric",
-        "What {tolerance} means: relative-l2, cosine, top1, or file.py:function of outputs, "
-        "reference outputs and labels that returns a score.",
-        GOAL, default="relative-l2", also="The function itself does as well.",
-        needs=("tolerance",),
+        "What {tolerance} means, and what the result is judged by: relative-l2, cosine, top1, kl, "
+        "perplexity, or file.py:function of outputs, reference outputs and labels that returns a "
+        "score.  With kl and perplexity damage and {heal} are of the shares of classes too.",
+        GOAL, type_="str | Score | None", shown="relative-l2",
+        also="The function itself does as well.", excludes=("check",),
     ),
     Option(
         "objective", "choice",

@@ -37,7 +37,7 @@ class Chosen:
 
     Attributes:
         strategy: the strategy.
-        metric: what its result is judged by on unseen samples; None if by none.
+        metric: what its result is judged by on unseen samples beside the check; None if by none.
         table: latencies by layer, where the goal needs them.
         searching: its searches; None where layers are chosen one by one.
     """
@@ -66,8 +66,11 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
     """
     settings = context.settings
     budget = settings.budget
+    if settings.metric_given is not None and not context.runs():
+        why = context.trial.unavailable or "neither check nor timing may run it"
+        raise InputError(f"{named('metric')} needs a model that runs: {why}")
     if budget is None:
-        return Chosen(PerLayer(settings.goal, prepared))
+        return Chosen(PerLayer(settings.goal, prepared), settings.metric_given)
     if not context.runs():
         if budget.kind != "keep":
             why = context.trial.unavailable or "neither check nor timing may run it"
@@ -81,18 +84,19 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
         )
         return Chosen(PerLayer(goal, prepared))
     searching, table = searching_for(context, prepared, timed=budget.timed)
+    metric = settings.metric_given
     match budget.kind:
         case "keep":
-            return Chosen(Keep(searching, budget), None, table, searching)
+            return Chosen(Keep(searching, budget), metric, table, searching)
         case "max-size":
             frame = max(context.source.bytes - stored_bytes(context.source.model), 0)
-            return Chosen(MaxSize(searching, budget, frame), None, table, searching)
+            return Chosen(MaxSize(searching, budget, frame), metric, table, searching)
         case "tolerance":
             cost = cost_of(prepared, budget.objective, table)
             strategy = Tolerance(searching, budget, cost)
             return Chosen(strategy, budget.metric, table, searching)
     assert table is not None
-    return Chosen(Speed(searching, budget, table), None, table, searching)
+    return Chosen(Speed(searching, budget, table), metric, table, searching)
 
 
 def searching_for(
@@ -133,6 +137,7 @@ def searching_for(
         multiple,
         reading=trial.reading,
         only_seen=budget is not None and budget.kind == "tolerance",
+        by_classes=settings.metric_used.of_classes,
     )
     if settings.save_stats is not None and prepared.saved is not None:
         curves = {

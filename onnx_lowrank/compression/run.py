@@ -243,19 +243,22 @@ class _Run:
             notes.append(summary)
         budget = context.settings.budget
         goal = None
+        judged = None if found is None else found.measured.judged
+        limited = judged if budget is not None and budget.kind == "tolerance" else None
         if budget is not None and chosen is not None:
             goal = BudgetReport(
                 option=budget.option,
                 predicted_damage=plan.damage,
                 summed_damage=plan.summed,
                 achieved_damage=None if check is None else seen_damage(check.damage, decisions),
-                metric=None if chosen.metric is None else chosen.metric.text,
-                loss=None if found is None else found.measured.loss,
+                metric=budget.metric.text if budget.kind == "tolerance" else None,
+                loss=None if limited is None else limited.loss,
                 evaluations=chosen.evaluations,
                 assembled=self._candidates.made,
                 samples=chosen.samples,
                 put_back=self._put_back,
-                loss_error=None if found is None else found.measured.loss_error,
+                loss_error=None if limited is None else limited.standard_error,
+                damage_of=context.settings.damage_of,
             )
             notes += _uncertain(goal, budget)
         report = Report(
@@ -275,6 +278,7 @@ class _Run:
             notes=tuple(notes),
             verdict=self._verdict(check, decisions),
             origin=self._origin(),
+            judged=judged,
         )
         return dataclasses.replace(report, summary=headline(report))
 

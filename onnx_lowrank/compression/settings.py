@@ -19,6 +19,7 @@ from onnx_lowrank.maps.find import Selection
 from onnx_lowrank.maps.forms import chosen_forms
 from onnx_lowrank.ranks.formats import WITHOUT_BLOCKS
 from onnx_lowrank.ranks.goals import Budget, Goal, budget_of
+from onnx_lowrank.report import DamageOf
 
 __all__ = ["Settings"]
 
@@ -41,7 +42,7 @@ class Settings:
     uniform: bool = False
     max_size: int | str | None = None
     tolerance: float | None = None
-    metric: str | Score = "relative-l2"
+    metric: str | Score | None = None
     objective: str | None = None
     speedup: float | None = None
     max_latency: float | str | None = None
@@ -155,7 +156,17 @@ class Settings:
     @cached_property
     def metric_used(self) -> Metric:
         """What a tolerance limits; one object for the whole run, which loads a function once."""
-        return Metric.parse(self.metric)
+        return Metric() if self.metric is None else Metric.parse(self.metric)
+
+    @property
+    def metric_given(self) -> Metric | None:
+        """What the user wants the result judged by; None if that was not said."""
+        return None if self.metric is None else self.metric_used
+
+    @property
+    def damage_of(self) -> DamageOf:
+        """What damage is measured at."""
+        return "classes" if self.metric_used.of_classes else "outputs"
 
     @property
     def selection(self) -> Selection:
@@ -173,4 +184,4 @@ class Settings:
                 plain[option.name] = os.fspath(value)
             elif option.kind == "paths":
                 plain[option.name] = tuple(os.fspath(path) for path in value)
-        return {**plain, "metric": self.metric_used.text}
+        return {**plain, "metric": None if self.metric is None else self.metric_used.text}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
 from onnx_lowrank.errors import CrashError, InputError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
-from onnx_lowrank.evaluation.metrics import Judged, Metric
+from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.evaluation.outputs import compare_outputs, mean_damage, run_check
 from onnx_lowrank.evaluation.reading import Reading, reading_of
 from onnx_lowrank.evaluation.watched import Watched
 from onnx_lowrank.graph.draws import drawing, steady
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.save import runnable_file
-from onnx_lowrank.measures import Check, Latency
+from onnx_lowrank.measures import Check, Judged, Latency
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Advance
@@ -382,9 +383,10 @@ class Trial:
             before = self._opener.run(self._judge_of_original, feed, "the original")
             after = self._opener.run(candidate, feed, "the result")
             keep = self.reading.kept(feed)
-            meter.add(after, before, None if labels is None else labels[number], keep)
+            own = metric.labels(feed, None if labels is None else labels[number], self.reading.mask)
+            meter.add(after, before, own, keep)
         self.notes.update(meter.notes)
-        return meter.result()
+        return replace(meter.result(), metric=metric.text)
 
     def time(self, candidate: ort.InferenceSession, pairs: int, advance: Advance) -> Latency | None:
         """Latency of a model against the original's, run in turns; none of an emulator."""

@@ -15,7 +15,7 @@ from onnx_lowrank.data.labels import LABEL_NAMES, own_name
 from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.phrases import near_names
+from onnx_lowrank.phrases import listed, near_names
 
 __all__ = ["Fitter", "is_floating", "require_tensors"]
 
@@ -66,12 +66,16 @@ class Fitter:
         self._outputs = frozenset(output_names)
         self._own_labels = own_labels
         self._notes: dict[str, None] = {}
+        self._resized: dict[str, str] = {}
         self._not_finite: set[str] = set()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was found so far, each once."""
-        return tuple(self._notes)
+        if not self._resized:
+            return tuple(self._notes)
+        assumed = listed(list(self._resized.values()), 4)
+        return (*self._notes, f"the data's own sizes are used, not the assumed {assumed}")
 
     def note(self, text: str) -> None:
         """Add a note, once."""
@@ -199,10 +203,7 @@ class Fitter:
                         f"got {size}"
                     )
             if guess and wanted is not None and size != wanted:
-                self.note(
-                    f"input {name!r}: the data's own sizes are used, not the assumed "
-                    f"{list(known or ())}"
-                )
+                self._resized[name] = f"{name} {list(known or ())}"
 
 
 def _kind(dtype: np.dtype[Any]) -> str | None:

@@ -4,6 +4,10 @@
 ``cosine``              mean cosine of the outputs to the original's
 ``top1``                share of rows whose largest element is the label's; without labels, the
                         original's
+``kl``                  mean Kullback-Leibler divergence of the original's classes from the
+                        model's, in nats a row, where the outputs are logits or shares
+``perplexity``          that of the right classes, exp of the mean of -log p; without labels the
+                        right class of a position is the token that follows it
 ``file.py:function``    mean of a score of the user's, called for every sample
 ``module:function``     the same, from a module
 
@@ -16,50 +20,36 @@ itself, or how far the score drops below the original's own.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from onnx_lowrank.data.usercode import UserCode, failure
 from onnx_lowrank.errors import InputError, UsageError, named
-from onnx_lowrank.evaluation.outputs import Comparison, same_top
+from onnx_lowrank.evaluation.likelihood import Divergence, Perplexity, next_tokens
+from onnx_lowrank.evaluation.meter import Meter
+from onnx_lowrank.evaluation.outputs import Comparison
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
+from onnx_lowrank.evaluation.top1 import Top1
+from onnx_lowrank.measures import Judged
 from onnx_lowrank.numerics.arrays import Array, Feed
 
-__all__ = ["Judged", "Meter", "Metric", "Score"]
+__all__ = ["Metric", "Score"]
 
 Score = Callable[[Feed, Feed, Array | None], Any]
-MetricKind = Literal["relative-l2", "cosine", "top1", "function"]
+MetricKind = Literal["relative-l2", "cosine", "top1", "kl", "perplexity", "function"]
 
-_KINDS: dict[str, MetricKind] = {"relative-l2": "relative-l2", "cosine": "cosine", "top1": "top1"}
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One model by one metric.
-
-    Attributes:
-        loss: how much worse it is than the original, from 0; may be negative where a score with
-            labels or of the user's rises.
-        before: the metric's own figure for the original.
-        after: the same for the model.
-        samples: how many it is the mean of.
-        standard_error: of the loss as a mean over samples, for top1 over rows; None where one
-            sample does not tell.
-    """
-
-    loss: float
-    before: float
-    after: float
-    samples: int
-    standard_error: float | None = None
+_KINDS: dict[str, MetricKind] = {
+    "relative-l2": "relative-l2",
+    "cosine": "cosine",
+    "top1": "top1",
+    "kl": "kl",
+    "perplexity": "perplexity",
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +100,27 @@ class Metric:
     @property
     def higher_is_better(self) -> bool:
         """Whether its figure is a score; the loss is always to be small."""
-        return self.kind != "relative-l2"
+        return self.kind not in ("relative-l2", "kl", "perplexity")
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether it compares shares of classes: damage and healing do so then as well."""
+        return self.kind in ("kl", "perplexity")
+
+    def labels(self, feed: Feed, given: Array | None, mask: str | None) -> Array | None:
+        """The labels of a sample: those that were given, or for perplexity its next tokens.
+
+        Args:
+            feed: the sample.
+            given: its labels, or None.
+            mask: the input whose zeros mark padding, or None.
+
+        Raises:
+            InputError: there are none, and no input could be token ids.
+        """
+        if self.kind != "perplexity" or given is not None:
+            return given
+        return next_tokens(feed, mask, named("metric", self.kind))
 
     @cached_property
     def _score(self) -> Score:
@@ -139,7 +149,11 @@ class Metric:
         if self.kind == "function":
             return _Function(self.text, self.code, self._score)
         if self.kind == "top1":
-            return _Top1(reading)
+            return Top1(reading)
+        if self.kind == "kl":
+            return Divergence(reading)
+        if self.kind == "perplexity":
+            return Perplexity(reading)
         return _Distance(self.kind, reading)
 
     def evaluate(
@@ -164,74 +178,6 @@ class Metric:
         for number, (own, original) in enumerate(zip(outputs, reference, strict=True)):
             meter.add(own, original, None if labels is None else labels[number])
         return meter.result().loss
-
-
-class Meter(ABC):
-    """Adds up a metric; one sample at a time is in memory.
-
-    Attributes:
-        samples: how many were added.
-        notes: what the user should know, each once.
-    """
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.notes: dict[str, None] = {}
-        self._sums: list[float] = [0.0]
-
-    def add(
-        self,
-        outputs: Feed,
-        reference: Feed,
-        labels: Array | None = None,
-        keep: Array | None = None,
-    ) -> None:
-        """Add one sample.
-
-        Args:
-            outputs: of the model, name -> array.
-            reference: of the original.
-            labels: of the sample, shape [rows, …], or None.
-            keep: which rows count (see `Reading.kept`); None for all of them.  A function of the
-                user's gets whole outputs.
-
-        Raises:
-            InputError: the outputs do not fit each other, the metric or the labels; or the user's
-                function fails.  It names the sample, counted from 0.
-        """
-        self._add(outputs, reference, labels, keep)
-        self.samples += 1
-        self._sums.append(self._sum())
-
-    def result(self) -> Judged:
-        """The metric over all samples.
-
-        Raises:
-            InputError: there was no sample.
-        """
-        if not self.samples:
-            raise InputError(f"{named('metric')}: expected at least one sample, got none")
-        return dataclasses.replace(self._result(), standard_error=self._standard_error())
-
-    def _sum(self) -> float:
-        """The sum of the losses of all samples so far."""
-        try:
-            return self._result().loss * self.samples
-        except InputError:  # nothing to compare in the samples so far
-            return 0.0
-
-    def _standard_error(self) -> float | None:
-        if self.samples < 2:
-            return None
-        return float(np.std(np.diff(self._sums), ddof=1) / math.sqrt(self.samples))
-
-    @abstractmethod
-    def _add(
-        self, outputs: Feed, reference: Feed, labels: Array | None, keep: Array | None
-    ) -> None: ...
-
-    @abstractmethod
-    def _result(self) -> Judged: ...
 
 
 class _Distance(Meter):
@@ -270,132 +216,6 @@ class _Distance(Meter):
             return Judged(1.0 - cosine, 1.0, cosine, self.samples)
         error = sum(output.relative_l2 for output in results) / len(results)
         return Judged(error, 0.0, error, self.samples)
-
-
-class _Top1(Meter):
-    """The largest element of each row ``[…, classes]``: is it the label's, or the original's?"""
-
-    def __init__(self, reading: Reading) -> None:
-        super().__init__()
-        self._reading = reading
-        self._rows = self._before = self._after = self._changed = 0
-        self._labelled: bool | None = None
-
-    def _add(
-        self, outputs: Feed, reference: Feed, labels: Array | None, keep: Array | None
-    ) -> None:
-        where = f"{named('metric', 'top1')}: sample {self.samples}"
-        if self._labelled is None:
-            self._labelled = labels is not None
-        if self._labelled != (labels is not None):
-            raise InputError(f"{where}: expected labels for all samples or for none")
-        for name in self._chosen(reference, where):
-            original, own = reference[name], outputs.get(name)
-            if own is None or own.shape != original.shape:
-                got = "none" if own is None else f"shape {list(own.shape)}"
-                raise InputError(
-                    f"{where}: output {name!r}: expected shape {list(original.shape)}, got {got}"
-                )
-            where_name = f"{where}: output {name!r}"
-            before, after, judged = (
-                self._reading.counted(name, found, keep)
-                for found in _agreement(original, own, labels, where_name)
-            )
-            self._rows += int(np.count_nonzero(judged))
-            self._before += int(np.count_nonzero(before[judged]))
-            self._after += int(np.count_nonzero(after[judged]))
-            self._changed += int(np.count_nonzero(before[judged] != after[judged]))
-
-    def _chosen(self, reference: Feed, where: str) -> list[str]:
-        reference = {n: a for n, a in reference.items() if n not in self._reading.inside}
-        chosen = [name for name in reference if name in self._reading.classifiers]
-        suitable = [
-            name
-            for name in (chosen or reference)
-            if reference[name].ndim and reference[name].shape[-1] > 1
-            if reference[name].dtype.kind in "fV"
-        ]
-        # A model that ends in ArgMax gives the classes themselves.
-        numbers = [name for name, array in reference.items() if array.dtype.kind in "iu"]
-        if not chosen and (len(suitable) == 1 or (not suitable and len(numbers) == 1)):
-            (name,) = suitable or numbers
-            what = "a classifier's" if suitable else "numbers of classes"
-            self.notes[f"{named('metric', 'top1')}: output {name!r} is taken for {what}"] = None
-            return [name]
-        if not chosen or not suitable:
-            shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in reference.items())
-            raise InputError(
-                f"{where}: expected one output [rows, classes] of a classifier, or one of whole "
-                f"numbers, the classes, got {shapes}"
-            )
-        return suitable
-
-    def _standard_error(self) -> float | None:
-        # Of rows that change by -1, 0 or 1.  One more counts as changed: that none of a few rows
-        # changes is no proof that none would.
-        share = (self._changed + 1) / (self._rows + 1)
-        return math.sqrt(share / self._rows)
-
-    def _result(self) -> Judged:
-        if not self._rows:
-            raise InputError(f"{named('metric', 'top1')}: expected rows with labels, got none")
-        before, after = self._before / self._rows, self._after / self._rows
-        return Judged(before - after, before, after, self.samples)
-
-
-def _agreement(
-    original: Array, own: Array, labels: Array | None, where: str
-) -> tuple[Array, Array, Array]:
-    """Of each row: is the original right, is the model, and does the row count.
-
-    Right is the label, or without labels what the original says.
-    """
-    if original.dtype.kind in "iu":
-        if labels is None:
-            same = np.asarray(own == original)
-            return np.ones_like(same), same, np.ones_like(same)
-        expected = _classes(labels, original.shape, where, scores=False)
-        return original == expected, own == expected, expected >= 0
-    if labels is None:
-        same = same_top(original, own)
-        return np.ones_like(same), same, np.ones_like(same)
-    right = _one_hot(labels, original, where)
-    # A row without a label counts nowhere.
-    return same_top(original, right), same_top(own, right), np.asarray(right.any(axis=-1))
-
-
-def _one_hot(labels: Array, scores: Array, where: str) -> Array:
-    """1 at each row's label, shape [..., classes]; rows with a negative label have none."""
-    classes_of = _classes(labels, scores.shape, where, scores=True)
-    return np.asarray(np.arange(scores.shape[-1]) == classes_of[..., np.newaxis], np.int8)
-
-
-def _classes(
-    labels: Array, shape: tuple[int, ...], where: str, *, scores: bool
-) -> npt.NDArray[np.int64]:
-    """Labels as whole numbers, one for each row of scores, or one for each of the classes."""
-    rows, classes = (shape[:-1], shape[-1]) if scores else (shape, None)
-    if labels.size != math.prod(rows):
-        raise InputError(
-            f"{where}: expected {math.prod(rows)} labels, one for each row of {list(shape)}, "
-            f"got {labels.size}"
-        )
-    if labels.dtype.kind not in "iubf":
-        shown = str(labels.reshape(-1)[0])
-        raise InputError(f"{where}: expected numbers of classes as labels, got {shown!r}")
-    numbers = labels.reshape(rows)
-    with np.errstate(invalid="ignore"):
-        classes_of = numbers.astype(np.int64)
-    odd = classes_of != numbers
-    if classes is not None:
-        odd |= classes_of >= classes
-    if odd.any():
-        most = "" if classes is None else f" to {classes - 1}"
-        raise InputError(
-            f"{where}: expected labels from 0{most} (below 0: no label), "
-            f"got {numbers[odd].reshape(-1)[0]}"
-        )
-    return np.asarray(classes_of)
 
 
 class _Function(Meter):

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
+from onnx_lowrank.errors import named
+from onnx_lowrank.evaluation.likelihood import divergence
 from onnx_lowrank.evaluation.outputs import damage_of
 from onnx_lowrank.evaluation.reading import Reading, reading_of
+from onnx_lowrank.evaluation.top1 import rows_of_classes
 from onnx_lowrank.graph.flow import flow_from
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.phrases import listed
@@ -28,11 +32,13 @@ class Watched:
             ArgMax), strings, sequences, and tensors whose size depends on what the layers compute
             (the boxes that NonMaxSuppression leaves).
         reading: what is known of all that is compared.
+        by_classes: whether only outputs of classes are compared, by their shares.
     """
 
     outputs: frozenset[str]
     instead: Mapping[str, tuple[str, ...]]
     reading: Reading
+    by_classes: bool = False
 
     @property
     def values(self) -> frozenset[str]:
@@ -60,19 +66,39 @@ class Watched:
         return copy
 
     def damage(self, before: Feed, after: Feed, feed: Feed) -> float | None:
-        """`damage_of` for what two models give on one sample."""
-        both = {n: a for n, a in before.items() if n in self.values and n in after}
-        return damage_of(both, after, self.reading, self.reading.kept(feed))
+        """The damage of a model by what two models give on one sample; None: nothing to compare.
+
+        It is that of `damage_of`, or where shares of classes are compared the mean of their
+        `divergences`.
+
+        Raises:
+            InputError: shares of classes are compared, and no output or more than one could be it.
+        """
+        keep = self.reading.kept(feed)
+        if not self.by_classes:
+            both = {n: a for n, a in before.items() if n in self.values and n in after}
+            return damage_of(both, after, self.reading, keep)
+        given = {name: array for name, array in before.items() if name in self.outputs}
+        names, _ = rows_of_classes(given, self.reading, "kl", named("metric"))
+        rows = [divergence(n, given[n], after[n], self.reading, keep) for n in names if n in after]
+        found = np.concatenate(rows) if rows else np.zeros(0)
+        return float(found.mean()) if found.size else None
 
 
-def watched(model: ir.Model, nodes: Collection[ir.Node], mask: str | None) -> Watched:
+def watched(
+    model: ir.Model, nodes: Collection[ir.Node], mask: str | None, by_classes: bool = False
+) -> Watched:
     """What tells the damage of layers.
 
     Args:
         model: the model.
         nodes: the layers; outputs that do not depend on them stay as they are.
         mask: the input that marks padding; None without.
+        by_classes: whether shares of classes are compared, which only outputs can hold.
     """
+    if by_classes:
+        outputs = frozenset(value.name or "" for value in model.graph.outputs)
+        return Watched(outputs, {}, reading_of(model, mask), by_classes=True)
     flow = flow_from(model, nodes=nodes)
     sources = {
         output.name or "": flow.sources(output)

@@ -37,6 +37,7 @@ class Probe:
         feeds: Sequence[Feed],
         open_model: OpenModel,
         mask: str | None = None,
+        by_classes: bool = False,
     ) -> None:
         """Open the session and run the reference.
 
@@ -46,6 +47,7 @@ class Probe:
             feeds: samples, at least one.
             open_model: makes a runner of a model.
             mask: the input that marks padding; None without.
+            by_classes: whether damage is measured at shares of classes (see `watched`).
 
         Raises:
             InputError: the model does not run.
@@ -61,7 +63,7 @@ class Probe:
         for name in self._dense:
             _open_weight(copy, name)
         nodes = [member.site.node for group in groups for member in group.members]
-        self.watched = watched(model, nodes, mask)
+        self.watched = watched(model, nodes, mask, by_classes)
         give_out(copy, self.watched.inside)
         self._run: Runner = open_model(copy)
         self.feeds = tuple(feeds)
@@ -77,7 +79,7 @@ class Probe:
         return map(self._given, self._values(pairs))
 
     def damage(self, pairs: Mapping[Group, Factors]) -> float | None:
-        """Mean of `damage_of` over the samples; None where none of them can be compared."""
+        """Mean of `Watched.damage` over the samples; None where none of them can be compared."""
         return mean_damage(
             self.watched.damage(before, after, feed)
             for feed, before, after in zip(

@@ -61,6 +61,7 @@ class Searching:
         *,
         reading: Reading = PLAIN,
         only_seen: bool = False,
+        by_classes: bool = False,
     ) -> None:
         """Measure the damage of every layer.
 
@@ -74,6 +75,7 @@ class Searching:
             multiple: on which multiple a group's rank should be, where that is not the goal's.
             reading: what is known of the model's outputs.
             only_seen: whether layers stay dense whose damage the outputs do not show.
+            by_classes: whether damage is measured at shares of classes.
 
         Raises:
             InputError: the model does not run with its weights as inputs.
@@ -82,7 +84,9 @@ class Searching:
         self._goal, self._samples, self._reading = goal, samples, reading
         groups = [group for group, found in prepared.measured.items() if found.finite]
         with stages("damage", len(groups)) as advance:
-            self.probe = Probe(prepared.model, groups, samples.feeds, open_model, reading.mask)
+            self.probe = Probe(
+                prepared.model, groups, samples.feeds, open_model, reading.mask, by_classes
+            )
             curves = damage_curves(
                 groups,
                 prepared.measured,
@@ -148,8 +152,11 @@ class Searching:
         labels = self._samples.labels
         outputs = self.probe.outputs(pairs)
         for number, (own, before) in enumerate(zip(outputs, self.probe.reference, strict=True)):
-            keep = self._reading.kept(self._samples.feeds[number])
-            meter.add(own, before, None if labels is None else labels[number], keep)
+            feed = self._samples.feeds[number]
+            given = metric.labels(
+                feed, None if labels is None else labels[number], self._reading.mask
+            )
+            meter.add(own, before, given, self._reading.kept(feed))
         for note in meter.notes:
             self.say(note)
         return meter.result().loss

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.measures import Latency
+from onnx_lowrank.measures import Judged, Latency
 from onnx_lowrank.ranks.choose import choose, settle
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
@@ -47,15 +47,18 @@ class Measured:
 
     Attributes:
         bytes: of the written model.
-        loss: by the metric of a tolerance, on samples that no search has seen.
+        judged: by a metric, on samples that no search has seen; None where there is none.
         latency: against the original.
-        loss_error: standard error of the loss.
     """
 
     bytes: int
-    loss: float | None
+    judged: Judged | None
     latency: Latency | None
-    loss_error: float | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """The loss by the metric."""
+        return None if self.judged is None else self.judged.loss
 
 
 class Unreachable(Exception):  # noqa: N818 - it is a finding, not a fault

@@ -159,7 +159,9 @@ def test_no_sample() -> None:
 
 @pytest.mark.parametrize("text", ["accuracy", "top-1", "score.py", ":f", "a.py:not a name", ""])
 def test_unknown_metric(text: str) -> None:
-    with pytest.raises(UsageError, match=r"expected relative-l2, cosine, top1, file.py:function"):
+    with pytest.raises(
+        UsageError, match=r"expected relative-l2, cosine, top1, kl, perplexity, file"
+    ):
         Metric.parse(text)
 
 

@@ -1,0 +1,101 @@
+"""Distances of two sets of classes: Kullback-Leibler divergence, and the surprise at the right one.
+
+Rows are logits, or shares that add up to 1.  A block of rows at a time is in double precision: the
+logits of a language model are the largest arrays of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.numerics.arrays import Array
+
+__all__ = ["are_shares", "divergences", "surprises"]
+
+# Elements of a block of rows in double precision.
+BLOCK = 1 << 20
+# Rows of shares add up to 1 within this, also in float16.
+_SLACK = 5e-3
+_LEAST = float(np.finfo(np.float64).tiny)
+
+
+def are_shares(rows: Array) -> bool:
+    """Whether every row holds shares: numbers from 0 that add up to 1.
+
+    Args:
+        rows: shape [rows, classes].
+    """
+    for part in _blocks(rows):
+        block = rows[part].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            total = block.sum(axis=-1)
+            if not (np.all(block >= 0.0) and np.all(np.abs(total - 1.0) <= _SLACK)):
+                return False
+    return bool(len(rows))
+
+
+def divergences(reference: Array, found: Array, shares: bool = False) -> npt.NDArray[np.float64]:
+    """``Σ p (log p − log q)`` of every row in nats, of p by the reference and q by the other one.
+
+    Infinite where only one of the two rows holds NaN, or the other one rules out a class that the
+    reference does not.
+
+    Args:
+        reference: shape [rows, classes].
+        found: the same shape.
+        shares: whether rows are p and q themselves; else they are logits.
+
+    Returns:
+        shape [rows].
+    """
+    result = np.empty(len(reference))
+    for part in _blocks(reference):
+        log_p, log_q = (_logarithms(array[part], shares) for array in (reference, found))
+        p = np.exp(log_p)
+        with np.errstate(invalid="ignore"):
+            terms = np.where(p > 0.0, p * (log_p - log_q), 0.0)
+        own = terms.sum(axis=-1)
+        odd = [np.isnan(log).any(axis=-1) for log in (log_p, log_q)]
+        # Rounding makes rows that are the same slightly negative.
+        result[part] = np.where(odd[0] | odd[1], np.inf, np.maximum(own, 0.0))
+        result[part][odd[0] & odd[1]] = 0.0
+    return result
+
+
+def surprises(
+    rows: Array, classes: npt.NDArray[np.int64], shares: bool = False
+) -> npt.NDArray[np.float64]:
+    """``−log p`` of one class of every row, in nats; infinite where the row holds NaN.
+
+    Args:
+        rows: shape [rows, classes].
+        classes: shape [rows].
+        shares: whether rows are p themselves; else they are logits.
+
+    Returns:
+        shape [rows].
+    """
+    result = np.empty(len(rows))
+    for part in _blocks(rows):
+        log_p = _logarithms(rows[part], shares)
+        own = -np.take_along_axis(log_p, classes[part][:, np.newaxis], axis=-1)[:, 0]
+        result[part] = np.where(np.isnan(own), np.inf, own)
+    return result
+
+
+def _blocks(rows: Array) -> Iterator[slice]:
+    step = max(1, BLOCK // max(rows.shape[-1], 1))
+    return (slice(start, start + step) for start in range(0, len(rows), step))
+
+
+def _logarithms(rows: Array, shares: bool) -> npt.NDArray[np.float64]:
+    wide = rows.astype(np.float64)
+    if shares:
+        return np.asarray(np.log(np.maximum(wide, _LEAST)))
+    with np.errstate(invalid="ignore"):
+        wide -= wide.max(axis=-1, keepdims=True)
+        wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return wide
