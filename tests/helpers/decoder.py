@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -32,7 +34,7 @@ def decoder_model(seed: int = 0) -> onnx.ModelProto:
         constants[name] = np.asarray(array, dtype)
         return name
 
-    def op(kind: str, *inputs: str, out: str, **attributes: object) -> str:
+    def op(kind: str, *inputs: str, out: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(kind, list(inputs), [out], name=out, **attributes))
         return out
 
@@ -75,7 +77,7 @@ def decoder_model(seed: int = 0) -> onnx.ModelProto:
             w = weight(f"{n}/W{part}", WIDTH, GROUPS * SIZE)
             own = heads(op("MatMul", h, w, out=f"{n}/{part}"), GROUPS, f"{n}/{part}")
             old, new = f"past.{layer}.{part}", f"present.{layer}.{part}"
-            shape = ["batch", GROUPS, "past", SIZE]
+            shape: list[str | int | None] = ["batch", GROUPS, "past", SIZE]
             inputs.append(helper.make_tensor_value_info(old, TensorProto.FLOAT, shape))
             shape = ["batch", GROUPS, "total", SIZE]
             outputs.append(helper.make_tensor_value_info(new, TensorProto.FLOAT, shape))
