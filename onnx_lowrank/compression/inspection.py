@@ -11,7 +11,9 @@ from onnx_lowrank.fitting.spectra import measure
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.load import ModelLike, load
+from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import all_graphs, all_nodes, elements, node_name
+from onnx_lowrank.maps.adapters import Merged, merge_adapters
 from onnx_lowrank.maps.choice import Spectrum
 from onnx_lowrank.maps.find import (
     Finding,
@@ -41,7 +43,8 @@ class Inspected:
 
     Attributes:
         name: the node, or for a constant that is no linear map, the nodes that read it.
-        form: how it stands in the graph; "" for a constant that is no linear map.
+        form: how it stands in the graph, "… + adapter" with an adapter beside it; "" for a constant
+            that is no linear map.
         ops: the name by which the user chooses the form.
         weight: the constant.
         shape: as (e, m, n) for a linear map, else the constant's own.
@@ -75,6 +78,8 @@ class Inspection:
 def inspect_model(model: ModelLike, constant_inputs: bool, progress: Progress) -> Inspection:
     """Find and measure every linear map of a model, as it is, without simplifying it.
 
+    A weight and the adapter beside it are one map.
+
     Raises:
         InputError: the model cannot be read.
     """
@@ -84,20 +89,21 @@ def inspect_model(model: ModelLike, constant_inputs: bool, progress: Progress) -
     graph = source.model
     constants = Constants(graph, constant_inputs)
     with stages("find"):
+        total = elements(graph)
+        adapted = merge_adapters(graph, constants, all_forms(), Spool())
         finding = find(graph, constants, all_forms())
     wanted = [group for group in finding.groups if 0 not in group.shape]
     with stages("measure", sum(group.matrix.size for group in wanted)) as advance:
         measured, _ = measure(wanted, Statistics(), advance)
-    total = elements(graph)
     return Inspection(
         source.name,
         total,
-        tuple(_entries(finding, measured)),
+        tuple(_entries(finding, measured, adapted)),
         tuple(_others(graph, finding, constants, total)),
     )
 
 
-def _entries(finding: Finding, measured: dict[Group, Spectrum]) -> list[Inspected]:
+def _entries(finding: Finding, measured: dict[Group, Spectrum], adapted: Merged) -> list[Inspected]:
     group_of = {m.site: group for group in finding.groups for m in group.members}
     rows = []
     for entry in finding.entries:
@@ -117,24 +123,29 @@ def _entries(finding: Finding, measured: dict[Group, Spectrum]) -> list[Inspecte
                 )
             )
             continue
-        rows.extend(_site(site, group_of[site], measured) for site in entry.sites)
+        rows.extend(_site(site, group_of[site], measured, adapted) for site in entry.sites)
     return rows
 
 
-def _site(site: Site, group: Group, measured: dict[Group, Spectrum]) -> Inspected:
+def _site(site: Site, group: Group, measured: dict[Group, Spectrum], adapted: Merged) -> Inspected:
     found = measured.get(group)
     reasons = [] if site.form.default else [f"off by default; {named('ops', site.form.ops)}"]
+    adapter = adapted.nodes.get(site.node, 0)
+    if adapter:
+        reasons.append(f"with its adapter, W + s·A·B, {adapter:,} parameters beside W")
+    elif node_name(site.node) in adapted.left:
+        reasons.append(f"its adapter stays beside it: {adapted.left[node_name(site.node)]}")
     if found is not None and not found.finite:
         reasons.append("holds NaN or Inf")
     if group.others:
         reasons.append(f"its constant is also read by {listed(group.others, 2)}")
     return Inspected(
         node_name(site.node),
-        site.form.name,
+        f"{site.form.name} + adapter" if adapter else site.form.name,
         site.form.ops,
         site.operand.name,
         (site.slices, site.m, site.n),
-        site.operand.size,
+        site.operand.size + adapter,
         break_even(site.m, site.n),
         tuple(found.needed(e) for e in ENERGIES) if found is not None and found.finite else (),
         "; ".join(reasons),

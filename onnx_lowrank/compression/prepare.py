@@ -30,7 +30,9 @@ from onnx_lowrank.fitting.statistics_file import SavedStatistics, fingerprint, w
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
+from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name, stored_bytes
+from onnx_lowrank.maps.adapters import merge_adapters
 from onnx_lowrank.maps.choice import Spectrum
 from onnx_lowrank.maps.find import Finding, Group, Selection, find
 from onnx_lowrank.maps.formats import OPSET, Format
@@ -38,7 +40,7 @@ from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
-from onnx_lowrank.phrases import by_reason
+from onnx_lowrank.phrases import by_reason, counted, listed
 from onnx_lowrank.ranks.choose import choose, worth_measuring
 from onnx_lowrank.ranks.formats import WEIGHTS, formats_of
 from onnx_lowrank.ranks.goals import Goal
@@ -71,6 +73,7 @@ def prepare(context: Context) -> Prepared:
     context.fixed_sizes()
     model, selection = _simplified(context)
     with context.stages("find"):
+        _merge_adapters(context, model, selection)
         finding = find_maps(context, model)
         early = {group: worth_measuring(group, goal, selection) for group in finding.groups}
     undecided = [group for group, choice in early.items() if choice is None]
@@ -166,6 +169,28 @@ def _simplified(context: Context) -> tuple[ir.Model, Selection]:
         nodes += [entry.node for entry in find_maps(context, found.model).entries]
     selection.check(nodes)
     return found.model, selection.carried(found.merged)
+
+
+def _merge_adapters(context: Context, model: ir.Model, selection: Selection) -> None:
+    """Add adapters to the weights that they stand beside, in place."""
+
+    def stays(base: ir.Node, nodes: Sequence[ir.Node]) -> str | None:
+        left_out = (selection.excluded(node) for node in nodes)
+        return selection.reason(base) or next((why for why in left_out if why is not None), None)
+
+    settings = context.settings
+    constants = Constants(model, settings.constant_inputs)
+    with Spool(context.folder) as spool:
+        found = merge_adapters(model, constants, chosen_forms(settings.ops), spool, stays)
+    for note in by_reason(found.left, "adapters that stay beside their weights"):
+        context.say(note)
+    if found.nodes:
+        names = [node_name(node) for node in found.nodes]
+        context.say(
+            f"{counted(len(names), 'adapter')} merged into the weights beside them, W + s·A·B, "
+            f"{sum(found.nodes.values()):,} parameters: {listed(names, 4)}; linear parameters and "
+            "MACs before are those of the merged model"
+        )
 
 
 def _calibrated(

@@ -76,31 +76,41 @@ def _measured(
     energy: float | None,
     wanted: Callable[[Group, Spectrum], int | None] | None,
 ) -> tuple[Spectrum, tuple[Basis, ...]]:
+    try:
+        return _components(group, statistics, spectra, energy, wanted)
+    finally:
+        # All views of the weight are gone with the call, else its file could not be closed.
+        group.matrix.release()
+
+
+def _components(
+    group: Group,
+    statistics: Statistics,
+    spectra: bool,
+    energy: float | None,
+    wanted: Callable[[Group, Spectrum], int | None] | None,
+) -> tuple[Spectrum, tuple[Basis, ...]]:
     moments, fisher = statistics.fit.get(group), statistics.coordinates(group)
     stack = group.matrix.numpy()
     weighed: EnergyOf = "fisher" if fisher.known else "output"
     of = "weight" if moments is None else weighed
+    if not all(_finite(matrix) for matrix in stack):
+        return Spectrum(None, False, of), ()
+    if not spectra:
+        return Spectrum(None, True, of), ()
+    if moments is None and energy is not None and len(stack) == 1:
+        found = sketch(stack[0], energy=energy)
+        if found is not None:
+            return Spectrum(found.squares, True, of, found.rest), (found.basis,)
+    components = StackComponents(fisher.into(stack), moments)
+    spectrum = Spectrum(components.squares, True, of)
+    rank = None if wanted is None else wanted(group, spectrum)
     bases: tuple[Basis, ...] = ()
-    try:
-        if not all(_finite(matrix) for matrix in stack):
-            return Spectrum(None, False, of), ()
-        if not spectra:
-            return Spectrum(None, True, of), ()
-        if moments is None and energy is not None and len(stack) == 1:
-            found = sketch(stack[0], energy=energy)
-            if found is not None:
-                return Spectrum(found.squares, True, of, found.rest), (found.basis,)
-        components = StackComponents(fisher.into(stack), moments)
-        spectrum = Spectrum(components.squares, True, of)
-        rank = None if wanted is None else wanted(group, spectrum)
-        if rank:
-            bases = components.bases(rank)
-            if stack.dtype != np.float64:
-                bases = tuple(basis.narrow() for basis in bases)
-        return spectrum, bases
-    finally:
-        del stack
-        group.matrix.release()
+    if rank:
+        bases = components.bases(rank)
+        if stack.dtype != np.float64:
+            bases = tuple(basis.narrow() for basis in bases)
+    return spectrum, bases
 
 
 def _finite(matrix: Array) -> bool:

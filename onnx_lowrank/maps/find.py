@@ -16,6 +16,7 @@ from onnx_lowrank.graph.scopes import scopes_of
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 from onnx_lowrank.maps.chains import chained
 from onnx_lowrank.maps.forms import Form, Refusal, Site
+from onnx_lowrank.maps.swapped import swapped
 
 __all__ = ["Factorable", "Finding", "Group", "Member", "Refused", "Selection", "find"]
 
@@ -125,20 +126,22 @@ def find(
             ]
         if matches:
             entries.append(_entry(node, matches, forms if chosen is None else chosen))
-    entries = _without_chains(entries)
+    entries = _without_chains(entries, constants)
     sites = [site for e in entries if isinstance(e, Factorable) for site in e.sites]
     return Finding(tuple(entries), tuple(_groups(sites, constants)))
 
 
-def _without_chains(entries: Sequence[Factorable | Refused]) -> list[Factorable | Refused]:
-    """Maps that are half of a pair already are refused."""
+def _without_chains(
+    entries: Sequence[Factorable | Refused], constants: Constants
+) -> list[Factorable | Refused]:
+    """Maps that are half of a pair already are refused, and those whose adapter is fed."""
     sites: list[Site] = []
     for entry in entries:
         if isinstance(entry, Factorable):
             sites += entry.sites
         elif entry.site is not None:
             sites.append(entry.site)
-    chains, kept = chained(sites), list[Factorable | Refused]()
+    chains, kept = {**chained(sites), **swapped(sites, constants)}, list[Factorable | Refused]()
     for entry in entries:
         reason = chains.get(entry.node)
         if isinstance(entry, Factorable) and reason is not None:
@@ -270,15 +273,17 @@ class Selection:
                     f"matched none; near names: {names}"
                 )
 
+    def excluded(self, node: ir.Node) -> str | None:
+        """Why the user left the node out; None where no glob of ``exclude`` matches it."""
+        glob = _match(self.exclude, _labels(node))
+        return None if glob is None else f"left out by {named('exclude', glob)}"
+
     def reason(self, node: ir.Node) -> str | None:
         """Why the node is left out; None if it is chosen."""
         labels = _labels(node)
         if self.include and not _match(self.include, labels):
             return f"no glob of {named('include')} matches it"
-        glob = _match(self.exclude, labels)
-        if glob is not None:
-            return f"left out by {named('exclude', glob)}"
-        return self.left.get(node_name(node))
+        return self.excluded(node) or self.left.get(node_name(node))
 
 
 def _match(globs: Sequence[str], labels: Sequence[str]) -> str | None:

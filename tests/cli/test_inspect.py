@@ -369,3 +369,16 @@ def test_a_model_without_linear_maps(tmp_path: Path, capfd: pytest.CaptureFixtur
     path = tmp_path / "model.onnx"
     onnx.save(one("g (float[3] x) => (float[3] y) { y = Relu(x) }", {}), path)
     assert command(path, capfd).strip() == f"{path}: 0 parameters"
+
+
+def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
+    """Small square ones too: nothing holds a part of the file when it is closed."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 32] x) => (float[N, 32] y) { h = MatMul(x, W) r = Relu(h) y = MatMul(r, V) }""",
+        {name: uniform((32, 32), rng()) for name in "WV"},
+    )
+    options = {"save_as_external_data": True, "location": "data", "size_threshold": 0}
+    onnx.save(model, tmp_path / "model.onnx", **options)
+    found = inspect_model(tmp_path / "model.onnx", False, Silent())
+    assert [len(entry.ranks) for entry in found.entries] == [len(ENERGIES)] * 2

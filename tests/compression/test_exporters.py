@@ -379,3 +379,60 @@ def test_weights_inside_functions_are_factored_there(
         "lowrank" in tensor.name and "dense" in tensor.name.split(".")[:1]
         for tensor in model.graph.initializer
     )
+
+
+# --- adapters
+
+
+def adapted_by_hand(torch: Any) -> Any:
+    """Two maps with LoRA beside them, the scale behind one and before the other."""
+
+    class Adapted(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self, *, behind: bool) -> None:
+            super().__init__()
+            self.base = torch.nn.Linear(32, 32, bias=behind)
+            self.first = torch.nn.Linear(32, 4, bias=False)
+            self.second = torch.nn.Linear(4, 32, bias=False)
+            self.dropout = torch.nn.Dropout(0.1)
+            self.behind = behind
+
+        def forward(self, x: Any) -> Any:
+            if self.behind:
+                return self.base(x) + self.second(self.first(self.dropout(x))) * 2.0
+            return self.second(self.first(x * 0.5)) + self.base(x)
+
+    return torch.nn.Sequential(Adapted(behind=True), torch.nn.Tanh(), Adapted(behind=False))
+
+
+def adapted_by_peft(torch: Any) -> Any:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    net = torch.nn.Sequential(
+        torch.nn.Linear(32, 32), torch.nn.Tanh(), torch.nn.Linear(32, 32, bias=False)
+    )
+    wanted = peft.LoraConfig(r=4, lora_alpha=6, lora_dropout=0.1, target_modules=["0", "2"])
+    net = peft.get_peft_model(net, wanted)
+    for name, parameter in net.named_parameters():
+        if "lora_B" in name:  # zeros, before it was trained
+            torch.nn.init.normal_(parameter, std=0.1)
+    return net
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", [adapted_by_hand, adapted_by_peft])
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("shape", [(6, 32), (2, 3, 32)])
+def test_adapters_are_one_map_with_their_weight(
+    made: Callable[[Any], Any], dynamo: bool, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch", reason="the extra [exporters] brings torch")
+    pytest.importorskip("onnxscript", reason="the extra [exporters] brings onnxscript")
+    torch.manual_seed(0)
+    net, path = made(torch).eval(), tmp_path / "net.onnx"
+    sample = torch.randn(*shape)
+    names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "verbose": False}
+    torch.onnx.export(net, (sample,), path, dynamo=dynamo, **names)
+    result = compress(path, rank=32, min_gain=-1, bench=False)
+    assert [(layer.rank, layer.shape) for layer in result.report.layers] == [(32, (32, 32))] * 2
+    assert result.report.check is not None
+    assert result.report.check.providers[0].outputs[0].relative_l2 < 1e-5
+    assert sum("2 adapters merged into" in note for note in result.report.notes) == 1
