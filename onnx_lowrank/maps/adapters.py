@@ -171,8 +171,8 @@ def _merge(adapter: _Adapter, spool: Spool, storage: Storage) -> None:
     assert isinstance(graph, ir.Graph)
     if shift.any():
         array = shift.astype(ir.DataType.numpy(base.site.operand.dtype))
-        name = f"{node_name(total)}.adapter_bias"
-        bias = storage.store(graph, array, name, in_node=matrix.root.producer() is not None)
+        wanted = f"{node_name(total)}.adapter_bias"
+        bias = storage.store(graph, array, wanted, in_node=matrix.root.producer() is not None)
         total.replace_input_with(adapter.side, bias)
     else:
         # What gives the sum now has the name, type and shape of the sum.
@@ -264,7 +264,7 @@ def _walked(
             if product.bias is not None:
                 steps.append(_Step("shift", _row(product.bias, product.site.n, product.beta)))
             matrix, scale = product.site.matrix, product.scale
-            steps.append(_Step("matrix", lambda w=matrix, s=scale: s * w.numpy()[0].astype("f8")))
+            steps.append(_Step("matrix", _matrix(matrix, scale)))
             value = product.x
         elif passed_over(node, value):
             assert node.inputs[0] is not None
@@ -298,6 +298,11 @@ def _moved(
     if kind == "Div":
         return _Step("scale", lambda: 1.0 / row()), other
     return _Step("shift" if kind == "Add" else "scale", row), other
+
+
+def _matrix(constant: Constant, scale: float) -> Callable[[], Array]:
+    """The first of the matrices ``W[1, m, n]``, in double precision and scaled."""
+    return lambda: scale * constant.numpy()[0].astype(np.float64)
 
 
 def _row(constant: Constant, size: int, scale: float) -> Callable[[], Array]:

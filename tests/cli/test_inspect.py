@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -378,7 +379,11 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
         g (float[N, 32] x) => (float[N, 32] y) { h = MatMul(x, W) r = Relu(h) y = MatMul(r, V) }""",
         {name: uniform((32, 32), rng()) for name in "WV"},
     )
-    options = {"save_as_external_data": True, "location": "data", "size_threshold": 0}
+    options: dict[str, Any] = {
+        "save_as_external_data": True,
+        "location": "data",
+        "size_threshold": 0,
+    }
     onnx.save(model, tmp_path / "model.onnx", **options)
     found = inspect_model(tmp_path / "model.onnx", False, Silent())
     assert [len(entry.ranks) for entry in found.entries] == [len(ENERGIES)] * 2

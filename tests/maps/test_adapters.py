@@ -312,7 +312,9 @@ def test_an_adapter_that_is_fed_leaves_its_weight_as_it_is(both: bool) -> None:
 def test_an_adapter_beside_a_quantized_weight_stays() -> None:
     rng = np.random.default_rng(0)
     body = "W = DequantizeLinear(q, scale) " + WRITTEN["plain"][0]
-    proto = model(body, q=rng.integers(-9, 9, (M, N)).astype(np.int8), scale=np.float32(0.1))
+    proto = model(
+        body, q=rng.integers(-9, 9, (M, N)).astype(np.int8), scale=np.array(0.1, np.float32)
+    )
     del proto.graph.initializer[:1]
     result = factored(proto, rank=4)
     reasons = {layer.name: layer.reason for layer in result.report.layers}
