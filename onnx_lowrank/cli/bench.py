@@ -27,7 +27,7 @@ __all__ = ["command"]
 )
 def command(models: tuple[Path, ...], **options: Any) -> None:
     """Time models in turns on every target."""
-    from onnx_lowrank.cli.console import output_console
+    from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.tables import print_bench_report
     from onnx_lowrank.compression.api import bench
     from onnx_lowrank.evaluation.bench import BenchReport
@@ -41,6 +41,6 @@ def command(models: tuple[Path, ...], **options: Any) -> None:
     print_log(log, verbose=verbose)
     written.write(found)
     with reader_may_leave(kept=report_path is not None):
-        print_bench_report(found, output_console(report_path))
+        print_bench_report(found, output_screen(report_path))
     if found.errors:
         raise InputError(found.errors[0])

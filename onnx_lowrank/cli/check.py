@@ -26,7 +26,7 @@ __all__ = ["command"]
 @click.argument("after", metavar="B", type=click.Path(path_type=Path))
 def command(before: Path, after: Path, **options: Any) -> None:
     """Compare the outputs of B with those of A."""
-    from onnx_lowrank.cli.console import output_console
+    from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.tables import print_check_report
     from onnx_lowrank.compression.api import check
     from onnx_lowrank.runtime.session import OrtLog
@@ -41,7 +41,7 @@ def command(before: Path, after: Path, **options: Any) -> None:
     print_log(log, verbose=verbose)
     written.write(found)
     with reader_may_leave(kept=report_path is not None):
-        print_check_report(found, output_console(report_path))
+        print_check_report(found, output_screen(report_path))
     if found.missed is not None:
         raise LimitError(found.missed)
     if found.errors:

@@ -28,7 +28,8 @@ __all__ = ["command"]
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 def command(source: Path, target: Path, **options: Any) -> None:
     """Compress IN into OUT."""
-    from onnx_lowrank.cli.console import output_console, print_report
+    from onnx_lowrank.cli.console import print_report
+    from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.compression.result import Destination
     from onnx_lowrank.compression.run import execute
     from onnx_lowrank.compression.settings import Settings
@@ -45,7 +46,7 @@ def command(source: Path, target: Path, **options: Any) -> None:
     written = ReportFile(report_path)
     log = OrtLog()
     progress = terminal_progress()
-    console = output_console(report_path, target)
+    screen = output_screen(report_path, target)  # before anything is renamed over a redirection
     missed: GateError | None = None
     try:
         found = execute(source, settings, place, progress, log, written.outputs).report
@@ -53,7 +54,7 @@ def command(source: Path, target: Path, **options: Any) -> None:
         missed, found = error, error.report
     written.write(found)
     with reader_may_leave(kept=found.output.path is not None or report_path is not None):
-        print_report(found, console)
+        print_report(found, screen)
     print_log(log, verbose=verbose)
     if missed is not None:
         raise missed

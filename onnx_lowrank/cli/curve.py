@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from onnx_lowrank.cli.tables import print_notes, samples_text, table_of
+from onnx_lowrank.cli.grid import Column, Grid
+from onnx_lowrank.cli.screen import Screen
+from onnx_lowrank.cli.tables import samples_text
 from onnx_lowrank.compression.sweep import Point, SweepReport
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import Output, atomic, write_text
@@ -89,28 +87,30 @@ def _draw(curve: SweepReport, file: IO[bytes]) -> None:
     figure.savefig(file, format="png", dpi=120)
 
 
-def print_curve(curve: SweepReport, written: tuple[Path, ...], console: Console) -> None:
+def print_curve(curve: SweepReport, written: tuple[Path, ...], screen: Screen) -> None:
     """The points as a table, then what else the user should know."""
     samples = samples_text(curve.samples, curve.data)
-    console.print(Text(f"{samples}, {curve.provider}"), style="bold")
-    console.print(_table(curve))
-    print_notes(curve.missed, console, "missed")
-    print_notes(curve.notes, console)
+    screen.line(f"{samples}, {curve.provider}", "bold")
+    screen.table(_grid(curve))
+    screen.notes(curve.missed, "missed")
+    screen.notes(curve.notes)
     if not any(path.suffix == ".png" for path in written):
-        console.print(
-            Text("note: no picture: matplotlib is not installed (the extra [report] has it)")
-        )
+        screen.notes(["no picture: matplotlib is not installed (the extra [report] has it)"])
     for path in written:
-        console.print(f"wrote {path}")
+        screen.line(f"wrote {path}")
 
 
-def _table(curve: SweepReport) -> Table:
-    names = ["keep", "bytes", "linear parameters", "MACs", "speedup", "error", "cosine"]
-    names += ["damage", "predicted", *(["loss"] if curve.metric else [])]
-    table = table_of(*names)
+def _grid(curve: SweepReport) -> Grid:
+    columns = [
+        *(Column("keep"), Column("bytes"), Column("linear parameters", leave=2)),
+        *(Column("MACs", leave=4), Column("speedup"), Column("error"), Column("cosine", leave=3)),
+        *(Column("damage", leave=1), Column("predicted", leave=5)),
+        *([Column("loss")] if curve.metric else []),
+    ]
+    grid = Grid(columns)
     for point in curve.points:
-        table.add_row(*_cells(point, curve))
-    return table
+        grid.add(*_cells(point, curve))
+    return grid
 
 
 def _cells(point: Point, curve: SweepReport) -> list[str]:

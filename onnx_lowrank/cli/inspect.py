@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from onnx_lowrank.cli.options import command_of, reader_may_leave, terminal_progress, values_of
+from onnx_lowrank.cli.reports import ReportFile
 from onnx_lowrank.compression.verbs import INSPECT
 
 __all__ = ["command"]
@@ -17,10 +18,16 @@ __all__ = ["command"]
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 def command(source: Path, **options: Any) -> None:
     """List every linear map of IN."""
-    from onnx_lowrank.cli.console import output_console
-    from onnx_lowrank.cli.tables import print_inspection
+    from onnx_lowrank.cli.screen import output_screen
+    from onnx_lowrank.cli.spectra import in_order, print_inspection
     from onnx_lowrank.compression.api import inspect
 
-    found = inspect(source, **values_of(INSPECT, options), progress=terminal_progress())
-    with reader_may_leave():
-        print_inspection(found, output_console())
+    values = values_of(INSPECT, options)
+    report_path, sort = values.pop("report_path"), values.pop("sort")
+    written = ReportFile(report_path)
+    found = in_order(
+        inspect(source, **values, progress=terminal_progress(), outputs=written.outputs), sort
+    )
+    written.write(found)
+    with reader_may_leave(kept=report_path is not None):
+        print_inspection(found, output_screen(report_path))

@@ -230,7 +230,7 @@ def reader_may_leave(*, kept: bool = False) -> Iterator[None]:
 
 def terminal_progress() -> Progress:
     """Bars on a terminal, nothing in a pipe."""
-    from onnx_lowrank.cli.console import TerminalProgress
+    from onnx_lowrank.cli.live import TerminalProgress
     from onnx_lowrank.progress import Silent
 
     return TerminalProgress() if sys.stderr.isatty() else Silent()

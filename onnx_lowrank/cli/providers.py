@@ -11,10 +11,10 @@ __all__ = ["command"]
 @command_of(PROVIDERS)
 def command() -> None:
     """List where a model can be run."""
-    from onnx_lowrank.cli.console import output_console
+    from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.tables import print_offers
     from onnx_lowrank.compression.api import providers
 
     offers = providers(progress=terminal_progress())
     with reader_may_leave():
-        print_offers(offers, output_console())
+        print_offers(offers, output_screen())

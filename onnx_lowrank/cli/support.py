@@ -18,7 +18,7 @@ __all__ = ["command"]
 @click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
 def command(model: Path, **options: Any) -> None:
     """Say which nodes each provider would take."""
-    from onnx_lowrank.cli.console import output_console
+    from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.tables import print_support
     from onnx_lowrank.compression.api import support
 
@@ -28,4 +28,4 @@ def command(model: Path, **options: Any) -> None:
     found = support(model, **values, progress=terminal_progress(), outputs=written.outputs)
     written.write(found)
     with reader_may_leave(kept=report_path is not None):
-        print_support(found, output_console(report_path), every=nodes)
+        print_support(found, output_screen(report_path), every=nodes)

@@ -17,8 +17,8 @@ __all__ = ["command"]
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 def command(source: Path, **options: Any) -> None:
     """Compress IN at several budgets."""
-    from onnx_lowrank.cli.console import output_console
     from onnx_lowrank.cli.curve import curve_outputs, print_curve, write_curve
+    from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.compression.sweep import settings_of, sweep
 
     values = values_of(SWEEP, options)
@@ -35,4 +35,4 @@ def command(source: Path, **options: Any) -> None:
     )
     written = write_curve(curve, outputs)
     with reader_may_leave(kept=True):
-        print_curve(curve, written, output_console())
+        print_curve(curve, written, output_screen())

@@ -1,18 +1,13 @@
-"""Tables on a terminal: the one way to make them, and what a person sees of each verb."""
+"""What a person sees of the verbs check, bench, providers and support."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import PurePath
 from typing import TypeVar
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from onnx_lowrank.compression.inspection import ENERGIES, Inspected, Inspection
+from onnx_lowrank.cli.grid import Column, Grid
+from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.evaluation.bench import (
     BenchReport,
     ModelBench,
@@ -28,37 +23,19 @@ from onnx_lowrank.targets.support import ModelSupport, SupportReport
 __all__ = [
     "OUTPUT_COLUMNS",
     "alike",
-    "name_text",
     "output_cells",
     "print_bench_report",
     "print_check_report",
-    "print_inspection",
-    "print_notes",
     "print_offers",
+    "print_outputs",
     "print_support",
     "samples_text",
-    "table_of",
+    "with_same_weight",
 ]
 
-# Columns of text; all others hold numbers and stand to the right.
-_LEFT = frozenset(
-    {"", "compared", "costs", "form", "how found, or what is missing", "install", "layer"}
-    | {"model", "nodes", "note", "output", "provider", "target", "times", "why dense"}
-)
 OUTPUT_COLUMNS = ("max |Δ|", "relative L2", "cosine", "top-1 agreement")
 
 Row = TypeVar("Row")
-
-
-def table_of(*columns: str) -> Table:
-    """An empty table: text to the left and folded where it is long, numbers to the right."""
-    table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left")
-    for column in columns:
-        left = column in _LEFT
-        table.add_column(
-            column, justify="left" if left else "right", no_wrap=not left, overflow="fold"
-        )
-    return table
 
 
 def output_cells(output: OutputCheck) -> list[str]:
@@ -72,16 +49,28 @@ def output_cells(output: OutputCheck) -> list[str]:
     ]
 
 
+def print_outputs(outputs: Sequence[OutputCheck], screen: Screen) -> None:
+    """A row for each output; where there are too many, those that are furthest off."""
+    kept = outputs
+    if screen.rows is not None and len(outputs) > screen.rows:
+        worst = sorted(outputs, key=lambda output: -output.relative_l2)[: screen.rows]
+        kept = [output for output in outputs if output in worst][: screen.rows]
+    heads = (
+        Column(head, leave=leave) for head, leave in zip(OUTPUT_COLUMNS, (4, 0, 3, 2), strict=True)
+    )
+    grid = Grid((Column("output", left=True, least=16), *heads))
+    for output in kept:
+        grid.add(output.name, *output_cells(output))
+    screen.table(grid)
+    if len(kept) < len(outputs):
+        more = len(outputs) - len(kept)
+        screen.line(f"{counted(more, 'more output')}, nearer than these; --all-rows shows them")
+
+
 def samples_text(samples: int, data: str) -> str:
     """Such as "8 samples of data.npz"."""
     source = "random input, not real data" if data == "random" else data
     return f"{counted(samples, 'sample')} of {source}"
-
-
-def print_notes(notes: Iterable[str], console: Console, what: str = "note") -> None:
-    """One line for each note."""
-    for note in notes:
-        console.print(Text(f"{what}: {note}", style="yellow"))
 
 
 def alike(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> Iterator[tuple[Row, int]]:
@@ -92,83 +81,83 @@ def alike(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> Iterator[tuple
     return ((same[0], len(same) - 1) for same in groups.values())
 
 
-def name_text(name: str, more: int) -> Text:
+def with_same_weight(name: str, more: int) -> str:
     """A layer's name, and how many others read the same weight and fare alike."""
-    return Text(f"{name} (+{more} with the same weight)" if more else name)
+    return f"{name} (+{more} with the same weight)" if more else name
 
 
-def print_offers(offers: Sequence[Offer], console: Console) -> None:
+def print_offers(offers: Sequence[Offer], screen: Screen) -> None:
     """Targets that are usable here, then the others with what is missing."""
-    how = "how found, or what is missing"
-    table = table_of("target", "usable", "version", "times", how, "install")
+    columns = ("target", "usable", "version", "times")
+    grid = Grid([Column(head, left=True) for head in columns], fold=True)
     for offer in sorted(offers, key=lambda offer: not offer.usable):
-        table.add_row(
+        install = "" if offer.usable or not offer.install else f"; {offer.install}"
+        grid.add(
             offer.name,
             "yes" if offer.usable else "no",
             offer.version or "–",
-            "emulated: mean nothing" if offer.times == "emulated" else offer.times,
-            Text(offer.found),
-            Text("" if offer.usable else offer.install or ""),
+            offer.times,
+            rest=f"{offer.found}{install}",
         )
-    console.print(table)
+    screen.table(grid)
 
 
-def print_check_report(report: CheckReport, console: Console) -> None:
-    """One table for each target."""
+def print_check_report(report: CheckReport, screen: Screen) -> None:
+    """One table for each target and comparison."""
     samples = samples_text(report.samples, report.data)
-    console.print(Text(f"A: {report.models[0]}; B: {report.models[1]}; {samples}"))
+    screen.line(f"A: {report.models[0]}; B: {report.models[1]}; {samples}")
     for entry in report.targets:
-        _print_target(entry, console)
-    print_notes(report.notes, console)
+        _print_target(entry, screen)
+    screen.notes(report.notes)
 
 
-def _print_target(entry: TargetCheck, console: Console) -> None:
-    console.print(Text(_target(entry.target, entry.emulated)), style="bold")
+def _print_target(entry: TargetCheck, screen: Screen) -> None:
+    screen.line(_target(entry.target, entry.emulated), "bold")
     for letter, model in zip("AB", entry.models, strict=True):
         if model.error is not None:
-            console.print(Text(f"{letter} does not run: {model.error}", style="red"))
+            screen.line(f"{letter} does not run: {model.error}", "red")
         elif model.assignment:
-            console.print(Text(f"{letter}: {_assigned(model)}"))
-    table = table_of("output", "compared", *OUTPUT_COLUMNS)
-    rows: list[tuple[str, Iterable[OutputCheck]]] = [("B with A", entry.outputs)]
+            screen.line(f"{letter}: {_assigned(model)}")
+    compared: list[tuple[str, Sequence[OutputCheck]]] = [("B with A", entry.outputs)]
     for letter, model in zip("AB", entry.models, strict=True):
-        rows.append((f"{letter} with {letter} on the CPU", model.against_cpu))
-    for compared, outputs in rows:
-        for output in outputs:
-            table.add_row(Text(output.name), compared, *output_cells(output))
-    if table.row_count:
-        console.print(table)
+        compared.append((f"{letter} with {letter} on the CPU", model.against_cpu))
+    for what, outputs in compared:
+        if outputs:
+            screen.line(f"{what}:")
+            print_outputs(outputs, screen)
 
 
-def print_bench_report(report: BenchReport, console: Console) -> None:
+def print_bench_report(report: BenchReport, screen: Screen) -> None:
     """One table for each target and number of threads, the ratios, and how noisy it was."""
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in report.shapes.items())
-    console.print(Text(f"input: {shapes}"))
+    screen.line(f"input: {shapes}")
     for entry in report.targets:
-        _print_bench(entry, console)
-    console.print(Text(str(report.noise)))
-    print_notes(report.notes, console)
+        _print_bench(entry, screen)
+    screen.line(str(report.noise))
+    screen.notes(report.notes)
 
 
-def _print_bench(entry: TargetBench, console: Console) -> None:
+def _print_bench(entry: TargetBench, screen: Screen) -> None:
     threads = "" if entry.threads is None else f", threads: {entry.threads}"
-    console.print(Text(_target(entry.target, entry.emulated) + threads), style="bold")
+    screen.line(_target(entry.target, entry.emulated) + threads, "bold")
     times = () if entry.emulated else ("median ms", "p90", "p99", "first", "load", "peak MB")
-    table = table_of("model", *times, "costs", "nodes")
+    leave = dict(zip(times, (0, 1, 2, 4, 5, 3), strict=bool(times)))
+    columns = [Column("model", left=True, least=16)]
+    grid = Grid([*columns, *(Column(head, leave=leave[head]) for head in times)])
     for model in entry.models:
+        name = PurePath(model.model).name
         if model.error is not None:
-            console.print(Text(f"{model.model} does not run: {model.error}", style="red"))
-            continue
-        table.add_row(
-            Text(PurePath(model.model).name),
-            *([] if entry.emulated else _times(model)),
-            _costs(model),
-            Text(model.assignment),
-        )
-    if table.row_count:
-        console.print(table)
+            screen.line(f"{model.model} does not run: {model.error}", "red")
+        else:
+            grid.add(name, *([] if entry.emulated else _times(model)))
+    if len(grid) and times:
+        screen.table(grid)
+    for model in entry.models:
+        more = "; ".join(part for part in (model.assignment, _costs(model)) if part)
+        if more and model.error is None:
+            screen.line(f"{PurePath(model.model).name}: {more}")
     for ratio in entry.ratios:
-        console.print(Text(_ratio(ratio)))
+        screen.line(_ratio(ratio))
 
 
 def _times(model: ModelBench) -> list[str]:
@@ -198,94 +187,47 @@ def _target(name: str, emulated: bool) -> str:
     return f"{name} (emulated)" if emulated else name
 
 
-def print_inspection(inspection: Inspection, console: Console) -> None:
-    """The inspection as two tables."""
-    console.print(f"{inspection.path}: {inspection.parameters:,} parameters")
-    ranks = [f"rank at {energy:g}" for energy in ENERGIES]
-    table = table_of("layer", "form", "m×n", "of model", "break-even", *ranks, "note")
-    maps = len({(row.name, row.weight) for row in inspection.entries})
-    table.title = f"{counted(maps, 'linear map')} with a constant weight"
-    for row, more in alike(inspection.entries, lambda row: replace(row, name="")):
-        table.add_row(
-            name_text(row.name, more),
-            row.form,
-            _size(row.shape),
-            _percent(row.parameters, inspection.parameters),
-            "" if row.break_even is None else f"{row.break_even:.1f}",
-            *(_ranks(row) or [""] * len(ENERGIES)),
-            Text(row.reason),
-        )
-    if inspection.entries:
-        console.print(table)
-    for row in inspection.others:
-        console.print(
-            Text(
-                f"not handled: {row.weight} {_size(row.shape)}, "
-                f"{_percent(row.parameters, inspection.parameters)} of the parameters, "
-                f"{row.reason}"
-            )
-        )
-
-
-def _ranks(row: Inspected) -> Sequence[str]:
-    if row.break_even is None:
-        return []
-    return [f"{rank} ({rank / row.break_even:.2f})" for rank in row.ranks]
-
-
-def _size(shape: tuple[int, ...] | None) -> str:
-    if shape is None:
-        return "?"
-    if len(shape) == 3 and shape[0] == 1:
-        shape = shape[1:]
-    return "×".join(str(d) for d in shape) if math.prod(shape) >= 0 else ""
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else ""
-
-
-def print_support(report: SupportReport, console: Console, *, every: bool) -> None:
+def print_support(report: SupportReport, screen: Screen, *, every: bool) -> None:
     """A table of all providers, then what is left to the CPU and why.
 
     Args:
         report: from `support_of`.
-        console: where to.
+        screen: where to.
         every: name every node; else only how many break a rule, and the first.
     """
-    change = "" if report.before is None else ", before → after"
-    table = table_of("provider", f"nodes taken{change}", f"partitions{change}")
+    grid = Grid([Column("provider", left=True), Column("nodes taken"), Column("partitions")])
     for entry in report.providers:
         old, new = entry.before, entry.model
         taken, groups = f"{new.taken} of {new.nodes}", str(new.partitions)
         if old is not None:
             taken = f"{old.taken} of {old.nodes} → {taken}"
             groups = f"{old.partitions} → {groups}"
-        table.add_row(entry.provider, taken, groups)
-    console.print(Text(report.model), style="bold")
-    console.print(table)
+        grid.add(entry.provider, taken, groups)
+    before = "" if report.before is None else f"{report.before} → "
+    screen.line(f"{before}{report.model}", "bold")
+    screen.table(grid)
     free = ", ".join(entry.provider for entry in report.providers if not entry.asked)
-    console.print(
+    screen.line(
         "MatMul, Gemm and Conv are judged by their rules, other operators by their names; "
         f"{free} took whatever was tried"
     )
     for entry in report.providers:
         if entry.model.left:
             left = counted(len(entry.model.left), "node")
-            console.print(Text(f"{entry.provider} leaves {left} to the CPU:"))
-            _print_left(entry.model, console, every=every)
-    print_notes(report.notes, console)
+            screen.line(f"{entry.provider} leaves {left} to the CPU:")
+            _print_left(entry.model, screen, every=every)
+    screen.notes(report.notes)
 
 
-def _print_left(model: ModelSupport, console: Console, *, every: bool) -> None:
+def _print_left(model: ModelSupport, screen: Screen, *, every: bool) -> None:
     if every:
         for node in model.left:
-            console.print(Text(f"  {node.name} ({node.op_type}): {node.rule}"))
+            screen.line(f"  {node.name} ({node.op_type}): {node.rule}")
         return
     kinds = alike(model.left, lambda node: (node.op_type, _kind(node.rule)))
     for node, others in sorted(kinds, key=lambda found: -found[1]):
         more = f" and {others} more {node.op_type}" if others else ""
-        console.print(Text(f"  {node.name} ({node.op_type}){more}: {node.rule}"))
+        screen.line(f"  {node.name} ({node.op_type}){more}: {node.rule}")
 
 
 def _kind(rule: str) -> str:

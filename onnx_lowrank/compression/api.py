@@ -186,25 +186,75 @@ def compress(
 def inspect(
     model: ModelLike,
     *,
+    shares: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
+    ops: Sequence[str] | None = None,
     constant_inputs: bool = False,
+    data: SampleSource | None = None,
+    samples: int = 16,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    calibration: SampleSource | None = None,
+    calibration_samples: int = 256,
+    mask: str | None = None,
+    save_stats: str | os.PathLike[str] | None = None,
+    load_stats: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    simplify: bool = True,
     progress: Progress | None = None,
+    log: OrtLog | None = None,
+    outputs: Sequence[Output] = (),
 ) -> Inspection:
-    """Find every linear map of a model, as it is, and the ranks that it needs.
+    """Find every linear map of a model and the ranks that it needs; nothing is made.
+
+    Without samples, of the model as it is.  With samples, as a run sees it: simplified, the ranks
+    are those for what the layers multiply, and budgets for the whole model are tried.
 
     Args:
         model: as for `compress`.
+        shares: shares of the linear parameters to keep: what each would give.
+        ops: forms to fit to samples and to spend ``shares`` on: default, all, or names; all others
+            are listed by their weights alone.
         constant_inputs: as in the main job.
+        data: samples, as in the main job: the ranks are those for what the layers multiply.
+            Default: none, the weights alone.
+        samples: how many samples judge.
+        seed: seed of random input and of the choice of samples.
+        input_shapes: concrete shape of an input, to run the model with.
+        dims: size of a symbolic dimension, to run the model with.
+        calibration: samples to fit to, as in the main job.  Without it a part of ``data`` is used.
+            A CalibrationDataReader does as well.
+        calibration_samples: how many samples to fit to.
+        mask: input whose zeros mark padding, which counts nowhere. Default: attention_mask.
+        save_stats: write the calibration statistics (.npz), for runs with other budgets.
+        load_stats: use the statistics that ``save_stats`` wrote for this model.
+        threads: intra-op threads. Default: physical cores.
+        simplify: False: with samples: do not run onnxsim first.
         progress: shows the stages; default: nothing is shown.
+        log: collects ONNX Runtime's messages.
+        outputs: what the caller writes of the result, checked before the work.
 
     Returns:
-        The linear maps, and the large constants that none reads.
+        The linear maps, the large constants that none reads, and what the budgets would give.
 
     Raises:
-        InputError: the model cannot be read.
-        UsageError: an option is not of its type.
+        InputError: the model cannot be read, or the samples do not fit it.
+        UsageError: an option is not of its type or out of its range.
     """
-    _checked(verbs.INSPECT, locals())
-    return inspect_model(model, constant_inputs, progress or Silent())
+    values = dict(locals())
+    _checked(verbs.INSPECT, values)
+    own = {option.name for option in verbs.INSPECT.arguments} - {"shares"}
+    given = {name: value for name, value in values.items() if name in own}
+    shares = values["shares"]
+    settings = Settings.of(
+        {
+            **given,
+            "keep": max(shares, default=0.5),
+            "bench": False,
+            "dry_run": True,
+        }
+    )
+    return inspect_model(model, settings, shares, progress or Silent(), log or OrtLog(), outputs)
 
 
 def check(

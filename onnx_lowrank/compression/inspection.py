@@ -1,30 +1,44 @@
-"""Inspect: every linear map of a model, the ranks it needs, and what is not handled."""
+"""Inspect: every linear map of a model, the ranks it needs, and what is not handled.
+
+With samples the ranks are those that the layers need for what they multiply, and budgets for the
+whole model are tried; nothing is written.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.figures import shown_spectrum
+from onnx_lowrank.compression.outlook import Looked, Outlook, look_ahead, place_of
+from onnx_lowrank.compression.places import read_files, side_outputs
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.compression.stages import stages_before
 from onnx_lowrank.errors import named
+from onnx_lowrank.files import Output, check_outputs, workspace
 from onnx_lowrank.fitting.spectra import measure
-from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.graph.load import ModelLike, load
+from onnx_lowrank.graph.load import LoadedModel, ModelLike, load
+from onnx_lowrank.graph.scopes import module_of
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import all_graphs, all_nodes, elements, node_name
 from onnx_lowrank.maps.adapters import Merged, merge_adapters
-from onnx_lowrank.maps.choice import Spectrum
+from onnx_lowrank.maps.choice import EnergyOf, Spectrum
 from onnx_lowrank.maps.find import (
     Finding,
     Group,
     Refused,
     find,
 )
-from onnx_lowrank.maps.forms import Site, all_forms
-from onnx_lowrank.numerics.ranks import break_even
+from onnx_lowrank.maps.forms import Site, all_forms, chosen_forms
+from onnx_lowrank.numerics.ranks import break_even, largest_rank
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Progress, Stages
+from onnx_lowrank.report import Calibration, File, JsonReport, LayerSpectrum, Origin, tool_name
+from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = [
     "ENERGIES",
@@ -33,7 +47,7 @@ __all__ = [
     "inspect_model",
 ]
 
-ENERGIES = (0.9, 0.95, 0.99)
+ENERGIES = (0.8, 0.9, 0.95, 0.99)
 _LARGE = 0.01
 
 
@@ -43,8 +57,7 @@ class Inspected:
 
     Attributes:
         name: the node, or for a constant that is no linear map, the nodes that read it.
-        form: how it stands in the graph, "… + adapter" with an adapter beside it; "" for a constant
-            that is no linear map.
+        form: how it stands in the graph; "" for a constant that is no linear map.
         ops: the name by which the user chooses the form.
         weight: the constant.
         shape: as (e, m, n) for a linear map, else the constant's own.
@@ -52,6 +65,14 @@ class Inspected:
         break_even: the rank at which a pair is as large; None where it cannot be factored.
         ranks: rank at each of `ENERGIES`; empty where it cannot be factored.
         reason: why it is not factored, or is not by default; "" otherwise.
+        op_type: the node's operator; "" for a constant that is no linear map.
+        scope: the module of the network around the node, where torch's exporter wrote it; else
+            None.
+        energy_of: of what the ranks hold the energy: "weight", its squared singular values, or
+            "output", the second moments of ``x W`` over the samples.
+        half: share of the energy that a pair of half the parameters holds; None where it cannot be
+            factored.
+        spectrum: what its ranks hold; None where it cannot be factored.
     """
 
     name: str
@@ -63,48 +84,128 @@ class Inspected:
     break_even: float | None
     ranks: tuple[int, ...]
     reason: str
+    op_type: str = ""
+    scope: str | None = None
+    energy_of: EnergyOf = "weight"
+    half: float | None = None
+    spectrum: LayerSpectrum | None = None
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What `inspect_model` found; ``parameters`` counts the elements of all constants."""
+class Inspection(JsonReport):
+    """What `inspect_model` found; also the schema of the JSON report of ``inspect``.
 
+    Attributes:
+        tool: name and version of the program.
+        path: the model.
+        input: its file.
+        parameters: elements of all its constants, with samples of the simplified model's.
+        energies: what `Inspected.ranks` hold.
+        entries: the linear maps, in the order of the graph.
+        others: the large constants that none of them reads.
+        calibration: the samples; None without.
+        budgets: what budgets for the whole model would give; none without samples.
+        missed: budgets that cannot be had, and why.
+        notes: what else the user should know.
+        origin: what it takes to do it again; None where it was not kept.
+    """
+
+    tool: str
     path: str
+    input: File
     parameters: int
+    energies: tuple[float, ...]
     entries: tuple[Inspected, ...]
     others: tuple[Inspected, ...]
+    calibration: Calibration | None = None
+    budgets: tuple[Outlook, ...] = ()
+    missed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    origin: Origin | None = None
 
 
-def inspect_model(model: ModelLike, constant_inputs: bool, progress: Progress) -> Inspection:
-    """Find and measure every linear map of a model, as it is, without simplifying it.
+def inspect_model(
+    model: ModelLike,
+    settings: Settings,
+    shares: Sequence[float],
+    progress: Progress,
+    log: OrtLog,
+    outputs: Sequence[Output] = (),
+) -> Inspection:
+    """Find and measure every linear map of a model: as it is, or with samples as a run sees it.
 
     A weight and the adapter beside it are one map.
 
+    Args:
+        model: the model; it is not changed.
+        settings: what a run would use; without samples only what is chosen counts.
+        shares: budgets to try, as shares of the linear parameters.
+        progress: shows the stages.
+        log: collects ONNX Runtime's messages.
+        outputs: what the caller writes of the result, checked before the work.
+
     Raises:
-        InputError: the model cannot be read.
+        InputError: the model cannot be read, or the samples do not fit it.
     """
     stages = Stages(progress)
+    without = settings.data is settings.calibration is settings.load_stats is None
+    known = ("load",) if without else (*stages_before(settings), "budgets")
+    stages.plan((*known, "find all", "measure all"))
     with stages("load"):
         source = load(model)
-    graph = source.model
-    constants = Constants(graph, constant_inputs)
-    with stages("find"):
+    check_outputs((*side_outputs(settings), *outputs), read_files(source, settings))
+    if without:
+        return _inspection(source, source.model, settings, stages, Looked())
+    with workspace(None) as folder:
+        context = Context(source, settings, folder, stages, log)
+        looked = look_ahead(context, shares)
+        assert looked.prepared is not None
+        return _inspection(source, looked.prepared.model, settings, stages, looked)
+
+
+def _inspection(
+    source: LoadedModel, graph: ir.Model, settings: Settings, stages: Stages, looked: Looked
+) -> Inspection:
+    """Measure what was found, with the moments that are known."""
+    constants = Constants(graph, settings.constant_inputs)
+    with stages("find all"):
         total = elements(graph)
         adapted = merge_adapters(graph, constants, all_forms(), Spool())
         finding = find(graph, constants, all_forms())
-    wanted = [group for group in finding.groups if 0 not in group.shape]
-    with stages("measure", sum(group.matrix.size for group in wanted)) as advance:
-        measured, _ = measure(wanted, Statistics(), advance)
+    fitted = looked.fitted
+    # Every site is measured with its moments where it has some, else with its whole group.
+    of = {
+        m.site: fitted.get(place_of(m.site), group)
+        for group in finding.groups
+        for m in group.members
+    }
+    wanted = [group for group in dict.fromkeys(of.values()) if 0 not in group.shape]
+    with stages("measure all", sum(group.matrix.size for group in wanted)) as advance:
+        measured, _ = measure(wanted, looked.statistics, advance)
     return Inspection(
+        tool_name(),
         source.name,
+        source.described,
         total,
-        tuple(_entries(finding, measured, adapted)),
+        ENERGIES,
+        tuple(_entries(finding, of, measured, settings, adapted)),
         tuple(_others(graph, finding, constants, total)),
+        calibration=looked.calibration,
+        budgets=looked.budgets,
+        missed=looked.missed,
+        notes=looked.notes,
     )
 
 
-def _entries(finding: Finding, measured: dict[Group, Spectrum], adapted: Merged) -> list[Inspected]:
-    group_of = {m.site: group for group in finding.groups for m in group.members}
+def _entries(
+    finding: Finding,
+    of: Mapping[Site, Group],
+    measured: Mapping[Group, Spectrum],
+    settings: Settings,
+    adapted: Merged,
+) -> list[Inspected]:
+    others = {m.site: group.others for group in finding.groups for m in group.members}
+    chosen = {form.name for form in chosen_forms(settings.ops)}
     rows = []
     for entry in finding.entries:
         if isinstance(entry, Refused):
@@ -120,26 +221,33 @@ def _entries(finding: Finding, measured: dict[Group, Spectrum], adapted: Merged)
                     None,
                     (),
                     refusal.reason,
+                    entry.node.op_type,
+                    module_of(entry.node),
                 )
             )
             continue
-        rows.extend(_site(site, group_of[site], measured, adapted) for site in entry.sites)
+        for site in entry.sites:
+            reasons = []
+            if site.form.name not in chosen:
+                off = "off" if settings.ops else "off by default"
+                reasons.append(f"{off}; {named('ops', site.form.ops)}")
+            adapter = adapted.nodes.get(site.node, 0)
+            if adapter:
+                reasons.append(f"with its adapter, W + s·A·B, {adapter:,} parameters beside W")
+            elif node_name(site.node) in adapted.left:
+                left = adapted.left[node_name(site.node)]
+                reasons.append(f"its adapter stays beside it: {left}")
+            found = measured.get(of[site])
+            if found is not None and not found.finite:
+                reasons.append("holds NaN or Inf")
+            if others[site]:
+                reasons.append(f"its constant is also read by {listed(others[site], 2)}")
+            rows.append(_site(site, found, "; ".join(reasons), adapter))
     return rows
 
 
-def _site(site: Site, group: Group, measured: dict[Group, Spectrum], adapted: Merged) -> Inspected:
-    found = measured.get(group)
-    reasons = [] if site.form.default else [f"off by default; {named('ops', site.form.ops)}"]
-    adapter = adapted.nodes.get(site.node, 0)
-    if adapter:
-        reasons.append(f"with its adapter, W + s·A·B, {adapter:,} parameters beside W")
-    elif node_name(site.node) in adapted.left:
-        reasons.append(f"its adapter stays beside it: {adapted.left[node_name(site.node)]}")
-    if found is not None and not found.finite:
-        reasons.append("holds NaN or Inf")
-    if group.others:
-        reasons.append(f"its constant is also read by {listed(group.others, 2)}")
-    return Inspected(
+def _site(site: Site, found: Spectrum | None, reason: str, adapter: int) -> Inspected:
+    row = Inspected(
         node_name(site.node),
         f"{site.form.name} + adapter" if adapter else site.form.name,
         site.form.ops,
@@ -147,8 +255,19 @@ def _site(site: Site, group: Group, measured: dict[Group, Spectrum], adapted: Me
         (site.slices, site.m, site.n),
         site.operand.size + adapter,
         break_even(site.m, site.n),
-        tuple(found.needed(e) for e in ENERGIES) if found is not None and found.finite else (),
-        "; ".join(reasons),
+        (),
+        reason,
+        site.node.op_type,
+        module_of(site.node),
+    )
+    if found is None or not found.finite:
+        return row
+    return replace(
+        row,
+        ranks=tuple(found.needed(energy) for energy in ENERGIES),
+        energy_of=found.of,
+        half=found.held(largest_rank(site.m, site.n, 0.5)),
+        spectrum=shown_spectrum(found, (site.m, site.n)),
     )
 
 

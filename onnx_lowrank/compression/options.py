@@ -312,6 +312,14 @@ _TABLE = (
         OUTPUT, default=False, function=False,
     ),
     Option(
+        "sort", "choice",
+        "Order of the rows: of the graph, by name, by parameters (most first), by rank at energy "
+        "0.95 over break-even (least first), or by the energy that half of the parameters hold "
+        "(most first).",
+        OUTPUT, default="graph", metavar="BY", function=False,
+        choices=("graph", "name", "parameters", "rank", "energy"),
+    ),
+    Option(
         "before", "model", "The model that MODEL was made from, judged beside it.",
         LAYERS, metavar="ORIGINAL",
     ),

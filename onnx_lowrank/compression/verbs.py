@@ -28,7 +28,7 @@ __all__ = [
 # What only the command compress, or only other verbs have.
 _COMMAND = ("external_data", "report_path", "force", "verbose")
 _OTHER = ("shares", "out", "targets", "fix_shapes", "strict", "iterations", "warmup", "nodes",
-          "before")  # fmt: skip
+          "before", "sort")  # fmt: skip
 
 SETTINGS = tuple(o for o in OPTIONS.values() if o.name not in (*_COMMAND, *_OTHER))
 """What `compress` takes beside the model."""
@@ -75,6 +75,8 @@ _TARGETS = _options(
     replace(OPTIONS["data"], help="Samples, as in the main job."),
     *("samples", "seed", "input_shapes", "dims", "fix_shapes", "strict", "custom_ops", "verbose"),
 )
+# What gives samples.
+_LOOKED = ("data", "calibration", "load_stats")
 _OWN_THREADS = "each target's own"
 
 COMPRESS = Verb(
@@ -148,9 +150,41 @@ BENCH = Verb(
 INSPECT = Verb(
     "inspect",
     "List every linear map of IN: form, shape, ranks at several energies, and what is left out.",
-    "onnx-lowrank inspect model.onnx",
-    (replace(OPTIONS["constant_inputs"], help="As in the main job."),),
-)
+    "onnx-lowrank inspect model.onnx --data samples.npz",
+    (
+        replace(
+            OPTIONS["shares"],
+            help="Shares of the linear parameters to keep: what each would give.",
+            needs=_LOOKED,
+        ),
+        replace(
+            OPTIONS["ops"],
+            help="Forms to fit to samples and to spend {shares} on: default, all, or names; all "
+            "others are listed by their weights alone.",
+        ),
+        replace(OPTIONS["constant_inputs"], help="As in the main job."),
+        replace(
+            OPTIONS["data"],
+            help="Samples, as in the main job: the ranks are those for what the layers multiply.",
+            also="", shown="none, the weights alone",
+        ),
+        replace(OPTIONS["samples"], help="How many samples judge."),
+        *_options("seed", "input_shapes", "dims"),
+        replace(
+            OPTIONS["calibration"], excludes=(),
+            help="Samples to fit to, as in the main job.  Without it a part of {data} is used.",
+        ),
+        *_options("calibration_samples", "mask", "save_stats"),
+        replace(
+            OPTIONS["load_stats"],
+            help="Use the statistics that {save_stats} wrote for this model.",
+        ),
+        replace(OPTIONS["threads"], help="Intra-op threads."),
+        replace(OPTIONS["simplify"], help="With samples: do not run onnxsim first."),
+        OPTIONS["sort"],
+        OPTIONS["report_path"],
+    ),
+)  # fmt: skip
 SUPPORT = Verb(
     "support",
     "Say which nodes NNAPI, CoreML, XNNPACK, QNN, WebGPU and OpenVINO would take, and why not.",

@@ -14,10 +14,10 @@ import onnx.helper
 import onnx.numpy_helper
 import pytest
 
+import onnx_lowrank
 from onnx_lowrank.cli.program import exit_code
-from onnx_lowrank.compression.inspection import ENERGIES, Inspection, inspect_model
+from onnx_lowrank.compression.inspection import ENERGIES, Inspection
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.progress import Silent
 from tests.helpers.models import (
     all_graph_protos,
     all_node_protos,
@@ -36,9 +36,9 @@ def rng() -> np.random.Generator:
 
 def inspected(model: onnx.ModelProto | Path, tmp_path: Path) -> Inspection:
     if isinstance(model, Path):
-        return inspect_model(model, False, Silent())
+        return onnx_lowrank.inspect(model)
     onnx.save(model, tmp_path / "model.onnx")
-    return inspect_model(tmp_path / "model.onnx", False, Silent())
+    return onnx_lowrank.inspect(tmp_path / "model.onnx")
 
 
 def stored(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
@@ -331,7 +331,7 @@ def test_the_command_prints_it_all(tmp_path: Path, capfd: pytest.CaptureFixture[
     path = tmp_path / "model.onnx"
     onnx.save(every_form(), path)
     lines = command(path, capfd).splitlines()
-    inspection = inspect_model(path, False, Silent())
+    inspection = onnx_lowrank.inspect(path)
     assert lines[0] == f"{path}: {inspection.parameters:,} parameters"
     assert lines[1].strip() == "13 linear maps with a constant weight"
     for energy in ENERGIES:

@@ -176,5 +176,5 @@ def test_the_figures_that_are_promised(
     shown = capfd.readouterr().out
     assert f"{before:,}" in shown
     assert f"{after:,}" in shown
-    change = {1000: "-98.0 % (50.00×)", 4096: "-75.0 % (4.00×)"}[size]
+    change = {1000: "-98.0 %  50.00×", 4096: "-75.0 %  4.00×"}[size]
     assert change in shown

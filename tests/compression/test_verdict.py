@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from onnx_lowrank import Result, compress
-from onnx_lowrank.cli.console import output_console, print_report
+from onnx_lowrank.cli.console import print_report
+from onnx_lowrank.cli.screen import output_screen
 from onnx_lowrank.compression.summary import output_verdict
 from onnx_lowrank.measures import Check, OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array
@@ -48,7 +49,7 @@ def test_a_ruined_result_is_said_first(capsys: pytest.CaptureFixture[str]) -> No
     assert report.verdict.level == "unusable"
     assert "output 'y' is off by " in report.verdict.text
     assert report.to_dict()["verdict"]["level"] == "unusable"
-    print_report(report, output_console())
+    print_report(report, output_screen())
     assert capsys.readouterr().out.splitlines()[0].startswith("unusable: output 'y' is off by ")
 
 
@@ -104,7 +105,7 @@ def test_what_is_excluded_counts_in_no_share() -> None:
 def test_a_header_without_factored_layers_speaks_of_no_energy(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    print_report(ruined(rank=None, energy=1.0).report, output_console())
+    print_report(ruined(rank=None, energy=1.0).report, output_screen())
     assert "2 linear maps, 0 factored\n" in capsys.readouterr().out
 
 
@@ -120,5 +121,5 @@ def test_a_shared_first_factor_is_said(capsys: pytest.CaptureFixture[str]) -> No
     assert [layer.first_factor_of for layer in sharing] == [
         layer.name for layer in result.report.layers if layer not in sharing
     ]
-    print_report(result.report, output_console())
+    print_report(result.report, output_screen())
     assert "first factor shared with " in capsys.readouterr().out

@@ -14,14 +14,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
+import onnx_lowrank
 from onnx_lowrank import compress
-from onnx_lowrank.compression.inspection import inspect_model
 from onnx_lowrank.compression.result import Result
 from onnx_lowrank.graph.constants import Constant, Constants
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.graph.walk import all_nodes, node_name
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.progress import Silent
 from tests.helpers.models import uniform
 from tests.helpers.onnxsim_here import onnxsim_here
 
@@ -123,7 +122,7 @@ def drawn(parts: list[tuple[str, bool]], seed: int = 0) -> onnx.ModelProto:
 def shown(model: onnx.ModelProto, folder: Path) -> list[str]:
     """The names that ``inspect`` shows."""
     onnx.save(model, folder / "in.onnx")
-    found = inspect_model(folder / "in.onnx", False, Silent())
+    found = onnx_lowrank.inspect(folder / "in.onnx")
     return [entry.name for entry in found.entries]
 
 
