@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -14,6 +14,14 @@ Advance = Callable[[int], None]
 
 class Progress(Protocol):
     """Shows the stages of a run."""
+
+    def plan(self, names: Sequence[str], part: str = "") -> None:
+        """Say which stages come, in their order; others that come are parts of these.
+
+        Args:
+            names: the stages.
+            part: of what they are a part that comes several times, such as "budget 2 of 6".
+        """
 
     def stage(self, name: str, total: int | None) -> AbstractContextManager[Advance]:
         """Show a stage while the block runs.
@@ -32,6 +40,9 @@ class Progress(Protocol):
 
 class Silent:
     """Shows nothing."""
+
+    def plan(self, names: Sequence[str], part: str = "") -> None:
+        """Show nothing."""
 
     @contextmanager
     def stage(self, name: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002
@@ -52,6 +63,10 @@ class Stages:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self.seconds: dict[str, float] = {}
+
+    def plan(self, names: Sequence[str], part: str = "") -> None:
+        """Say which stages come; see `Progress.plan`."""
+        self._progress.plan(names, part)
 
     def detail(self, text: str) -> None:
         """Show a detail of the running stage."""

@@ -34,13 +34,16 @@ def command(models: tuple[Path, ...], **options: Any) -> None:
     from onnx_lowrank.runtime.session import OrtLog
 
     values = values_of(BENCH, options)
+    quiet = values.pop("quiet")
     report_path, verbose = values.pop("report_path"), values.pop("verbose")
     written = ReportFile(report_path, {**JSON, ".csv": BenchReport.to_csv})
     log = OrtLog()
-    found = bench(*models, **values, progress=terminal_progress(), log=log, outputs=written.outputs)
+    found = bench(
+        *models, **values, progress=terminal_progress(quiet=quiet), log=log, outputs=written.outputs
+    )
     print_log(log, verbose=verbose)
     written.write(found)
     with reader_may_leave(kept=report_path is not None):
-        print_bench_report(found, output_screen(report_path))
+        print_bench_report(found, output_screen(report_path, quiet=quiet))
     if found.errors:
         raise InputError(found.errors[0])

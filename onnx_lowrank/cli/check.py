@@ -32,16 +32,22 @@ def command(before: Path, after: Path, **options: Any) -> None:
     from onnx_lowrank.runtime.session import OrtLog
 
     values = values_of(CHECK, options)
+    quiet, every = values.pop("quiet"), values.pop("all_rows")
     report_path, verbose = values.pop("report_path"), values.pop("verbose")
     written = ReportFile(report_path)
     log = OrtLog()
     found = check(
-        before, after, **values, progress=terminal_progress(), log=log, outputs=written.outputs
+        before,
+        after,
+        **values,
+        progress=terminal_progress(quiet=quiet),
+        log=log,
+        outputs=written.outputs,
     )
     print_log(log, verbose=verbose)
     written.write(found)
     with reader_may_leave(kept=report_path is not None):
-        print_check_report(found, output_screen(report_path))
+        print_check_report(found, output_screen(report_path, quiet=quiet, every=every))
     if found.missed is not None:
         raise LimitError(found.missed)
     if found.errors:

@@ -36,6 +36,7 @@ def command(source: Path, target: Path, **options: Any) -> None:
     from onnx_lowrank.runtime.session import OrtLog
 
     values = values_of(COMPRESS, options)
+    quiet, every = values.pop("quiet"), values.pop("all_rows")
     report_path, verbose = values.pop("report_path"), values.pop("verbose")
     place = Destination(target, values.pop("external_data"), values.pop("force"))
     settings = Settings.of(values)
@@ -45,8 +46,10 @@ def command(source: Path, target: Path, **options: Any) -> None:
         raise InputError(f"{source}: no such file; did you mean the verb {near[0]!r}?")
     written = ReportFile(report_path)
     log = OrtLog()
-    progress = terminal_progress()
-    screen = output_screen(report_path, target)  # before anything is renamed over a redirection
+    progress = terminal_progress(quiet=quiet)
+    screen = output_screen(
+        report_path, target, quiet=quiet, every=every
+    )  # before anything is renamed over a redirection
     missed: GateError | None = None
     try:
         found = execute(source, settings, place, progress, log, written.outputs).report

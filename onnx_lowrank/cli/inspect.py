@@ -23,11 +23,13 @@ def command(source: Path, **options: Any) -> None:
     from onnx_lowrank.compression.api import inspect
 
     values = values_of(INSPECT, options)
+    quiet = values.pop("quiet")
     report_path, sort = values.pop("report_path"), values.pop("sort")
     written = ReportFile(report_path)
     found = in_order(
-        inspect(source, **values, progress=terminal_progress(), outputs=written.outputs), sort
+        inspect(source, **values, progress=terminal_progress(quiet=quiet), outputs=written.outputs),
+        sort,
     )
     written.write(found)
     with reader_may_leave(kept=report_path is not None):
-        print_inspection(found, output_screen(report_path))
+        print_inspection(found, output_screen(report_path, quiet=quiet))

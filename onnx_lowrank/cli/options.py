@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnx_lowrank.compression.option import Option, check_values
+from onnx_lowrank.compression.option import Option, check_relations, check_values
 from onnx_lowrank.compression.options import GROUPS, OPTIONS
 from onnx_lowrank.compression.verbs import Verb
 from onnx_lowrank.errors import UsageError, named
@@ -151,10 +151,11 @@ def values_of(verb: Verb, given: dict[str, Any]) -> dict[str, Any]:
         given: name -> value, as click has it.
 
     Raises:
-        UsageError: a value is none that its option takes.
+        UsageError: a value is none that its option takes, or two exclude each other.
     """
     values = {option.name: _value(option, given[option.name]) for option in verb.options}
     check_values(verb.options, values)
+    check_relations([option for option in verb.options if not option.function], values)
     return values
 
 
@@ -228,12 +229,17 @@ def reader_may_leave(*, kept: bool = False) -> Iterator[None]:
         click.echo(f"onnx-lowrank: warning: {text}; the files are written", err=True)
 
 
-def terminal_progress() -> Progress:
-    """Bars on a terminal, nothing in a pipe."""
-    from onnx_lowrank.cli.live import TerminalProgress
+def terminal_progress(*, quiet: bool = False) -> Progress:
+    """Bars on a terminal, a line now and then in a pipe, nothing where it is to be quiet."""
+    from onnx_lowrank.cli.live import LineProgress, TerminalProgress, seconds_between
     from onnx_lowrank.progress import Silent
 
-    return TerminalProgress() if sys.stderr.isatty() else Silent()
+    if quiet:
+        return Silent()
+    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        return TerminalProgress()
+    every = seconds_between()
+    return LineProgress(every) if every else Silent()
 
 
 def print_log(log: OrtLog, *, verbose: bool) -> None:

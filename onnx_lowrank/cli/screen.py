@@ -36,13 +36,15 @@ class Screen:
         rows: how many rows of a table are shown; None for all.
     """
 
-    def __init__(self, stream: TextIO, *, every: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, every: bool = False, quiet: bool = False) -> None:
         """Look at a stream.
 
         Args:
             stream: where to.
             every: whether all rows are shown, also on a terminal.
+            quiet: whether nothing is shown.
         """
+        self._quiet = quiet
         # Names are shown as they are: brackets and colons in a path are no markup.
         plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
         self.width = terminal_width(stream) if stream.isatty() else None
@@ -71,7 +73,8 @@ class Screen:
             self.line(f"{what}: {note}", "yellow")
 
     def _raw(self, line: str, style: str) -> None:
-        self._console.print(Text(line, style), soft_wrap=True)
+        if not self._quiet:
+            self._console.print(Text(line, style), soft_wrap=True)
 
 
 def terminal_width(stream: TextIO) -> int:
@@ -85,13 +88,14 @@ def terminal_width(stream: TextIO) -> int:
         return _USUAL
 
 
-def output_screen(*written: Path | None, every: bool = False) -> Screen:
+def output_screen(*written: Path | None, every: bool = False, quiet: bool = False) -> Screen:
     """The screen for results: standard output.
 
     Args:
         written: files of this run.  Where one of them is standard output itself, such as
             ``/dev/stdout`` in a pipe, the tables go to standard error.
         every: whether all rows of a table are shown, also on a terminal.
+        quiet: whether nothing is shown.
     """
     taken = any(path is not None and is_standard_output(path) for path in written)
-    return Screen(sys.stderr if taken else sys.stdout, every=every)
+    return Screen(sys.stderr if taken else sys.stdout, every=every, quiet=quiet)

@@ -102,12 +102,13 @@ def _print_maps(inspection: Inspection, screen: Screen) -> None:
             "" if row.half is None else f"{row.half:.4f}",
             rest=row.reason if piped else "",
         )
-        if row.reason:
-            noted.setdefault(row.reason, []).append(own[row.name])
-    of = "the outputs" if outputs and not mixed else "the weight or the outputs"
-    what = of if outputs else "the weight"
+        alone = mixed and row.energy_of == "weight"
+        reason = "; ".join(part for part in ("by its weight alone" * alone, row.reason) if part)
+        if reason:
+            noted.setdefault(reason, []).append(own[row.name])
+    of = "the outputs" if outputs else "the weight"
     screen.line(
-        f"rank that holds so much of the energy of {what} (over break-even); energy that half of "
+        f"rank that holds so much of the energy of {of} (over break-even); energy that half of "
         "the parameters hold"
     )
     laid = screen.table(grid)

@@ -23,9 +23,12 @@ def command(model: Path, **options: Any) -> None:
     from onnx_lowrank.compression.api import support
 
     values = values_of(SUPPORT, options)
+    quiet = values.pop("quiet")
     report_path, nodes = values.pop("report_path"), values.pop("nodes")
     written = ReportFile(report_path)
-    found = support(model, **values, progress=terminal_progress(), outputs=written.outputs)
+    found = support(
+        model, **values, progress=terminal_progress(quiet=quiet), outputs=written.outputs
+    )
     written.write(found)
     with reader_may_leave(kept=report_path is not None):
-        print_support(found, output_screen(report_path), every=nodes)
+        print_support(found, output_screen(report_path, quiet=quiet), every=nodes)

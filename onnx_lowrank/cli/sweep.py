@@ -22,6 +22,7 @@ def command(source: Path, **options: Any) -> None:
     from onnx_lowrank.compression.sweep import settings_of, sweep
 
     values = values_of(SWEEP, options)
+    quiet = values.pop("quiet")
     out, force, models = values.pop("out"), values.pop("force"), values.pop("models")
     settings_of(values)  # before a folder is made
     outputs = curve_outputs(out, force=force)
@@ -30,9 +31,9 @@ def command(source: Path, **options: Any) -> None:
         **values,
         models=out if models else None,
         force=force,
-        progress=terminal_progress(),
+        progress=terminal_progress(quiet=quiet),
         outputs=outputs,
     )
     written = write_curve(curve, outputs)
     with reader_may_leave(kept=True):
-        print_curve(curve, written, output_screen())
+        print_curve(curve, written, output_screen(quiet=quiet))

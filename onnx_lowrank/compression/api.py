@@ -254,7 +254,8 @@ def inspect(
             "dry_run": True,
         }
     )
-    return inspect_model(model, settings, shares, progress or Silent(), log or OrtLog(), outputs)
+    found = inspect_model(model, settings, shares, progress or Silent(), log or OrtLog(), outputs)
+    return replace(found, origin=origin_of(verbs.INSPECT, values, (model,)))
 
 
 def check(

@@ -282,6 +282,14 @@ _TABLE = (
         "verbose", "switch", "Show ONNX Runtime's own messages.",
         OUTPUT, default=False, function=False,
     ),
+    Option(
+        "all_rows", "switch", "Show every row of a table, also on a terminal.",
+        OUTPUT, default=False, function=False,
+    ),
+    Option(
+        "quiet", "switch", "Print nothing but errors; files are written all the same.",
+        OUTPUT, default=False, function=False, aliases=("-q",), excludes=("verbose", "all_rows"),
+    ),
     # Of other verbs
     Option(
         "shares", "numbers",

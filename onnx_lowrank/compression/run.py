@@ -18,6 +18,7 @@ from onnx_lowrank.compression.plan import Chosen, cost_table, strategy_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination, Result
 from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.compression.stages import stages_of
 from onnx_lowrank.compression.summary import (
     layers,
     nothing_gained,
@@ -83,6 +84,7 @@ def execute(
     """
     settings.metric_used.load()
     stages = Stages(progress)
+    stages.plan(stages_of(settings))
     with stages("load"):
         source = load(model)
     inputs = read_files(source, settings)
@@ -186,7 +188,8 @@ class _Run:
             if latency is None or not slower(latency) or not plan.factored:
                 break
         self._context.say(
-            f"{len(self._put_back)} layers are dense again: the model was slower with their pairs"
+            f"{len(self._put_back)} layers are dense again: the model was slower with their pairs, "
+            "as timed here; another run may find it otherwise"
         )
         return found
 
@@ -238,6 +241,7 @@ class _Run:
         if self._table is not None:
             notes += self._table.notes()
         notes += _unused(context.settings, self._table)
+        notes += _timed(context.settings)
         summary = context.log.summary()
         if summary is not None:
             notes.append(summary)
@@ -321,6 +325,20 @@ def _uncertain(goal: BudgetReport, budget: Budget) -> list[str]:
     return [
         f"{budget.named}: the loss is {goal.loss:.3g} with a standard error of {error:.2g}; more "
         f"samples ({named('data')}, {named('samples')}) would tell whether the limit holds"
+    ]
+
+
+def _timed(settings: Settings) -> list[str]:
+    """What to say where times that were taken decide on the ranks."""
+    named_by = (
+        [] if settings.budget is None or not settings.budget.timed else [settings.budget.named]
+    )
+    if settings.rank_multiple == "auto":
+        named_by.append(named("rank_multiple", "auto"))
+    where = "this machine" if settings.load_costs is None else "this machine and in the cost file"
+    return [
+        f"{option}: times taken on {where} decide on the ranks; another run may choose others"
+        for option in named_by
     ]
 
 

@@ -23,6 +23,7 @@ from onnx_lowrank.compression.plan import searching_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.compression.stages import MADE, stages_before
 from onnx_lowrank.compression.summary import layers, seen_damage, totals
 from onnx_lowrank.compression.verbs import COMPRESS, SETTINGS, SWEEP
 from onnx_lowrank.data.sources import SampleSource
@@ -254,6 +255,7 @@ def sweep(
         judged.load()
     budgets = [Budget("keep", share) for share in sorted(set(shares), reverse=True)]
     stages = Stages(progress or Silent())
+    stages.plan(stages_before(settings))
     with stages("load"):
         source = load(model)
     inputs = read_files(source, settings, metric)
@@ -273,8 +275,10 @@ def sweep(
             raise InputError(f"sweep needs a model that runs: {why}")
         searching, table = searching_for(context, prepared, timed=False)
         work = _Sweep(context, prepared, judged, places, inputs)
+        stages.plan(MADE, f"point 1 of {len(budgets) + 1}")
         points, missed = [work.point(1.0, searching.dense("the point without pairs"))], []
-        for budget in budgets:
+        for number, budget in enumerate(budgets, 2):
+            stages.plan(MADE, f"point {number} of {len(budgets) + 1}")
             try:
                 points.append(work.point(budget.value, _planned(searching, budget)))
             except Unreachable as error:

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # What only the command compress, or only other verbs have.
-_COMMAND = ("external_data", "report_path", "force", "verbose")
+_COMMAND = ("external_data", "report_path", "force", "verbose", "all_rows", "quiet")
 _OTHER = ("shares", "out", "targets", "fix_shapes", "strict", "iterations", "warmup", "nodes",
           "before", "sort")  # fmt: skip
 
@@ -75,6 +75,7 @@ _TARGETS = _options(
     replace(OPTIONS["data"], help="Samples, as in the main job."),
     *("samples", "seed", "input_shapes", "dims", "fix_shapes", "strict", "custom_ops", "verbose"),
 )
+_QUIET = OPTIONS["quiet"]
 # What gives samples.
 _LOOKED = ("data", "calibration", "load_stats")
 _OWN_THREADS = "each target's own"
@@ -102,6 +103,7 @@ SWEEP = Verb(
         ),
         *_SWEPT,
         replace(OPTIONS["force"], help="Overwrite what is in DIR."),
+        _QUIET,
     ),
 )  # fmt: skip
 CHECK = Verb(
@@ -127,7 +129,7 @@ CHECK = Verb(
             also="A function says so in the report's ``missed``.",
             excludes=(),
         ),
-        OPTIONS["report_path"],
+        *_options("report_path", "all_rows", "quiet"),
     ),
 )
 BENCH = Verb(
@@ -145,6 +147,7 @@ BENCH = Verb(
             OPTIONS["report_path"],
             help="Write the whole result as JSON, or a table as CSV, by the file's ending.",
         ),
+        _QUIET,
     ),
 )  # fmt: skip
 INSPECT = Verb(
@@ -181,8 +184,8 @@ INSPECT = Verb(
         ),
         replace(OPTIONS["threads"], help="Intra-op threads."),
         replace(OPTIONS["simplify"], help="With samples: do not run onnxsim first."),
-        OPTIONS["sort"],
-        OPTIONS["report_path"],
+        *_options("sort", "report_path"),
+        _QUIET,
     ),
 )  # fmt: skip
 SUPPORT = Verb(
@@ -192,6 +195,7 @@ SUPPORT = Verb(
     (
         *_options("before", "input_shapes", "dims", "nodes"),
         replace(OPTIONS["report_path"], help="Write the whole result, every node, as JSON."),
+        _QUIET,
     ),
 )
 PROVIDERS = Verb(

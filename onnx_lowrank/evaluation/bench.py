@@ -216,6 +216,8 @@ def bench_models(
     entries, spreads = [], []
     for target, count in itertools.product(targets, threads):
         job = Job(outputs=False, iterations=iterations, warmup=warmup, threads=count, strict=strict)
+        several = f"{count or 'default'} threads" if len(threads) > 1 else ""
+        stages.plan([target.name for target in targets], several)
         with stages(target.name, iterations + len(files)) as advance:
             outcomes = target.run(files, subjects.samples.feeds, job, advance)
         for outcome in outcomes:

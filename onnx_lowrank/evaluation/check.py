@@ -154,6 +154,7 @@ def check_models(
     feeds = subjects.samples.feeds
     job = Job(outputs=True, strict=strict, threads=threads)
     stages = Stages(progress)
+    stages.plan([target.name for target in targets])
 
     def run(target: Target) -> tuple[Outcome, ...]:
         with stages(target.name, len(files) * len(feeds)) as advance:
