@@ -385,5 +385,5 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
         "size_threshold": 0,
     }
     onnx.save(model, tmp_path / "model.onnx", **options)
-    found = inspect_model(tmp_path / "model.onnx", False, Silent())
+    found = onnx_lowrank.inspect(tmp_path / "model.onnx")
     assert [len(entry.ranks) for entry in found.entries] == [len(ENERGIES)] * 2
