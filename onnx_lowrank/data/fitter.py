@@ -14,10 +14,10 @@ import numpy as np
 from onnx_lowrank.data.labels import LABEL_NAMES, own_name
 from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
 from onnx_lowrank.errors import InputError, named
-from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.arrays import Array, sequence
 from onnx_lowrank.phrases import listed, near_names
 
-__all__ = ["Fitter", "is_floating", "require_tensors"]
+__all__ = ["Fitter", "is_floating", "require_fed"]
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
@@ -25,17 +25,18 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
-def require_tensors(specs: Iterable[InputSpec]) -> None:
-    """Refuse a model with an input that must be fed and is no tensor.
+def require_fed(specs: Iterable[InputSpec]) -> None:
+    """Refuse a model with an input that must be fed and is neither a tensor nor a sequence of them.
 
     Raises:
         InputError: naming that input and its type.
     """
     for spec in specs:
-        if spec.kind != "tensor" and not spec.optional:
+        if not spec.fed and not spec.optional:
             raise InputError(
-                f"input {spec.name!r}: expected a tensor, the model wants {spec.kind}, "
-                f"which cannot be fed; use {named('check', False)} {named('bench', False)}"
+                f"input {spec.name!r}: expected a tensor or a sequence of tensors, the model wants "
+                f"{spec.kind}, which cannot be fed; use {named('check', False)} "
+                f"{named('bench', False)}"
             )
 
 
@@ -49,7 +50,7 @@ class Fitter:
         own_labels: whether labels among the arrays count; else they are left aside too.
 
     Raises:
-        InputError: an input that must be fed is not a tensor.
+        InputError: an input that must be fed cannot be.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class Fitter:
         *,
         own_labels: bool = True,
     ) -> None:
-        require_tensors(specs)
-        self.specs = {spec.name: spec for spec in specs if spec.kind == "tensor"}
+        require_fed(specs)
+        self.specs = {spec.name: spec for spec in specs if spec.fed}
         self._shapes = shapes
         self._outputs = frozenset(output_names)
         self._own_labels = own_labels
@@ -82,10 +83,11 @@ class Fitter:
         self._notes[text] = None
 
     def fit(self, arrays: Mapping[str, Array], where: str, *, stacked: bool) -> dict[str, Array]:
-        """The arrays as the model wants them.
+        """The arrays as the model wants them; an optional input may be missing.
 
         Args:
-            arrays: name -> values.
+            arrays: name -> values; those of a sequence are an array of arrays, or one array whose
+                axis 0 they lie along.
             where: the file, for messages.
             stacked: axis 0 holds samples and may have any size; a scalar input may have one.
 
@@ -96,12 +98,33 @@ class Fitter:
         sizes: dict[str, tuple[int, str]] = {}
         fitted = {}
         for name, spec in self.specs.items():
-            array = self._convert(arrays[name], spec, f"{where}: input {name!r}")
-            self._check_shape(array, spec, f"{where}: input {name!r}", stacked, sizes)
+            if name not in arrays:  # an optional one
+                continue
+            place = f"{where}: input {name!r}"
+            if spec.kind == "sequence":
+                fitted[name] = self._sequence(arrays[name], spec, place, stacked)
+                continue
+            array = self._convert(arrays[name], spec, place)
+            self._check_shape(array, spec, place, stacked, sizes)
             fitted[name] = array
-        if fitted and not any(array.size for array in fitted.values()):
+        # Those that the model itself wants empty are no lack of data.
+        free = [array for name, array in fitted.items() if 0 not in (self.specs[name].shape or ())]
+        if free and not any(array.size for array in free):
             raise InputError(f"{where}: expected data, got empty arrays only")
         return fitted
+
+    def _sequence(self, given: Array, spec: InputSpec, where: str, stacked: bool) -> Array:
+        """An array of arrays."""
+        if stacked or given.ndim == 0:
+            raise InputError(
+                f"{where}: expected a sequence of tensors in each sample, which one array for all "
+                "samples cannot hold; give a folder of test_data_set_*, a folder of .npz feeds "
+                "whose arrays have the tensors along axis 0, or feeds from Python"
+            )
+        return sequence(
+            self._convert(np.asarray(item), spec, f"{where}: element {number}")
+            for number, item in enumerate(given)
+        )
 
     def labels(self, arrays: Mapping[str, Array]) -> Array | None:
         """The labels given with the inputs."""
@@ -119,7 +142,7 @@ class Fitter:
                 self.note(f"{where}: input {name!r} holds {bad} NaN or Inf of {array.size} values")
 
     def _check_names(self, arrays: Mapping[str, Array], where: str) -> None:
-        missing = [name for name in self.specs if name not in arrays]
+        missing = [n for n, spec in self.specs.items() if n not in arrays and not spec.optional]
         extra = [name for name in arrays if name not in self.specs]
         wrong = [name for name in extra if name not in self._outputs.union(LABEL_NAMES)]
         if missing or wrong:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnx_lowrank.data.fitter import is_floating
+from onnx_lowrank.data.fitter import is_floating, require_fed
 from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array
@@ -23,10 +23,17 @@ def check_random(specs: Sequence[InputSpec], shapes: ConcreteShapes) -> None:
     """Refuse inputs for which no random data can be made.
 
     Raises:
-        InputError: an input of unknown rank without a given shape, or one of strings.
+        InputError: an input of unknown rank without a given shape, one of strings, or one that
+            must be fed and is no tensor.
     """
+    require_fed(specs)
     for spec in specs:
-        if spec.kind != "tensor":
+        if spec.kind == "sequence" and not spec.optional:
+            raise InputError(
+                f"input {spec.name!r}: expected a tensor, the model wants a sequence of tensors, "
+                f"which cannot be made at random; give samples with {named('data')}"
+            )
+        if not spec.drawn:
             continue
         if spec.name not in shapes.shapes:
             shape = named("input_shapes", f"{spec.name}:…")
@@ -54,13 +61,24 @@ def random_feed(
         shapes: their sizes.
         bounds: input -> number that its values must stay below.
         seed: the seed of the run and the number of the sample.
+
+    Raises:
+        InputError: an input is too large.
     """
     rng = np.random.default_rng(seed)
-    return {
-        spec.name: _values(spec, shapes.shapes[spec.name], bounds.get(spec.name), rng)
-        for spec in specs
-        if spec.kind == "tensor"
-    }
+    feed = {}
+    for spec in specs:
+        if not spec.drawn:
+            continue
+        shape = shapes.shapes[spec.name]
+        try:
+            feed[spec.name] = _values(spec, shape, bounds.get(spec.name), rng)
+        except MemoryError as error:
+            raise InputError(
+                f"input {spec.name!r}: expected a size that memory holds, got {list(shape)}; "
+                f"give another one with {named('input_shapes')} if the model leaves it open"
+            ) from error
+    return feed
 
 
 def _values(
@@ -87,7 +105,7 @@ def random_note(specs: Sequence[InputSpec], bounds: Mapping[str, int], seed: int
     """The random input in one sentence."""
     groups: dict[str, list[str]] = {}
     for spec in specs:
-        if spec.kind != "tensor":
+        if not spec.drawn:
             continue
         if "mask" in spec.name.lower():
             text = "all ones"

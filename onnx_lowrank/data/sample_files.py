@@ -19,9 +19,9 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.arrays import Array, sequence
 
-__all__ = ["numbered", "read_npy", "read_npz", "read_tensor"]
+__all__ = ["numbered", "read_npy", "read_npz", "read_tensor", "read_value"]
 
 
 @contextmanager
@@ -90,13 +90,59 @@ def read_tensor(path: Path) -> tuple[str, Array]:
             raise InputError(f"{path}: expected a serialized ONNX tensor (TensorProto): no type")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise InputError(f"{path}: its values are in another file, which is not supported")
-        array = onnx.numpy_helper.to_array(tensor)
-        if array.dtype.kind in "OS":  # strings come as bytes or str
-            array = np.array(
-                [item.decode() if isinstance(item, bytes) else item for item in array.reshape(-1)],
-                dtype=object,
-            ).reshape(array.shape)
-        return str(tensor.name), array
+        return str(tensor.name), _texts(onnx.numpy_helper.to_array(tensor))
+
+
+def read_value(path: Path, *, is_sequence: bool, optional: bool) -> tuple[str, Array | None]:
+    """Name and values of a serialized tensor, sequence of tensors, or optional one of both.
+
+    Args:
+        path: the file.
+        is_sequence: a SequenceProto is expected, or an OptionalProto with one.
+        optional: an OptionalProto is expected.
+
+    Returns:
+        A sequence is an array of arrays; None for an optional one that holds nothing.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not (is_sequence or optional):
+        return read_tensor(path)
+    what = "a sequence of ONNX tensors (SequenceProto)" if is_sequence else "an ONNX tensor"
+    what = f"{what}, in an OptionalProto" if optional else what
+    with _reading(path, f"{what}, serialized"):
+        data = path.read_bytes()
+        if optional:
+            value = onnx.OptionalProto.FromString(data)
+            name, held = str(value.name), onnx.numpy_helper.to_optional(value)
+        else:
+            several = onnx.SequenceProto.FromString(data)
+            name, held = str(several.name), onnx.numpy_helper.to_list(several)
+        if (held is None or isinstance(held, list)) and not held and _is_tensor(data):
+            raise ValueError("got a tensor")  # its fields read as those of an empty sequence
+        if held is None:
+            return name, None
+        if isinstance(held, list) is not is_sequence:
+            raise ValueError(f"got a {type(held).__name__}")
+        return name, sequence(map(_texts, held)) if is_sequence else _texts(np.asarray(held))
+
+
+def _is_tensor(data: bytes) -> bool:
+    """Whether bytes are a whole TensorProto."""
+    try:
+        onnx.numpy_helper.to_array(onnx.TensorProto.FromString(data))
+    except (ValueError, TypeError, KeyError, DecodeError):
+        return False
+    return True
+
+
+def _texts(array: Array) -> Array:
+    """An array whose strings, which come as bytes or str, are str."""
+    if array.dtype.kind not in "OS":
+        return array
+    texts = [item.decode() if isinstance(item, bytes) else item for item in array.reshape(-1)]
+    return np.array(texts, dtype=object).reshape(array.shape)
 
 
 def numbered(folder: Path, stem: str) -> Mapping[int, Path]:

@@ -20,7 +20,7 @@ from typing import TypeVar, overload
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.data.fitter import Fitter, require_tensors
+from onnx_lowrank.data.fitter import Fitter
 from onnx_lowrank.data.index_bounds import index_bound
 from onnx_lowrank.data.labels import all_or_none, cut, read_labels
 from onnx_lowrank.data.random import check_random, random_feed, random_note
@@ -28,7 +28,7 @@ from onnx_lowrank.data.sample_files import (
     numbered,
     read_npy,
     read_npz,
-    read_tensor,
+    read_value,
 )
 from onnx_lowrank.data.shapes import (
     IMAGE_SIZES,
@@ -38,7 +38,7 @@ from onnx_lowrank.data.shapes import (
 )
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import exists
-from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.arrays import Array, Feed, flat
 
 __all__ = [
     "Samples",
@@ -128,7 +128,6 @@ def random_samples(
     Raises:
         InputError: an input is not a tensor, has no known rank, or holds strings.
     """
-    require_tensors(specs)
     check_random(specs, shapes)
     bounds = _index_bounds(model, specs)
     return Samples(
@@ -192,7 +191,7 @@ def load_samples(
     *,
     limit: int,
     seed: int,
-    output_names: Sequence[str],
+    outputs: Sequence[InputSpec],
     option: str = "data",
     labels: Path | None = None,
 ) -> Samples:
@@ -206,18 +205,19 @@ def load_samples(
         shapes: sizes; axis 0 is the batch, and guesses give way to the data's own sizes.
         limit: more samples than this are cut to a seeded choice in their order.
         seed: of that choice.
-        output_names: the outputs of the model, in its order.
+        outputs: those of the model, in its order.
         option: which argument named the path, for messages.
         labels: file of the labels of all samples; default: those among the data.
 
     Raises:
         InputError: the data cannot be read or do not fit; names file, input, expected and found.
     """
-    fitter = Fitter(specs, shapes, output_names, own_labels=labels is None)
+    names = [output.name for output in outputs]
+    fitter = Fitter(specs, shapes, names, own_labels=labels is None)
     if not exists(path):
         raise InputError(f"{named(option, path)}: no such file or folder")
     if path.is_dir():
-        return _from_folder(path, fitter, specs, limit, seed, output_names, option, labels)
+        return _from_folder(path, fitter, specs, limit, seed, outputs, option, labels)
     if path.suffix == ".npz":
         return stacked_samples(
             str(path), read_npz(path), fitter, shapes, limit=limit, seed=seed, labels=labels
@@ -341,7 +341,7 @@ def _from_folder(
     specs: Sequence[InputSpec],
     limit: int,
     seed: int,
-    output_names: Sequence[str],
+    outputs: Sequence[InputSpec],
     option: str,
     labels: Path | None,
 ) -> Samples:
@@ -362,17 +362,18 @@ def _from_folder(
         )
     numbers = _choose(len(items), limit, seed, fitter)
     chosen = [items[index] for index in numbers]
-    tensors = [spec.name for spec in specs]
 
     def arrays(index: int) -> Mapping[str, Array]:
         item = chosen[index]
-        return _read_set(item, "input", tensors) if sets else read_npz(item)
+        return _read_set(item, "input", specs) if sets else read_npz(item)
 
     def feed(index: int) -> Feed:
         return fitter.fit(arrays(index), str(chosen[index]), stacked=False)
 
-    def outputs(index: int) -> Expected:
-        return _read_set(chosen[index], "output", output_names) or None
+    def stored(index: int) -> Expected:
+        found = _read_set(chosen[index], "output", outputs)
+        several = {spec.name for spec in outputs if spec.kind == "sequence"}
+        return {n: flat(a) if n in several else a for n, a in found.items()} or None
 
     own: list[Array | None] = []
     for index, item in enumerate(chosen):
@@ -387,7 +388,7 @@ def _from_folder(
         steps = {} if left or not each else {len(every): each}
         of_sample = cut(every, named("labels", labels), len(items), steps)
         of_each = [of_sample(number) for number in numbers]
-    expected = _Lazy(len(chosen), outputs) if sets else (None,) * len(chosen)
+    expected = _Lazy(len(chosen), stored) if sets else (None,) * len(chosen)
     for _ in expected:  # a broken file shows now, not in the middle of the check
         pass
     feeds = _Lazy(len(chosen), feed)
@@ -401,11 +402,22 @@ def _from_folder(
     )
 
 
-def _read_set(folder: Path, stem: str, names: Sequence[str]) -> dict[str, Array]:
-    """Name -> array of ``stem_N.pb``: by the tensor's own name, else by its number."""
+def _read_set(folder: Path, stem: str, specs: Sequence[InputSpec]) -> dict[str, Array]:
+    """Name -> array of ``stem_N.pb``: by the tensor's own name, else by its number.
+
+    Values of kinds that no array can hold are left out, and those that hold nothing.
+    """
     arrays: dict[str, Array] = {}
+    names = [spec.name for spec in specs]
     for number, file in numbered(folder, stem).items():
-        own, array = read_tensor(file)
+        spec = specs[number] if number < len(specs) else None
+        if spec is not None and not spec.fed:
+            continue
+        own, array = read_value(
+            file,
+            is_sequence=spec is not None and spec.kind == "sequence",
+            optional=spec is not None and spec.optional,
+        )
         if own not in names and number >= len(names):
             raise InputError(
                 f"{file}: the model has {len(names)} {stem}s ({', '.join(names)}), "
@@ -414,5 +426,6 @@ def _read_set(folder: Path, stem: str, names: Sequence[str]) -> dict[str, Array]
         name = own if own in names else names[number]
         if name in arrays:
             raise InputError(f"{file}: expected one file for each {stem}, got {name!r} twice")
-        arrays[name] = array
+        if array is not None:
+            arrays[name] = array
     return arrays

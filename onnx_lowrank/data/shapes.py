@@ -23,6 +23,7 @@ __all__ = [
     "InputSpec",
     "concrete_shapes",
     "input_specs",
+    "output_specs",
     "parse_dims",
     "parse_input_shapes",
 ]
@@ -55,7 +56,8 @@ class InputSpec:
         dtype: element type; ``object`` for strings and for what is not a tensor.
         shape: one entry an axis: a fixed size, the name of a symbolic size, or None where it is
             unknown; None as a whole where even the rank is unknown.
-        kind: "tensor", or the type of an input that is none, such as "Sequence(Tensor(FLOAT))".
+        kind: "tensor"; "sequence" for one of tensors; or another type, such as
+            "Sequence(Sequence(Tensor(FLOAT)))".
         optional: the input need not be fed.
     """
 
@@ -64,6 +66,16 @@ class InputSpec:
     shape: tuple[int | str | None, ...] | None
     kind: str = "tensor"
     optional: bool = False
+
+    @property
+    def fed(self) -> bool:
+        """Whether samples can hold it."""
+        return self.kind in ("tensor", "sequence")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether random samples hold it."""
+        return self.kind == "tensor" and not self.optional
 
 
 @dataclass(frozen=True)
@@ -95,16 +107,23 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     )
 
 
+def output_specs(model: ir.Model) -> tuple[InputSpec, ...]:
+    """The outputs, described as the inputs are."""
+    return tuple(map(_spec, model.graph.outputs))
+
+
 def _spec(value: ir.Value) -> InputSpec:
-    name = value.name or ""
-    if not isinstance(value.type, ir.TensorType):
+    name, held = value.name or "", value.type
+    optional = isinstance(held, ir.OptionalType)
+    if isinstance(held, ir.OptionalType):
+        held = held.elem_type
+    if isinstance(held, ir.SequenceType) and isinstance(held.elem_type, ir.TensorType):
+        return InputSpec(name, np.dtype(held.dtype.numpy()), None, "sequence", optional)
+    if not isinstance(held, ir.TensorType):
         kind = str(value.type) if value.type is not None else "an unknown type"
-        optional = isinstance(value.type, ir.OptionalType)
         return InputSpec(name, np.dtype(object), None, kind, optional)
-    dtype = np.dtype(value.type.dtype.numpy())
-    if value.shape is None:
-        return InputSpec(name, dtype, None)
-    return InputSpec(name, dtype, tuple(_axis(size) for size in value.shape))
+    shape = None if value.shape is None else tuple(_axis(size) for size in value.shape)
+    return InputSpec(name, np.dtype(held.dtype.numpy()), shape, "tensor", optional)
 
 
 def _axis(size: int | ir.SymbolicDim) -> int | str | None:
@@ -185,7 +204,7 @@ def concrete_shapes(
     """
     values = _given_dims(specs, dims)
     source = {name: f"{named('dims', f'{name}={size}')}" for name, size in values.items()}
-    tensors = {spec.name: spec for spec in specs if spec.kind == "tensor"}
+    tensors = {spec.name: spec for spec in specs if spec.drawn}
     for name, sizes in input_shapes.items():
         if name not in tensors:
             raise InputError(

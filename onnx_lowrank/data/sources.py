@@ -14,10 +14,10 @@ import onnx_ir as ir
 from onnx_lowrank.data.fitter import Fitter
 from onnx_lowrank.data.labels import LABEL_NAMES, all_or_none
 from onnx_lowrank.data.samples import Samples, load_samples, sample_files, stacked_samples
-from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
+from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec, output_specs
 from onnx_lowrank.data.usercode import UserCode, failure
 from onnx_lowrank.errors import InputError, named
-from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.arrays import Array, sequence
 
 __all__ = [
     "SampleSource",
@@ -93,8 +93,8 @@ def load_source(
         InputError: the source cannot be read, or does not fit the model's inputs; or labels are
             given as a file and feeds by a callable, whose number is not known.
     """
-    names = [value.name or "" for value in model.graph.outputs]
-    fitter = Fitter(specs, shapes, names)
+    outputs = output_specs(model)
+    fitter = Fitter(specs, shapes, [output.name for output in outputs])
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         code = UserCode.parse(text)
@@ -105,7 +105,7 @@ def load_source(
                 shapes,
                 limit=limit,
                 seed=seed,
-                output_names=names,
+                outputs=outputs,
                 option=option,
                 labels=labels,
             )
@@ -211,8 +211,11 @@ def _arrays(feed: Mapping[str, Any], text: str) -> dict[str, Array]:
         try:
             array = np.asarray(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(failure(f"{text}: {name!r}", error)) from error
-        if array.dtype == object and not all(isinstance(item, str) for item in array.flat):
+            several = isinstance(value, list | tuple)
+            if not several or not all(hasattr(item, "__array__") for item in value):
+                raise InputError(failure(f"{text}: {name!r}", error)) from error
+            array = sequence(map(np.asarray, value))  # of different shapes
+        if array.dtype == object and not all(isinstance(i, str | np.ndarray) for i in array.flat):
             raise InputError(f"{text}: {name!r}: expected an array, got {type(value).__name__}")
         arrays[str(name)] = array
     return arrays

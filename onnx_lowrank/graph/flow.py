@@ -43,6 +43,15 @@ _TRUTHS = frozenset(
     {"And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not"}
     | {"Or", "Xor"}
 )
+# What gives a sequence, or an optional value, of its first input; what makes it longer or shorter.
+_SEQUENCES = frozenset({"Optional", "SequenceConstruct", "SplitToSequence"})
+_SAME_SEQUENCE = frozenset({"Identity", "SequenceErase", "SequenceInsert"})
+# What gives tensors of a sequence or of an optional value.
+_OF_SEQUENCES = frozenset({"ConcatFromSequence", "OptionalGetElement", "SequenceAt"})
+_NO_FLOATS = frozenset(
+    {*_INTEGER_OUTPUTS, *_TRUTHS, *_SEQUENCES}
+    | {"SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +147,10 @@ def holds_float(value: ir.Value) -> bool:
         if value.const_value is not None:
             return value.const_value.dtype in _FLOATS
         node = value.producer()
-        if node is None or node.op_type in _INTEGER_OUTPUTS or node.op_type in _TRUTHS:
+        if node is None or node.op_type in _NO_FLOATS:
             return False
+        if node.op_type in _OF_SEQUENCES:
+            return _holds_floats(node.inputs[0])
         if node.op_type == "Cast":
             return node.attributes.get_int("to", 0) in {int(kind) for kind in _FLOATS}
         if value is not node.outputs[0] and node.op_type in ("TopK", "Unique", "Dropout"):
@@ -151,12 +162,32 @@ def holds_float(value: ir.Value) -> bool:
         value = source
 
 
+def _holds_floats(value: ir.Value | None) -> bool:
+    """Whether a sequence or an optional value holds tensors of floats."""
+    while value is not None:
+        kind = value.type
+        while isinstance(kind, ir.SequenceType | ir.OptionalType):
+            kind = kind.elem_type
+        if kind is not None:
+            return kind.dtype in _FLOATS
+        node = value.producer()
+        if node is None:
+            return False
+        if node.op_type == "SequenceEmpty":
+            return node.attributes.get_int("dtype", ir.DataType.FLOAT) in _FLOATS
+        if node.op_type in _SEQUENCES:
+            first = node.inputs[0] if node.inputs else None
+            return first is not None and (holds_float(first) or _holds_floats(first))
+        value = node.inputs[0] if node.op_type in _SAME_SEQUENCE else None
+    return False
+
+
 def _read_in_order(node: ir.Node) -> list[ir.Value]:
     read = [value for value in node.inputs if value is not None]
     for graph in _graphs(node):
         for inner in ir.traversal.RecursiveGraphIterator(graph):
             read += [value for value in inner.inputs if value is not None]
-        read += graph.outputs
+        read.extend(graph.outputs)
     return read
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cache
 
 import onnx
+import onnx.defs
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.graph.serialize import graph_protos, node_protos, tensor_protos
+from onnx_lowrank.graph.serialize import (
+    graph_protos,
+    node_protos,
+    nodes_within,
+    tensor_protos,
+)
 
 __all__ = ["check_parts"]
 
@@ -29,8 +37,9 @@ def check_parts(proto: onnx.ModelProto, name: str) -> None:
         name: how messages call it.
 
     Raises:
-        InputError: a tensor has no type or place, an attribute does not hold what its type says,
-            one name has two givers, or there are sparse initializers.
+        InputError: a tensor has no type or place, an attribute does not hold what its type says or
+            is not of the type that its operator gives it, one name has two givers, or there are
+            sparse initializers.
     """
     for tensor in tensor_protos(proto):
         _check_type(tensor, name)
@@ -40,6 +49,9 @@ def check_parts(proto: onnx.ModelProto, name: str) -> None:
             _check_attribute(attribute, f"{name}: node {node.name!r} ({node.op_type})")
         if node.op_type == "Einsum" and node.domain in ("", "ai.onnx"):
             _check_equation(node, f"{name}: node {node.name!r} (Einsum)")
+    _check_operators(proto.graph.node, proto.opset_import, name)
+    for function in proto.functions:
+        _check_operators(function.node, function.opset_import, f"{name}: {function.name!r}")
     for graph in graph_protos(proto):
         _check_names(graph, name)
         if graph.sparse_initializer:
@@ -84,6 +96,49 @@ def _check_attribute(attribute: onnx.AttributeProto, where: str) -> None:
         raise InputError(f"{what}: expected no graphs, as its type says, got some")
     if attribute.tensors and kind != onnx.AttributeProto.TENSORS:
         raise InputError(f"{what}: expected no tensors, as its type says, got some")
+
+
+def _check_operators(
+    nodes: Iterable[onnx.NodeProto], imports: Iterable[onnx.OperatorSetIdProto], name: str
+) -> None:
+    """Refuse attributes that are not what the operators of ONNX say, which no runtime takes."""
+    versions = {_domain(entry.domain): entry.version for entry in imports}
+    for node in nodes_within(nodes):
+        version = versions.get(_domain(node.domain))
+        if version is None:
+            continue
+        types, required = _attributes(node.op_type, version, _domain(node.domain))
+        where = f"{name}: node {node.name!r} ({node.op_type})"
+        given = {attribute.name: attribute for attribute in node.attribute}
+        for missing in required:
+            if missing not in given:
+                raise InputError(f"{where}: expected attribute {missing!r}, got none")
+        for attribute in given.values():
+            wanted = types.get(attribute.name)
+            if wanted is not None and attribute.type != wanted:
+                text = onnx.AttributeProto.AttributeType.Name
+                raise InputError(
+                    f"{where}: attribute {attribute.name!r}: expected type {text(wanted)}, got "
+                    f"{text(attribute.type)}"
+                )
+
+
+def _domain(text: str) -> str:
+    return "" if text == "ai.onnx" else text
+
+
+@cache
+def _attributes(operator: str, version: int, domain: str) -> tuple[Mapping[str, int], list[str]]:
+    """Attribute -> its type, and those that must be there; nothing of an unknown operator."""
+    try:
+        schema = onnx.defs.get_schema(operator, version, domain)
+    except onnx.defs.SchemaError:
+        return {}, []
+    types = {
+        name: int(entry.type.value)  # type: ignore[attr-defined]
+        for name, entry in schema.attributes.items()
+    }
+    return types, [name for name, entry in schema.attributes.items() if entry.required]
 
 
 def _check_type(tensor: onnx.TensorProto, name: str) -> None:

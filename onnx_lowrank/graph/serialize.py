@@ -8,7 +8,7 @@ are.  (Encoding: https://protobuf.dev/programming-guides/encoding/)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -31,6 +31,7 @@ __all__ = [
     "hollow",
     "mark_declared",
     "node_protos",
+    "nodes_within",
     "tensor_protos",
     "to_proto",
     "write_beside",
@@ -202,6 +203,17 @@ def node_protos(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from graph.node
     for function in proto.functions:
         yield from function.node
+
+
+def nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes of protobufs and those of all subgraphs within."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes_within(attribute.g.node)
+            for graph in attribute.graphs:
+                yield from nodes_within(graph.node)
 
 
 def tensor_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

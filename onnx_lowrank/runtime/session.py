@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.numerics.arrays import flat
 from onnx_lowrank.runtime import custom_ops
 from onnx_lowrank.runtime.assignment import RECORD
 from onnx_lowrank.runtime.log import LogLine, OrtLog, quiet_stdout
@@ -50,6 +51,8 @@ _SMALL_TYPES: dict[str, tuple[int, type]] = {
     "tensor(float8e5m2)": (19, ml_dtypes.float8_e5m2),
     "tensor(float8e5m2fnuz)": (20, ml_dtypes.float8_e5m2fnuz),
 }
+# Those that it does not even take as the bytes of one.
+_NOT_HANDED_OVER = frozenset({"float4e2m1", "float8e8m0", "int2", "int4", "uint2", "uint4"})
 
 
 def default_threads() -> int:
@@ -150,7 +153,7 @@ def prepare(
     inputs = {item.name: item.type for item in session.get_inputs()}
     outputs = [item.type for item in session.get_outputs()]
     if not any(kind in _SMALL_TYPES for kind in (*inputs.values(), *outputs)):
-        plain = {name: np.asarray(array, order="C") for name, array in feeds.items()}
+        plain = {name: _plain(array, inputs.get(name, "")) for name, array in feeds.items()}
         return lambda: list(session.run(None, plain))
     values = {}
     for name, array in feeds.items():
@@ -171,17 +174,19 @@ def run(
 
     Args:
         session: from `open_session`.
-        feeds: input name -> array.
+        feeds: input name -> array; for a sequence of tensors an array of arrays.
         what: names the model in an error.
 
     Returns:
-        Output name -> array.  A sequence of maps (scikit-learn's ZipMap) becomes an array
-        [rows, keys] with sorted keys; strings are an object array.
+        Output name -> array.  A sequence of tensors becomes one vector; a sequence of maps
+        (scikit-learn's ZipMap) becomes an array [rows, keys] with sorted keys; strings are an
+        object array.
 
     Raises:
         InputError: ONNX Runtime refuses the feeds or fails, or an output is of a kind that is
             not handled.
     """
+    _check_types(session, what)
     try:
         raw = prepare(session, feeds)()
         return {
@@ -191,6 +196,26 @@ def run(
         raise
     except Exception as error:  # its exceptions have no common base but this
         raise InputError(f"{what}: ONNX Runtime does not run it: {_reason(error)}") from error
+
+
+def _plain(array: npt.NDArray[Any], kind: str) -> Any:
+    """What ONNX Runtime takes for an input of a type."""
+    if kind.startswith(("seq(", "optional(seq(")):
+        return list(array)
+    return np.asarray(array, order="C")
+
+
+def _check_types(session: ort.InferenceSession, what: str) -> None:
+    """Raise InputError where a model takes or gives what no array can hold."""
+    for place, items in (("input", session.get_inputs()), ("output", session.get_outputs())):
+        for item in items:
+            kind = item.type.partition("(")[2].rstrip(")")
+            if kind in _NOT_HANDED_OVER:
+                raise InputError(
+                    f"{what}: {place} {item.name!r} is {kind}, which ONNX Runtime takes and gives "
+                    f"in no array; {named('check', False)} {named('bench', False)} converts the "
+                    "model without a run"
+                )
 
 
 def _array(value: Any) -> npt.NDArray[Any]:
@@ -204,8 +229,7 @@ def _array(value: Any) -> npt.NDArray[Any]:
     if isinstance(value, Mapping):
         return np.array([value[key] for key in sorted(value)])
     if isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value):
-        # A sequence of tensors: compared as one vector, since their shapes may differ.
-        return np.concatenate([item.reshape(-1) for item in value]) if value else np.empty(0)
+        return flat(value)
     return np.asarray(value)
 
 

@@ -148,6 +148,11 @@ def _write_feed(folder: Path, number: int, feed: Feed) -> dict[str, Any]:
     inputs = []
     for place, (name, array) in enumerate(feed.items()):
         array = np.asarray(array, order="C")
+        if array.dtype == object and not all(isinstance(item, str) for item in array.flat):
+            raise InputError(
+                f"input {name!r}: expected a tensor, got a sequence of tensors, which is not sent "
+                "to other machines"
+            )
         kind = names.get(array.dtype)
         inputs.append({"name": name, "type": kind or array.dtype.name})
         if kind is not None:

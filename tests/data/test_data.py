@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -36,7 +37,12 @@ def load(
     outputs: Sequence[str] = ("y",),
 ) -> Samples:
     sizes = concrete_shapes(specs, shapes or {}, dims or {})
-    return load_samples(path, specs, sizes, limit=limit, seed=seed, output_names=outputs)
+    return load_samples(path, specs, sizes, limit=limit, seed=seed, outputs=named(*outputs))
+
+
+def named(*names: str) -> tuple[InputSpec, ...]:
+    """Outputs of which only the name matters."""
+    return tuple(InputSpec(name, F32, None) for name in names)
 
 
 def npz(path: Path, **arrays: npt.ArrayLike) -> Path:
@@ -273,10 +279,65 @@ def test_wrong_paths(tmp_path: Path) -> None:
     fails(tmp_path, "expected .npz files, test_data_set_")
 
 
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_bytes(value.SerializeToString())
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_sequences_and_optional_values(optional: bool, tmp_path: Path) -> None:
+    x = InputSpec("x", F32, None, "sequence", optional)
+    y = InputSpec("y", F32, None, "tensor", optional)
+    pair = [np.ones((2, 3), np.float32), np.zeros((1, 2), np.float32)]
+    folder = tmp_path / "test_data_set_0"
+    make = numpy_helper.from_optional if optional else None
+    write(folder / "input_0.pb", (make or numpy_helper.from_list)(pair, "x"))
+    write(folder / "input_1.pb", (make or numpy_helper.from_array)(pair[0], "y"))
+    write(folder / "output_0.pb", numpy_helper.from_list(pair, "z"))
+    shapes = concrete_shapes((x, y), {}, {})
+    found = load_samples(
+        tmp_path, (x, y), shapes, limit=4, seed=0, outputs=[InputSpec("z", F32, None, "sequence")]
+    )
+    feed = found.feeds[0]
+    assert [item.tolist() for item in feed["x"]] == [item.tolist() for item in pair]
+    assert feed["y"].tolist() == pair[0].tolist()
+    assert found.expected[0] is not None
+    assert found.expected[0]["z"].tolist() == [1.0] * 6 + [0.0] * 2
+
+
+def test_an_optional_value_that_is_none(tmp_path: Path) -> None:
+    x = InputSpec("x", F32, None, "sequence", optional=True)
+    y = InputSpec("y", F32, (2,))
+    folder = tmp_path / "test_data_set_0"
+    write(folder / "input_0.pb", numpy_helper.from_optional(None, "x"))
+    write(folder / "input_1.pb", numpy_helper.from_array(np.ones(2, np.float32), "y"))
+    assert list(load(tmp_path, (x, y)).feeds[0]) == ["y"]
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_a_tensor_where_a_sequence_is_expected(optional: bool, tmp_path: Path) -> None:
+    x = InputSpec("x", F32, None, "sequence", optional)
+    tensor = np.ones(2, np.float32)
+    make = numpy_helper.from_optional if optional else numpy_helper.from_array
+    write(tmp_path / "test_data_set_0" / "input_0.pb", make(tensor, "x"))
+    with pytest.raises(InputError, match=r"input_0.pb: expected a sequence of ONNX tensors"):
+        load(tmp_path, (x,))
+
+
+def test_what_the_model_wants_empty_is_no_lack_of_data(tmp_path: Path) -> None:
+    empty = (InputSpec("x", F32, (2, 0)),)
+    folder = npz(tmp_path / "a.npz", x=np.ones((2, 0), np.float32)).parent
+    assert load(folder, empty).feeds[0]["x"].shape == (2, 0)
+    with pytest.raises(InputError, match="empty"):
+        load(folder, (InputSpec("x", F32, (2, "n")),))
+
+
 def test_input_that_is_no_tensor(tmp_path: Path) -> None:
-    specs = (InputSpec("s", np.dtype(object), None, "Sequence(Tensor(FLOAT))"),)
+    specs = (InputSpec("s", np.dtype(object), None, "Sequence(Sequence(Tensor(FLOAT)))"),)
     path = npz(tmp_path / "d.npz", s=rows(1))
-    with pytest.raises(InputError, match=r"input 's': expected a tensor, the model wants Sequence"):
+    with pytest.raises(
+        InputError, match=r"input 's': expected a tensor or .*, the model wants Seq"
+    ):
         load(path, specs)
     optional = (*X, InputSpec("o", np.dtype(object), None, "Optional(…)", optional=True))
     assert list(load(npz(tmp_path / "e.npz", x=rows(1)), optional).feeds[0]) == ["x"]
@@ -422,7 +483,7 @@ def test_a_cache_may_be_empty(tmp_path: Path) -> None:
         }
         npz(tmp_path / f"{number}.npz", **arrays)
     shapes = concrete_shapes(DECODER, {}, {})
-    found = load_samples(tmp_path, DECODER, shapes, limit=4, seed=0, output_names=["y"])
+    found = load_samples(tmp_path, DECODER, shapes, limit=4, seed=0, outputs=named("y"))
     assert [feed["past_key_values.0.key"].shape[2] for feed in found.feeds] == [0, 3]
 
 
@@ -432,5 +493,5 @@ def test_samples_of_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="empty arrays only"):
         load_samples(
             tmp_path / "d.npz", specs, concrete_shapes(specs, {}, {}),
-            limit=4, seed=0, output_names=["y"],
+            limit=4, seed=0, outputs=named("y"),
         )  # fmt: skip

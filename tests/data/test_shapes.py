@@ -12,11 +12,14 @@ from onnx_lowrank.data.shapes import (
     InputSpec,
     concrete_shapes,
     input_specs,
+    output_specs,
     parse_dims,
     parse_input_shapes,
 )
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.phrases import near_names
+
+F32 = np.dtype(np.float32)
 
 
 def spec(name: str, *shape: int | str | None, dtype: npt.DTypeLike = np.float32) -> InputSpec:
@@ -80,7 +83,8 @@ def test_specs_of_what_is_no_tensor() -> None:
     )
     model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
     (item,) = input_specs(ir.from_proto(model))
-    assert item.kind.startswith("Sequence")
+    assert (item.kind, item.dtype, item.fed, item.drawn) == ("sequence", F32, True, False)
+    assert output_specs(ir.from_proto(model))[0].kind == "sequence"
     assert not item.optional
     assert concrete_shapes([item], {}, {}).shapes == {}
 

@@ -248,7 +248,8 @@ def test_no_such_file(tmp_path: Path) -> None:
 def load(path: Path, **options: Any) -> Samples:
     dims = options.pop("dims", {})
     shapes = concrete_shapes(X, {}, dims)
-    given: Mapping[str, Any] = {"limit": 100, "seed": 0, "output_names": ("out",), **options}
+    outputs = [InputSpec(options.pop("output", "out"), np.dtype(np.float32), None)]
+    given: Mapping[str, Any] = {"limit": 100, "seed": 0, "outputs": outputs, **options}
     return load_samples(path, X, shapes, **given)
 
 
@@ -271,7 +272,7 @@ def test_labels_among_the_data_are_cut_as_the_samples(tmp_path: Path, name: str)
 
 def test_the_models_own_outputs_are_no_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=rows(2), y=[1, 2])
-    assert load(tmp_path / "d.npz", output_names=("y",)).labels is None
+    assert load(tmp_path / "d.npz", output="y").labels is None
 
 
 def test_labels_follow_a_choice_of_the_samples(tmp_path: Path) -> None:

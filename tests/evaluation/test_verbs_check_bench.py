@@ -374,6 +374,7 @@ def test_main_job_on_a_provider_that_gives_nan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from onnx_lowrank.compression import trial
+    from onnx_lowrank.runtime import opener
     from onnx_lowrank.runtime.providers import CPU, Provider
 
     a, out = save(two_layers(), tmp_path / "a.onnx"), tmp_path / "out.onnx"
@@ -384,7 +385,7 @@ def test_main_job_on_a_provider_that_gives_nan(
             outputs["y"][:] = np.nan
         return outputs
 
-    monkeypatch.setattr(trial, "run", run)
+    monkeypatch.setattr(opener, "run", run)
     monkeypatch.setattr(trial, "resolve_provider", lambda _: Provider("other", CPU.full, "Other"))
     args = (a, out, "--ep", "other", "--rank", 8, "--no-simplify", "--samples", 2)
     report = report_of(*args, folder=tmp_path)

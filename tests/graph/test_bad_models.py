@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 import onnx.helper
 import onnx.numpy_helper
+import onnx.parser
 import pytest
 
+from onnx_lowrank import compress
 from tests.helpers.commands import (
     QUICK,
     call,
@@ -171,6 +173,48 @@ def test_sparse_initializers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         )
     )
     assert "sparse" in refused(model, tmp_path, capfd)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("perm", "node 't' (Transpose): attribute 'perm': expected type INTS, got INT"),
+        ("equation", "node 'e' (Einsum): expected attribute 'equation', got none"),
+        ("untyped", "node 't' (Transpose): attribute 'perm': expected type INTS, got UNDEFINED"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_attributes_that_are_not_their_operators(
+    change: str, message: str, inside: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = '(x) => (y) { t = Transpose <perm = [1, 0]> (x) y = Einsum <equation = "ab->ba"> (t) }'
+    head = '<ir_version: 9, opset_import: ["": 17, "own": 1]> '
+    whole = body.replace("x", "float[2, 2] x", 1).replace("y", "float[2, 2] y", 1)
+    call = "main (float[2, 2] x) => (float[2, 2] y) { y = own.f (x) }"
+    function = f'{call} <domain: "own", opset_import: ["": 17]> f {body}'
+    model = onnx.parser.parse_model(head + (function if inside else f"main {whole}"))
+    nodes = model.functions[0].node if inside else model.graph.node
+    for node, name in zip(nodes, "te", strict=True):
+        node.name = name
+    if change == "equation":
+        del nodes[1].attribute[:]
+    elif change == "perm":
+        nodes[0].attribute[0].CopyFrom(onnx.helper.make_attribute("perm", 1))
+    else:
+        nodes[0].attribute[0].ClearField("type")
+    assert message in refused(model, tmp_path, capfd)
+
+
+def test_an_input_that_no_memory_holds(tmp_path: Path) -> None:
+    model = linear()
+    axis = model.graph.input[0].type.tensor_type.shape.dim[0]
+    axis.Clear()
+    axis.dim_value = 2**50
+    onnx.save(model, tmp_path / "in.onnx")
+    found = compress(tmp_path / "in.onnx", simplify=False)
+    (note,) = [note for note in found.report.notes if "neither checked" in note]
+    assert "expected a size that memory holds" in note
+    assert str(2**50) in note
 
 
 def test_training_info(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,16 @@ def test_zipmap_becomes_an_array() -> None:
     assert np.array_equal(run(session, {"x": x}, "m")["z"], x[:, ::-1])  # keys sorted: 3, 7
 
 
+def test_types_that_no_array_holds_are_named() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (int4[2] y)'
+        " { y = Cast <to = 22> (x) }"
+    )
+    session = open_session(model.SerializeToString(), threads=1)
+    with pytest.raises(InputError, match=r"^it: output 'y' is int4, which .* in no array; check="):
+        run(session, {"x": np.ones(2, np.float32)}, "it")
+
+
 def test_sequence_of_tensors_is_flattened() -> None:
     session = open_session(
         proto(
