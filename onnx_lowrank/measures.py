@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onnx_lowrank.phrases import counted
+
 __all__ = [
     "Check",
     "Judged",
@@ -14,6 +16,7 @@ __all__ = [
     "ProviderCheck",
     "Speedup",
     "Verdict",
+    "judged_text",
     "speedup_text",
     "verdict_of",
 ]
@@ -50,6 +53,15 @@ def speedup_text(median: float, low: float, high: float) -> str:
         return f"{verdict} ({interval})"
     equal = ": no difference" if verdict == "as fast" else ""
     return f"{median:.2f}× as fast, {interval}{equal}"
+
+
+def judged_text(judged: Judged) -> str:
+    """A result by a metric, such as "kl 0 → 0.012 (loss 0.012, standard error 0.001; 16 …)"."""
+    sure = "" if judged.standard_error is None else f", standard error {judged.standard_error:.2g}"
+    return (
+        f"{judged.metric} {judged.before:.4g} → {judged.after:.4g} (loss {judged.loss:.3g}"
+        f"{sure}; {counted(judged.samples, 'sample')})"
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from onnx_lowrank.cli.grid import Column, Grid
 from onnx_lowrank.cli.layers import print_layers
 from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import print_outputs, samples_text
-from onnx_lowrank.measures import Check, Judged, Latency, speedup_text
+from onnx_lowrank.measures import Check, Latency, judged_text, speedup_text
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.report import BudgetReport, Healing, Report
 
@@ -36,7 +36,7 @@ def print_report(report: Report, screen: Screen) -> None:
     if report.goal is not None:
         screen.line(_goal_line(report.goal))
     if report.judged is not None and (report.goal is None or report.goal.loss is None):
-        screen.line(_judged_line(report.judged))
+        screen.line(f"metric: {judged_text(report.judged)}")
     screen.notes(report.notes)
     if report.output.path is not None:
         screen.line(f"wrote {report.output.path}")
@@ -91,14 +91,6 @@ def _print_check(check: Check, screen: Screen) -> None:
     for provider in check.providers:
         screen.line(f"check: {samples}, {provider.provider}", "bold")
         print_outputs(provider.outputs, screen)
-
-
-def _judged_line(judged: Judged) -> str:
-    sure = "" if judged.standard_error is None else f", standard error {judged.standard_error:.2g}"
-    return (
-        f"metric: {judged.metric} {judged.before:.4g} → {judged.after:.4g} (loss {judged.loss:.3g}"
-        f"{sure}; {counted(judged.samples, 'sample')})"
-    )
 
 
 def _goal_line(goal: BudgetReport) -> str:

@@ -15,7 +15,7 @@ from onnx_lowrank.evaluation.bench import (
     TargetBench,
 )
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
-from onnx_lowrank.measures import OutputCheck, speedup_text
+from onnx_lowrank.measures import OutputCheck, judged_text, speedup_text
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.targets.base import Offer
 from onnx_lowrank.targets.support import ModelSupport, SupportReport
@@ -125,6 +125,8 @@ def _print_target(entry: TargetCheck, screen: Screen) -> None:
         if outputs:
             screen.line(f"{what}:")
             print_outputs(outputs, screen)
+    if entry.judged is not None:
+        screen.line(f"B by A: {judged_text(entry.judged)}")
 
 
 def print_bench_report(report: BenchReport, screen: Screen) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.compression import verbs
@@ -22,7 +23,7 @@ from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.sources import SampleSource
 from onnx_lowrank.evaluation.bench import BenchReport, bench_models
 from onnx_lowrank.evaluation.check import CheckReport, check_models, open_targets
-from onnx_lowrank.evaluation.metrics import Score
+from onnx_lowrank.evaluation.metrics import Metric, Score
 from onnx_lowrank.evaluation.subjects import SampleOptions, open_subjects
 from onnx_lowrank.files import Output, workspace
 from onnx_lowrank.graph.load import ModelLike
@@ -273,6 +274,8 @@ def check(
     custom_ops: Sequence[str | os.PathLike[str]] = (),
     mask: str | None = None,
     judge_at: Sequence[str] = (),
+    metric: str | Score | None = None,
+    labels: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     max_error: float | None = None,
     progress: Progress | None = None,
@@ -298,6 +301,10 @@ def check(
             registers.
         mask: input whose zeros mark padding, which counts nowhere. Default: attention_mask.
         judge_at: a value inside both models, or a node of A, that is compared as an output is.
+        metric: judge B by this as well: relative-l2, cosine, top1, kl, perplexity, or
+            file.py:function, as in the main job. The function itself does as well.
+        labels: labels of the samples for ``metric``: .npy, .npz, .txt or .csv. Default: in
+            ``data``.
         threads: intra-op threads. Default: each target's own.
         max_error: exit 3 if the mean relative L2 error of an output is above, on any target. A
             function says so in the report's ``missed``.
@@ -315,8 +322,18 @@ def check(
     options = dict(locals())
     _checked(verbs.CHECK, options)
     opened = open_targets(targets, custom_ops=bool(custom_ops))
+    judge = None if metric is None else Metric.parse(metric)
+    if judge is not None:
+        judge.load()
     given = SampleOptions(
-        data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes, tuple(judge_at)
+        data,
+        samples,
+        seed,
+        _shapes(input_shapes),
+        dims or {},
+        fix_shapes,
+        tuple(judge_at),
+        None if labels is None else Path(labels),
     )
     with workspace(None) as folder, with_custom_ops(custom_ops):
         subjects = open_subjects((before, after), given, folder, log or OrtLog(), outputs)
@@ -327,6 +344,7 @@ def check(
             threads=threads,
             max_error=max_error,
             mask=mask,
+            metric=judge,
             progress=progress or Silent(),
         )
     return replace(found, origin=origin_of(verbs.CHECK, options, (before, after)))

@@ -6,29 +6,25 @@ from pathlib import Path
 
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.sources import code_files, source_files
-from onnx_lowrank.evaluation.metrics import Score
 from onnx_lowrank.files import Output
 from onnx_lowrank.graph.load import LoadedModel
 
 __all__ = ["read_files", "side_outputs"]
 
 
-def read_files(
-    source: LoadedModel, settings: Settings, metric: str | Score | None = None
-) -> tuple[Path, ...]:
+def read_files(source: LoadedModel, settings: Settings) -> tuple[Path, ...]:
     """The files of the model, the samples, the labels, the user's code and what is loaded.
 
     Args:
         source: the model.
         settings: the options.
-        metric: a further metric, which may be a function in a file.
     """
     named = (settings.data, settings.calibration)
     plain = (settings.labels, settings.load_stats, settings.load_costs)
     return (
         *source.files,
         *(file for item in named if item is not None for file in source_files(item)),
-        *(file for item in (settings.metric, metric) for file in code_files(item)),
+        *code_files(settings.metric),
         *(Path(path) for path in plain if path is not None),
         *(Path(path) for path in settings.custom_ops),
     )

@@ -250,7 +250,8 @@ def sweep(
         UsageError: an option is out of its range.
     """
     options = dict(locals())
-    settings, judged = settings_of(options)
+    settings = settings_of(options)
+    judged = settings.metric_given
     if judged is not None:
         judged.load()
     budgets = [Budget("keep", share) for share in sorted(set(shares), reverse=True)]
@@ -258,7 +259,7 @@ def sweep(
     stages.plan(stages_before(settings))
     with stages("load"):
         source = load(model)
-    inputs = read_files(source, settings, metric)
+    inputs = read_files(source, settings)
     places = {}
     if models is not None:
         shown = (1.0, *(budget.value for budget in budgets))
@@ -306,23 +307,22 @@ def _model_path(folder: Path, keep: float) -> Path:
     return folder / f"keep-{keep:.2f}.onnx"
 
 
-def settings_of(options: Mapping[str, Any]) -> tuple[Settings, Metric | None]:
-    """The settings of a sweep's arguments, and the further metric.
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """The settings of a sweep's arguments.
 
     Raises:
         UsageError: an option is out of its range, or is of no use here.
     """
     check_values(SWEEP.arguments, options)
-    shares, metric = options["shares"], options["metric"]
+    shares = options["shares"]
     if not shares:
         raise UsageError(f"{named('shares')}: expected at least one share to keep, got none")
     for name in ("save_costs", "load_costs"):
         if options[name] is not None and options["rank_multiple"] != "auto":
             raise UsageError(f"{named(name)} needs {named('rank_multiple', 'auto')}")
-    own = {option.name for option in SETTINGS} - {"metric"}
+    own = {option.name for option in SETTINGS}
     given = {name: value for name, value in options.items() if name in own}
-    settings = Settings.of({**given, "keep": shares[0]})
-    return settings, None if metric is None else Metric.parse(metric)
+    return Settings.of({**given, "keep": shares[0]})
 
 
 def _planned(searching: Searching, budget: Budget) -> Plan:

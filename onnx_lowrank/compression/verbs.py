@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnx_lowrank.compression.option import Option
-from onnx_lowrank.compression.options import OPTIONS, OUTPUT, SAMPLES
+from onnx_lowrank.compression.options import OPTIONS, OUTPUT, RUNS, SAMPLES
 
 __all__ = [
     "BENCH",
@@ -122,6 +122,15 @@ CHECK = Verb(
             help="A value inside both models, or a node of A, that is compared as an output is; "
             "repeatable.",
         ),
+        replace(
+            OPTIONS["metric"],
+            group=RUNS,
+            shown="",
+            excludes=(),
+            help="Judge B by this as well: relative-l2, cosine, top1, kl, perplexity, or "
+            "file.py:function, as in the main job.",
+        ),
+        replace(OPTIONS["labels"], needs=("metric",)),
         replace(OPTIONS["threads"], help="Intra-op threads.", shown=_OWN_THREADS),
         replace(
             OPTIONS["max_error"],

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnx_lowrank.data.mask import chosen_mask, mask_note
 from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
+from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.evaluation.outputs import Comparison, worst_error
 from onnx_lowrank.evaluation.reading import Reading, reading_of
 from onnx_lowrank.evaluation.subjects import Subject, Subjects
 from onnx_lowrank.graph.face import differences
-from onnx_lowrank.measures import OutputCheck, ProviderCheck
+from onnx_lowrank.measures import Judged, OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.report import File, Origin, TargetsReport, tool_name
@@ -61,12 +62,14 @@ class TargetCheck:
         outputs: the second model against the first, both on this target; empty where one of them
             did not run.
         models: both models.
+        judged: the second model by a metric; None without one, or where one of them did not run.
     """
 
     target: str
     emulated: bool
     outputs: tuple[OutputCheck, ...]
     models: tuple[ModelOnTarget, ...]
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def check_models(
     threads: int | None,
     max_error: float | None,
     mask: str | None = None,
+    metric: Metric | None = None,
     progress: Progress,
 ) -> CheckReport:
     """Run two models on every target and compare: with each other, and each with the CPU.
@@ -144,6 +148,7 @@ def check_models(
         threads: intra-op threads; None for each target's default.
         max_error: limit of the mean relative L2 error of every output, on every target.
         mask: the input that marks padding, where the user names one.
+        metric: what the second model is judged by beside; None for nothing else.
         progress: shows the stages.
 
     Raises:
@@ -177,7 +182,10 @@ def check_models(
         for outcome in outcomes:
             halves = halves or (outcome.half is True and outcome.error is None)
             notes.update(dict.fromkeys(f"{target.name}: {note}" for note in outcome.notes))
-        entries.append(_entry(target, subjects.models, outcomes, reference, feeds, reading, notes))
+        entry = _entry(target, subjects.models, outcomes, reference, feeds, reading, notes)
+        if metric is not None and entry.outputs:
+            entry = replace(entry, judged=_judged(metric, subjects, outcomes, reading, notes))
+        entries.append(entry)
     if not halves and any(computes_half(subject.source.model) for subject in subjects.models):
         notes[half_note([target.name for target in targets])] = None
     return CheckReport(
@@ -228,6 +236,23 @@ def _entry(
     )
     outputs = compared(outcomes[0], outcomes[1], after.name)
     return TargetCheck(target.name, target.emulated, outputs, rows)
+
+
+def _judged(
+    metric: Metric,
+    subjects: Subjects,
+    outcomes: Sequence[Outcome],
+    reading: Reading,
+    notes: dict[str, None],
+) -> Judged:
+    """The second model by a metric, on one target."""
+    meter, given = metric.meter(reading), subjects.samples.labels
+    before, after = outcomes
+    for number, feed in enumerate(subjects.samples.feeds):
+        labels = metric.labels(feed, None if given is None else given[number], reading.mask)
+        meter.add(after.outputs[number], before.outputs[number], labels, reading.kept(feed))
+    notes.update(meter.notes)
+    return replace(meter.result(), metric=metric.text)
 
 
 def _missed(entries: Sequence[TargetCheck], limit: float | None) -> str | None:

@@ -38,6 +38,7 @@ class SampleOptions:
         dims: symbolic dimension -> size.
         fix: whether copies are run whose inputs have the sizes of the samples.
         judge_at: values inside the models that count as outputs, or nodes of the first one.
+        labels: file of the labels; None where they are among the data, or not needed.
     """
 
     data: SampleSource | None = None
@@ -47,6 +48,7 @@ class SampleOptions:
     dims: Mapping[str, int] = dataclasses.field(default_factory=dict)
     fix: bool = False
     judge_at: tuple[str, ...] = ()
+    labels: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +110,7 @@ def open_subjects(
     """
     sources = [load(model) for model in models]
     data = () if options.data is None else source_files(options.data)
+    data = (*data, *(() if options.labels is None else (options.labels,)))
     check_outputs(outputs, (*(file for source in sources for file in source.files), *data))
     specs = _common_specs(sources)
     at = values_named(sources[0].model, options.judge_at)
@@ -141,7 +144,13 @@ def open_subjects(
     else:
         notes = ()
         samples = load_source(
-            options.data, first, specs, shapes, limit=options.samples, seed=options.seed
+            options.data,
+            first,
+            specs,
+            shapes,
+            limit=options.samples,
+            seed=options.seed,
+            labels=options.labels,
         )
     if options.fix:
         files = [_fixed(model, samples, folder / str(n)) for n, model in enumerate(judged)]

@@ -124,6 +124,22 @@ def test_check_on_a_plugin(name: str, tmp_path: Path) -> None:
         assert model["assignment"].startswith("3 of 3 nodes on ")
 
 
+def test_check_judges_by_a_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = pair(tmp_path)
+    x = np.random.default_rng(0).standard_normal((80, 32)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    np.save(tmp_path / "labels.npy", np.zeros(80, np.int64))
+    given = ("check", before, after, "--data", tmp_path / "d.npz", "--metric", "top1")
+    entry = report_of(*given, folder=tmp_path)["targets"][0]["judged"]
+    assert entry["metric"] == "top1"
+    assert (entry["before"], entry["samples"]) == (1.0, 16)
+    assert "B by A: top1 1 →" in capsys.readouterr().out
+    labelled = report_of(*given, "--labels", tmp_path / "labels.npy", folder=tmp_path)
+    assert labelled["targets"][0]["judged"]["before"] < 1.0
+    assert call(*given[:-2], "--labels", tmp_path / "labels.npy") == 2
+    assert "--labels needs --metric" in capsys.readouterr().err
+
+
 @pytest.mark.qnn
 def test_check_fixes_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     require("qnn")
