@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnx_lowrank.compression.sweep import SweepReport, sweep
     from onnx_lowrank.evaluation.bench import BenchReport
     from onnx_lowrank.evaluation.check import CheckReport
+    from onnx_lowrank.reports.writers import write_report
     from onnx_lowrank.targets.base import Offer
     from onnx_lowrank.targets.support import SupportReport
 
@@ -52,6 +53,7 @@ __all__ = [
     "providers",
     "support",
     "sweep",
+    "write_report",
 ]
 
 # Imported only when they are asked for: ``--help`` must answer at once.
@@ -70,6 +72,7 @@ _HOMES = {
     "providers": "compression.api",
     "support": "compression.api",
     "sweep": "compression.sweep",
+    "write_report": "reports.writers",
 }
 
 

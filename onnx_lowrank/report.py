@@ -351,6 +351,7 @@ class Report(JsonReport):
         origin: what it takes to do it again; None where it was not kept.
         judged: the result by the metric that the user named; None without one, or where nothing
             was run.
+        missed: the limit of the user's that was missed, for which nothing was written; else None.
     """
 
     version: int
@@ -371,6 +372,7 @@ class Report(JsonReport):
     summary: str = ""
     origin: Origin | None = None
     judged: Judged | None = None
+    missed: str | None = None
 
 
 def _plain(value: Any) -> Any:

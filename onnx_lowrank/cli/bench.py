@@ -14,7 +14,7 @@ from onnx_lowrank.cli.options import (
     terminal_progress,
     values_of,
 )
-from onnx_lowrank.cli.reports import JSON, ReportFile
+from onnx_lowrank.cli.reports import ReportFiles
 from onnx_lowrank.compression.verbs import BENCH
 from onnx_lowrank.errors import InputError
 
@@ -30,20 +30,19 @@ def command(models: tuple[Path, ...], **options: Any) -> None:
     from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.tables import print_bench_report
     from onnx_lowrank.compression.api import bench
-    from onnx_lowrank.evaluation.bench import BenchReport
     from onnx_lowrank.runtime.session import OrtLog
 
     values = values_of(BENCH, options)
     quiet = values.pop("quiet")
-    report_path, verbose = values.pop("report_path"), values.pop("verbose")
-    written = ReportFile(report_path, {**JSON, ".csv": BenchReport.to_csv})
+    report_paths, verbose = values.pop("report_path"), values.pop("verbose")
+    written = ReportFiles(report_paths)
     log = OrtLog()
     found = bench(
         *models, **values, progress=terminal_progress(quiet=quiet), log=log, outputs=written.outputs
     )
     print_log(log, verbose=verbose)
     written.write(found)
-    with reader_may_leave(kept=report_path is not None):
-        print_bench_report(found, output_screen(report_path, quiet=quiet))
+    with reader_may_leave(kept=bool(report_paths)):
+        print_bench_report(found, output_screen(*report_paths, quiet=quiet))
     if found.errors:
         raise InputError(found.errors[0])

@@ -14,7 +14,7 @@ from onnx_lowrank.cli.options import (
     terminal_progress,
     values_of,
 )
-from onnx_lowrank.cli.reports import ReportFile
+from onnx_lowrank.cli.reports import ReportFiles
 from onnx_lowrank.compression.verbs import CHECK
 from onnx_lowrank.errors import InputError, LimitError
 
@@ -33,8 +33,8 @@ def command(before: Path, after: Path, **options: Any) -> None:
 
     values = values_of(CHECK, options)
     quiet, every = values.pop("quiet"), values.pop("all_rows")
-    report_path, verbose = values.pop("report_path"), values.pop("verbose")
-    written = ReportFile(report_path)
+    report_paths, verbose = values.pop("report_path"), values.pop("verbose")
+    written = ReportFiles(report_paths)
     log = OrtLog()
     found = check(
         before,
@@ -46,8 +46,8 @@ def command(before: Path, after: Path, **options: Any) -> None:
     )
     print_log(log, verbose=verbose)
     written.write(found)
-    with reader_may_leave(kept=report_path is not None):
-        print_check_report(found, output_screen(report_path, quiet=quiet, every=every))
+    with reader_may_leave(kept=bool(report_paths)):
+        print_check_report(found, output_screen(*report_paths, quiet=quiet, every=every))
     if found.missed is not None:
         raise LimitError(found.missed)
     if found.errors:

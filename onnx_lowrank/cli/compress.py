@@ -15,7 +15,7 @@ from onnx_lowrank.cli.options import (
     terminal_progress,
     values_of,
 )
-from onnx_lowrank.cli.reports import ReportFile
+from onnx_lowrank.cli.reports import ReportFiles
 from onnx_lowrank.compression.verbs import COMPRESS
 from onnx_lowrank.errors import GateError, InputError
 from onnx_lowrank.files import exists
@@ -37,18 +37,18 @@ def command(source: Path, target: Path, **options: Any) -> None:
 
     values = values_of(COMPRESS, options)
     quiet, every = values.pop("quiet"), values.pop("all_rows")
-    report_path, verbose = values.pop("report_path"), values.pop("verbose")
+    report_paths, verbose = values.pop("report_path"), values.pop("verbose")
     place = Destination(target, values.pop("external_data"), values.pop("force"))
     settings = Settings.of(values)
     group = click.get_current_context().parent
     verbs = list(group.command.commands) if group and isinstance(group.command, click.Group) else []
     if not exists(source) and (near := difflib.get_close_matches(str(source), verbs, 1)):
         raise InputError(f"{source}: no such file; did you mean the verb {near[0]!r}?")
-    written = ReportFile(report_path)
+    written = ReportFiles(report_paths)
     log = OrtLog()
     progress = terminal_progress(quiet=quiet)
     screen = output_screen(
-        report_path, target, quiet=quiet, every=every
+        *report_paths, target, quiet=quiet, every=every
     )  # before anything is renamed over a redirection
     missed: GateError | None = None
     try:
@@ -56,7 +56,7 @@ def command(source: Path, target: Path, **options: Any) -> None:
     except GateError as error:
         missed, found = error, error.report
     written.write(found)
-    with reader_may_leave(kept=found.output.path is not None or report_path is not None):
+    with reader_may_leave(kept=found.output.path is not None or bool(report_paths)):
         print_report(found, screen)
     print_log(log, verbose=verbose)
     if missed is not None:

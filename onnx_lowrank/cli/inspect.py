@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnx_lowrank.cli.options import command_of, reader_may_leave, terminal_progress, values_of
-from onnx_lowrank.cli.reports import ReportFile
+from onnx_lowrank.cli.reports import ReportFiles
 from onnx_lowrank.compression.verbs import INSPECT
 
 __all__ = ["command"]
@@ -24,12 +24,12 @@ def command(source: Path, **options: Any) -> None:
 
     values = values_of(INSPECT, options)
     quiet = values.pop("quiet")
-    report_path, sort = values.pop("report_path"), values.pop("sort")
-    written = ReportFile(report_path)
+    report_paths, sort = values.pop("report_path"), values.pop("sort")
+    written = ReportFiles(report_paths)
     found = in_order(
         inspect(source, **values, progress=terminal_progress(quiet=quiet), outputs=written.outputs),
         sort,
     )
     written.write(found)
-    with reader_may_leave(kept=report_path is not None):
-        print_inspection(found, output_screen(report_path, quiet=quiet))
+    with reader_may_leave(kept=bool(report_paths)):
+        print_inspection(found, output_screen(*report_paths, quiet=quiet))

@@ -103,7 +103,7 @@ def _decorator(option: Option) -> Callable[[Callable[..., Any]], Callable[..., A
     if option.kind in ("switch", "off"):
         extra = {"is_flag": True}
     elif option.kind in ("wholes", "texts", "paths", "shapes", "dims"):
-        extra = {"multiple": True, "type": int if option.kind == "wholes" else _type(option)}
+        extra = {"multiple": True, "type": _type(option)}
         if option.kind in ("wholes", "texts", "paths"):
             extra["default"] = option.default
     elif option.kind not in ("list", "numbers"):
@@ -125,7 +125,7 @@ def _type(option: Option) -> Any:
     match option.kind:
         case "number":
             return float
-        case "whole":
+        case "whole" | "wholes":
             return int
         case "path" | "paths" | "model":
             return click.Path(path_type=Path)

@@ -1,11 +1,10 @@
-"""Report files: which kinds there are, by the ending of the name, and writing one."""
+"""Report files: which kinds there are, by the ending of the name, and writing them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.files import Output, write_text, written_through
@@ -13,55 +12,58 @@ from onnx_lowrank.files import Output, write_text, written_through
 if TYPE_CHECKING:
     from onnx_lowrank.report import JsonReport
 
-__all__ = ["JSON", "ReportFile", "Writers"]
+__all__ = ["ENDINGS", "JSON", "ReportFiles"]
 
-Writers = Mapping[str, Callable[[Any], str]]
-"""Ending of the file's name -> the text of a report."""
-
-
-def _json(report: JsonReport) -> str:
-    return report.to_json() + "\n"
-
-
-JSON: Writers = {".json": _json}
-"""What every report can be written as; the first of several is what a pipe gets."""
+JSON = (".json",)
+"""What every result can be written as, and what a pipe gets."""
+ENDINGS = (*JSON, ".html", ".md", ".csv")
+"""What the results of most verbs can be written as: the table of `onnx_lowrank.reports.writers`,
+which is not imported before there is a result."""
 
 
 @dataclass(frozen=True)
-class ReportFile:
-    """The file of ``--report``, or none.
+class ReportFiles:
+    """The files of ``--report``, or none.
 
     Attributes:
-        path: where it is written; None for no report.
-        writers: the kinds that this report can have.
+        paths: where they are written.
+        endings: of the names that this result can have.
 
     Raises:
         UsageError: the name of a regular file ends in none of them.
     """
 
-    path: Path | None
-    writers: Writers = field(default_factory=lambda: JSON)
+    paths: tuple[Path, ...]
+    endings: tuple[str, ...] = ENDINGS
 
     def __post_init__(self) -> None:
-        if self.path is None or written_through(self.path):
-            return
-        if self.path.suffix.lower() not in self.writers:
-            raise UsageError(
-                f"{named('report_path', self.path)}: expected a name with "
-                f"{' or '.join(self.writers)}"
-            )
+        for path in self.paths:
+            if not written_through(path) and path.suffix.lower() not in self.endings:
+                raise UsageError(
+                    f"{named('report_path', path)}: expected a name with "
+                    f"{' or '.join(self.endings)}"
+                )
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """The file among everything that a run writes."""
-        return () if self.path is None else (Output(self.path, "report_path"),)
+        """The files among everything that a run writes."""
+        return tuple(Output(path, "report_path") for path in self.paths)
 
     def write(self, report: JsonReport) -> None:
-        """Write the report, if that is wanted.
+        """Write the report as often as that is wanted.
 
         Raises:
-            InputError: the file cannot be written.
+            InputError: a file cannot be written.
         """
+        if not self.paths:
+            return
+        from onnx_lowrank.reports.writers import text_of
+
+        texts = {path: text_of(report, self._ending(path)) for path in self.paths}
         for output in self.outputs:
-            text = self.writers.get(output.path.suffix.lower(), next(iter(self.writers.values())))
-            write_text(output, text(report))
+            write_text(output, texts[output.path])
+
+    def _ending(self, path: Path) -> str:
+        """Of a file's name; what goes into a pipe has the first one."""
+        ending = path.suffix.lower()
+        return ending if ending in self.endings else self.endings[0]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnx_lowrank.cli.options import command_of, reader_may_leave, terminal_progress, values_of
-from onnx_lowrank.cli.reports import ReportFile
+from onnx_lowrank.cli.reports import JSON, ReportFiles
 from onnx_lowrank.compression.verbs import SUPPORT
 
 __all__ = ["command"]
@@ -24,11 +24,11 @@ def command(model: Path, **options: Any) -> None:
 
     values = values_of(SUPPORT, options)
     quiet = values.pop("quiet")
-    report_path, nodes = values.pop("report_path"), values.pop("nodes")
-    written = ReportFile(report_path)
+    report_paths, nodes = values.pop("report_path"), values.pop("nodes")
+    written = ReportFiles(report_paths, JSON)
     found = support(
         model, **values, progress=terminal_progress(quiet=quiet), outputs=written.outputs
     )
     written.write(found)
-    with reader_may_leave(kept=report_path is not None):
-        print_support(found, output_screen(report_path, quiet=quiet), every=nodes)
+    with reader_may_leave(kept=bool(report_paths)):
+        print_support(found, output_screen(*report_paths, quiet=quiet), every=nodes)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from onnx_lowrank.cli.options import command_of, reader_may_leave, terminal_progress, values_of
+from onnx_lowrank.cli.reports import ReportFiles
 from onnx_lowrank.compression.verbs import SWEEP
 
 __all__ = ["command"]
@@ -24,6 +25,8 @@ def command(source: Path, **options: Any) -> None:
     values = values_of(SWEEP, options)
     quiet = values.pop("quiet")
     out, force, models = values.pop("out"), values.pop("force"), values.pop("models")
+    report_paths = values.pop("report_path")
+    reports = ReportFiles(report_paths)
     settings_of(values)  # before a folder is made
     outputs = curve_outputs(out, force=force)
     curve = sweep(
@@ -32,8 +35,9 @@ def command(source: Path, **options: Any) -> None:
         models=out if models else None,
         force=force,
         progress=terminal_progress(quiet=quiet),
-        outputs=outputs,
+        outputs=(*outputs, *reports.outputs),
     )
-    written = write_curve(curve, outputs)
+    written = (*write_curve(curve, outputs), *report_paths)
+    reports.write(curve)
     with reader_may_leave(kept=True):
-        print_curve(curve, written, output_screen(quiet=quiet))
+        print_curve(curve, written, output_screen(*report_paths, quiet=quiet))

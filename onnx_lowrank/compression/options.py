@@ -25,7 +25,7 @@ GROUPS: Mapping[str, str] = {
     SAMPLES: "onnx-lowrank in.onnx out.onnx --data samples.npz --dim batch=1",
     FITTING: "onnx-lowrank in.onnx out.onnx --calibrate samples.npz --refit --heal 200",
     RUNS: "onnx-lowrank in.onnx out.onnx --max-error 0.05 --threads 4",
-    OUTPUT: "onnx-lowrank in.onnx out.onnx --report report.json --force",
+    OUTPUT: "onnx-lowrank in.onnx out.onnx --report report.html --force",
 }
 """Heading of a group -> an example of it."""
 
@@ -274,8 +274,10 @@ _TABLE = (
         OUTPUT, default="auto", choices=("auto", "always", "never"), function=False,
     ),
     Option(
-        "report_path", "path", "Write the whole result as JSON.",
-        OUTPUT, flag="--report", metavar="FILE", function=False,
+        "report_path", "paths",
+        "Write the result: all of it as JSON (.json), a page (.html), Markdown (.md) or a table "
+        "(.csv), by the file's ending; repeatable.",
+        OUTPUT, default=(), flag="--report", metavar="FILE", function=False,
     ),
     Option("force", "switch", "Overwrite OUT.", OUTPUT, default=False, function=False),
     Option(

@@ -129,7 +129,7 @@ class _Run:
             found = self._accepted(prepared, chosen, plan)
         except Unreachable as missed:
             report = self._planned(prepared, None, missed.plan)
-            raise GateError(f"{missed}; nothing written", report) from missed
+            raise _missed(str(missed), report) from missed
         assembled = found.assembled
         context.say(nothing_gained(assembled.decisions))
         check = self._checked(found)
@@ -307,12 +307,17 @@ class _Run:
             return
         name, error = worst_error(report.check.providers)
         if not error <= limit:
-            raise GateError(
+            raise _missed(
                 f"{named('max_error', limit)}: output {name!r} is off by {error:.3g} (mean "
-                "relative L2); "
-                "nothing written",
+                "relative L2)",
                 report,
             )
+
+
+def _missed(why: str, report: Report) -> GateError:
+    """The error of a limit that was missed, whose report says so too."""
+    text = f"{why}; nothing written"
+    return GateError(text, dataclasses.replace(report, missed=text))
 
 
 def _uncertain(goal: BudgetReport, budget: Budget) -> list[str]:

@@ -299,7 +299,11 @@ def sweep(
             notes=tuple(notes),
             file=source.described,
             settings={**settings.to_dict(), "keep": None},
-            origin=origin_of(SWEEP, {**options, "models": models is not None}, (source.path,)),
+            origin=origin_of(
+                SWEEP,
+                {**options, "models": models is not None, "out": models or "curve"},
+                (source.path,),
+            ),
         )
 
 

@@ -102,6 +102,7 @@ SWEEP = Verb(
             help="A further measure of the loss, as in the main job.",
         ),
         *_SWEPT,
+        OPTIONS["report_path"],
         replace(OPTIONS["force"], help="Overwrite what is in DIR."),
         _QUIET,
     ),
@@ -151,11 +152,7 @@ BENCH = Verb(
             OPTIONS["threads"], kind="wholes", default=(), help="Intra-op threads; repeatable.",
             shown=_OWN_THREADS,
         ),
-        *_options("iterations", "warmup"),
-        replace(
-            OPTIONS["report_path"],
-            help="Write the whole result as JSON, or a table as CSV, by the file's ending.",
-        ),
+        *_options("iterations", "warmup", "report_path"),
         _QUIET,
     ),
 )  # fmt: skip
@@ -203,7 +200,7 @@ SUPPORT = Verb(
     "onnx-lowrank support small.onnx --before model.onnx --dim batch=1",
     (
         *_options("before", "input_shapes", "dims", "nodes"),
-        replace(OPTIONS["report_path"], help="Write the whole result, every node, as JSON."),
+        replace(OPTIONS["report_path"], help="Write every node as JSON (.json); repeatable."),
         _QUIET,
     ),
 )

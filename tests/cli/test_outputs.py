@@ -280,7 +280,7 @@ def test_a_full_device(source: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["compress", "check", "bench", "support"])
-@pytest.mark.parametrize("name", ["page.html", "report", "r.json.txt"])
+@pytest.mark.parametrize("name", ["page.htm", "report", "r.json.txt"])
 def test_a_report_of_an_unknown_kind(
     verb: str, name: str, source: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

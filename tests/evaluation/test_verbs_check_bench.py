@@ -282,7 +282,10 @@ def test_bench_of_an_emulator_shows_no_times(
         (("--iterations", 0), "--iterations: expected a whole number from 1"),
         (("--warmup", -1), "--warmup: expected a whole number from 0"),
         (("--samples", 0), "--samples: expected a whole number from 1"),
-        (("--report", "x.txt"), "--report x.txt: expected a name with .json or .csv"),
+        (
+            ("--report", "x.txt"),
+            "--report x.txt: expected a name with .json or .html or .md or .csv",
+        ),
         (("--ep", "cpu", "--ep", "cpu"), "--target cpu: expected each target once"),
         ((), "Missing argument"),
     ],

@@ -1,0 +1,147 @@
+"""How reports write numbers, and the sentence that each of them begins with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import PurePath
+
+from onnx_lowrank.compression.sweep import SweepReport
+from onnx_lowrank.evaluation.bench import BenchReport
+from onnx_lowrank.evaluation.check import CheckReport
+from onnx_lowrank.measures import speedup_text
+from onnx_lowrank.phrases import counted
+from onnx_lowrank.report import Report
+
+__all__ = [
+    "bench_sentence",
+    "change",
+    "check_sentence",
+    "count",
+    "error",
+    "file_name",
+    "milliseconds",
+    "percent",
+    "run_sentence",
+    "samples_of",
+    "size",
+    "sweep_sentence",
+]
+
+Sentence = tuple[str, str]
+"""How it went ("good", "warning", "bad" or "plain"), and the sentence."""
+
+
+def size(number: float) -> str:
+    """Bytes, such as "3.36 MB"."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {unit}"
+    return f"{number:,.0f} B"
+
+
+def count(number: float) -> str:
+    """A large number, such as "12.9 M"."""
+    for unit, power in (("G", 9), ("M", 6), ("k", 3)):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {unit}"
+    return f"{number:,.0f}"
+
+
+def milliseconds(number: float) -> str:
+    """Such as "1.32 ms"."""
+    return f"{number:.3g} ms"
+
+
+def percent(share: float) -> str:
+    """Such as "0.9 %"."""
+    shown = 100.0 * share
+    if not math.isfinite(shown):
+        return "beyond any measure"
+    if shown and abs(shown) < 0.001:
+        return "< 0.001 %"
+    return f"{shown:.0f} %" if abs(shown) >= 9.95 else f"{shown:.2g} %"
+
+
+def change(before: float, after: float) -> str:
+    """Such as "−64 %"; "" where there was nothing."""
+    if not before:
+        return ""
+    share = (after - before) / before
+    if abs(share) < 0.0005:
+        return "±0 %"
+    return f"{'−' if share < 0 else '+'}{percent(abs(share))}"
+
+
+def error(number: float | None) -> str:
+    """A relative error; "" where it was not measured."""
+    if number is None:
+        return ""
+    return f"{number:.3g}" if math.isfinite(number) else "not finite"
+
+
+def file_name(path: str | None) -> str:
+    """The name of a file; of a model in memory that it is there."""
+    return "in memory" if path is None else PurePath(path).name
+
+
+def samples_of(samples: int, data: str) -> str:
+    """Such as "16 samples of data.npz"."""
+    source = "random input, not real data" if data == "random" else data
+    return f"{counted(samples, 'sample')} of {source}"
+
+
+def run_sentence(report: Report) -> Sentence:
+    """What a run missed or warns of, if there is any, else its result."""
+    if report.missed is not None:
+        return "bad", report.missed
+    if report.verdict is not None:
+        tone = "bad" if report.verdict.level == "unusable" else "warning"
+        return tone, f"{report.verdict.level.capitalize()}: {report.verdict.text}"
+    return "good", f"{report.summary[:1].upper()}{report.summary[1:]}"
+
+
+def check_sentence(report: CheckReport) -> Sentence:
+    """How far the second model's outputs are off."""
+    if report.missed is not None:
+        return "bad", report.missed
+    if report.errors:
+        return "bad", report.errors[0]
+    found = [(o.relative_l2, entry.target) for entry in report.targets for o in entry.outputs]
+    if not found:
+        return "plain", "no output was compared"
+    worst, target = max(found)
+    samples = samples_of(report.samples, report.data)
+    before, after = (file_name(model) for model in report.models[:2])
+    off = "the same as" if worst == 0.0 else f"off by {percent(worst)} at most from"
+    return "plain", f"outputs of {after} are {off} those of {before} on {target}, {samples}"
+
+
+def bench_sentence(report: BenchReport) -> Sentence:
+    """How fast the last model is against the first, on the first target."""
+    if report.errors:
+        return "bad", report.errors[0]
+    for entry in report.targets:
+        models = [model.model for model in entry.models]
+        for ratio in entry.ratios:
+            if (ratio.before, ratio.after) == (models[0], models[-1]):
+                after, before = file_name(ratio.after), file_name(ratio.before)
+                figures = speedup_text(ratio.median, ratio.low, ratio.high)
+                return "plain", f"{after} against {before} on {entry.target}: {figures}"
+    first = report.targets[0]
+    if first.models[0].median_ms is None:
+        return "plain", f"no times: {first.target} is emulated, its times mean nothing"
+    name, time = file_name(first.models[0].model), first.models[0].median_ms
+    return "plain", f"{name} takes {milliseconds(time)} on {first.target}"
+
+
+def sweep_sentence(report: SweepReport) -> Sentence:
+    """The ends of the curve."""
+    points = report.points
+    if len(points) < 2:
+        return "warning", "no budget could be had"
+    first, last = points[0], points[-1]
+    saved = (first.bytes - last.bytes) / first.bytes if first.bytes else 0.0
+    return "plain", (
+        f"{counted(len(points) - 1, 'budget')}: up to {percent(saved)} smaller, where the worst "
+        f"output is off by {percent(last.error)}"
+    )
