@@ -1,11 +1,11 @@
-"""Phrases: how messages count things and list names."""
+"""Phrases: how messages count things, list names and write them."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["by_reason", "counted", "listed", "near_names"]
+__all__ = ["by_reason", "counted", "listed", "near_names", "printable"]
 
 
 def counted(number: int, noun: str) -> str:
@@ -41,3 +41,13 @@ def by_reason(left: Mapping[str, str], what: str) -> list[str]:
     for name, why in left.items():
         names.setdefault(why, []).append(name)
     return [f"{what}: {listed(own, 4)}: {why}" for why, own in names.items()]
+
+
+def printable(text: str) -> str:
+    r"""A text on one line, with signs that are not seen written out, such as ``\u202e``.
+
+    Some move the cursor, change colours or turn the direction of what follows.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -16,7 +16,7 @@ from onnx_lowrank.cli.options import (
 )
 from onnx_lowrank.cli.reports import ReportFiles
 from onnx_lowrank.compression.verbs import BENCH
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, LimitError
 
 __all__ = ["command"]
 
@@ -44,5 +44,7 @@ def command(models: tuple[Path, ...], **options: Any) -> None:
     written.write(found)
     with reader_may_leave(kept=bool(report_paths)):
         print_bench_report(found, output_screen(*report_paths, quiet=quiet))
+    if found.missed is not None:
+        raise LimitError(found.missed)
     if found.errors:
         raise InputError(found.errors[0])

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from rich.cells import cell_len
 
-from onnx_lowrank.cli.shorten import cut_names, cut_text, printable, wrapped
+from onnx_lowrank.cli.shorten import cut_names, cut_text, wrapped
+from onnx_lowrank.phrases import printable
 
 __all__ = ["Column", "Grid", "Laid"]
 

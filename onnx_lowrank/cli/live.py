@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from onnx_lowrank.cli.shorten import printable
+from onnx_lowrank.phrases import printable
 from onnx_lowrank.progress import Advance
 
 __all__ = ["LineProgress", "Route", "TerminalProgress", "seconds_between", "time_text"]

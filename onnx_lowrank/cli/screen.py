@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.text import Text
 
 from onnx_lowrank.cli.grid import Grid, Laid
-from onnx_lowrank.cli.shorten import printable, wrapped
+from onnx_lowrank.cli.shorten import wrapped
 from onnx_lowrank.files import is_standard_output
-from onnx_lowrank.phrases import listed
+from onnx_lowrank.phrases import listed, printable
 
 __all__ = ["Screen", "output_screen", "terminal_width"]
 

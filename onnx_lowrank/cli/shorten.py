@@ -11,19 +11,12 @@ from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 
-__all__ = ["GAP", "cut_names", "cut_text", "printable", "wrapped"]
+__all__ = ["GAP", "cut_names", "cut_text", "wrapped"]
 
 GAP = "…"
 _SEPARATORS = re.compile(r"([/.:]+)")
 # How much of what stays of a name is its beginning: the first that tells all names apart.
 _HEADS = (0.5, 0.35, 0.65, 0.2, 0.8, 0.0, 1.0)
-
-
-def printable(text: str) -> str:
-    """A text on one line, with what would move the cursor or change colours written out."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def wrapped(text: str, width: int, hanging: int = 2) -> list[str]:

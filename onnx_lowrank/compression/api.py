@@ -21,6 +21,7 @@ from onnx_lowrank.compression.result import Result
 from onnx_lowrank.compression.run import execute
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.sources import SampleSource
+from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.evaluation.bench import BenchReport, bench_models
 from onnx_lowrank.evaluation.check import CheckReport, check_models, open_targets
 from onnx_lowrank.evaluation.metrics import Metric, Score
@@ -28,6 +29,7 @@ from onnx_lowrank.evaluation.subjects import SampleOptions, open_subjects
 from onnx_lowrank.files import Output, workspace
 from onnx_lowrank.graph.load import ModelLike
 from onnx_lowrank.progress import Progress, Silent, Stages
+from onnx_lowrank.ranks.goals import size_of
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 from onnx_lowrank.targets import all_offers
@@ -278,6 +280,7 @@ def check(
     labels: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     max_error: float | None = None,
+    max_size: int | str | None = None,
     progress: Progress | None = None,
     log: OrtLog | None = None,
     outputs: Sequence[Output] = (),
@@ -308,12 +311,14 @@ def check(
         threads: intra-op threads. Default: each target's own.
         max_error: exit 3 if the mean relative L2 error of an output is above, on any target. A
             function says so in the report's ``missed``.
+        max_size: exit 3 if B is larger, with external data. A function says so in the report's
+            ``missed``. A whole number is bytes; a text has a unit, such as '20MB'.
         progress: shows the stages; default: nothing is shown.
         log: collects ONNX Runtime's messages.
         outputs: what the caller writes of the result, checked before the work.
 
     Returns:
-        The comparison; ``errors`` says what did not run, ``missed`` what is beyond ``max_error``.
+        The comparison; ``errors`` says what did not run, ``missed`` what is beyond a limit.
 
     Raises:
         InputError: a model or the data are not what they should be, or a target is not there.
@@ -343,6 +348,7 @@ def check(
             strict=strict,
             threads=threads,
             max_error=max_error,
+            max_size=None if max_size is None else size_of(max_size),
             mask=mask,
             metric=judge,
             progress=progress or Silent(),
@@ -364,6 +370,7 @@ def bench(
     threads: Sequence[int] = (),
     iterations: int = 50,
     warmup: int = 5,
+    min_speedup: float | None = None,
     progress: Progress | None = None,
     log: OrtLog | None = None,
     outputs: Sequence[Output] = (),
@@ -387,6 +394,9 @@ def bench(
         threads: intra-op threads. Default: each target's own.
         iterations: timed runs of each model.
         warmup: runs of each model before.
+        min_speedup: exit 3 if the last model is surely not so many times as fast as the first,
+            which is by the whole 95 % interval, on any target. A function says so in the report's
+            ``missed``.
         progress: shows the stages; default: nothing is shown.
         log: collects ONNX Runtime's messages.
         outputs: what the caller writes of the result, checked before the work.
@@ -400,6 +410,8 @@ def bench(
     """
     options = dict(locals())
     _checked(verbs.BENCH, options)
+    if min_speedup is not None and len(models) < 2:
+        raise UsageError(f"{named('min_speedup', min_speedup)}: expected at least two models")
     opened = open_targets(targets, custom_ops=bool(custom_ops))
     given = SampleOptions(data, samples, seed, _shapes(input_shapes), dims or {}, fix_shapes)
     with workspace(None) as folder, with_custom_ops(custom_ops):
@@ -411,6 +423,7 @@ def bench(
             iterations=iterations,
             warmup=warmup,
             strict=strict,
+            min_speedup=min_speedup,
             progress=progress or Silent(),
         )
     return replace(found, origin=origin_of(verbs.BENCH, options, models))

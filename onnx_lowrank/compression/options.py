@@ -315,6 +315,12 @@ _TABLE = (
         "strict", "switch", "A node that a target leaves to the CPU is an error.",
         RUNS, default=False,
     ),
+    Option(
+        "min_speedup", "number",
+        "Exit 3 if the last model is surely not so many times as fast as the first, which is by "
+        "the whole 95 % interval, on any target.",
+        RUNS, above=0, also="A function says so in the report's ``missed``.",
+    ),
     Option("iterations", "whole", "Timed runs of each model.", RUNS, default=50, least=1),
     Option("warmup", "whole", "Runs of each model before.", RUNS, default=5, least=0),
     Option(

@@ -28,7 +28,7 @@ __all__ = [
 # What only the command compress, or only other verbs have.
 _COMMAND = ("external_data", "report_path", "force", "verbose", "all_rows", "quiet")
 _OTHER = ("shares", "out", "targets", "fix_shapes", "strict", "iterations", "warmup", "nodes",
-          "before", "sort")  # fmt: skip
+          "before", "sort", "min_speedup")  # fmt: skip
 
 SETTINGS = tuple(o for o in OPTIONS.values() if o.name not in (*_COMMAND, *_OTHER))
 """What `compress` takes beside the model."""
@@ -139,6 +139,14 @@ CHECK = Verb(
             also="A function says so in the report's ``missed``.",
             excludes=(),
         ),
+        replace(
+            OPTIONS["max_size"],
+            group=RUNS,
+            goal=False,
+            help="Exit 3 if B is larger, with external data.",
+            also="A function says so in the report's ``missed``. A whole number is bytes; a text "
+            "has a unit, such as '20MB'.",
+        ),
         *_options("report_path", "all_rows", "quiet"),
     ),
 )
@@ -152,7 +160,7 @@ BENCH = Verb(
             OPTIONS["threads"], kind="wholes", default=(), help="Intra-op threads; repeatable.",
             shown=_OWN_THREADS,
         ),
-        *_options("iterations", "warmup", "report_path"),
+        *_options("iterations", "warmup", "min_speedup", "report_path"),
         _QUIET,
     ),
 )  # fmt: skip

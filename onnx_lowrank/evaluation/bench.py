@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnx_lowrank.errors import named
 from onnx_lowrank.evaluation.subjects import Subjects
 from onnx_lowrank.measures import Verdict, verdict_of
 from onnx_lowrank.numerics.intervals import kept_values, median_interval
@@ -19,7 +20,15 @@ from onnx_lowrank.report import File, Origin, TargetsReport, tool_name
 from onnx_lowrank.runtime.assignment import nodes_elsewhere
 from onnx_lowrank.targets.base import Job, Outcome, Target, outcome_text
 
-__all__ = ["BenchReport", "ModelBench", "Noise", "Ratio", "TargetBench", "bench_models"]
+__all__ = [
+    "BenchReport",
+    "ModelBench",
+    "Noise",
+    "Ratio",
+    "TargetBench",
+    "bench_models",
+    "missed_speedup",
+]
 
 _LEVEL = 0.95
 _QUIET, _NOISY = 0.05, 0.2
@@ -139,6 +148,7 @@ class BenchReport(TargetsReport):
         notes: what else the user should know.
         files: the models.
         origin: what it takes to do it again; None where it was not kept.
+        missed: the limit that was missed, or None.
     """
 
     tool: str
@@ -149,6 +159,7 @@ class BenchReport(TargetsReport):
     notes: tuple[str, ...]
     files: tuple[File, ...] = ()
     origin: Origin | None = None
+    missed: str | None = None
 
     def to_csv(self) -> str:
         """One row for each model on each target; ratios are against the first model."""
@@ -193,6 +204,7 @@ def bench_models(
     iterations: int,
     warmup: int,
     strict: bool,
+    min_speedup: float | None = None,
     progress: Progress,
 ) -> BenchReport:
     """Time models in turns on every target with every number of threads.
@@ -204,6 +216,7 @@ def bench_models(
         iterations: timed runs of each model.
         warmup: runs before.
         strict: whether a node that a target leaves to the CPU is an error there.
+        min_speedup: what the last model has to reach against the first, on every target.
         progress: shows the stages.
 
     Raises:
@@ -241,7 +254,33 @@ def bench_models(
         noise=Noise(spread, load, os.cpu_count() or 1),
         notes=tuple(notes),
         files=tuple(subject.source.described for subject in subjects.models),
+        missed=missed_speedup(entries, names, min_speedup),
     )
+
+
+def missed_speedup(
+    entries: Sequence[TargetBench], names: Sequence[str], limit: float | None
+) -> str | None:
+    """What is surely slower than the limit, or cannot be judged for want of times; else None.
+
+    Args:
+        entries: the targets.
+        names: the models; the last one has to reach the limit against the first.
+        limit: the smallest speedup; None for no limit.
+    """
+    if limit is None:
+        return None
+    first, last = names[0], names[-1]
+    for entry in entries:
+        ratio = next((r for r in entry.ratios if (r.before, r.after) == (first, last)), None)
+        if ratio is None:
+            return f"{entry.target}: no times that {named('min_speedup', limit)} could judge"
+        if ratio.high < limit:
+            return (
+                f"{entry.target}: {last} is {ratio.median:.2f}× as fast as {first} (95 % interval "
+                f"{ratio.low:.2f}× to {ratio.high:.2f}×), less than {named('min_speedup', limit)}"
+            )
+    return None
 
 
 def _model(target: Target, name: str, outcome: Outcome) -> ModelBench:

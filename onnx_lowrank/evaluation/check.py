@@ -135,6 +135,7 @@ def check_models(
     strict: bool,
     threads: int | None,
     max_error: float | None,
+    max_size: int | None = None,
     mask: str | None = None,
     metric: Metric | None = None,
     progress: Progress,
@@ -147,6 +148,7 @@ def check_models(
         strict: whether a node that a target leaves to the CPU is an error there.
         threads: intra-op threads; None for each target's default.
         max_error: limit of the mean relative L2 error of every output, on every target.
+        max_size: limit of the bytes of the second model, with external data.
         mask: the input that marks padding, where the user names one.
         metric: what the second model is judged by beside; None for nothing else.
         progress: shows the stages.
@@ -195,7 +197,7 @@ def check_models(
         samples=len(feeds),
         targets=tuple(entries),
         max_error=max_error,
-        missed=_missed(entries, max_error),
+        missed=_missed(entries, max_error) or _too_large(other, max_size),
         notes=tuple(notes),
         files=tuple(subject.source.described for subject in subjects.models),
     )
@@ -266,3 +268,10 @@ def _missed(entries: Sequence[TargetCheck], limit: float | None) -> str | None:
                 f"more than {named('max_error', limit)}"
             )
     return None
+
+
+def _too_large(model: Subject, limit: int | None) -> str | None:
+    size = model.source.bytes
+    if limit is None or size <= limit:
+        return None
+    return f"{model.name}: has {size:,} bytes, more than {named('max_size', limit)}"

@@ -10,7 +10,7 @@ from onnx_lowrank.report import Layer, Report
 from onnx_lowrank.reports.charts import spark
 from onnx_lowrank.reports.frame import bar, section
 from onnx_lowrank.reports.markup import Html, joined, name, tag
-from onnx_lowrank.reports.sortable import Cell, Column, Row, sortable
+from onnx_lowrank.reports.sortable import Heading, TableCell, TableRow, sortable
 from onnx_lowrank.reports.texts import count, error, milliseconds, percent, size
 
 __all__ = ["layer_section", "where_section"]
@@ -124,15 +124,15 @@ def _label(layer: Layer) -> Html:
 
 
 _COLUMNS = (
-    Column("Layer", text=True),
-    Column("m×n"),
-    Column("Rank"),
-    Column("Kept"),
-    Column("Spectrum", text=True, sorts=False),
-    Column("Energy"),
-    Column("Predicted"),
-    Column("Error"),
-    Column("What became of it", text=True),
+    Heading("Layer", text=True),
+    Heading("m×n"),
+    Heading("Rank"),
+    Heading("Kept"),
+    Heading("Spectrum", text=True, sorts=False),
+    Heading("Energy"),
+    Heading("Predicted"),
+    Heading("Error"),
+    Heading("What became of it", text=True),
 )
 
 
@@ -160,20 +160,20 @@ def _legend(layers: Sequence[Layer]) -> str:
     )
 
 
-def _row(layer: Layer) -> Row:
+def _row(layer: Layer) -> TableRow:
     energy, kept = layer.energy, None if layer.rank is None else _share(layer)
     cells = [
-        Cell(_named(layer), layer.name),
-        Cell(_shape(layer), layer.parameters_before),
-        Cell(_rank(layer), layer.rank),
-        Cell(_kept(layer), kept),
-        Cell("" if layer.spectrum is None else spark(layer.spectrum, layer.rank)),
-        Cell("" if energy is None else f"{energy:.4f}", energy),
-        Cell(error(layer.predicted_error), layer.predicted_error),
-        Cell(error(_achieved(layer)), _achieved(layer)),
-        Cell(_fate(layer), layer.reason),
+        TableCell(_named(layer), layer.name),
+        TableCell(_shape(layer), layer.parameters_before),
+        TableCell(_rank(layer), layer.rank),
+        TableCell(_kept(layer), kept),
+        TableCell("" if layer.spectrum is None else spark(layer.spectrum, layer.rank)),
+        TableCell("" if energy is None else f"{energy:.4f}", energy),
+        TableCell(error(layer.predicted_error), layer.predicted_error),
+        TableCell(error(_achieved(layer)), _achieved(layer)),
+        TableCell(_fate(layer), layer.reason),
     ]
-    return Row("off" if layer.off else layer.status, cells)
+    return TableRow("off" if layer.off else layer.status, cells)
 
 
 def _named(layer: Layer) -> Html:

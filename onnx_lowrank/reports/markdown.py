@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from onnx_lowrank.compression.inspection import Inspection
 from onnx_lowrank.compression.sweep import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
 from onnx_lowrank.measures import OutputCheck, speedup_text
-from onnx_lowrank.phrases import counted
+from onnx_lowrank.phrases import counted, printable
 from onnx_lowrank.report import File, Layer, Origin, Report
-from onnx_lowrank.reports.markup import printable
 from onnx_lowrank.reports.texts import (
     Sentence,
     bench_sentence,
@@ -23,6 +23,8 @@ from onnx_lowrank.reports.texts import (
     count,
     error,
     file_name,
+    inspect_sentence,
+    judged_text,
     milliseconds,
     percent,
     run_sentence,
@@ -31,7 +33,13 @@ from onnx_lowrank.reports.texts import (
     sweep_sentence,
 )
 
-__all__ = ["bench_markdown", "check_markdown", "run_markdown", "sweep_markdown"]
+__all__ = [
+    "bench_markdown",
+    "check_markdown",
+    "inspect_markdown",
+    "run_markdown",
+    "sweep_markdown",
+]
 
 _MOST = 20
 """Layers, outputs and notes that are shown: a comment holds 65,536 characters."""
@@ -52,6 +60,8 @@ def run_markdown(report: Report) -> str:
         for provider in report.check.providers:
             rows = [(output, "") for output in provider.outputs]
             parts += _outputs(rows, f"outputs on {samples}, {provider.provider}")
+    if report.judged is not None:
+        parts += [_plain(f"{report.judged.metric}: {judged_text(report.judged)}"), ""]
     parts += [*_worst(report.layers), *_notes(report.notes), *_foot(report.tool, report.origin)]
     return "\n".join(parts) + "\n"
 
@@ -71,6 +81,8 @@ def check_markdown(report: CheckReport) -> str:
             rows += [(output, f"{letter} with {letter} on the CPU") for output in model.against_cpu]
         if rows:
             parts += _outputs(rows, f"outputs on {entry.target}")
+        if entry.judged is not None:
+            parts += [_plain(f"{entry.judged.metric}: {judged_text(entry.judged)}"), ""]
     parts += [*_notes(report.notes), *_foot(report.tool, report.origin)]
     return "\n".join(parts) + "\n"
 
@@ -118,6 +130,39 @@ def sweep_markdown(report: SweepReport) -> str:
     commands = [_code(point.command) for point in report.points if point.command is not None]
     if commands:
         parts += _details("The command of each point", [f"- {command}" for command in commands])
+    notes = [*(f"missed: {text}" for text in report.missed), *report.notes]
+    return "\n".join([*parts, *_notes(notes), *_foot(report.tool, report.origin)]) + "\n"
+
+
+def inspect_markdown(report: Inspection) -> str:
+    """The comment on what a model holds: budgets, and the largest linear maps."""
+    parts = [*_head(f"inspect {file_name(report.path)}", inspect_sentence(report))]
+    if report.budgets:
+        rows = [
+            (
+                f"{budget.keep:g}",
+                str(budget.factored),
+                size(budget.bytes),
+                change(report.input.bytes, budget.bytes),
+                "" if budget.damage is None else f"{budget.damage:.3g}",
+            )
+            for budget in report.budgets
+        ]
+        head = ("keep", "pairs", "size", "change", "predicted damage")
+        parts += _table(head, rows, text=0)
+    largest = sorted(report.entries, key=lambda row: -row.parameters)[:_MOST]
+    cells = []
+    for row in largest:
+        shown = [f"{rank}" for rank in row.ranks] or [""] * len(report.energies)
+        even = "" if row.break_even is None else f"{row.break_even:.0f}"
+        names = f"{_code(row.scope or row.name)} {_plain(row.form)}"
+        shape = "?" if row.shape is None else "×".join(map(str, row.shape[-2:]))
+        cells.append((names, shape, count(row.parameters), even, *shown, _plain(row.reason)))
+    ranks = [f"rank at {energy:g}" for energy in report.energies]
+    head = ("layer", "m×n", "parameters", "break-even", *ranks, "note")
+    which = "all" if len(report.entries) <= _MOST else f"the {_MOST} largest"
+    maps = counted(len(report.entries), "linear map")
+    parts += _details(f"{maps}: {which}", _table(head, cells))
     notes = [*(f"missed: {text}" for text in report.missed), *report.notes]
     return "\n".join([*parts, *_notes(notes), *_foot(report.tool, report.origin)]) + "\n"
 

@@ -6,10 +6,11 @@ Names of nodes come from models, which anybody may have written.
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["Html", "joined", "name", "printable", "tag"]
+from onnx_lowrank.phrases import printable
+
+__all__ = ["Html", "joined", "name", "tag"]
 
 
 class Html(str):
@@ -20,20 +21,6 @@ class Html(str):
 
 _VOID = frozenset({"br", "input", "meta"})
 _SVG_VOID = frozenset({"circle", "line", "path", "rect"})
-# Control and format characters: some turn the direction of a text, others end a line or a string.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
-
-def printable(text: str) -> str:
-    r"""A text whose control and direction characters are written out, such as ``\u202e``."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character.encode("unicode_escape", "backslashreplace").decode("ascii")
-        if unicodedata.category(character) in _HIDDEN
-        else character
-        for character in text
-    )
 
 
 def tag(kind: str, *children: Html | str | None, **attributes: object) -> Html:

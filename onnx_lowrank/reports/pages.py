@@ -21,6 +21,7 @@ from onnx_lowrank.reports.texts import (
     count,
     error,
     file_name,
+    judged_text,
     milliseconds,
     percent,
     run_sentence,
@@ -92,6 +93,8 @@ def _checked(report: Report) -> Html | None:
     for provider in check.providers:
         parts.append(tag("h3", provider.provider))
         parts.append(_outputs((output, ()) for output in provider.outputs))
+    if report.judged is not None:
+        parts.append(tag("p", f"{report.judged.metric}: {judged_text(report.judged)}"))
     return section("Outputs", *parts, lead=f"On {samples_of(check.samples, check.data)}.")
 
 
@@ -234,6 +237,8 @@ def _target_check(entry: TargetCheck) -> Html:
     found = list(rows())
     if found:
         parts.append(_outputs(iter(found), ("Compared",)))
+    if entry.judged is not None:
+        parts.append(tag("p", f"{entry.judged.metric}: {judged_text(entry.judged)}"))
     return section(f"Outputs on {_target(entry.target, entry.emulated)}", *parts)
 
 

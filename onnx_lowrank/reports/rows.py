@@ -7,11 +7,12 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 
+from onnx_lowrank.compression.inspection import Inspected, Inspection
 from onnx_lowrank.evaluation.check import CheckReport
 from onnx_lowrank.measures import OutputCheck
 from onnx_lowrank.report import Layer, Report
 
-__all__ = ["check_rows", "run_rows", "written"]
+__all__ = ["check_rows", "inspect_rows", "run_rows", "written"]
 
 # Fields of a layer that are no single value.
 _SPREAD = ("shape", "refit", "spectrum")
@@ -49,6 +50,20 @@ def check_rows(report: CheckReport) -> str:
             for output in outputs
         ]
     return written(["target", "emulated", "compared", *figures, "error"], rows)
+
+
+def inspect_rows(report: Inspection) -> str:
+    """One row for each linear map, and for each large constant that is none."""
+    spread = ("shape", "ranks", "spectrum")
+    names = [field.name for field in dataclasses.fields(Inspected) if field.name not in spread]
+    ranks = [f"rank_at_{energy:g}" for energy in report.energies]
+    rows = []
+    for entry in (*report.entries, *report.others):
+        row: dict[str, object] = {name: getattr(entry, name) for name in names}
+        row["shape"] = None if entry.shape is None else "×".join(map(str, entry.shape))
+        row |= dict(zip(ranks, entry.ranks, strict=False))
+        rows.append(row)
+    return written([*names, "shape", *ranks], rows)
 
 
 def written(head: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:

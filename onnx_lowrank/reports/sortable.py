@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from onnx_lowrank.reports.markup import Html, joined, tag
 
-__all__ = ["Cell", "Column", "Row", "sortable"]
+__all__ = ["Heading", "TableCell", "TableRow", "sortable"]
 
 
 @dataclass(frozen=True)
-class Column:
+class Heading:
     """A column: its title, whether it holds text, and whether rows can be sorted by it."""
 
     title: str
@@ -25,7 +25,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What is shown, and the value that rows are sorted by; None where there is none."""
 
     shown: Html | str
@@ -33,14 +33,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row, and the kind by which it is filtered."""
 
     kind: str
-    cells: Sequence[Cell]
+    cells: Sequence[TableCell]
 
 
-def sortable(columns: Sequence[Column], rows: Sequence[Row], what: str) -> Html:
+def sortable(columns: Sequence[Heading], rows: Sequence[TableRow], what: str) -> Html:
     """The table with its controls; ``page.js`` makes them work.
 
     Search looks at the first and the last column.
@@ -60,7 +60,7 @@ def sortable(columns: Sequence[Column], rows: Sequence[Row], what: str) -> Html:
         for number, column in enumerate(columns)
         if column.sorts
     ]  # fmt: skip
-    first = tag("option", "in the order of the graph", value="")
+    first = tag("option", "as they stand", value="")
     controls = [
         tag("input", type="search", placeholder=f"Search {what}", class_="search",
             aria_label=f"Search {what}"),
@@ -92,7 +92,7 @@ def sortable(columns: Sequence[Column], rows: Sequence[Row], what: str) -> Html:
     )
 
 
-def _cells(columns: Sequence[Column], row: Row) -> list[Html]:
+def _cells(columns: Sequence[Heading], row: TableRow) -> list[Html]:
     """An empty cell is left out of a card."""
     return [
         tag(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import PurePath
 
+from onnx_lowrank.compression.inspection import Inspection
 from onnx_lowrank.compression.sweep import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
-from onnx_lowrank.measures import speedup_text
+from onnx_lowrank.measures import Judged, speedup_text
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.report import Report
 
@@ -19,6 +20,8 @@ __all__ = [
     "count",
     "error",
     "file_name",
+    "inspect_sentence",
+    "judged_text",
     "milliseconds",
     "percent",
     "run_sentence",
@@ -90,6 +93,13 @@ def samples_of(samples: int, data: str) -> str:
     return f"{counted(samples, 'sample')} of {source}"
 
 
+def judged_text(judged: Judged) -> str:
+    """A model by the metric that the user named."""
+    sure = "" if judged.standard_error is None else f" ± {judged.standard_error:.2g}"
+    samples = counted(judged.samples, "sample")
+    return f"{judged.before:.4g} → {judged.after:.4g}, loss {judged.loss:.3g}{sure} on {samples}"
+
+
 def run_sentence(report: Report) -> Sentence:
     """What a run missed or warns of, if there is any, else its result."""
     if report.missed is not None:
@@ -118,6 +128,8 @@ def check_sentence(report: CheckReport) -> Sentence:
 
 def bench_sentence(report: BenchReport) -> Sentence:
     """How fast the last model is against the first, on the first target."""
+    if report.missed is not None:
+        return "bad", report.missed
     if report.errors:
         return "bad", report.errors[0]
     for entry in report.targets:
@@ -145,3 +157,17 @@ def sweep_sentence(report: SweepReport) -> Sentence:
         f"{counted(len(points) - 1, 'budget')}: up to {percent(saved)} smaller, where the worst "
         f"output is off by {percent(last.error)}"
     )
+
+
+def inspect_sentence(report: Inspection) -> Sentence:
+    """How much of the model its linear maps are, and what half of their parameters would hold."""
+    weights = {row.weight: row.parameters for row in report.entries}
+    share = percent(sum(weights.values()) / report.parameters) if report.parameters else "0 %"
+    maps = f"{counted(len(report.entries), 'linear map')} with {share} of the parameters"
+    halves = sorted(row.half for row in report.entries if row.half is not None)
+    if not halves:
+        return "plain", f"{maps}; none can be factored"
+    of = {row.energy_of for row in report.entries if row.half is not None}
+    what = "outputs" if of == {"output"} else "weights" if of == {"weight"} else "layers"
+    held = f"half of a layer's parameters hold {percent(halves[len(halves) // 2])} of the energy"
+    return "plain", f"{maps}; {held} of its {what} (median)"

@@ -7,20 +7,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from onnx_lowrank.compression.inspection import Inspection
 from onnx_lowrank.compression.sweep import SweepReport
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
 from onnx_lowrank.files import Output, check_outputs, write_text
 from onnx_lowrank.report import JsonReport, Report
+from onnx_lowrank.reports.inspect_page import inspect_page
 from onnx_lowrank.reports.markdown import (
     bench_markdown,
     check_markdown,
+    inspect_markdown,
     run_markdown,
     sweep_markdown,
 )
 from onnx_lowrank.reports.pages import bench_page, check_page, run_page, sweep_page
-from onnx_lowrank.reports.rows import check_rows, run_rows
+from onnx_lowrank.reports.rows import check_rows, inspect_rows, run_rows
 
 __all__ = ["WRITERS", "endings_of", "text_of", "write_report"]
 
@@ -35,18 +38,21 @@ WRITERS: Mapping[str, Mapping[type[JsonReport], Writer]] = {
     ".json": {JsonReport: _json},
     ".html": {
         Report: run_page,
+        Inspection: inspect_page,
         CheckReport: check_page,
         BenchReport: bench_page,
         SweepReport: sweep_page,
     },
     ".md": {
         Report: run_markdown,
+        Inspection: inspect_markdown,
         CheckReport: check_markdown,
         BenchReport: bench_markdown,
         SweepReport: sweep_markdown,
     },
     ".csv": {
         Report: run_rows,
+        Inspection: inspect_rows,
         CheckReport: check_rows,
         BenchReport: BenchReport.to_csv,
         SweepReport: SweepReport.to_csv,

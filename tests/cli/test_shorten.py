@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from onnx_lowrank.cli.shorten import GAP, cut_names, cut_text, printable, wrapped
+from onnx_lowrank.cli.shorten import GAP, cut_names, cut_text, wrapped
+from onnx_lowrank.phrases import printable
 
 PARTS = ("attention/self/query", "attention/self/key", "attention/output/dense", "output/dense")
 LAYERS = [f"/encoder/layer.{i}/{part}/MatMul" for i in range(12) for part in PARTS]

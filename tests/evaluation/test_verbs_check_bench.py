@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from onnx_lowrank.evaluation import check as comparison
-from onnx_lowrank.evaluation.bench import Noise
+from onnx_lowrank.evaluation.bench import Noise, Ratio, TargetBench, missed_speedup
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.runtime.session import run as session_run
@@ -449,3 +449,41 @@ def test_main_job_of_float16(tmp_path: Path) -> None:
     report = report_of(*args, folder=tmp_path)
     told = any(note.startswith("float16 weights judged on CPU only") for note in report["notes"])
     assert told == (not CPU.half)
+
+
+def test_a_model_that_is_too_large_misses_the_gate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = pair(tmp_path)
+    size = after.stat().st_size
+    report = tmp_path / "r.json"
+    args = ("check", before, after, "--samples", 2, "--report", report)
+    assert call(*args, "--max-size", size) == 0
+    assert json.loads(report.read_text())["missed"] is None
+    assert call(*args, "--max-size", size - 1) == 3
+    assert f"has {size:,} bytes, more than --max-size {size - 1}" in capsys.readouterr().err
+    assert "more than" in json.loads(report.read_text())["missed"]
+
+
+def test_a_latency_misses_its_gate_only_by_the_whole_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = pair(tmp_path)
+    report = tmp_path / "r.json"
+    args = ("bench", before, after, "--samples", 1, "--iterations", 5, "--report", report)
+    assert call(*args, "--min-speedup", 1e-6) == 0
+    assert call(*args, "--min-speedup", 1e6) == 3
+    found = json.loads(report.read_text())
+    assert "less than --min-speedup 1000000" in capsys.readouterr().err
+    assert found["missed"].startswith("cpu: ")
+    assert call("bench", before, "--min-speedup", 1) == 2
+    assert "expected at least two models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("high", "missed"), [(1.05, True), (1.15, False)])
+def test_the_whole_interval_decides(high: float, missed: bool) -> None:
+    ratio = Ratio("a", "b", 1.0, 0.9, high)
+    entry = TargetBench("cpu", False, None, (), (ratio,))
+    assert (missed_speedup([entry], ["a", "b"], 1.1) is not None) == missed
+    emulated = TargetBench("qemu", True, None, (), ())
+    assert "no times" in str(missed_speedup([emulated], ["a", "b"], 1.1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_lowrank.compression.figures import shown_spectrum
+from onnx_lowrank.compression.inspection import Inspected, Inspection
+from onnx_lowrank.compression.outlook import Outlook
 from onnx_lowrank.compression.sweep import Point, SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport, ModelBench, Noise, Ratio, TargetBench
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
@@ -27,7 +29,15 @@ from onnx_lowrank.report import (
     Totals,
 )
 
-__all__ = ["HOSTILE", "bench_report", "check_report", "latency", "run_report", "sweep_report"]
+__all__ = [
+    "HOSTILE",
+    "bench_report",
+    "check_report",
+    "inspection",
+    "latency",
+    "run_report",
+    "sweep_report",
+]
 
 HOSTILE = (
     "</script><script>window.hit=1</script>",
@@ -203,4 +213,28 @@ def sweep_report() -> SweepReport:
         "onnx-lowrank 0.1.0", "in.onnx", None, "my data.npz", 16, "CPUExecutionProvider", 2,
         tuple(points), ("--keep 0.3: cannot be had",), ("a note",),
         File("in.onnx", 4000, 1000, "ab" * 32), {"ep": "cpu"}, _ORIGIN,
+    )  # fmt: skip
+
+
+def inspection(maps: int = 12, names: tuple[str, ...] = ()) -> Inspection:
+    """Of a model with so many linear maps, the first ones with these names."""
+    entries = []
+    for layer in run_report(maps, names).layers:
+        shape, spectrum = layer.shape, layer.spectrum
+        assert shape is not None
+        assert spectrum is not None
+        entries.append(
+            Inspected(
+                layer.name, layer.form, "matmul", layer.weight, (1, *shape),
+                layer.parameters_before, spectrum.break_even, (5, 9, 14, 30), "", "MatMul",
+                layer.scope, "output", 0.98, spectrum,
+            )
+        )  # fmt: skip
+    other = Inspected("", "", "", "table", (1000, 64), 64000, None, (), "read by Gather")
+    return Inspection(
+        "onnx-lowrank 0.1.0", "in.onnx", File("in.onnx", 4_000_000, 1_000_000, "ab" * 32),
+        1_000_000, (0.8, 0.9, 0.95, 0.99), tuple(entries), (other,),
+        Calibration("my data.npz", 64, 16, None, maps, {}),
+        (Outlook(0.5, 9, 400_000, 500_000, 2_000_000, 9_000, 0.01),),
+        ("--keep 0.1: cannot be had",), ("a note",), _ORIGIN,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from tests.helpers.reports import (
     HOSTILE,
     bench_report,
     check_report,
+    inspection,
     run_report,
     sweep_report,
 )
@@ -22,7 +23,7 @@ from tests.helpers.reports import (
 _COMMENT = 65_536
 
 
-@pytest.mark.parametrize("report", [check_report, bench_report, sweep_report])
+@pytest.mark.parametrize("report", [check_report, bench_report, sweep_report, inspection])
 def test_every_kind_begins_with_its_sentence(report: Callable[[], Any]) -> None:
     lines = text_of(report(), ".md").splitlines()
     assert lines[0].startswith("### onnx-lowrank: ")

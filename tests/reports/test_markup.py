@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from onnx_lowrank.reports.markup import joined, name, printable, tag
+from onnx_lowrank.phrases import printable
+from onnx_lowrank.reports.markup import joined, name, tag
 from tests.helpers.reports import HOSTILE
 
 

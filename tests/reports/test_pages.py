@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
+from onnx_lowrank.phrases import printable
 from onnx_lowrank.report import OutputVerdict, Report
-from onnx_lowrank.reports.markup import printable
 from onnx_lowrank.reports.writers import text_of
 from tests.helpers.chromium import Page, opened
 from tests.helpers.reports import (
     HOSTILE,
     bench_report,
     check_report,
+    inspection,
     run_report,
     sweep_report,
 )
@@ -30,6 +31,7 @@ PAGES: dict[str, Callable[[], Any]] = {
     "check": lambda: check_report(HOSTILE[0]),
     "bench": bench_report,
     "sweep": sweep_report,
+    "inspect": lambda: inspection(12, HOSTILE),
 }
 
 
@@ -58,7 +60,7 @@ def test_the_sentence_is_first_and_a_warning_is_as_plain() -> None:
 
 
 def test_a_page_holds_everything_to_run_it_again() -> None:
-    for report in (run_report(3), check_report(), bench_report(), sweep_report()):
+    for report in (run_report(3), check_report(), bench_report(), sweep_report(), inspection()):
         text = text_of(report, ".html")
         assert "onnx-lowrank in.onnx out.onnx --keep 0.6 --data 'my data.npz'" in text
         assert "onnxruntime 1.32.0" in text

@@ -19,12 +19,17 @@ from tests.helpers.reports import (
     HOSTILE,
     bench_report,
     check_report,
+    inspection,
     run_report,
     sweep_report,
 )
 
 
-@pytest.mark.parametrize("report", [run_report(5), check_report(), bench_report(), sweep_report()])
+@pytest.mark.parametrize(
+    "report",
+    [run_report(5), check_report(), bench_report(), sweep_report(), inspection()],
+    ids=lambda report: type(report).__name__,
+)
 def test_every_result_can_be_every_file(report: Any) -> None:
     assert endings_of(type(report)) == (".json", ".html", ".md", ".csv")
     for ending in WRITERS:
