@@ -189,15 +189,15 @@ def scatter(marks: Sequence[Mark], across: str, up: str) -> Html:
 
     parts = []
     for value in ys:
-        y = _round(at(0, value)[1])
-        parts.append(tag("line", class_="grid", x1=_LEFT, x2=_RIGHT, y1=y, y2=y))
+        level = _round(at(0, value)[1])
+        parts.append(tag("line", class_="grid", x1=_LEFT, x2=_RIGHT, y1=level, y2=level))
         parts.append(
-            tag("text", f"{value:g}", class_="tick", x=_LEFT - 5, y=y, dy=3, text_anchor="end")
+            tag("text", f"{value:g}", class_="tick", x=_LEFT - 5, y=level, dy=3, text_anchor="end")
         )
     for value in xs:
-        x = _round(at(value, 0)[0])
+        place = _round(at(value, 0)[0])
         parts.append(
-            tag("text", f"{value:g}", class_="tick", x=x, y=_BOTTOM + 14, text_anchor="middle")
+            tag("text", f"{value:g}", class_="tick", x=place, y=_BOTTOM + 14, text_anchor="middle")
         )
     places = [at(mark.x, mark.y) for mark in marks]
     rising = marks[-1].x > marks[0].x

@@ -148,8 +148,7 @@ def inspect_markdown(report: Inspection) -> str:
             )
             for budget in report.budgets
         ]
-        head = ("keep", "pairs", "size", "change", "predicted damage")
-        parts += _table(head, rows, text=0)
+        parts += _table(("keep", "pairs", "size", "change", "predicted damage"), rows, text=0)
     largest = sorted(report.entries, key=lambda row: -row.parameters)[:_MOST]
     cells = []
     for row in largest:
@@ -195,10 +194,10 @@ def _totals(report: Report) -> list[str]:
             rows.append((title, write(before), write(after), change(before, after)))
     for latency in report.latency:
         speedup = latency.speedup
-        before, after = latency.before_ms.median, latency.after_ms.median
+        old, new = latency.before_ms.median, latency.after_ms.median
         text = speedup_text(speedup.median, *speedup.certain)
         title = f"latency, {latency.provider}, {counted(latency.threads, 'thread')}"
-        rows.append((_plain(title), milliseconds(before), milliseconds(after), text))
+        rows.append((_plain(title), milliseconds(old), milliseconds(new), text))
     return _table((" ", "before", "after", "change"), rows)
 
 
