@@ -336,6 +336,12 @@ _TABLE = (
         choices=("graph", "name", "parameters", "rank", "energy"),
     ),
     Option(
+        "install", "texts",
+        "Install what a target needs, packages into this Python and the rest into the user's "
+        "cache: openvino, qnn, webgpu, qemu-arm64 or web; repeatable.",
+        OUTPUT, default=(), metavar="NAME", function=False,
+    ),
+    Option(
         "before", "model", "The model that MODEL was made from, judged beside it.",
         LAYERS, metavar="ORIGINAL",
     ),

@@ -28,7 +28,7 @@ __all__ = [
 # What only the command compress, or only other verbs have.
 _COMMAND = ("external_data", "report_path", "force", "verbose", "all_rows", "quiet")
 _OTHER = ("shares", "out", "targets", "fix_shapes", "strict", "iterations", "warmup", "nodes",
-          "before", "sort", "min_speedup")  # fmt: skip
+          "before", "sort", "min_speedup", "install")  # fmt: skip
 
 SETTINGS = tuple(o for o in OPTIONS.values() if o.name not in (*_COMMAND, *_OTHER))
 """What `compress` takes beside the model."""
@@ -215,7 +215,8 @@ SUPPORT = Verb(
 PROVIDERS = Verb(
     "providers",
     "List where a model can be run: what is usable here, and how to get the rest.",
-    "onnx-lowrank providers",
+    "onnx-lowrank providers --install web",
+    _options("install"),
 )
 VERBS = (COMPRESS, BENCH, CHECK, INSPECT, PROVIDERS, SUPPORT, SWEEP)
 

@@ -30,13 +30,17 @@ __all__ = [
     "browser_folders",
     "device_of",
     "install_command",
+    "no_use",
     "plugin_version",
     "registered",
     "registered_plugins",
+    "requirements",
     "software_gpu",
 ]
 
 _X86 = ("x86_64", "amd64")
+_ARM = ("aarch64", "arm64")
+_INTEL_VENDOR = "0x8086"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Plugin:
         module: what its package is imported as.
         package: what its package is called.
         needs: what a machine must have for the plugin to offer a device.
+        places: systems and processors that its package is built for; empty for all.
         options: provider options; see `emulated_options`.
         emulated_options: further ones where there is no such hardware and it is emulated.
     """
@@ -60,6 +65,7 @@ class Plugin:
     module: str
     package: str
     needs: str = ""
+    places: frozenset[tuple[str, str]] = frozenset()
     options: Mapping[str, str] = field(default_factory=dict)
     emulated_options: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,6 +92,7 @@ PLUGINS: dict[str, Plugin] = {
             "onnxruntime_ep_openvino",
             "onnxruntime-ep-openvino",
             "an Intel processor, GPU or NPU",
+            frozenset({("linux", "x86"), ("win32", "x86")}),
         ),
         Plugin(
             "qnn",
@@ -94,6 +101,7 @@ PLUGINS: dict[str, Plugin] = {
             "onnxruntime_qnn",
             "onnxruntime-qnn",
             "a Qualcomm NPU, or x86-64, where it is emulated",
+            frozenset({(system, kind) for system in ("linux", "win32") for kind in ("x86", "arm")}),
             {"backend_type": "htp", "enable_htp_fp16_precision": "1"},
             # Snapdragon 8 Gen 2: the emulator has to be told what it is.
             {"htp_arch": "73", "soc_model": "43"},
@@ -121,12 +129,54 @@ def install_command(extra: str) -> str:
     Args:
         extra: as pyproject.toml names it.
     """
+    return shlex.join(["pip", "install", *requirements(extra)])
+
+
+def requirements(extra: str) -> list[str]:
+    """What an extra of this package asks for.
+
+    Args:
+        extra: as pyproject.toml names it.
+    """
     wanted = []
     for entry in requires("onnx-lowrank") or ():
         requirement, _, marker = entry.partition(";")
         if f"extra == '{extra}'" in marker.replace('"', "'"):
-            wanted.append(shlex.quote(requirement.strip()))
-    return " ".join(["pip", "install", *sorted(wanted)])
+            wanted.append(requirement.strip())
+    return sorted(wanted)
+
+
+def no_use(plugin: Plugin) -> str | None:
+    """Why to install a plugin would not help on this machine; None where it may."""
+    machine = platform.machine().lower()
+    kind = "x86" if machine in _X86 else "arm" if machine in _ARM else machine
+    if plugin.places and (sys.platform, kind) not in plugin.places:
+        return f"there is no package of it for {sys.platform} on {machine}"
+    if plugin.name == "openvino" and _intel() is False:
+        return f"it needs {plugin.needs}, and there is none here"
+    return None
+
+
+def _intel() -> bool | None:
+    """Whether this machine has a processor, GPU or NPU of Intel; None where that is not known."""
+    if "GenuineIntel" in platform.processor():
+        return True
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return None
+    if "vendor_id" not in processor:
+        return None
+    if "GenuineIntel" in processor:
+        return True
+    for pattern in ("drm/card*/device/vendor", "accel/accel*/device/vendor"):
+        for file in Path("/sys/class").glob(pattern):
+            try:
+                if file.read_text().strip() == _INTEL_VENDOR:
+                    return True
+            except OSError:
+                return None
+    return False
 
 
 def registered_plugins() -> frozenset[str]:
@@ -154,7 +204,8 @@ def device_of(plugin: Plugin) -> Any:
 
     what = named("ep", plugin.name)
     if plugin_version(plugin) is None:
-        raise InputError(f"{what}: not installed; {install_command(plugin.name)}")
+        how = no_use(plugin) or install_command(plugin.name)
+        raise InputError(f"{what}: not installed; {how}")
     if not hasattr(ort, "get_ep_devices"):
         raise InputError(
             f"{what}: onnxruntime {ort.__version__} takes no plugins; "

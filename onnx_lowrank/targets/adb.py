@@ -44,10 +44,10 @@ from onnx_lowrank.targets.packing import (
     packed,
     read_result,
 )
+from onnx_lowrank.targets.setup import hint, packages
 
 __all__ = ["KINDS", "Adb", "create", "offers"]
 
-_INSTALL = "apt-get install adb"
 _STATUS = "onnx-lowrank-status="
 _PATIENCE = 30.0
 """Seconds for what only looks or tidies up."""
@@ -64,7 +64,7 @@ def create(name: str) -> Target:
         UsageError: the name is not as described above.
     """
     if shutil.which("adb") is None:
-        raise InputError(f"{named('targets', name)}: no adb on the PATH; {_INSTALL}")
+        raise InputError(f"{named('targets', name)}: no adb on the PATH{hint(packages('adb'))}")
     return Adb(name)
 
 
@@ -78,7 +78,7 @@ def offers() -> list[Offer]:
             version=None,
             found=f"client {found}" if found else "no adb on the PATH",
             times="remote",
-            install=None if found else _INSTALL,
+            install=None if found else packages("adb"),
         )
     ]
 

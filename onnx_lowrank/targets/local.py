@@ -24,6 +24,7 @@ from onnx_lowrank.runtime.plugins import (
     PLUGINS,
     Plugin,
     install_command,
+    no_use,
     plugin_version,
     software_gpu,
 )
@@ -33,6 +34,7 @@ from onnx_lowrank.targets.base import (
     Outcome,
     Target,
 )
+from onnx_lowrank.targets.setup import packages
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -300,17 +302,25 @@ def _built_in_offers() -> Iterator[Offer]:
 def _plugin_offer(plugin: Plugin) -> Offer:
     found = plugin_version(plugin)
     times = "emulated" if plugin.emulated else "real"
-    command = install_command(plugin.name)
     if found is None:
-        return Offer(plugin.name, False, None, f"{plugin.package} is not installed", times, command)
+        absent, useless = f"{plugin.package} is not installed", no_use(plugin)
+        if useless is not None:
+            absent += f", and would not help: {useless}"
+        command = install_command(plugin.name) if useless is None else None
+        return Offer(plugin.name, False, None, absent, times, command)
     why = refusal(plugin.name)
-    if why is not None:
-        return Offer(plugin.name, False, found, why, times, command)
+    if why is not None:  # the package is there: to install it again would not help
+        return Offer(plugin.name, False, found, why, times, _driver(plugin))
     where = f"plugin {plugin.package}"
     if plugin.emulated:
         driver = software_gpu() if plugin.name == "webgpu" else None
         where += ", an emulator" if driver is None else f", on SwiftShader ({driver})"
-    return Offer(plugin.name, True, found, where, times, command)
+    return Offer(plugin.name, True, found, where, times, None)
+
+
+def _driver(plugin: Plugin) -> str | None:
+    """The command for a device in software, where a plugin that is there has none to run on."""
+    return packages("chromium") if plugin.name == "webgpu" and software_gpu() is None else None
 
 
 def refusal(name: str) -> str | None:

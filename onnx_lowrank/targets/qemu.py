@@ -5,15 +5,14 @@ neoverse-n1; not cortex-a53, cortex-a72).  Times would be those of the emulator 
 the cost is the number of instructions that one inference executes on one thread, which is the same
 to about 0.1 % whatever else the machine does.
 
-``tools/setup_arm64.py`` sets it up in ``.arm64/`` of the checkout or where ``ONNX_LOWRANK_ARM64``
-says.
+``onnx-lowrank providers --install qemu-arm64`` sets it up in the user's cache or where
+``ONNX_LOWRANK_ARM64`` says.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.address import parse
+from onnx_lowrank.targets.arm64_setup import NEEDED
 from onnx_lowrank.targets.base import (
     Job,
     Offer,
@@ -32,11 +32,12 @@ from onnx_lowrank.targets.base import (
     Target,
 )
 from onnx_lowrank.targets.packing import packed, read_result
+from onnx_lowrank.targets.setup import folder_of, hint, packages
 
 __all__ = ["KINDS", "QemuArm64", "create", "guest_command", "offers"]
 
 _NAME = "qemu-arm64"
-_INSTALL = "apt-get install qemu-user gcc libc6-dev && python tools/setup_arm64.py"
+_INSTALL = f"onnx-lowrank providers --install {_NAME}"
 _DEFAULT = "cortex-a76"
 _COUNTED_RUNS = 3
 
@@ -59,7 +60,7 @@ def offers() -> list[Offer]:
     try:
         setup = _setup()
     except InputError as error:
-        return [Offer(_NAME, False, None, str(error), "emulated", _INSTALL)]
+        return [Offer(_NAME, False, None, str(error), "emulated", _how())]
     version = f"onnxruntime {setup['onnxruntime']} for aarch64, {setup['qemu']}"
     return [Offer(_NAME, True, version, str(_folder()), "emulated", None)]
 
@@ -77,7 +78,7 @@ class QemuArm64(Target):
         try:
             self._setup = _setup()
         except InputError as error:
-            raise InputError(f"{named('targets', name)}: {error}; {_INSTALL}") from error
+            raise InputError(f"{named('targets', name)}: {error}{hint(_how())}") from error
         known = sorted(path.name for path in (_folder() / "cpu").iterdir())
         if self._cpu not in known:
             raise UsageError(
@@ -167,9 +168,16 @@ def _instructions(counts: Path) -> dict[int, float]:
     }
 
 
+def _how() -> str | None:
+    """The commands that set it up; None where this is not Debian's kind of system."""
+    system = packages(*NEEDED)
+    if system is None:
+        return None
+    return _INSTALL if shutil.which("qemu-aarch64") else f"{system} && {_INSTALL}"
+
+
 def _folder() -> Path:
-    given = os.environ.get("ONNX_LOWRANK_ARM64")
-    return Path(given).absolute() if given else Path(__file__).resolve().parents[2] / ".arm64"
+    return folder_of("arm64")
 
 
 def _setup() -> dict[str, Any]:

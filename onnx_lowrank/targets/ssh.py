@@ -53,6 +53,7 @@ from onnx_lowrank.targets.packing import (
     read_json,
     read_result,
 )
+from onnx_lowrank.targets.setup import hint, packages
 
 __all__ = ["KINDS", "Ssh", "create", "offers"]
 
@@ -81,7 +82,7 @@ def create(name: str) -> Target:
     """
     if shutil.which("ssh") is None:
         raise InputError(
-            f"{named('targets', name)}: no ssh client here; apt-get install openssh-client"
+            f"{named('targets', name)}: no ssh client here{hint(packages('openssh-client'))}"
         )
     return Ssh(name)
 
@@ -96,7 +97,7 @@ def offers() -> list[Offer]:
             version=None,
             found=f"ssh client {found}" if found else "no ssh client on the PATH",
             times="remote",
-            install=None if found else "apt-get install openssh-client",
+            install=None if found else packages("openssh-client"),
         )
     ]
 

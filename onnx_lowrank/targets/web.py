@@ -6,7 +6,7 @@
 | ``web-chromium`` | WebAssembly in a headless Chromium | real |
 | ``web-webgpu`` | WebGPU in a headless Chromium, in software (SwiftShader) | mean nothing |
 
-``tools/setup_web.py`` installs the npm package in ``.web/`` of the checkout or where
+``onnx-lowrank providers --install web`` installs the npm package in the user's cache or where
 ``ONNX_LOWRANK_WEB`` says; a browser is one of chromium, chromium-browser and google-chrome on the
 PATH, or ``ONNX_LOWRANK_BROWSER``.
 
@@ -41,10 +41,11 @@ from onnx_lowrank.targets.base import (
     Target,
 )
 from onnx_lowrank.targets.packing import model_files
+from onnx_lowrank.targets.setup import folder_of, hint, packages
 
 __all__ = ["KINDS", "WebTarget", "create", "offers"]
 
-_INSTALL = "python tools/setup_web.py"
+_INSTALL = "onnx-lowrank providers --install web"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _TYPES = {"float32", "float64", "float16", "bool", "string"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
@@ -66,7 +67,7 @@ def create(name: str) -> Target:
         raise UsageError(f"{named('targets', name)}: {kind} takes no options")
     for offer in offers():
         if offer.name == kind and not offer.usable:
-            raise InputError(f"{named('targets', name)}: {offer.found}; {offer.install}")
+            raise InputError(f"{named('targets', name)}: {offer.found}{hint(offer.install)}")
     return WebGpuTarget(name) if kind == "web-webgpu" else WebTarget(name)
 
 
@@ -80,18 +81,18 @@ def offers() -> list[Offer]:
     node, browser = shutil.which("node"), _browser()
     found = []
     for name, program, wanted, install in (
-        ("web", node, "node", "apt-get install nodejs npm"),
-        ("web-chromium", browser, "chromium", "apt-get install chromium npm"),
-        ("web-webgpu", browser, "chromium", "apt-get install chromium npm"),
+        ("web", node, "node", packages("nodejs", "npm")),
+        ("web-chromium", browser, "chromium", packages("chromium", "npm")),
+        ("web-webgpu", browser, "chromium", packages("chromium", "npm")),
     ):
         times = "emulated" if name == "web-webgpu" else "real"
-        commands = [] if program else [install]
+        commands = [] if program or install is None else [install]
         if version is None:
             commands.append(_INSTALL)
-        if commands:
+        if program is None or version is None:
             missing = [] if program else [f"no {wanted} on the PATH"]
-            missing += [] if version else [f"no onnxruntime-web in {_folder()}"]
-            why, how = " and ".join(missing), " && ".join(commands)
+            missing += [] if version else [f"no onnxruntime-web in {folder_of('web')}"]
+            why, how = " and ".join(missing), " && ".join(commands) or None
             found.append(Offer(name, False, version, why, times, how))
         else:
             where = f"{program}, SwiftShader" if name == "web-webgpu" else str(program)
@@ -116,7 +117,7 @@ class WebTarget(Target):
         where = named("targets", self.name)
         library = _library()
         if library is None:
-            raise InputError(f"{where}: no onnxruntime-web in {_folder()}; {_INSTALL}")
+            raise InputError(f"{where}: no onnxruntime-web in {folder_of('web')}; {_INSTALL}")
         with _packed(models, feeds, job, self._provider(), where) as folder:
             try:
                 if self.name == "web":
@@ -262,13 +263,8 @@ def _node_names(model: Path) -> tuple[str, ...]:
     return tuple(node.name or node.op_type for node in proto.graph.node)
 
 
-def _folder() -> Path:
-    given = os.environ.get("ONNX_LOWRANK_WEB")
-    return Path(given).absolute() if given else Path(__file__).resolve().parents[2] / ".web"
-
-
 def _library() -> Path | None:
-    library = _folder() / "node_modules" / "onnxruntime-web"
+    library = folder_of("web") / "node_modules" / "onnxruntime-web"
     return library if (library / "dist" / "ort.node.min.mjs").is_file() else None
 
 

@@ -114,12 +114,12 @@ def test_names_that_are_refused() -> None:
 
 def test_not_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNX_LOWRANK_ARM64", str(tmp_path))
-    with pytest.raises(InputError, match=r"not set up, .*tools/setup_arm64\.py"):
+    with pytest.raises(InputError, match=r"not set up, .*providers --install qemu-arm64"):
         open_target("qemu-arm64")
     offer = next(offer for offer in all_offers() if offer.name == "qemu-arm64")
     assert not offer.usable
     assert offer.install is not None
-    assert "tools/setup_arm64.py" in offer.install
+    assert "providers --install qemu-arm64" in offer.install
 
 
 @pytest.fixture(scope="module")

@@ -209,7 +209,7 @@ def test_errors_in_a_browser(
 def test_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNX_LOWRANK_WEB", str(tmp_path))
     monkeypatch.setenv("ONNX_LOWRANK_BROWSER", "no-such-browser")
-    with pytest.raises(InputError, match=r"no onnxruntime-web in .*; .*tools/setup_web\.py"):
+    with pytest.raises(InputError, match=r"no onnxruntime-web in .*; .*providers --install web"):
         open_target("web")
     with pytest.raises(InputError, match=r"no chromium on the PATH and .*apt-get install chromium"):
         open_target("web-webgpu")
