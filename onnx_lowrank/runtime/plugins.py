@@ -29,6 +29,7 @@ __all__ = [
     "Plugin",
     "browser_folders",
     "device_of",
+    "has_intel",
     "install_command",
     "no_use",
     "plugin_version",
@@ -152,12 +153,12 @@ def no_use(plugin: Plugin) -> str | None:
     kind = "x86" if machine in _X86 else "arm" if machine in _ARM else machine
     if plugin.places and (sys.platform, kind) not in plugin.places:
         return f"there is no package of it for {sys.platform} on {machine}"
-    if plugin.name == "openvino" and _intel() is False:
+    if plugin.name == "openvino" and has_intel() is False:
         return f"it needs {plugin.needs}, and there is none here"
     return None
 
 
-def _intel() -> bool | None:
+def has_intel() -> bool | None:
     """Whether this machine has a processor, GPU or NPU of Intel; None where that is not known."""
     if "GenuineIntel" in platform.processor():
         return True

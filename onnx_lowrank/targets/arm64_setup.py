@@ -22,7 +22,7 @@ from pathlib import Path
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.targets.setup import Say, hint, packages, renewed, run
 
-__all__ = ["CPUS", "NEEDED", "set_up"]
+__all__ = ["CPUS", "NEEDED", "counter_source", "set_up"]
 
 NEEDED = ("qemu-user", "gcc", "libc6-dev")
 """Packages of the system."""
@@ -54,7 +54,7 @@ def set_up(target: Path, say: Say, version: str | None = None, *, force: bool = 
         InputError: a program is missing or failed.
     """
     version = version or _installed()
-    sources = b"".join(path.read_bytes() for path in (Path(__file__), _plugin()))
+    sources = b"".join(path.read_bytes() for path in (Path(__file__), counter_source()))
     wanted = {"onnxruntime": version, "sources": hashlib.sha256(sources).hexdigest()}
     stamp = target / "setup.json"
     if not force and stamp.is_file() and json.loads(stamp.read_text("utf-8"))["wanted"] == wanted:
@@ -81,7 +81,8 @@ def _has(program: str) -> bool:
     return shutil.which(program) is not None
 
 
-def _plugin() -> Path:
+def counter_source() -> Path:
+    """The plugin of qemu that counts instructions, as source."""
     return Path(__file__).with_name("count_instructions.c")
 
 
@@ -186,7 +187,7 @@ def _build_plugin(new: Path, python: str, say: Say) -> str:
         run(
             [
                 *("gcc", "-O2", "-shared", "-fPIC", f"-DPLUGIN_VERSION={version}"),
-                *("-o", library, _plugin()),
+                *("-o", library, counter_source()),
             ],
             "compiling the plugin",
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onnx_lowrank.errors import InputError
 
-__all__ = ["Say", "folder_of", "hint", "packages", "renewed", "run"]
+__all__ = ["Say", "folder_of", "hint", "packages", "renewed", "run", "user_cache"]
 
 Say = Callable[[str], None]
 """Takes one line on what is being done."""
@@ -32,10 +32,10 @@ def folder_of(kind: str) -> Path:
     if given:
         return Path(given).absolute()
     checkout = Path(__file__).resolve().parents[2] / f".{kind}"
-    return checkout if checkout.is_dir() else _cache() / kind
+    return checkout if checkout.is_dir() else user_cache() / kind
 
 
-def _cache() -> Path:
+def user_cache() -> Path:
     """The user's folder for what can be had again."""
     if sys.platform == "darwin":
         place = Path.home() / "Library" / "Caches"

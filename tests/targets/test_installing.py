@@ -30,7 +30,7 @@ touch node_modules/onnxruntime-web/dist/ort.node.min.mjs
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache, with no checkout beside the package and nothing in the environment."""
     monkeypatch.setattr(setup, "__file__", str(tmp_path / "site" / "onnx_lowrank" / "t" / "s.py"))
-    monkeypatch.setattr(setup, "_cache", lambda: tmp_path / "cache" / "onnx-lowrank")
+    monkeypatch.setattr(setup, "user_cache", lambda: tmp_path / "cache" / "onnx-lowrank")
     monkeypatch.delenv("ONNX_LOWRANK_WEB", raising=False)
     monkeypatch.delenv("ONNX_LOWRANK_ARM64", raising=False)
     return tmp_path / "cache" / "onnx-lowrank"
@@ -57,7 +57,7 @@ def test_the_cache_is_where_the_system_has_it(monkeypatch: pytest.MonkeyPatch) -
     ):
         monkeypatch.setattr(sys, "platform", system)
         monkeypatch.setenv(variable, value)
-        assert setup._cache() == Path(wanted)
+        assert setup.user_cache() == Path(wanted)
 
 
 @posix
@@ -136,7 +136,7 @@ def test_plugins_that_cannot_help_are_not_recommended(monkeypatch: pytest.Monkey
     ):
         monkeypatch.setattr(sys, "platform", system)
         monkeypatch.setattr(platform, "machine", lambda name=machine: name)
-        monkeypatch.setattr(plugins, "_intel", lambda known=intel: known)
+        monkeypatch.setattr(plugins, "has_intel", lambda known=intel: known)
         monkeypatch.setattr(local, "plugin_version", lambda _: None)
         found = no_use(openvino)
         offer = next(offer for offer in local.offers() if offer.name == "openvino")
@@ -185,4 +185,4 @@ def test_names_with_nothing_to_install(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_plugin_of_qemu_lies_beside_its_program() -> None:
-    assert arm64_setup._plugin().is_file()
+    assert arm64_setup.counter_source().is_file()

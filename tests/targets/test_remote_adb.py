@@ -178,5 +178,5 @@ def test_names_that_are_refused(
         "10.0.0.5:5555",
     ]
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="no adb on the PATH; apt-get install adb"):
+    with pytest.raises(InputError, match="no adb on the PATH"):
         open_target("adb")

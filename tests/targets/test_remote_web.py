@@ -209,6 +209,9 @@ def test_errors_in_a_browser(
 def test_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNX_LOWRANK_WEB", str(tmp_path))
     monkeypatch.setenv("ONNX_LOWRANK_BROWSER", "no-such-browser")
+    monkeypatch.setattr(
+        "onnx_lowrank.targets.web.packages", lambda *names: f"apt-get install {' '.join(names)}"
+    )
     with pytest.raises(InputError, match=r"no onnxruntime-web in .*; .*providers --install web"):
         open_target("web")
     with pytest.raises(InputError, match=r"no chromium on the PATH and .*apt-get install chromium"):
