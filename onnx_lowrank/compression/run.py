@@ -232,6 +232,7 @@ class _Run:
     ) -> Report:
         """The report; without a candidate, of what is not carried out."""
         context, macs = self._context, prepared.macs
+        parameters = self._before.parameters or 0, after.parameters or 0
         made = None if found is None else found.assembled
         errors = {} if made is None else made.errors
         rounded = {} if made is None else made.rounded
@@ -271,7 +272,7 @@ class _Run:
             input=self._before,
             output=after,
             layers=rows,
-            totals=totals(decisions, rows, macs, self._before.parameters, after.parameters),
+            totals=totals(decisions, rows, macs, *parameters),
             calibration=prepared.calibration,
             healing=None if found is None else found.assembled.healing,
             goal=goal,

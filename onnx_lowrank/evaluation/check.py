@@ -171,7 +171,8 @@ def check_models(
     reference = run(cpu if cpu is not None else open_target(_CPU))
     notes: dict[str, None] = dict.fromkeys(subjects.notes)
     first, other = subjects.models
-    faces = differences(first.source.model, other.source.model)
+    runs_only = first.source.runs_only or other.source.runs_only
+    faces = differences(first.source.model, other.source.model, versions=not runs_only)
     notes.update(dict.fromkeys(f"{other.name} beside {first.name}: {face}" for face in faces))
     reading = reading_of(first.judged, chosen_mask(feeds[0], mask), at=subjects.at)
     if reading.mask is not None and reading.masked:

@@ -14,9 +14,10 @@ from onnx_lowrank.data.shapes import InputSpec, input_specs
 from onnx_lowrank.data.sources import SampleSource, load_source, source_files
 from onnx_lowrank.errors import CrashError, InputError, named
 from onnx_lowrank.evaluation.inside import giving_out, inside_note, values_named
+from onnx_lowrank.evaluation.ort_format import load_to_run
 from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes
-from onnx_lowrank.graph.load import LoadedModel, ModelLike, load
+from onnx_lowrank.graph.load import LoadedModel, ModelLike
 from onnx_lowrank.graph.save import runnable_file, write
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.runtime.log import OrtLog
@@ -108,7 +109,8 @@ def open_subjects(
         InputError: a model cannot be read, two models have different inputs, the samples do not
             fit them, or a file cannot or must not be written.
     """
-    sources = [load(model) for model in models]
+    sources = [load_to_run(model, log) for model in models]
+    _refuse_what_needs_nodes(sources, options)
     data = () if options.data is None else source_files(options.data)
     data = (*data, *(() if options.labels is None else (options.labels,)))
     check_outputs(outputs, (*(file for source in sources for file in source.files), *data))
@@ -163,6 +165,17 @@ def open_subjects(
     inside = (inside_note(at),) if at else ()
     notes = (*_objections(sources), *inside, *notes, *samples.notes)
     return Subjects(tuple(subjects), samples, notes, at)
+
+
+def _refuse_what_needs_nodes(sources: Sequence[LoadedModel], options: SampleOptions) -> None:
+    """Raise InputError where a copy would be made of a model whose nodes cannot be read."""
+    changed = {"judge_at": bool(options.judge_at), "fix_shapes": options.fix}
+    for source in sources:
+        for name in [name for name, wanted in changed.items() if wanted and source.runs_only]:
+            raise InputError(
+                f"{named(name)}: expected .onnx models, {source.name} is in ONNX Runtime's own "
+                "format, which cannot be changed"
+            )
 
 
 def _look_inside(source: LoadedModel, at: Sequence[str]) -> None:

@@ -62,6 +62,8 @@ class LoadedModel:
         bytes: size of its file and its external data; for a model in memory, of its tensors.
         data_files: files with external data, as they are on disk (symbolic links resolved).
         objection: the error of onnx.checker for the model, in one line; None if it has none.
+        runs_only: whether the model has its inputs and outputs alone, because its file is in
+            ONNX Runtime's own format.
     """
 
     model: ir.Model
@@ -70,6 +72,7 @@ class LoadedModel:
     bytes: int
     data_files: tuple[Path, ...]
     objection: str | None = None
+    runs_only: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -81,7 +84,8 @@ class LoadedModel:
         """Path, size, parameters and digest, for reports."""
         path = None if self.path is None else str(self.path)
         known = None if self.path is None else digest(self.files)
-        return File(path, self.bytes, elements(self.model), known)
+        parameters = None if self.runs_only else elements(self.model)
+        return File(path, self.bytes, parameters, known)
 
 
 def load(model: ModelLike) -> LoadedModel:

@@ -195,7 +195,7 @@ def go_through(path: Path, out: Path, **options: Any) -> Report:
         assert layer.reason
         assert (layer.status == "factored") == (layer.rank is not None)
     if "min_gain" not in options and not options.get("simplify"):
-        assert report.output.parameters <= report.input.parameters
+        assert report.totals.parameters_after <= report.totals.parameters_before
     return report
 
 
