@@ -42,8 +42,10 @@ def size(number: float) -> str:
     return f"{number:,.0f} B"
 
 
-def count(number: float) -> str:
-    """A large number, such as "12.9 M"."""
+def count(number: float | None) -> str:
+    """A large number, such as "12.9 M"; "unknown" where it is not known."""
+    if number is None:
+        return "unknown"
     for unit, power in (("G", 9), ("M", 6), ("k", 3)):
         if number >= 10**power:
             return f"{number / 10**power:.3g} {unit}"
@@ -65,9 +67,9 @@ def percent(share: float) -> str:
     return f"{shown:.0f} %" if abs(shown) >= 9.95 else f"{shown:.2g} %"
 
 
-def change(before: float, after: float) -> str:
-    """Such as "−64 %"; "" where there was nothing."""
-    if not before:
+def change(before: float | None, after: float | None) -> str:
+    """Such as "−64 %"; "" where there was nothing, or one of the two is not known."""
+    if not before or after is None:
         return ""
     share = (after - before) / before
     if abs(share) < 0.0005:
