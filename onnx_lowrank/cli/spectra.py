@@ -9,6 +9,7 @@ from typing import Any
 
 from onnx_lowrank.cli.grid import Column, Grid
 from onnx_lowrank.cli.layers import labels
+from onnx_lowrank.cli.provenance import provenance_line
 from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import alike, with_same_weight
 from onnx_lowrank.compression.inspection import Inspected, Inspection
@@ -48,6 +49,8 @@ def in_order(inspection: Inspection, by: str) -> Inspection:
 def print_inspection(inspection: Inspection, screen: Screen) -> None:
     """The linear maps, what is not handled, and what budgets would give."""
     screen.line(f"{inspection.path}: {inspection.parameters:,} parameters")
+    if inspection.recipe is not None:
+        screen.line(provenance_line(inspection.recipe))
     if inspection.entries:
         _print_maps(inspection, screen)
     for row in inspection.others:

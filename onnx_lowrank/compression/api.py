@@ -30,6 +30,7 @@ from onnx_lowrank.files import Output, workspace
 from onnx_lowrank.graph.load import ModelLike
 from onnx_lowrank.progress import Progress, Silent, Stages
 from onnx_lowrank.ranks.goals import size_of
+from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 from onnx_lowrank.targets import all_offers
@@ -52,6 +53,7 @@ def compress(
     objective: str | None = None,
     speedup: float | None = None,
     max_latency: float | str | None = None,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     allow_slower: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -86,6 +88,7 @@ def compress(
     custom_ops: Sequence[str | os.PathLike[str]] = (),
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
+    save_recipe: str | os.PathLike[str] | None = None,
     simplify: bool = True,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -115,6 +118,9 @@ def compress(
         speedup: instead of ``energy``: the speedup over the original to reach.
         max_latency: instead of ``energy``: latency of one inference. A number is milliseconds; a
             text has a unit, such as '5ms'.
+        recipe: instead of ``energy``: the layers' ranks that ``save_recipe`` wrote, or those of a
+            model that this tool made; nothing is searched, and no time decides. A `Result.recipe`
+            does as well.
         allow_slower: keep the pairs even if they make the model slower than the original.
         include: factor only nodes whose name or torch scope matches.
         exclude: leave nodes dense whose name or torch scope matches.
@@ -169,6 +175,8 @@ def compress(
             machines.
         load_costs: read the latencies of single layers, such as a board's, instead of measuring
             them.
+        save_recipe: write what became of every layer (JSON), for the same result again
+            (``recipe``), for a review, or to change a rank by hand.
         simplify: False: do not run onnxsim first.
         dry_run: decide and print, write nothing.
         progress: shows the stages; default: nothing is shown.

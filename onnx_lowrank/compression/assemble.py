@@ -7,14 +7,16 @@ several goals, or a second try at one, need the stages before only once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.prepare import find_maps
+from onnx_lowrank.compression.recording import recipe_for
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.evaluation.inside import taken_back
@@ -27,6 +29,7 @@ from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.elements import install
 from onnx_lowrank.graph.face import differences, drop_inferred
 from onnx_lowrank.graph.opset import raise_opset
+from onnx_lowrank.graph.provenance import write_metadata
 from onnx_lowrank.graph.save import check_embeddable, written_bytes
 from onnx_lowrank.graph.shape_for import SHAPED, shape_for
 from onnx_lowrank.graph.spool import Spool
@@ -42,6 +45,8 @@ from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.recipe import Recipe
+from onnx_lowrank.ranks.recipe_file import to_metadata
 from onnx_lowrank.report import Healing
 
 __all__ = ["Assembled", "assemble", "predicted"]
@@ -61,6 +66,7 @@ class Assembled:
         files: its files, the model itself last.
         decisions: what became of every linear map of the prepared model.
         errors: how far the pairs are off.
+        recipe: what makes the model again.
         healing: what gradient descent did to them; None without.
         rounded: what became of weights with a format.
     """
@@ -69,6 +75,7 @@ class Assembled:
     files: tuple[Path, ...]
     decisions: tuple[Decision, ...]
     errors: Mapping[Group, Errors]
+    recipe: Recipe
     healing: Healing | None = None
     rounded: Mapping[Group, Rounded] = field(default_factory=dict)
 
@@ -105,6 +112,7 @@ def assemble(
     folder: Path,
     *,
     healed: bool = False,
+    goal: Mapping[str, Any] | None = None,
 ) -> Assembled:
     """Put pairs in place of the weights.
 
@@ -115,6 +123,7 @@ def assemble(
         destination: names the file, and says where weights go.
         folder: where the files are written.
         healed: whether healing, where it is asked for, takes part.
+        goal: what the choices were made for; None for the goal of the settings.
 
     Raises:
         InputError: the result cannot be written, or is not valid.
@@ -146,6 +155,9 @@ def assemble(
     if context.settings.shape_for is None:  # else it has been said
         for change in differences(context.source.model, model):
             context.say(f"{_CHANGED}{change}")
+    recipe = recipe_for(context, prepared, decisions, goal)
+    if _changed(context, prepared, decisions):
+        write_metadata(model.metadata_props, to_metadata(recipe))
     destination = destination or Destination(folder / "model.onnx")
     with context.stages("write"):
         files = destination.write(model, folder)
@@ -155,9 +167,17 @@ def assemble(
         files=files,
         decisions=decisions,
         errors={group: errors[other] for group, other in own.items() if other in errors},
+        recipe=recipe,
         healing=healing,
         rounded=rounded,
     )
+
+
+def _changed(context: Context, prepared: Prepared, decisions: Sequence[Decision]) -> bool:
+    """Whether anything is done to the model that it should say."""
+    factored = any(d.choice.rank is not None or d.choice.format is not None for d in decisions)
+    tables = prepared.bits is not None and bool(prepared.tables.sites)
+    return factored or tables or context.settings.shape_for is not None
 
 
 def _rounded(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 
@@ -53,8 +55,11 @@ class Candidates:
         destination: Destination | None,
         *,
         heal: bool = False,
+        goal: Mapping[str, Any] | None = None,
     ) -> Candidate:
         """A plan, assembled for a destination, healed where wanted, judged by a metric and timed.
+
+        What the model says that it was made for is the goal, or if it is None that of the settings.
 
         Raises:
             InputError: the result cannot be written, is not valid or does not run.
@@ -67,7 +72,7 @@ class Candidates:
         self._folder = context.folder / f"candidate-{self.made}"
         self._folder.mkdir()
         assembled = assemble(
-            context, self._prepared, plan.choices, destination, self._folder, healed=heal
+            context, self._prepared, plan.choices, destination, self._folder, healed=heal, goal=goal
         )
         self._assembled = assembled
         judged = latency = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from onnx_lowrank.compression.settings import Settings
@@ -9,6 +10,7 @@ from onnx_lowrank.compression.trial import Trial
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.inside import giving_out, inside_note, values_named
+from onnx_lowrank.fitting.statistics_file import fingerprint
 from onnx_lowrank.graph.fixed import fix_shapes
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.shape_for import WISHES
@@ -47,6 +49,12 @@ class Context:
         if self.at:
             self.say(inside_note(self.at))
         self.trial = Trial(source, settings, folder, log, self.judged.model, self.at)
+
+    @cached_property
+    def digest(self) -> str:
+        """By what the input is known again: the hash of its files, or of a model in memory."""
+        known = self.source.described.digest
+        return f"graph:{fingerprint(self.source.model)}" if known is None else f"sha256:{known}"
 
     def say(self, note: str | None) -> None:
         """A note, each once."""

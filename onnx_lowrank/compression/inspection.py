@@ -17,7 +17,7 @@ from onnx_lowrank.compression.outlook import Looked, Outlook, look_ahead, place_
 from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.stages import stages_before
-from onnx_lowrank.errors import named
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import Output, check_outputs, workspace
 from onnx_lowrank.fitting.spectra import measure
 from onnx_lowrank.graph.constants import Constants
@@ -37,6 +37,8 @@ from onnx_lowrank.maps.forms import Site, all_forms, chosen_forms
 from onnx_lowrank.numerics.ranks import break_even, largest_rank
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Progress, Stages
+from onnx_lowrank.ranks.recipe import Recipe
+from onnx_lowrank.ranks.recipe_file import from_metadata
 from onnx_lowrank.report import Calibration, File, JsonReport, LayerSpectrum, Origin, tool_name
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -108,6 +110,7 @@ class Inspection(JsonReport):
         missed: budgets that cannot be had, and why.
         notes: what else the user should know.
         origin: what it takes to do it again; None where it was not kept.
+        recipe: how the model was made, where its metadata say that a run of this tool made it.
     """
 
     tool: str
@@ -122,6 +125,7 @@ class Inspection(JsonReport):
     missed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     origin: Origin | None = None
+    recipe: Recipe | None = None
 
 
 def inspect_model(
@@ -182,6 +186,11 @@ def _inspection(
     wanted = [group for group in dict.fromkeys(of.values()) if 0 not in group.shape]
     with stages("measure all", sum(group.matrix.size for group in wanted)) as advance:
         measured, _ = measure(wanted, looked.statistics, advance)
+    recipe, notes = None, looked.notes
+    try:
+        recipe = from_metadata(source.model.metadata_props, source.name)
+    except InputError as error:  # other tools may have changed them
+        notes = (*notes, str(error))
     return Inspection(
         tool_name(),
         source.name,
@@ -193,7 +202,8 @@ def _inspection(
         calibration=looked.calibration,
         budgets=looked.budgets,
         missed=looked.missed,
-        notes=looked.notes,
+        notes=notes,
+        recipe=recipe,
     )
 
 

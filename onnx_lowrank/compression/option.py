@@ -29,6 +29,7 @@ Kind = Literal[
     "paths",  # repeatable
     "model",  # a path; for a function also a model in memory
     "samples",  # a path or a callable's place; for a function also arrays
+    "recipe",  # a path; for a function also a recipe in memory
     "metric",  # a name or a callable's place; for a function also a callable
     "size",  # bytes, or a text with a unit
     "time",  # milliseconds, or a text with a unit
@@ -53,6 +54,7 @@ _TYPES: dict[Kind, str] = {
     "paths": "Sequence[str | os.PathLike[str]]",
     "model": "ModelLike | None",
     "samples": "SampleSource | None",
+    "recipe": "str | os.PathLike[str] | Recipe | None",
     "metric": "str | Score",
     "size": "int | str | None",
     "time": "float | str | None",
@@ -166,6 +168,8 @@ class Option:
 
     def given(self, value: Any) -> bool:
         """Whether a value is another one than the default."""
+        if self.kind in ("shapes", "dims"):
+            return bool(value)
         if self.kind in ("samples", "metric") and not isinstance(value, str):
             return value is not None  # arrays are not compared
         return bool(value is not None and value != self.default)

@@ -92,6 +92,13 @@ _TABLE = (
         also="A number is milliseconds; a text has a unit, such as '5ms'.",
     ),
     Option(
+        "recipe", "recipe",
+        "Instead of {energy}: the layers' ranks that {save_recipe} wrote, or those of a model that "
+        "this tool made; nothing is searched, and no time decides.",
+        GOAL, goal=True, metavar="FILE",
+        also="A `Result.recipe` does as well.",
+    ),
+    Option(
         "allow_slower", "switch",
         "Keep the pairs even if they make the model slower than {IN}.",
         GOAL, default=False,
@@ -266,6 +273,12 @@ _TABLE = (
         RUNS, metavar="FILE",
     ),
     # Output
+    Option(
+        "save_recipe", "path",
+        "Write what became of every layer (JSON), for the same result again ({recipe}), for a "
+        "review, or to change a rank by hand.",
+        OUTPUT, metavar="FILE",
+    ),
     Option("simplify", "off", "Do not run onnxsim first.", OUTPUT, default=True),
     Option("dry_run", "switch", "Decide and print, write nothing.", OUTPUT, default=False),
     Option(

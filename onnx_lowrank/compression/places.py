@@ -8,6 +8,7 @@ from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.sources import code_files, source_files
 from onnx_lowrank.files import Output
 from onnx_lowrank.graph.load import LoadedModel
+from onnx_lowrank.ranks.recipe import Recipe
 
 __all__ = ["read_files", "side_outputs"]
 
@@ -20,7 +21,9 @@ def read_files(source: LoadedModel, settings: Settings) -> tuple[Path, ...]:
         settings: the options.
     """
     named = (settings.data, settings.calibration)
-    plain = (settings.labels, settings.load_stats, settings.load_costs)
+    given = settings.recipe
+    recipe = given.path if isinstance(given, Recipe) else given
+    plain = (settings.labels, settings.load_stats, settings.load_costs, recipe)
     return (
         *source.files,
         *(file for item in named if item is not None for file in source_files(item)),
@@ -31,6 +34,10 @@ def read_files(source: LoadedModel, settings: Settings) -> tuple[Path, ...]:
 
 
 def side_outputs(settings: Settings) -> tuple[Output, ...]:
-    """Statistics and costs, which replace what an earlier run wrote."""
-    saved = (("save_stats", settings.save_stats), ("save_costs", settings.save_costs))
+    """Statistics, costs and the recipe, which replace what an earlier run wrote."""
+    saved = (
+        ("save_stats", settings.save_stats),
+        ("save_costs", settings.save_costs),
+        ("save_recipe", settings.save_recipe),
+    )
     return tuple(Output(Path(path), option) for option, path in saved if path is not None)

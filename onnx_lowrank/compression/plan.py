@@ -25,6 +25,7 @@ from onnx_lowrank.ranks.costs import CostTable, Place, measure_costs, plan_costs
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.microbench import clock_for, session_timer
 from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.recipe import FromRecipe, Recipe
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import PerLayer, Strategy
 
@@ -65,6 +66,8 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
         InputError: the goal needs a model that runs, and this one does not.
     """
     settings = context.settings
+    if isinstance(settings.recipe, Recipe):
+        return Chosen(FromRecipe(settings.recipe, prepared, settings.min_gain))
     budget = settings.budget
     if settings.metric_given is not None and not context.runs():
         why = context.trial.unavailable or "neither check nor timing may run it"

@@ -46,6 +46,7 @@ from onnx_lowrank.ranks.formats import WEIGHTS, formats_of
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer, formats_in, ranks_of
 from onnx_lowrank.report import Calibration
 
 __all__ = ["find_maps", "prepare"]
@@ -76,6 +77,8 @@ def prepare(context: Context) -> Prepared:
         _merge_adapters(context, model, selection)
         finding = find_maps(context, model)
         early = {group: worth_measuring(group, goal, selection) for group in finding.groups}
+        layers = _of_recipe(context, finding)
+        early |= {group: None for group, layer in layers.items() if layer.rank is not None}
     undecided = [group for group, choice in early.items() if choice is None]
     statistics, search, calibration, saved = _calibrated(context, model, undecided)
     with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
@@ -85,7 +88,7 @@ def prepare(context: Context) -> Prepared:
             advance,
             spectra=goal.needs_spectrum,
             energy=goal.energy,
-            wanted=None if context.settings.dry_run else partial(_wanted, goal),
+            wanted=None if context.settings.dry_run else partial(_wanted, goal, layers),
             folder=context.folder,
         )
     search = replace(search, bases=bases)
@@ -98,6 +101,9 @@ def prepare(context: Context) -> Prepared:
     tables = Tables()
     if weights is not None:
         formats, floats = formats_of(finding, measured, model, weights, selection)
+    if isinstance(context.settings.recipe, Recipe):
+        formats, floats = formats_in(context.settings.recipe, layers, formats, floats)
+    if weights is not None:
         constants = Constants(model, context.settings.constant_inputs)
         tables = find_tables(finding, model, constants, selection)
         for name, why in tables.left.items():
@@ -124,9 +130,31 @@ def prepare(context: Context) -> Prepared:
     )
 
 
-def _wanted(goal: Goal, group: Group, spectrum: Spectrum) -> int | None:
+def _of_recipe(context: Context, finding: Finding) -> dict[Group, RecipeLayer]:
+    """What a recipe says of the groups that it names; nothing without a recipe.
+
+    Raises:
+        InputError: the recipe does not fit the model.
+    """
+    settings = context.settings
+    if not isinstance(settings.recipe, Recipe):
+        return {}
+    recipe = settings.recipe
+    kind = context.digest.partition(":")[0]
+    if recipe.input.partition(":")[0] == kind and recipe.input != context.digest:
+        context.say(f"{recipe.label}: was made for another model, {recipe.input}")
+    return ranks_of(recipe, finding, settings.min_gain)
+
+
+def _wanted(
+    goal: Goal, layers: Mapping[Group, RecipeLayer], group: Group, spectrum: Spectrum
+) -> int | None:
     """How many components of a group factors may be made of, if any."""
-    return goal.largest(group) if goal.budget else choose(group, spectrum, goal).rank
+    most = goal.largest(group) if goal.budget else None
+    if not (goal.budget or group in layers):
+        most = choose(group, spectrum, goal).rank
+    asked = None if group not in layers else layers[group].rank
+    return max(most or 0, asked or 0) or None
 
 
 def _simplified(context: Context) -> tuple[ir.Model, Selection]:
@@ -284,7 +312,7 @@ def _gathered(
         return None, None
     mask = trial.mask
     held = trial.samples.feeds
-    aside = trial.split.searched if settings.budget is not None else ()
+    aside = trial.split.searched if settings.searched else ()
     fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
     rest = [samples.feeds[number] for number in aside]
     with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
@@ -346,7 +374,7 @@ def _felt(
     """
     settings, samples = context.settings, context.trial.split.fitted_to
     assert samples is not None  # moments were gathered of them
-    aside = set(context.trial.split.searched if settings.budget is not None else ())
+    aside = set(context.trial.split.searched if settings.searched else ())
     feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
     mask = context.trial.mask
     constants = Constants(model, settings.constant_inputs)

@@ -28,6 +28,7 @@ from onnx_lowrank.graph.save import (
     write,
     written_bytes,
 )
+from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import Report
 
 __all__ = ["Destination", "Result"]
@@ -41,11 +42,13 @@ class Result:
         model: the model; large factors are memory-mapped.
         report: everything that was decided and measured.
         sources: the files that it was made from, which are never overwritten.
+        recipe: what became of every layer; `onnx_lowrank.compress` carries it out again.
     """
 
     model: ir.Model
     report: Report
-    sources: tuple[Path, ...] = ()
+    sources: tuple[Path, ...]
+    recipe: Recipe
 
     def save(
         self,

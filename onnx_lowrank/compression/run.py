@@ -16,6 +16,7 @@ from onnx_lowrank.compression.origin import origin_of
 from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.plan import Chosen, cost_table, strategy_for
 from onnx_lowrank.compression.prepare import prepare
+from onnx_lowrank.compression.recording import carried, recipe_for
 from onnx_lowrank.compression.result import Destination, Result
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.stages import stages_of
@@ -30,7 +31,7 @@ from onnx_lowrank.compression.verbs import COMPRESS
 from onnx_lowrank.errors import GateError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.evaluation.outputs import worst_error
-from onnx_lowrank.files import Output, check_outputs, workspace
+from onnx_lowrank.files import Output, check_outputs, workspace, write_text
 from onnx_lowrank.graph.load import ModelLike, load
 from onnx_lowrank.graph.references import restore
 from onnx_lowrank.graph.walk import elements
@@ -43,6 +44,8 @@ from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.guard import ROUNDS, put_back, slower
 from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.recipe import Recipe
+from onnx_lowrank.ranks.recipe_file import recipe_text
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
 from onnx_lowrank.report import (
     REPORT_VERSION,
@@ -83,6 +86,7 @@ def execute(
         As `compress` does.
     """
     settings.metric_used.load()
+    settings = carried(settings)
     stages = Stages(progress)
     stages.plan(stages_of(settings))
     with stages("load"):
@@ -124,8 +128,10 @@ class _Run:
             if context.settings.dry_run:
                 report = self._planned(prepared, chosen, plan)
                 taken_back(prepared.model, context.at, context.source.model)
+                recipe = recipe_for(context, prepared, self._decided(prepared, plan))
+                self._save(recipe)
                 restore(prepared.model)
-                return Result(prepared.model, report, inputs)
+                return Result(prepared.model, report, inputs, recipe)
             found = self._accepted(prepared, chosen, plan)
         except Unreachable as missed:
             report = self._planned(prepared, None, missed.plan)
@@ -139,16 +145,27 @@ class _Run:
         )
         self._gate(report)
         restore(assembled.model)
-        if self._target is None:
-            return Result(assembled.model, report, inputs)
-        self._target.commit(assembled.files, inputs)
-        after = dataclasses.replace(after, path=str(self._target.path))
-        return Result(assembled.model, dataclasses.replace(report, output=after), inputs)
+        if self._target is not None:
+            self._target.commit(assembled.files, inputs)
+            after = dataclasses.replace(after, path=str(self._target.path))
+            report = dataclasses.replace(report, output=after)
+        self._save(assembled.recipe)
+        return Result(assembled.model, report, inputs, assembled.recipe)
+
+    def _save(self, recipe: Recipe) -> None:
+        """Write the recipe where that is asked for."""
+        path = self._context.settings.save_recipe
+        if path is not None:
+            write_text(Output(Path(path), "save_recipe"), recipe_text(recipe))
+
+    @staticmethod
+    def _decided(prepared: Prepared, plan: Plan) -> tuple[Decision, ...]:
+        """The decisions of a plan."""
+        return decide(prepared.finding, formatted(plan.choices, prepared.formats, prepared.floats))
 
     def _planned(self, prepared: Prepared, chosen: Chosen | None, plan: Plan) -> Report:
         """The report of a plan that is not carried out."""
-        choices = formatted(plan.choices, prepared.formats, prepared.floats)
-        decisions = decide(prepared.finding, choices)
+        decisions = self._decided(prepared, plan)
         self._context.say(nothing_gained(decisions))
         parameters, size = predicted(prepared, decisions)
         after = File(None, size, parameters)
@@ -167,9 +184,10 @@ class _Run:
             return found
         settings, ratio = self._context.settings, latency.speedup
         if settings.allow_slower or settings.min_gain < 0 or not chosen.strategy.may_put_back:
+            why = "the goal is not a latency" if settings.recipe is None else "the recipe says so"
             self._context.say(
                 f"slower than the original: {speedup_text(ratio.median, *ratio.certain)}; the "
-                "pairs stay, since the goal is not a latency"
+                f"pairs stay, since {why}"
             )
             return found
         if prepared.bits is not None:
@@ -242,7 +260,7 @@ class _Run:
         if self._table is not None:
             notes += self._table.notes()
         notes += _unused(context.settings, self._table)
-        notes += _timed(context.settings)
+        notes += _timed(context.settings, self._put_back)
         summary = context.log.summary()
         if summary is not None:
             notes.append(summary)
@@ -290,7 +308,7 @@ class _Run:
     def _origin(self) -> Origin:
         """What it takes to run this again; a result in memory is called OUT."""
         context, target = self._context, self._target
-        settings = context.settings.values()
+        settings = context.settings.typed()
         out = "OUT" if target is None else target.path
         external = {} if target is None else {"external_data": target.external_data}
         return origin_of(COMPRESS, {**settings, **external}, (context.source.path, out))
@@ -334,18 +352,23 @@ def _uncertain(goal: BudgetReport, budget: Budget) -> list[str]:
     ]
 
 
-def _timed(settings: Settings) -> list[str]:
-    """What to say where times that were taken decide on the ranks."""
-    named_by = (
-        [] if settings.budget is None or not settings.budget.timed else [settings.budget.named]
-    )
+def _timed(settings: Settings, put_back: Sequence[str]) -> list[str]:
+    """What to say where a timing had a part in the ranks, and how to have the same ones again."""
+    budget = settings.budget
+    decided = []
+    if budget is not None and budget.timed:
+        decided.append(budget.named)
     if settings.rank_multiple == "auto":
-        named_by.append(named("rank_multiple", "auto"))
-    where = "this machine" if settings.load_costs is None else "this machine and in the cost file"
-    return [
-        f"{option}: times taken on {where} decide on the ranks; another run may choose others"
-        for option in named_by
-    ]
+        decided.append(named("rank_multiple", "auto"))
+    if put_back:
+        decided.append("what is dense again because the model was slower")
+    if not decided:
+        return []
+    path, option = settings.save_recipe, named("recipe")
+    again = f"{named('save_recipe')} writes these ranks for {option}"
+    if path is not None:
+        again = f"{named('recipe', os.fspath(path))} makes this result again"
+    return [f"timing decided ({', '.join(decided)}): another run may find other ranks; {again}"]
 
 
 def _unused(settings: Settings, table: CostTable | None) -> list[str]:

@@ -19,6 +19,7 @@ from onnx_lowrank.maps.find import Selection
 from onnx_lowrank.maps.forms import chosen_forms
 from onnx_lowrank.ranks.formats import WITHOUT_BLOCKS
 from onnx_lowrank.ranks.goals import Budget, Goal, budget_of
+from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import DamageOf
 
 __all__ = ["Settings"]
@@ -46,6 +47,7 @@ class Settings:
     objective: str | None = None
     speedup: float | None = None
     max_latency: float | str | None = None
+    recipe: str | os.PathLike[str] | Recipe | None = None
     allow_slower: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -80,6 +82,7 @@ class Settings:
     custom_ops: tuple[str | os.PathLike[str], ...] = ()
     save_costs: str | os.PathLike[str] | None = None
     load_costs: str | os.PathLike[str] | None = None
+    save_recipe: str | os.PathLike[str] | None = None
     simplify: bool = True
     dry_run: bool = False
 
@@ -130,9 +133,38 @@ class Settings:
         """Every option as it is in force."""
         return {option.name: getattr(self, option.name) for option in SETTINGS}
 
+    def carrying(self, recipe: Recipe, values: Mapping[str, Any]) -> Settings:
+        """The settings of a run that carries out a recipe.
+
+        Args:
+            recipe: the recipe.
+            values: the options that it holds beside its goal.
+        """
+        return Settings.of({**self.values(), **values, "recipe": recipe})
+
+    def typed(self) -> dict[str, Any]:
+        """Every option as it was given, without those that a recipe holds."""
+        values = self.values()
+        if isinstance(self.recipe, Recipe):
+            values |= {name: OPTIONS[name].default for name in self.recipe.settings}
+            values["recipe"] = self.recipe if self.recipe.path is None else self.recipe.path
+        return values
+
+    @property
+    def searched(self) -> bool:
+        """Whether a search finds the ranks, or found those of the recipe.
+
+        Then factors are fitted to some of the samples first, and to the others, too, afterwards.
+        """
+        if isinstance(self.recipe, Recipe):
+            return self.recipe.searched
+        return self.budget is not None
+
     @property
     def goal(self) -> Goal:
-        """How ranks are chosen."""
+        """How ranks are chosen; of a recipe, by what its layers were measured."""
+        if isinstance(self.recipe, Recipe):
+            return self.recipe.limits(self.min_gain)
         multiple = self.rank_multiple
         if not isinstance(multiple, int):  # auto: measured where there is a choice
             multiple = Wishes().rank_multiple
@@ -180,7 +212,9 @@ class Settings:
             value = plain[option.name]
             if value is not None and option.kind == "samples":
                 plain[option.name] = source_name(value)
-            elif value is not None and option.kind == "path":
+            elif isinstance(value, Recipe):
+                plain[option.name] = None if value.path is None else str(value.path)
+            elif value is not None and option.kind in ("path", "recipe"):
                 plain[option.name] = os.fspath(value)
             elif option.kind == "paths":
                 plain[option.name] = tuple(os.fspath(path) for path in value)

@@ -352,7 +352,9 @@ class _Sweep:
     def point(self, keep: float, plan: Plan) -> Point:
         """Assemble and measure one budget."""
         destination = self._places.get(keep)
-        found = self._candidates.make(plan, self._metric, destination, heal=True)
+        found = self._candidates.make(
+            plan, self._metric, destination, heal=True, goal={"keep": keep}
+        )
         check = self._candidates.check()
         assembled, latency = found.assembled, found.measured.latency
         rows = layers(assembled.decisions, assembled.errors, self._macs, assembled.rounded)

@@ -17,6 +17,7 @@ __all__ = [
     "COMPRESS",
     "INSPECT",
     "PROVIDERS",
+    "RECORDED",
     "SETTINGS",
     "SUPPORT",
     "SWEEP",
@@ -32,6 +33,17 @@ _OTHER = ("shares", "out", "targets", "fix_shapes", "strict", "iterations", "war
 
 SETTINGS = tuple(o for o in OPTIONS.values() if o.name not in (*_COMMAND, *_OTHER))
 """What `compress` takes beside the model."""
+# What says how a run is done, or where things are, and nothing of the result.
+_PASSING = {"allow_slower", "dry_run"}
+_PLACES = ("path", "paths", "samples", "metric", "recipe")
+# Of the check, and of what factors are judged by.
+_DECIDING = {"judge_at"}
+RECORDED = tuple(
+    o
+    for o in SETTINGS
+    if (o.group != RUNS or o.name in _DECIDING) and o.kind not in _PLACES and o.name not in _PASSING
+)
+"""What a recipe holds of a run's options: with a recipe none of them is given."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,16 @@ def _options(*names: str | Option) -> tuple[Option, ...]:
 
 # A sweep has goals of its own, always checks, and gives up no point.
 _NOT_SWEPT = {
-    *("metric", "uniform", "objective", "allow_slower", "max_error", "check", "dry_run"),
+    *(
+        "metric",
+        "uniform",
+        "objective",
+        "allow_slower",
+        "max_error",
+        "check",
+        "dry_run",
+        "save_recipe",
+    ),
     *(option.name for option in SETTINGS if option.goal),
 }
 _SWEPT = tuple(option for option in SETTINGS if option.name not in _NOT_SWEPT)

@@ -39,6 +39,7 @@ __all__ = [
     "run_ort",
     "run_reference",
     "uniform",
+    "unsigned",
 ]
 
 AnyModel = onnx.ModelProto | ir.Model
@@ -273,3 +274,13 @@ def assert_same(
             off = distance(found[name], array)
             limit = ROUNDING[array.dtype] if within is None else within
             assert off <= limit, f"{name} is off by {off:.3g} in {run.__name__}"
+
+
+def unsigned(model: AnyModel) -> onnx.ModelProto:
+    """A copy of a model without what it says of the run that made it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(as_proto(model))
+    kept = [entry for entry in copy.metadata_props if not entry.key.startswith("onnx_lowrank.")]
+    del copy.metadata_props[:]
+    copy.metadata_props.extend(kept)
+    return copy

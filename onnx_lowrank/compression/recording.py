@@ -1,0 +1,161 @@
+"""Recording: the recipe of a run, and the settings of a run that carries one out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.option import Option, marked
+from onnx_lowrank.compression.options import GOAL, OPTIONS
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.compression.verbs import RECORDED
+from onnx_lowrank.errors import InputError, UsageError, named
+from onnx_lowrank.graph.shape_for import Wishes
+from onnx_lowrank.maps.choice import Decision
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.recipe import (
+    Recipe,
+    digest_of_layers,
+    recipe_layers,
+    recipe_shared,
+)
+from onnx_lowrank.ranks.recipe_file import load_recipe
+from onnx_lowrank.report import tool_name
+
+__all__ = ["carried", "goal_of", "recipe_for"]
+
+# Where a model is fitted to samples.
+_SAMPLES = ("data", "calibration", "load_stats")
+# What decides about the result only where factors are fitted to samples; else it is of the check.
+_OF_SAMPLES = frozenset({"calibration_samples", "judge_at", "mask", "samples", "seed"})
+# What may be given where the recipe does not hold it.
+_SIZES = frozenset({"dims", "input_shapes"})
+
+
+def carried(settings: Settings) -> Settings:
+    """The settings with those of their recipe, which is read; without one as they are.
+
+    Raises:
+        InputError: the recipe cannot be read, or holds an option that there is not.
+        UsageError: an option is given that the recipe decides.
+    """
+    if settings.recipe is None:
+        return settings
+    recipe = settings.recipe
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(Path(recipe))
+    fitted = recipe.settings.get("calibrate", True)
+    free = _SIZES.difference(recipe.settings) | (set() if fitted else _OF_SAMPLES)
+    for option in RECORDED:
+        if option.name not in free and _given(option, settings):
+            raise UsageError(
+                f"{recipe.label} and {marked(option)} exclude each other: the recipe holds what "
+                "decides about the result; change it there"
+            )
+    _check(recipe.goal, "goal", recipe)
+    _check(recipe.settings, "settings", recipe)
+    if fitted and all(getattr(settings, name) is None for name in _SAMPLES):
+        raise UsageError(
+            f"{recipe.label}: its factors are fitted to samples; expected "
+            f"{' or '.join(map(named, _SAMPLES))}"
+        )
+    for name in ("calibration", "load_stats"):
+        if not fitted and getattr(settings, name) is not None:
+            raise UsageError(
+                f"{recipe.label} and {named(name)} exclude each other: the recipe fits its factors "
+                "to the weights alone"
+            )
+    own = dict(recipe.settings)
+    if settings.load_stats is not None:
+        own.pop("mask", None)  # the statistics know it
+    return settings.carrying(recipe, own)
+
+
+def _given(option: Option, settings: Settings) -> bool:
+    value = getattr(settings, option.name)
+    if option.name == "rank_multiple":
+        return bool(value != Wishes().rank_multiple)
+    return option.given(value)
+
+
+def _check(values: Mapping[str, Any], key: str, recipe: Recipe) -> None:
+    """Raise InputError where a part of a recipe holds what is no option, or no value of one."""
+    known = [o.name for o in RECORDED if (o.group == GOAL) == (key == "goal")]
+    known += ["metric", "rank_multiple"] if key == "goal" else []
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(
+                f"{recipe.label}: {key}: unknown key {name!r}; expected one of {', '.join(known)}"
+            )
+        try:
+            OPTIONS[name].check(value)
+        except UsageError as error:
+            raise InputError(f"{recipe.label}: {key}: {error}") from error
+
+
+def recipe_for(
+    context: Context,
+    prepared: Prepared,
+    decisions: Sequence[Decision],
+    goal: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """What becomes of the model, for another run.
+
+    Args:
+        context: the run.
+        prepared: what the decisions were made on.
+        decisions: one for every linear map.
+        goal: what led to them; None for that of the settings.
+    """
+    settings = context.settings
+    layers, shared = recipe_layers(decisions), recipe_shared(decisions)
+    given = settings.recipe if isinstance(settings.recipe, Recipe) else None
+    if given is not None:
+        own, others, digest = given.goal, given.settings, given.layers_digest
+    else:
+        own = goal_of(settings) if goal is None else goal
+        others = _plain(settings, [o for o in RECORDED if o.group != GOAL])
+        others.pop("rank_multiple", None)
+        others.pop("calibrate", None)
+        if prepared.calibration is None:
+            others = {k: v for k, v in others.items() if k not in _OF_SAMPLES}
+            others["calibrate"] = False
+        digest = digest_of_layers(layers, shared)
+    return Recipe(
+        tool=tool_name(),
+        input=context.digest,
+        goal=own,
+        settings=others,
+        layers=layers,
+        shared=shared,
+        layers_digest=digest,
+    )
+
+
+def goal_of(settings: Settings) -> dict[str, Any]:
+    """What a run looks for, as plain values of options."""
+    found = _plain(settings, [o for o in RECORDED if o.group == GOAL])
+    metric = settings.metric_used
+    if metric.kind != "function" and OPTIONS["metric"].given(metric.text):
+        found["metric"] = metric.text  # a function may be in any folder
+    if settings.rank_multiple == "auto":
+        found["rank_multiple"] = "auto"
+    return found
+
+
+def _plain(settings: Settings, options: Sequence[Option]) -> dict[str, Any]:
+    """The options that are given, as JSON has them."""
+    found: dict[str, Any] = {}
+    for option in options:
+        value = getattr(settings, option.name)
+        if not option.given(value):
+            continue
+        if isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, Mapping):
+            value = {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
+        if value not in ({}, []):
+            found[option.name] = value
+    return found
