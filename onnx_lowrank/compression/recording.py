@@ -138,7 +138,7 @@ def goal_of(settings: Settings) -> dict[str, Any]:
     """What a run looks for, as plain values of options."""
     found = _plain(settings, [o for o in RECORDED if o.group == GOAL])
     metric = settings.metric_used
-    if metric.kind != "function" and OPTIONS["metric"].given(metric.text):
+    if metric.kind != "function" and OPTIONS["metric"].given(settings.metric):
         found["metric"] = metric.text  # a function may be in any folder
     if settings.rank_multiple == "auto":
         found["rank_multiple"] = "auto"
