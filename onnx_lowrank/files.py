@@ -29,6 +29,7 @@ __all__ = [
     "Output",
     "atomic",
     "check_outputs",
+    "copy_beside",
     "digest",
     "exists",
     "is_file",
@@ -278,6 +279,30 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             place(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def copy_beside(source: Path, target: Path, without: Sequence[Path]) -> None:
+    """Copy the files of a folder and its folders into another one, each whole or not at all.
+
+    Args:
+        source: the folder.
+        target: the other one, which is there.
+        without: files that are not copied.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    for file in sorted(source.rglob("*")):
+        inside = file.relative_to(source)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if hidden or not file.is_file() or same_file(target, source / inside.parts[0]):
+            continue
+        if any(same_file(file, other) for other in without):
+            continue
+        copy_of = target / inside
+        copy_of.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(copy_of) as copy, file.open("rb") as original:
+            shutil.copyfileobj(original, copy)
 
 
 def place(file: Path, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from onnx_lowrank.cli.folders import places
 from onnx_lowrank.cli.options import (
     command_of,
     print_log,
@@ -38,7 +39,7 @@ def command(source: Path, target: Path, **options: Any) -> None:
     values = values_of(COMPRESS, options)
     quiet, every = values.pop("quiet"), values.pop("all_rows")
     report_paths, verbose = values.pop("report_path"), values.pop("verbose")
-    place = Destination(target, values.pop("external_data"), values.pop("force"))
+    external, force = values.pop("external_data"), values.pop("force")
     settings = Settings.of(values)
     group = click.get_current_context().parent
     verbs = list(group.command.commands) if group and isinstance(group.command, click.Group) else []
@@ -51,10 +52,12 @@ def command(source: Path, target: Path, **options: Any) -> None:
         *report_paths, target, quiet=quiet, every=every
     )  # before anything is renamed over a redirection
     missed: GateError | None = None
-    try:
-        found = execute(source, settings, place, progress, log, written.outputs).report
-    except GateError as error:
-        missed, found = error, error.report
+    with places(source, target, force=force) as own:
+        place = Destination(own.target, external, force, own.beside)
+        try:
+            found = execute(own.source, settings, place, progress, log, written.outputs).report
+        except GateError as error:
+            missed, found = error, error.report
     written.write(found)
     with reader_may_leave(kept=found.output.path is not None or bool(report_paths)):
         print_report(found, screen)

@@ -15,6 +15,7 @@ from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.files import (
     Output,
     check_outputs,
+    copy_beside,
     resolved,
     same_file,
     workspace,
@@ -86,11 +87,20 @@ class Result:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a model is to be written."""
+    """Where a model is to be written.
+
+    Attributes:
+        path: the model's file.
+        external_data: whether weights stand beside it.
+        force: whether a file that stands there may be replaced.
+        beside: a folder whose files are copied beside the model, but for those that the run reads;
+            None for none.
+    """
 
     path: Path
     external_data: ExternalData = "auto"
     force: bool = False
+    beside: Path | None = None
 
     @property
     def output(self) -> Output:
@@ -146,6 +156,8 @@ class Destination:
             InputError: the place cannot be written; what stood there is as it was.
         """
         try:
+            if self.beside is not None:
+                copy_beside(self.beside, self.path.parent, inputs)
             commit(files, self.path, inputs)
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror or error}; nothing written") from error
