@@ -14,14 +14,15 @@ __all__ = ["headline"]
 def headline(report: Report) -> str:
     """Such as "41 % smaller, 1.38× as fast on cpu, outputs off by 0.9 % on 200 samples of d.npz".
 
-    That nothing was fitted to the samples is said only where the run knows it.
+    A metric that the user named follows.  That nothing was fitted to the samples is said only where
+    the run knows it.
     """
     kept = all(layer.status == "dense" and layer.format is None for layer in report.layers)
     if kept and report.input.bytes == report.output.bytes:
         return "nothing was replaced: the model is as it was"
     if report.settings.get("dry_run"):
         return f"a plan only: {_size(report)}; nothing was written, run or timed"
-    return ", ".join([_size(report), _speed(report), _outputs(report)])
+    return ", ".join([_size(report), _speed(report), _outputs(report), *_judged(report)])
 
 
 def _size(report: Report) -> str:
@@ -59,6 +60,14 @@ def _outputs(report: Report) -> str:
     if error == 0.0:
         return f"the same outputs on {samples}"
     return f"outputs off by {_percent(error)} on {samples}"
+
+
+def _judged(report: Report) -> list[str]:
+    """By the metric that the user named, where it says something else."""
+    judged = report.judged
+    if judged is None or judged.metric in ("", "relative-l2"):
+        return []
+    return [f"{judged.metric} {judged.before:.4g} → {judged.after:.4g}"]
 
 
 def _unseen(report: Report) -> bool:

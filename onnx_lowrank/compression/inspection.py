@@ -157,6 +157,7 @@ def inspect_model(
     stages.plan((*known, "find all", "measure all"))
     with stages("load"):
         source = load(model)
+        _ = source.described  # its digest is of the file that was read
     check_outputs((*side_outputs(settings), *outputs), read_files(source, settings))
     if without:
         return _inspection(source, source.model, settings, stages, Looked())

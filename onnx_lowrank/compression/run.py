@@ -91,6 +91,7 @@ def execute(
     stages.plan(stages_of(settings))
     with stages("load"):
         source = load(model)
+        _ = source.described  # its digest is of the file that was read
     inputs = read_files(source, settings)
     outputs = (*side_outputs(settings), *outputs)
     if target is None:

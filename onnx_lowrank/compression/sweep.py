@@ -259,6 +259,7 @@ def sweep(
     stages.plan(stages_before(settings))
     with stages("load"):
         source = load(model)
+        _ = source.described  # its digest is of the file that was read
     inputs = read_files(source, settings)
     places = {}
     if models is not None:

@@ -111,6 +111,7 @@ def open_subjects(
     """
     sources = [load_to_run(model, log) for model in models]
     _refuse_what_needs_nodes(sources, options)
+    _ = [source.described for source in sources]  # their digests are of the files that were read
     data = () if options.data is None else source_files(options.data)
     data = (*data, *(() if options.labels is None else (options.labels,)))
     check_outputs(outputs, (*(file for source in sources for file in source.files), *data))

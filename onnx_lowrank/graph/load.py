@@ -81,7 +81,7 @@ class LoadedModel:
 
     @cached_property
     def described(self) -> File:
-        """Path, size, parameters and digest, for reports."""
+        """Path, size, parameters and digest, for reports; made when it is first asked for."""
         path = None if self.path is None else str(self.path)
         known = None if self.path is None else digest(self.files)
         parameters = None if self.runs_only else elements(self.model)

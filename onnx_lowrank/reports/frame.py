@@ -56,7 +56,7 @@ def page(
         tag(
             "header",
             tag("p", what, class_="what"),
-            tag("h1", text, class_=f"verdict {tone}"),
+            Html(tag("h1", text, class_=f"verdict {tone}").replace(" %", "&nbsp;%")),
         ),
         tag("main", joined(sections)),
         tag("footer", tool),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onnx_lowrank.compression.inspection import Inspected, Inspection
-from onnx_lowrank.phrases import counted
 from onnx_lowrank.reports.charts import spark
 from onnx_lowrank.reports.frame import again, notes, page, section, table
 from onnx_lowrank.reports.markup import Html, joined, name, tag
@@ -15,6 +14,7 @@ from onnx_lowrank.reports.texts import (
     count,
     file_name,
     inspect_sentence,
+    maps_of,
     percent,
     samples_of,
     size,
@@ -83,7 +83,7 @@ def _maps(report: Inspection) -> Html | None:
         calibration = report.calibration
         of = f"outputs on {samples_of(calibration.samples, calibration.data)}"
     return section(
-        counted(len(report.entries), "linear map"),
+        maps_of(report),
         sortable(columns, rows, "names, scopes, notes"),
         lead=f"Ranks that hold so much of the energy of the {of}, and the share that a pair of "
         "half the parameters holds. A spectrum shows singular values over three decades; a pair "

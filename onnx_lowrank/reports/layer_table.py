@@ -11,7 +11,14 @@ from onnx_lowrank.reports.charts import spark
 from onnx_lowrank.reports.frame import bar, section
 from onnx_lowrank.reports.markup import Html, joined, name, tag
 from onnx_lowrank.reports.sortable import Heading, TableCell, TableRow, sortable
-from onnx_lowrank.reports.texts import count, error, milliseconds, percent, size
+from onnx_lowrank.reports.texts import (
+    count,
+    error,
+    milliseconds,
+    percent,
+    size,
+    without_common,
+)
 
 __all__ = ["layer_section", "where_section"]
 
@@ -83,20 +90,27 @@ def where_section(report: Report) -> Html | None:
 
 
 def _bars(layers: Sequence[Layer], measure: _Measure) -> Html | None:
-    """The largest layers, the others in one row, and what is in no layer."""
-    rows: list[tuple[Html | str, float, float]] = []
+    """The largest layers, the others in one row, and what is in no layer.
+
+    A layer is called by its scope where it has one, which says more than the node's name.
+    """
+    rows: list[tuple[str, float, float]] = []
     seen: set[str] = set()
     for layer in layers:
         before, after = measure.of(layer)
         if before is None or after is None or (measure.shared and layer.weight in seen):
             continue
         seen.add(layer.weight)
-        rows.append((_label(layer), before, after))
+        rows.append((layer.scope or layer.name, before, after))
     if not rows:
         return None
     listed = sum(row[1] for row in rows), sum(row[2] for row in rows)
     rows.sort(key=lambda row: -row[1])
-    shown, others = rows[:_SHOWN], rows[_SHOWN:]
+    named, others = rows[:_SHOWN], rows[_SHOWN:]
+    labels = without_common([row[0] for row in named])
+    shown: list[tuple[Html | str, float, float]] = [
+        (name(label), *row[1:]) for label, row in zip(labels, named, strict=True)
+    ]
     if others:
         text = counted(len(others), "other layer")
         shown.append((text, sum(row[1] for row in others), sum(row[2] for row in others)))
@@ -116,11 +130,6 @@ def _bars(layers: Sequence[Layer], measure: _Measure) -> Html | None:
         for label, before, after in shown
     ]
     return tag("ol", joined(body), class_="bars")
-
-
-def _label(layer: Layer) -> Html:
-    """The scope where there is one, since it says more than the node's name."""
-    return name(layer.scope or layer.name)
 
 
 _COLUMNS = (

@@ -25,6 +25,7 @@ from onnx_lowrank.reports.texts import (
     file_name,
     inspect_sentence,
     judged_text,
+    maps_of,
     milliseconds,
     percent,
     run_sentence,
@@ -160,8 +161,7 @@ def inspect_markdown(report: Inspection) -> str:
     ranks = [f"rank at {energy:g}" for energy in report.energies]
     head = ("layer", "m×n", "parameters", "break-even", *ranks, "note")
     which = "all" if len(report.entries) <= _MOST else f"the {_MOST} largest"
-    maps = counted(len(report.entries), "linear map")
-    parts += _details(f"{maps}: {which}", _table(head, cells))
+    parts += _details(f"{maps_of(report)}: {which}", _table(head, cells))
     notes = [*(f"missed: {text}" for text in report.missed), *report.notes]
     return "\n".join([*parts, *_notes(notes), *_foot(report.tool, report.origin)]) + "\n"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from onnx_lowrank.compression.inspection import Inspection
@@ -22,13 +24,18 @@ __all__ = [
     "file_name",
     "inspect_sentence",
     "judged_text",
+    "maps_of",
     "milliseconds",
     "percent",
     "run_sentence",
     "samples_of",
     "size",
     "sweep_sentence",
+    "without_common",
 ]
+
+_SHORT = 6
+"""Common beginnings up to this length stay."""
 
 Sentence = tuple[str, str]
 """How it went ("good", "warning", "bad" or "plain"), and the sentence."""
@@ -165,11 +172,30 @@ def inspect_sentence(report: Inspection) -> Sentence:
     """How much of the model its linear maps are, and what half of their parameters would hold."""
     weights = {row.weight: row.parameters for row in report.entries}
     share = percent(sum(weights.values()) / report.parameters) if report.parameters else "0 %"
-    maps = f"{counted(len(report.entries), 'linear map')} with {share} of the parameters"
+    maps = f"{maps_of(report)} with {share} of the parameters"
     halves = sorted(row.half for row in report.entries if row.half is not None)
     if not halves:
         return "plain", f"{maps}; none can be factored"
-    of = {row.energy_of for row in report.entries if row.half is not None}
-    what = "outputs" if of == {"output"} else "weights" if of == {"weight"} else "layers"
-    held = f"half of a layer's parameters hold {percent(halves[len(halves) // 2])} of the energy"
-    return "plain", f"{maps}; {held} of its {what} (median)"
+    held = percent(halves[len(halves) // 2])
+    return "plain", (
+        f"{maps}; a pair of half the parameters holds {held} of a layer's energy (median)"
+    )
+
+
+def maps_of(report: Inspection) -> str:
+    """How many linear maps there are; one that can be factored in two ways counts once."""
+    return counted(len({(row.name, row.weight) for row in report.entries}), "linear map")
+
+
+def without_common(names: Sequence[str]) -> list[str]:
+    """Names without the words at their start that all of them have, such as "…/layer.0/query".
+
+    Words end at a slash or a dot.  Names that are all the same stay as they are.
+    """
+    first, last = min(names, default=""), max(names, default="")
+    same = (a == b for a, b in zip(first, last, strict=False))
+    common = first[: sum(itertools.takewhile(bool, same))]
+    cut = max(common.rfind("/"), common.rfind("."))
+    if len(set(names)) < 2 or cut < _SHORT:
+        return list(names)
+    return [f"…{name[cut:]}" for name in names]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from onnx_lowrank.compression.headline import headline
-from onnx_lowrank.measures import Check, OutputCheck, ProviderCheck
+from onnx_lowrank.measures import Check, Judged, OutputCheck, ProviderCheck
 from onnx_lowrank.report import Calibration, File, Report
 from tests.helpers.reports import latency, run_report
 
@@ -72,6 +72,13 @@ def test_samples_that_may_have_been_fitted_to_are_not_called_unseen(
     changes: dict[str, Any],
 ) -> None:
     assert headline(result(**changes)).endswith("off by 0.9 % on 200 samples of d.npz")
+
+
+def test_the_metric_that_the_user_named_follows() -> None:
+    judged = Judged(0.003, 0.952, 0.949, 200, 0.001, "top1")
+    assert headline(result(judged=judged)).endswith("nothing was fitted to, top1 0.952 → 0.949")
+    plain = replace(judged, metric="relative-l2")
+    assert headline(result(judged=plain)).endswith("nothing was fitted to")
 
 
 def test_what_was_not_done_is_not_claimed() -> None:
