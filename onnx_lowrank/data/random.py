@@ -6,6 +6,7 @@ range; other integers stay below the smallest table that they index, or are 0 an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,15 +17,18 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.phrases import listed
 
-__all__ = ["check_random", "random_feed", "random_note"]
+__all__ = ["LARGEST", "check_random", "random_feed", "random_note"]
+
+LARGEST = 2 << 30
+"""Bytes of an input that are made at random at most."""
 
 
 def check_random(specs: Sequence[InputSpec], shapes: ConcreteShapes) -> None:
     """Refuse inputs for which no random data can be made.
 
     Raises:
-        InputError: an input of unknown rank without a given shape, one of strings, or one that
-            must be fed and is no tensor.
+        InputError: an input of unknown rank without a given shape, one of strings, one that is too
+            large, or one that must be fed and is no tensor.
     """
     require_fed(specs)
     for spec in specs:
@@ -36,10 +40,18 @@ def check_random(specs: Sequence[InputSpec], shapes: ConcreteShapes) -> None:
         if not spec.drawn:
             continue
         if spec.name not in shapes.shapes:
-            shape = named("input_shapes", f"{spec.name}:…")
+            option = named("input_shapes", f"{spec.name}:…")
             raise InputError(
                 f"input {spec.name!r}: the model does not give its rank; "
-                f"give its shape with {shape} or samples with {named('data')}"
+                f"give its shape with {option} or samples with {named('data')}"
+            )
+        shape = shapes.shapes[spec.name]
+        size = math.prod(shape) * spec.dtype.itemsize
+        if size > LARGEST:
+            raise InputError(
+                f"input {spec.name!r}: expected at most {LARGEST >> 30} GiB to make at random, "
+                f"got {size / 2**30:.3g} GiB for shape {list(shape)}; give samples with "
+                f"{named('data')}, or a smaller shape with {named('input_shapes')}"
             )
         if spec.dtype.kind == "O":
             raise InputError(
@@ -61,24 +73,13 @@ def random_feed(
         shapes: their sizes.
         bounds: input -> number that its values must stay below.
         seed: the seed of the run and the number of the sample.
-
-    Raises:
-        InputError: an input is too large.
     """
     rng = np.random.default_rng(seed)
-    feed = {}
-    for spec in specs:
-        if not spec.drawn:
-            continue
-        shape = shapes.shapes[spec.name]
-        try:
-            feed[spec.name] = _values(spec, shape, bounds.get(spec.name), rng)
-        except MemoryError as error:
-            raise InputError(
-                f"input {spec.name!r}: expected a size that memory holds, got {list(shape)}; "
-                f"give another one with {named('input_shapes')} if the model leaves it open"
-            ) from error
-    return feed
+    return {
+        spec.name: _values(spec, shapes.shapes[spec.name], bounds.get(spec.name), rng)
+        for spec in specs
+        if spec.drawn
+    }
 
 
 def _values(

@@ -117,9 +117,11 @@ def _spec(value: ir.Value) -> InputSpec:
     optional = isinstance(held, ir.OptionalType)
     if isinstance(held, ir.OptionalType):
         held = held.elem_type
-    if isinstance(held, ir.SequenceType) and isinstance(held.elem_type, ir.TensorType):
-        return InputSpec(name, np.dtype(held.dtype.numpy()), None, "sequence", optional)
-    if not isinstance(held, ir.TensorType):
+    inner = held.elem_type if isinstance(held, ir.SequenceType) else None
+    if isinstance(inner, ir.TensorType) and inner.dtype != ir.DataType.UNDEFINED:
+        return InputSpec(name, np.dtype(inner.dtype.numpy()), None, "sequence", optional)
+    typed = isinstance(held, ir.TensorType) and held.dtype != ir.DataType.UNDEFINED
+    if not isinstance(held, ir.TensorType) or not typed:
         kind = str(value.type) if value.type is not None else "an unknown type"
         return InputSpec(name, np.dtype(object), None, kind, optional)
     shape = None if value.shape is None else tuple(_axis(size) for size in value.shape)

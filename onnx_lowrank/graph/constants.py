@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx_lowrank.errors import named
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.graph.references import unresolved
+from onnx_lowrank.graph.sparse import SparseTensor
 from onnx_lowrank.graph.walk import all_nodes, attribute, static_shape
 
 __all__ = ["FLOATS", "Constant", "Constants", "Unusable", "in_chain"]
@@ -194,6 +195,8 @@ class Constants:
                 f"{named('constant_inputs', True)} treats it "
                 "as a constant",
             )
+        if isinstance(tensor, SparseTensor):
+            return _stored_sparse(name, tensor, shape)
         return Constant(value, tensor, Layout.of(shape), tensor.dtype)
 
     def _argument(self, value: ir.Value) -> Unusable | None:
@@ -360,11 +363,22 @@ def _constant_node(node: ir.Node, value: ir.Value) -> Constant | Unusable | None
         tensor = attribute.as_tensor()
         shape = static_shape(tensor.shape)
         assert shape is not None
+        if isinstance(tensor, SparseTensor):
+            return _stored_sparse(value.name or "", tensor, shape)
         return Constant(value, tensor, Layout.of(shape), tensor.dtype)
     for name, dtype in (("value_ints", np.int64), ("value_int", np.int64)):
         if name in node.attributes:
             tensor = ir.tensor(np.asarray(node.attributes[name].value, dtype))
             return Constant(value, tensor, Layout.of(tensor.shape.numpy()), tensor.dtype)
-    if "sparse_value" in node.attributes:
-        return Unusable(value.name or "", 0, None, "is a sparse tensor")
     return None
+
+
+def _stored_sparse(name: str, tensor: SparseTensor, shape: tuple[int, ...]) -> Unusable:
+    size = math.prod(shape)
+    return Unusable(
+        name,
+        size,
+        shape,
+        f"is stored sparse, {tensor.kept} of {size} elements, than which a dense pair may be "
+        "larger; store it dense to have it factored",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 
 import onnx
@@ -16,6 +17,7 @@ from onnx_lowrank.graph.serialize import (
     nodes_within,
     tensor_protos,
 )
+from onnx_lowrank.graph.sparse import check_sparse
 
 __all__ = ["check_parts"]
 
@@ -27,6 +29,8 @@ _MESSAGES = {
     onnx.AttributeProto.TYPE_PROTO: "tp",
 }
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+# Versions of operator sets fit into an int.
+_NEWEST = 2**31 - 1
 
 
 def check_parts(proto: onnx.ModelProto, name: str) -> None:
@@ -38,8 +42,8 @@ def check_parts(proto: onnx.ModelProto, name: str) -> None:
 
     Raises:
         InputError: a tensor has no type or place, an attribute does not hold what its type says or
-            is not of the type that its operator gives it, one name has two givers, or there are
-            sparse initializers.
+            is not of the type that its operator gives it, one name has two givers, or a sparse
+            tensor is damaged.
     """
     for tensor in tensor_protos(proto):
         _check_type(tensor, name)
@@ -54,11 +58,8 @@ def check_parts(proto: onnx.ModelProto, name: str) -> None:
         _check_operators(function.node, function.opset_import, f"{name}: {function.name!r}")
     for graph in graph_protos(proto):
         _check_names(graph, name)
-        if graph.sparse_initializer:
-            raise InputError(
-                f"{name}: graph {graph.name!r} has {len(graph.sparse_initializer)} sparse "
-                "initializers, which cannot be carried over; expected dense ones"
-            )
+        for sparse in graph.sparse_initializer:
+            check_sparse(sparse, f"{name}: initializer {sparse.values.name!r}")
 
 
 def _check_equation(node: onnx.NodeProto, where: str) -> None:
@@ -77,6 +78,8 @@ def _check_equation(node: onnx.NodeProto, where: str) -> None:
 
 def _check_attribute(attribute: onnx.AttributeProto, where: str) -> None:
     what = f"{where}: attribute {attribute.name!r}"
+    if attribute.HasField("sparse_tensor"):
+        check_sparse(attribute.sparse_tensor, what)
     kind = attribute.type
     if attribute.ref_attr_name:
         if kind in _GRAPHS:
@@ -101,44 +104,63 @@ def _check_attribute(attribute: onnx.AttributeProto, where: str) -> None:
 def _check_operators(
     nodes: Iterable[onnx.NodeProto], imports: Iterable[onnx.OperatorSetIdProto], name: str
 ) -> None:
-    """Refuse attributes that are not what the operators of ONNX say, which no runtime takes."""
+    """Refuse nodes that are not what the operators of ONNX say, which no runtime takes."""
     versions = {_domain(entry.domain): entry.version for entry in imports}
     for node in nodes_within(nodes):
-        version = versions.get(_domain(node.domain))
-        if version is None:
+        version = versions.get(_domain(node.domain), 0)
+        operator = _operator(node.op_type, version, _domain(node.domain))
+        if operator is None:
             continue
-        types, required = _attributes(node.op_type, version, _domain(node.domain))
         where = f"{name}: node {node.name!r} ({node.op_type})"
         given = {attribute.name: attribute for attribute in node.attribute}
-        for missing in required:
+        for missing in operator.required:
             if missing not in given:
                 raise InputError(f"{where}: expected attribute {missing!r}, got none")
         for attribute in given.values():
-            wanted = types.get(attribute.name)
+            wanted = operator.types.get(attribute.name)
             if wanted is not None and attribute.type != wanted:
                 text = onnx.AttributeProto.AttributeType.Name
                 raise InputError(
                     f"{where}: attribute {attribute.name!r}: expected type {text(wanted)}, got "
                     f"{text(attribute.type)}"
                 )
+        for what, least, values in (
+            ("inputs", operator.inputs, node.input),
+            ("outputs", operator.outputs, node.output),
+        ):
+            if len(values) < least:
+                raise InputError(f"{where}: expected at least {least} {what}, got {len(values)}")
 
 
 def _domain(text: str) -> str:
     return "" if text == "ai.onnx" else text
 
 
+@dataclass(frozen=True)
+class _Operator:
+    """What a node of an operator must have: types of attributes, and the fewest of other things."""
+
+    types: Mapping[str, int]
+    required: tuple[str, ...]
+    inputs: int
+    outputs: int
+
+
 @cache
-def _attributes(operator: str, version: int, domain: str) -> tuple[Mapping[str, int], list[str]]:
-    """Attribute -> its type, and those that must be there; nothing of an unknown operator."""
+def _operator(name: str, version: int, domain: str) -> _Operator | None:
+    """An operator of an opset; None where it is unknown."""
+    if not 0 < version <= _NEWEST:
+        return None
     try:
-        schema = onnx.defs.get_schema(operator, version, domain)
+        schema = onnx.defs.get_schema(name, version, domain)
     except onnx.defs.SchemaError:
-        return {}, []
+        return None
     types = {
         name: int(entry.type.value)  # type: ignore[attr-defined]
         for name, entry in schema.attributes.items()
     }
-    return types, [name for name, entry in schema.attributes.items() if entry.required]
+    required = tuple(name for name, entry in schema.attributes.items() if entry.required)
+    return _Operator(types, required, schema.min_input, schema.min_output)
 
 
 def _check_type(tensor: onnx.TensorProto, name: str) -> None:
@@ -172,7 +194,11 @@ def _check_names(graph: onnx.GraphProto, name: str) -> None:
     """Refuse a name that two things give: ONNX Runtime and onnx_ir take different ones."""
     places = (
         ("inputs", [value.name for value in graph.input]),
-        ("initializers", [tensor.name for tensor in graph.initializer]),
+        (
+            "initializers",
+            [tensor.name for tensor in graph.initializer]
+            + [tensor.values.name for tensor in graph.sparse_initializer],
+        ),
         ("node outputs", [output for node in graph.node for output in node.output if output]),
     )
     for place, names in places:

@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.graph import sparse
 from onnx_lowrank.graph.presence import mark_empty, put_empty
 from onnx_lowrank.graph.references import written_as_references
 from onnx_lowrank.graph.types_aside import keep, put_back, without
@@ -65,6 +66,8 @@ def hollow(model: ir.Model) -> Iterator[tuple[onnx.ModelProto, dict[str, ir.Tens
                 tensor = value.const_value
                 if tensor is None or tensor.dtype == ir.DataType.STRING:
                     continue
+                if isinstance(tensor, sparse.SparseTensor):
+                    continue
                 if graph is model.graph and tensor.nbytes >= _LARGE:
                     large[name] = tensor
                     replacement: ir.TensorProtocol = ir.ExternalTensor(
@@ -106,8 +109,11 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     Raises:
         Exception: onnx_ir cannot read it; its errors have no common base.
     """
-    with without(list(graph_protos(proto))) as types:
+    graphs, nodes = list(graph_protos(proto)), list(node_protos(proto))
+    with without(graphs) as types, sparse.made_dense(graphs, nodes) as stored:
         model = ir.from_proto(proto)
+        if stored:
+            sparse.keep(model, proto, stored)
     if types:
         keep(all_values(model), types)
     return model
@@ -122,11 +128,12 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     out empty texts.
     """
     try:
-        with written_as_references(model):
+        with written_as_references(model), sparse.set_aside(model):
             proto = ir.to_proto(model)
     except ir.serde.SerdeError as error:
         raise InputError(f"the model cannot be written: {first_line(error)}") from error
     put_empty(model, proto)
+    sparse.put_back(model, proto)
     put_back(all_values(model), graph_protos(proto))
     for graph in graph_protos(proto):
         own = {tensor.name for tensor in graph.initializer}
@@ -236,7 +243,10 @@ def write_beside(model: ir.Model, path: Path, data: str) -> None:
     values = [value for graph in all_graphs(model) for value in graph.initializers.values()]
     tensors = [value.const_value for value in values]
     try:
-        ir.external_data.unload_from_model(model, path.parent, data, size_threshold_bytes=_INLINE)
+        with sparse.set_aside(model):
+            ir.external_data.unload_from_model(
+                model, path.parent, data, size_threshold_bytes=_INLINE
+            )
         for value, tensor in zip(values, tensors, strict=True):
             beside = value.const_value
             if tensor is not None and isinstance(beside, ir.ExternalTensor):

@@ -22,8 +22,9 @@ from onnx_lowrank.graph.face import FREE_INITIALIZERS, lift_constants, restore
 from onnx_lowrank.graph.fixed import infer_shapes
 from onnx_lowrank.graph.load import LoadedModel, load
 from onnx_lowrank.graph.save import write
+from onnx_lowrank.graph.sparse import SparseTensor
 from onnx_lowrank.graph.validity import invalid
-from onnx_lowrank.graph.walk import all_nodes, node_name, stored_bytes
+from onnx_lowrank.graph.walk import all_nodes, node_name, stored_bytes, tensors
 
 __all__ = ["SIZE_LIMIT", "TIME_LIMIT", "WORKER", "Simplified", "simplify"]
 
@@ -106,6 +107,8 @@ def _simplified(
         raise _UndoneError(
             f"{size / 1e9:.1f} GB of weights is above the limit of {SIZE_LIMIT / 1e9:.0f} GB"
         )
+    if any(isinstance(tensor, SparseTensor) for tensor in tensors(original)):
+        raise _UndoneError("it has constants that are stored sparse, which onnxsim would lose")
     given = write(_numbered(original, constant_inputs), workspace, "unsimplified.onnx", "never")[-1]
     model = _run(given, workspace / "simplified.onnx", _skipped(named))
     given.unlink()

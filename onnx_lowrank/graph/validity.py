@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 import onnx.checker
 import onnx_ir as ir
 
-from onnx_lowrank.graph.serialize import hollow, tensor_protos
+from onnx_lowrank.graph.serialize import graph_protos, hollow, tensor_protos
+from onnx_lowrank.graph.sparse import dense
 
 __all__ = ["invalid", "objection"]
 
@@ -36,7 +39,20 @@ def invalid(model: ir.Model) -> str | None:
             )
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
+    _without_sparse(proto, inputs)
     return _complaint(proto, full=True)
+
+
+def _without_sparse(proto: onnx.ModelProto, inputs: Collection[str]) -> None:
+    """Let what is stored sparse be an input, or a dense constant: onnx infers no shape from it."""
+    for graph in graph_protos(proto):
+        for sparse in graph.sparse_initializer:
+            name, kind = sparse.values.name, sparse.values.data_type
+            if graph is not proto.graph:
+                graph.initializer.append(dense(sparse))
+            elif name not in inputs:
+                graph.input.append(onnx.helper.make_tensor_value_info(name, kind, sparse.dims))
+        del graph.sparse_initializer[:]
 
 
 def objection(proto: onnx.ModelProto) -> str | None:

@@ -13,7 +13,7 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 
-from onnx_lowrank import compress
+from onnx_lowrank import LowRankError, compress
 from tests.helpers.commands import (
     QUICK,
     call,
@@ -163,24 +163,13 @@ def test_nonsense_about_external_data(
     refused(model, tmp_path, capfd)
 
 
-def test_sparse_initializers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = linear()
-    model.graph.sparse_initializer.append(
-        onnx.helper.make_sparse_tensor(
-            onnx.helper.make_tensor("s", onnx.TensorProto.FLOAT, [1], [1.0]),
-            onnx.helper.make_tensor("i", onnx.TensorProto.INT64, [1], [2]),
-            [64],
-        )
-    )
-    assert "sparse" in refused(model, tmp_path, capfd)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("perm", "node 't' (Transpose): attribute 'perm': expected type INTS, got INT"),
         ("equation", "node 'e' (Einsum): expected attribute 'equation', got none"),
         ("untyped", "node 't' (Transpose): attribute 'perm': expected type INTS, got UNDEFINED"),
+        ("inputs", "node 't' (Transpose): expected at least 1 inputs, got 0"),
     ],
 )
 @pytest.mark.parametrize("inside", [False, True])
@@ -198,6 +187,8 @@ def test_attributes_that_are_not_their_operators(
         node.name = name
     if change == "equation":
         del nodes[1].attribute[:]
+    elif change == "inputs":
+        del nodes[0].input[:]
     elif change == "perm":
         nodes[0].attribute[0].CopyFrom(onnx.helper.make_attribute("perm", 1))
     else:
@@ -205,16 +196,31 @@ def test_attributes_that_are_not_their_operators(
     assert message in refused(model, tmp_path, capfd)
 
 
-def test_an_input_that_no_memory_holds(tmp_path: Path) -> None:
+def test_an_opset_beyond_all_numbers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = linear()
+    model.opset_import[0].version = 2**40
+    refused(model, tmp_path, capfd)
+
+
+@pytest.mark.parametrize("size", [2**31, 2**50])
+def test_an_input_that_memory_hardly_holds(size: int, tmp_path: Path) -> None:
     model = linear()
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
     axis.Clear()
-    axis.dim_value = 2**50
+    axis.dim_value = size
     onnx.save(model, tmp_path / "in.onnx")
     found = compress(tmp_path / "in.onnx", simplify=False)
     (note,) = [note for note in found.report.notes if "neither checked" in note]
-    assert "expected a size that memory holds" in note
-    assert str(2**50) in note
+    assert "expected at most 2 GiB to make at random" in note
+    assert str(size) in note
+
+
+def test_an_input_without_an_element_type(tmp_path: Path) -> None:
+    model = linear()
+    model.graph.input[0].type.tensor_type.ClearField("elem_type")
+    onnx.save(model, tmp_path / "in.onnx")
+    with pytest.raises(LowRankError, match="x"):
+        compress(tmp_path / "in.onnx", simplify=False)
 
 
 def test_training_info(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
