@@ -58,6 +58,8 @@ def speedup_text(median: float, low: float, high: float) -> str:
 def judged_text(judged: Judged) -> str:
     """A result by a metric, such as "kl 0 → 0.012 (loss 0.012, standard error 0.001; 16 …)"."""
     sure = "" if judged.standard_error is None else f", standard error {judged.standard_error:.2g}"
+    if judged.expected is not None:
+        sure += f", {judged.expected:.2g} expected by the margins of all rows"
     return (
         f"{judged.metric} {judged.before:.4g} → {judged.after:.4g} (loss {judged.loss:.3g}"
         f"{sure}; {counted(judged.samples, 'sample')})"
@@ -125,6 +127,8 @@ class Judged:
         standard_error: of the loss as a mean over samples, for top1 over rows; None where one
             sample does not tell.
         metric: its name, or the function's.
+        expected: for top1, the loss that the margins of all rows let expect (see
+            `onnx_lowrank.evaluation.top1`), which does not jump as a count of rows does; else None.
     """
 
     loss: float
@@ -133,6 +137,12 @@ class Judged:
     samples: int
     standard_error: float | None = None
     metric: str = ""
+    expected: float | None = None
+
+    @property
+    def smooth(self) -> float:
+        """The loss as a search follows it: the expected one where there is one."""
+        return self.loss if self.expected is None else self.expected
 
 
 @dataclass(frozen=True)

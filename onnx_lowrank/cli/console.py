@@ -98,7 +98,7 @@ def _goal_line(goal: BudgetReport) -> str:
     if goal.loss is not None:
         sure = "" if goal.loss_error is None else f" (standard error {goal.loss_error:.2g})"
         parts.append(
-            f"loss {goal.loss:.3g} by {goal.metric} on samples that no search has seen{sure}"
+            f"loss {goal.loss:.3g} by {goal.metric} on samples kept from fit and search{sure}"
         )
     damages = [
         f"{damage:.3g} {what}"

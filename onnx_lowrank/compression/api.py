@@ -65,7 +65,7 @@ def compress(
     weights: str = "fp32",
     data: SampleSource | None = None,
     labels: str | os.PathLike[str] | None = None,
-    samples: int = 16,
+    samples: int | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
@@ -140,7 +140,8 @@ def compress(
             which the first ones are taken. Default: seeded random input.
         labels: labels of the samples for ``metric``: .npy, .npz, .txt or .csv. Default: in
             ``data``.
-        samples: how many samples to use.
+        samples: how many samples to judge with. Default: 16; with ``tolerance`` up to 256 of
+            ``data``.
         seed: seed of random input and of the choice of samples.
         input_shapes: concrete shape of an input, to run the model with.
         dims: size of a symbolic dimension, to run the model with.
@@ -201,7 +202,7 @@ def inspect(
     ops: Sequence[str] | None = None,
     constant_inputs: bool = False,
     data: SampleSource | None = None,
-    samples: int = 16,
+    samples: int | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
@@ -229,7 +230,7 @@ def inspect(
         constant_inputs: as in the main job.
         data: samples, as in the main job: the ranks are those for what the layers multiply.
             Default: none, the weights alone.
-        samples: how many samples judge.
+        samples: how many samples judge. Default: 16; with ``tolerance`` up to 256 of ``data``.
         seed: seed of random input and of the choice of samples.
         input_shapes: concrete shape of an input, to run the model with.
         dims: size of a symbolic dimension, to run the model with.

@@ -162,7 +162,11 @@ _TABLE = (
         "Labels of the samples for {metric}: .npy, .npz, .txt or .csv.",
         SAMPLES, shown="in {data}",
     ),
-    Option("samples", "whole", "How many samples to use.", SAMPLES, default=16, least=1),
+    Option(
+        "samples", "whole",
+        "How many samples to judge with.",
+        SAMPLES, shown="16; with {tolerance} up to 256 of {data}", least=1,
+    ),
     Option(
         "seed", "whole",
         "Seed of random input and of the choice of samples.",

@@ -56,7 +56,7 @@ class Chosen:
     @property
     def samples(self) -> int:
         """Samples of the search."""
-        return 0 if self.searching is None else len(self.searching.probe.feeds)
+        return 0 if self.searching is None else self.searching.samples
 
 
 def strategy_for(context: Context, prepared: Prepared) -> Chosen:
@@ -141,6 +141,7 @@ def searching_for(
         reading=trial.reading,
         only_seen=budget is not None and budget.kind == "tolerance",
         by_classes=settings.metric_used.of_classes,
+        spare=trial.split.spare,
     )
     if settings.save_stats is not None and prepared.saved is not None:
         curves = {

@@ -24,6 +24,8 @@ __all__ = ["SampleSplit"]
 _SEARCHED, _MOST_SEARCHED = 5, 32
 # Samples that are whole batches: with so many batches at most, or with so many of their rows.
 _BATCHES_SEARCHED, _ROWS_SEARCHED = 8, 128
+# A tolerance is searched with so many more samples, at most, that neither fit nor judge.
+_SPARE = 256
 # Share of the calibration samples that judges the healing.
 _HEALED = 0.1
 
@@ -110,9 +112,14 @@ class SampleSplit:
             return self.judge
         return self.fitted_to.part(self.searched) if self.searched else self.fitted_to
 
+    @property
+    def spare(self) -> Samples | None:
+        """Samples for the search of a tolerance alone: what is left of the source, if anything."""
+        return self._parts[2]
+
     @cached_property
-    def _parts(self) -> tuple[Samples, Samples | None]:
-        """What judges, and what the factors are fitted to."""
+    def _parts(self) -> tuple[Samples, Samples | None, Samples | None]:
+        """What judges, what the factors are fitted to, and what is left for a search."""
         model, settings = self._model, self._settings
         specs = input_specs(model)
         shapes = runnable_shapes(self._runs, model, specs, settings.input_shapes, settings.dims)
@@ -133,38 +140,53 @@ class SampleSplit:
 
         if judge is None and fit is None:
             self.notes.update(dict.fromkeys(shapes.notes))
-            parts: tuple[Samples, Samples | None] = (
-                random_samples(model, specs, shapes, count=settings.samples, seed=settings.seed),
-                None,
+            judged = random_samples(
+                model, specs, shapes, count=settings.judging, seed=settings.seed
             )
+            parts: tuple[Samples, Samples | None, Samples | None] = (judged, None, None)
         elif judge is not None and not settings.calibrate:
-            parts = loaded(judge, settings.samples), None
+            parts = loaded(judge, settings.judging), None, None
         elif judge is not None and fit is not None and not same_source(judge, fit):
-            parts = loaded(judge, settings.samples), loaded(fit, settings.calibration_samples)
+            fitting = loaded(fit, settings.calibration_samples + self._wanted_spare)
+            count = len(fitting.feeds)
+            own = min(count, settings.calibration_samples)
+            spare = fitting.part(range(own, count)) if own < count else None
+            parts = loaded(judge, settings.judging), fitting.part(range(own)), spare
         else:
             source = judge if judge is not None else fit
             assert source is not None
-            both = loaded(source, settings.samples + settings.calibration_samples)
-            parts = self._split(both)
+            wanted = settings.judging + settings.calibration_samples + self._wanted_spare
+            parts = self._split(loaded(source, wanted))
         for part in parts:
             if part is not None:
                 self.notes.update(dict.fromkeys(part.notes))
         return parts
 
-    def _split(self, both: Samples) -> tuple[Samples, Samples | None]:
-        """A held-out quarter, at most as many as are to be checked, and the rest to fit to."""
+    @property
+    def _wanted_spare(self) -> int:
+        budget = self._settings.budget
+        return _SPARE if budget is not None and budget.kind == "tolerance" else 0
+
+    def _split(self, both: Samples) -> tuple[Samples, Samples | None, Samples | None]:
+        """A held-out quarter, at most as many as are to judge, samples to fit to, and the rest."""
         settings, count = self._settings, len(both.feeds)
         if count == 1:
             note = f"{both.source}: one sample cannot both calibrate and judge: "
             if settings.calibration is None:
                 fitted = "the sample judges, and the factors are fitted to the weights alone"
                 self.notes[note + fitted] = None
-                return both, None
+                return both, None, None
             self.notes[note + "the sample does both, so the check is too optimistic"] = None
-            return both, both
+            return both, both, None
         order = np.random.default_rng(settings.seed).permutation(count)
-        held = min(settings.samples, max(1, count // 4))
+        held = min(settings.judging, max(1, count // 4))
+        fitting = order[held:]
         judge = sorted(int(index) for index in order[:held])
-        fit = sorted(int(index) for index in order[held:][: settings.calibration_samples])
-        self.notes[f"{both.source}: {len(fit)} samples calibrate, {len(judge)} others judge"] = None
-        return both.part(judge), both.part(fit)
+        fit = sorted(int(index) for index in fitting[: settings.calibration_samples])
+        rest = sorted(int(index) for index in fitting[settings.calibration_samples :])
+        spare = both.part(rest) if rest and self._wanted_spare else None
+        searching = "" if spare is None else f", {len(rest)} more take part in the search"
+        self.notes[
+            f"{both.source}: {len(fit)} samples calibrate, {len(judge)} others judge{searching}"
+        ] = None
+        return both.part(judge), both.part(fit), spare

@@ -25,6 +25,8 @@ from onnx_lowrank.report import DamageOf
 __all__ = ["Settings"]
 
 _ENERGY = 0.95
+# How many samples judge: by default, and where there is a limit of the loss.
+_SAMPLES, _LIMITED = 16, 256
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Settings:
     weights: str = "fp32"
     data: SampleSource | None = None
     labels: str | os.PathLike[str] | None = None
-    samples: int = 16
+    samples: int | None = None
     seed: int = 0
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -159,6 +161,12 @@ class Settings:
         if isinstance(self.recipe, Recipe):
             return self.recipe.searched
         return self.budget is not None
+
+    @property
+    def judging(self) -> int:
+        """How many samples judge, at most; a limit of the loss wants more than a look at it."""
+        real = self.data is not None or self.calibration is not None
+        return self.samples or (_LIMITED if real and self.tolerance is not None else _SAMPLES)
 
     @property
     def goal(self) -> Goal:

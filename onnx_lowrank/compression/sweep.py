@@ -152,7 +152,7 @@ def sweep(
     weights: str = "fp32",
     data: SampleSource | None = None,
     labels: str | os.PathLike[str] | None = None,
-    samples: int = 16,
+    samples: int | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
@@ -205,7 +205,7 @@ def sweep(
             which the first ones are taken. Default: seeded random input.
         labels: labels of the samples for ``metric``: .npy, .npz, .txt or .csv. Default: in
             ``data``.
-        samples: how many samples to use.
+        samples: how many samples to judge with. Default: 16.
         seed: seed of random input and of the choice of samples.
         input_shapes: concrete shape of an input, to run the model with.
         dims: size of a symbolic dimension, to run the model with.

@@ -90,11 +90,16 @@ _NOT_SWEPT = {
     ),
     *(option.name for option in SETTINGS if option.goal),
 }
-_SWEPT = tuple(option for option in SETTINGS if option.name not in _NOT_SWEPT)
+_SWEPT = tuple(
+    replace(option, shown="16") if option.name == "samples" else option
+    for option in SETTINGS
+    if option.name not in _NOT_SWEPT
+)
 _TARGETS = _options(
     "targets",
     replace(OPTIONS["data"], help="Samples, as in the main job."),
-    *("samples", "seed", "input_shapes", "dims", "fix_shapes", "strict", "custom_ops", "verbose"),
+    replace(OPTIONS["samples"], help="How many samples to use.", default=16, shown=""),
+    *("seed", "input_shapes", "dims", "fix_shapes", "strict", "custom_ops", "verbose"),
 )
 _QUIET = OPTIONS["quiet"]
 # What gives samples.

@@ -7,7 +7,7 @@ import math
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.measures import Latency
+from onnx_lowrank.measures import Judged, Latency
 from onnx_lowrank.numerics.knapsack import Solution, path, solve
 from onnx_lowrank.ranks.allocation import CostOf, bytes_in, parameters_of
 from onnx_lowrank.ranks.costs import CostTable
@@ -25,6 +25,9 @@ __all__ = ["Keep", "MaxSize", "Speed", "Tolerance", "cost_of"]
 
 # How often a model is assembled for one goal.
 _TRIES = 4
+# The same for a tolerance, and how often for a step ahead: where less than this share of the limit
+# is used, and at least this share of the cost might be saved.
+_TOLERANCE_TRIES, _AHEAD, _USED, _WORTH = 6, 2, 0.8, 0.01
 # The same for a latency, and how much faster than asked for is near enough.
 _TIMED_TRIES, _OVERSHOOT = 7, 1.1
 # What a pair adds to the file beside its elements: a node, names and shapes.
@@ -115,50 +118,88 @@ def _with_overhead(prepared: Prepared) -> CostOf:
 
 
 class Tolerance(Strategy):
-    """The smallest or fastest model whose loss stays within a limit."""
+    """The smallest or fastest model whose loss stays within a limit.
+
+    The search follows the loss on its own samples.  Then the loss on others decides: a step back
+    where it is beyond the limit, one ahead where it leaves much of the limit unused.
+    """
 
     def __init__(self, searching: Searching, budget: Budget, cost: CostOf) -> None:
         self._searching, self._budget = searching, budget
         self._priced = searching.ladders.priced(cost)
         self._steps = path(self._priced.items)
-        self._limit = budget.value
         self._known: dict[int, float] = {}
         self._at = 0
-        self._tries = 0
+        self._held: int | None = None  # the furthest step that kept within the limit
+        self._missed = len(self._steps)  # the first one that did not
+        self._tries = self._ahead = 0
 
     def first(self) -> Plan:
         """The furthest step whose loss on the search samples is within the limit."""
-        searching, metric = self._searching, self._budget.metric
-        with searching.stages("search"):
-            self._at, self._known = furthest(
-                self._steps,
-                lambda step: searching.loss(self._priced, step, metric),
-                self._limit,
-                self._guess,
-                self._known,
-            )
+        self._at = self._within(self._budget.value)
         return self._plan()
 
     def revise(self, plan: Plan, measured: Measured) -> Plan | None:  # noqa: ARG002
-        """A step back, by as much as other samples lost more than those of the search."""
-        loss = measured.loss
-        if loss is None or loss <= self._budget.value or not self._at:
+        """Another step, by as much as other samples lost more or less than those of the search."""
+        judged, limit, at = measured.judged, self._budget.value, self._at
+        if judged is None or not at:
             return None
         self._tries += 1
-        if self._tries >= _TRIES:
-            self._at = 0
+        if judged.loss <= limit:
+            self._held = at if self._held is None else max(self._held, at)
+        else:
+            self._missed = min(self._missed, at)
+        if at == self._held and not self._room(judged):
+            return None
+        if self._tries >= _TOLERANCE_TRIES:
+            return self._back()
+        found = max(self._known.get(at, limit), 1e-12)
+        ratio = min(max(max(judged.smooth, judged.loss / 2.0) / found, 0.1), 10.0)
+        wanted = self._within((limit if at == self._held else 0.98 * limit) / ratio)
+        least = 1 if self._held is None else self._held + 1
+        if self._held is None and wanted >= self._missed:  # noise: the search found the same again
+            wanted = self._missed * 9 // 10
+        wanted = min(max(wanted, least), self._missed - 1)
+        if wanted < least or wanted == at:
+            return self._back()
+        self._ahead += wanted > at
+        self._at = wanted
+        return self._plan()
+
+    def _room(self, judged: Judged) -> bool:
+        """Whether a step ahead may be worth an assembly."""
+        limit, last = self._budget.value, len(self._steps) - 1
+        following = min(self._missed - 1, last)
+        saved = self._steps[self._at].cost - self._steps[following].cost
+        return (
+            self._ahead < _AHEAD
+            and max(judged.loss, judged.smooth) < _USED * limit
+            and saved > _WORTH * self._steps[0].cost
+        )
+
+    def _back(self) -> Plan | None:
+        """The furthest step that held; None where it is at hand."""
+        if self._at == self._held:
+            return None
+        self._at, self._ahead = self._held or 0, _AHEAD
+        if self._held is None:
             self._searching.say(
                 f"{self._budget.named}: no rank that was tried held on unseen samples"
             )
-            return self._plan()
-        searched = self._known.get(self._at, self._limit)
-        self._limit = min(self._limit, searched) * 0.98 * self._budget.value / loss
-        before = self._at
-        following = self.first()
-        if self._at >= before:  # noise: the search found the same again
-            self._at = before * 9 // 10
-            following = self._plan()
-        return following
+        return self._plan()
+
+    def _within(self, limit: float) -> int:
+        """The furthest step whose loss on the search samples is within a limit."""
+        searching, metric = self._searching, self._budget.metric
+        with searching.stages("search"):
+            found, self._known = furthest(
+                self._steps,
+                lambda step: searching.loss(self._priced, step, metric),
+                limit,
+                self._guess,
+                self._known,
+            )
+        return found
 
     def _plan(self) -> Plan:
         if not self._at:

@@ -70,13 +70,16 @@ class Probe:
         self._before = tuple(self._values({}))
         self.reference: tuple[Feed, ...] = tuple(map(self._given, self._before))
 
-    def outputs(self, pairs: Mapping[Group, Factors]) -> Iterator[Feed]:
+    def outputs(
+        self, pairs: Mapping[Group, Factors], feeds: Sequence[Feed] | None = None
+    ) -> Iterator[Feed]:
         """Outputs of every sample in turn.
 
         Args:
             pairs: in place of the weights of these groups; the others stay as they are.
+            feeds: other samples than the probe's.
         """
-        return map(self._given, self._values(pairs))
+        return map(self._given, self._values(pairs, feeds))
 
     def damage(self, pairs: Mapping[Group, Factors]) -> float | None:
         """Mean of `Watched.damage` over the samples; None where none of them can be compared."""
@@ -91,12 +94,14 @@ class Probe:
         """The outputs among the values."""
         return {name: array for name, array in values.items() if name in self.watched.outputs}
 
-    def _values(self, pairs: Mapping[Group, Factors]) -> Iterator[Feed]:
+    def _values(
+        self, pairs: Mapping[Group, Factors], feeds: Sequence[Feed] | None = None
+    ) -> Iterator[Feed]:
         """Outputs, and what stands for them, of every sample in turn."""
         weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
         for group, pair in pairs.items():
             weights |= pair.constants(group)
-        for feed in self.feeds:
+        for feed in self.feeds if feeds is None else feeds:
             yield self._run({**weights, **feed})
 
 

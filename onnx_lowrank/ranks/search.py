@@ -7,7 +7,7 @@ session, tells what several layers together do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice, linear_parameters
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.knapsack import Solution
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
@@ -38,6 +39,8 @@ __all__ = ["Searching", "furthest"]
 _EVALUATIONS = 12
 # After so many the guess is not asked any more.
 _GUESSED = 4
+# Bytes of the original's outputs on further samples that are kept.
+_MEMORY = 1 << 28
 
 
 class Searching:
@@ -62,6 +65,7 @@ class Searching:
         reading: Reading = PLAIN,
         only_seen: bool = False,
         by_classes: bool = False,
+        spare: Samples | None = None,
     ) -> None:
         """Measure the damage of every layer.
 
@@ -76,12 +80,15 @@ class Searching:
             reading: what is known of the model's outputs.
             only_seen: whether layers stay dense whose damage the outputs do not show.
             by_classes: whether damage is measured at shares of classes.
+            spare: further samples that a loss is measured on, which nothing was fitted to.
 
         Raises:
             InputError: the model does not run with its weights as inputs.
         """
         self.prepared, self.stages, self.say = prepared, stages, say
         self._goal, self._samples, self._reading = goal, samples, reading
+        self._spare = spare
+        self._spare_reference: list[Feed] | None = None
         groups = [group for group, found in prepared.measured.items() if found.finite]
         with stages("damage", len(groups)) as advance:
             self.probe = Probe(
@@ -145,21 +152,39 @@ class Searching:
         choices = self.dense("not chosen yet").choices
         return linear_parameters(decide(self.prepared.finding, choices))[0]
 
+    @property
+    def samples(self) -> int:
+        """How many a loss is measured on."""
+        return len(self.probe.feeds) + (0 if self._spare is None else len(self._spare.feeds))
+
     def loss(self, priced: Priced, solution: Solution, metric: Metric) -> float:
-        """A solution by a metric on the search samples, without assembling it."""
+        """A solution by a metric, as smooth as it is known, without assembling it."""
         pairs = self._fitted(priced, solution)
         meter = metric.meter(self._reading)
-        labels = self._samples.labels
-        outputs = self.probe.outputs(pairs)
-        for number, (own, before) in enumerate(zip(outputs, self.probe.reference, strict=True)):
-            feed = self._samples.feeds[number]
-            given = metric.labels(
-                feed, None if labels is None else labels[number], self._reading.mask
-            )
-            meter.add(own, before, given, self._reading.kept(feed))
+        parts: list[tuple[Samples, Iterable[Feed], Iterable[Feed]]]
+        parts = [(self._samples, self.probe.reference, self.probe.outputs(pairs))]
+        if self._spare is not None:
+            feeds = self._spare.feeds
+            parts.append((self._spare, self._referred(feeds), self.probe.outputs(pairs, feeds)))
+        for samples, reference, outputs in parts:
+            labelled = samples.labels
+            for number, (own, before) in enumerate(zip(outputs, reference, strict=True)):
+                feed = samples.feeds[number]
+                given = None if labelled is None else labelled[number]
+                labels = metric.labels(feed, given, self._reading.mask)
+                meter.add(own, before, labels, self._reading.kept(feed))
         for note in meter.notes:
             self.say(note)
-        return meter.result().loss
+        return meter.result().smooth
+
+    def _referred(self, feeds: Sequence[Feed]) -> Iterable[Feed]:
+        """The original's outputs on further samples; kept where they take little memory."""
+        if self._spare_reference is None:
+            first = next(iter(self.probe.outputs({}, feeds[:1])))
+            if sum(array.nbytes for array in first.values()) * len(feeds) > _MEMORY:
+                return self.probe.outputs({}, feeds)
+            self._spare_reference = list(self.probe.outputs({}, feeds))
+        return self._spare_reference
 
     def _fitted(self, priced: Priced, solution: Solution) -> Mapping[Group, Factors]:
         """The pairs of a solution; those of the one before are used again where they fit."""
