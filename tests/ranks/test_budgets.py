@@ -307,7 +307,6 @@ def test_random_input_is_called_random(model: onnx.ModelProto) -> None:
         ({"energy": 0.9, "tolerance": 0.1}, "energy=… and tolerance=…"),
         ({"speedup": 2.0, "max_latency": "1ms"}, "speedup=… and max_latency=…"),
         ({"uniform": True}, "uniform=True needs keep=…"),
-        ({"metric": "cosine"}, "metric=… needs tolerance=…"),
         ({"objective": "size", "keep": 0.5}, "objective=… needs tolerance=…"),
         ({"tolerance": 0.1, "metric": "best"}, "metric=…: expected relative-l2"),
         (
