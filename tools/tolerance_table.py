@@ -68,8 +68,8 @@ def row(name: str, metric: str, tolerance: float, samples: int) -> bool:
         "samples": samples,
         "bench": False,
     }
-    given = {"tolerance": tolerance, "metric": metric, "objective": "size"}
-    report = compress(model, **given, **common).report
+    result = compress(model, tolerance=tolerance, metric=metric, objective="size", **common)
+    report = result.report
     judged = report.judged
     assert judged is not None
     linear = report.totals.linear_parameters_before
