@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,6 +133,37 @@ def test_the_shell_completes() -> None:
     assert "plain,check" in first
     assert any(item.startswith("file,") for item in first)
     assert completed("check", "a.onnx", "b.onnx", "--stri") == ["plain,--strict"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_the_main_job(tmp_path: Path) -> None:
+    """As docs/getting-started.md says to set it up."""
+    script = """
+eval "$(_ONNX_LOWRANK_COMPLETE=bash_source onnx-lowrank)" || exit 1
+complete -p onnx-lowrank || exit 1
+COMP_WORDS=(onnx-lowrank in.onnx out.onnx --max-e); COMP_CWORD=3
+_onnx_lowrank_completion onnx-lowrank
+printf "%s\\n" "${COMPREPLY[@]}"
+"""
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.stdout.splitlines()[1:] == ["--max-error"], done.stderr
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: str(verb.name))
+def test_the_help_fits_the_terminal(
+    verb: Verb, width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert call(*([] if verb is COMPRESS else [verb.name]), "--help") == 0
+    assert max(map(len, capfd.readouterr().out.splitlines())) <= width
 
 
 @pytest.fixture
