@@ -18,6 +18,8 @@ from onnx_lowrank.phrases import printable
 __all__ = ["Column", "Grid", "Laid"]
 
 _BETWEEN = 2
+# What a text that goes on below has of the width, where it needs that much.
+_FOLDED = 30
 # A text that would be cut to less than this is not begun.
 _LEAST_TEXT = 12
 
@@ -98,6 +100,8 @@ class Grid:
         widths = [self._width(index) for index in columns]
         shown = list(columns)
         if width is not None:
+            folded = max((cell_len(row.rest) for row in self._rows), default=0) if self.fold else 0
+            width -= min(folded, _FOLDED) + (_BETWEEN if folded else 0)
             shown = self._shown(shown, widths, width)
             over = _total([widths[index] for index in shown]) - width
             for index in shown:
@@ -106,6 +110,7 @@ class Grid:
                     smaller = max(widths[index] - over, min(least, widths[index]))
                     over -= widths[index] - smaller
                     widths[index] = smaller
+            width += min(folded, _FOLDED) + (_BETWEEN if folded else 0)
         cells = self._cells(widths)
         lines = [self._line([c.head for c in self.columns], shown, widths)]
         cut = {}

@@ -145,7 +145,7 @@ class LineProgress:
             every: seconds between two lines, and before the first.
         """
         self._every = every
-        self._last = time.monotonic()
+        self._start = self._last = time.monotonic()
         self._route = Route()
         self._running: list[_Running] = []
 
@@ -195,6 +195,7 @@ class LineProgress:
             running = self._running[-1:]
             for stage in running:
                 try:
-                    print(f"onnx-lowrank: {stage.line()}", file=stream, flush=True)
+                    whole = time_text(self._last - self._start)
+                    print(f"onnx-lowrank: {stage.line()}; {whole} in all", file=stream, flush=True)
                 except OSError:  # the reader has left
                     return

@@ -54,7 +54,11 @@ class Screen:
     def line(self, text: str, style: str = "") -> None:
         """Show a text, in several lines where it is longer than the terminal is wide."""
         text = printable(text)
-        for line in [text.rstrip()] if self.width is None else wrapped(text, self.width):
+        if self.width is None:
+            self._raw(text.rstrip(), style)
+            return
+        hanging = len(text) - len(text.lstrip()) + 2
+        for line in wrapped(text, self.width, hanging):
             self._raw(line, style)
 
     def table(self, grid: Grid) -> Laid:

@@ -1,13 +1,15 @@
 """Shorten: texts in a few columns of a terminal, so that what differs still differs.
 
-Of names such as ``/encoder/layer.0/attention/query/MatMul`` the words go first that all of them
-have, then the middle.
+Of names such as ``/encoder/layer.0/attention/query/MatMul`` the words go first that nearly all of
+them have, then the middle.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 
 from rich.cells import cell_len
 
@@ -15,8 +17,10 @@ __all__ = ["GAP", "cut_names", "cut_text", "wrapped"]
 
 GAP = "…"
 _SEPARATORS = re.compile(r"([/.:]+)")
+# A word that so large a share of the names have tells little.
+_COMMON = 0.75
 # How much of what stays of a name is its beginning: the first that tells all names apart.
-_HEADS = (0.5, 0.35, 0.65, 0.2, 0.8, 0.0, 1.0)
+_HEADS = (0.5, 0.6, 0.4, 0.7, 0.3, 0.75, 0.8, 0.85, 0.9, 0.2, 0.1, 0.0, 1.0)
 
 
 def wrapped(text: str, width: int, hanging: int = 2) -> list[str]:
@@ -67,33 +71,39 @@ def cut_names(names: Sequence[str], width: int) -> list[str]:
 
 
 def _without_common(names: Sequence[str]) -> list[str]:
-    """Names without the words that all have, where they stay different."""
+    """Names without the words that nearly all have, where they stay different."""
     if len(names) < 2:
         return list(names)
     split = [_SEPARATORS.split(name) for name in names]
-    common = set.intersection(*(set(words[::2]) for words in split)) - {""}
-    found = [_elided(words, common) for words in split]
+    words = [parts[::2] for parts in split]
+    # As many words as all begin with, whatever they are; further in, words of some length.
+    ahead = sum(
+        1 for _ in itertools.takewhile(lambda own: len(set(own)) == 1, zip(*words, strict=False))
+    )
+    uses = Counter(word for own in words for word in set(own) if len(word) > 1)
+    common = {word for word, count in uses.items() if count >= _COMMON * len(names)}
+    found = [_elided(parts, ahead, common) for parts in split]
     return found if len(set(found)) == len(names) else list(names)
 
 
-def _elided(words: Sequence[str], common: Iterable[str]) -> str:
+def _elided(parts: Sequence[str], ahead: int, common: Container[str]) -> str:
     """A name with one sign for each run of common words and the separators around it.
 
     Args:
-        words: of the name, with a separator between every two.
-        common: what goes, where it is longer than the sign.
+        parts: words of the name, with a separator between every two.
+        ahead: how many words at the start go.
+        common: what goes further in.
     """
-    gone = [word in common and len(word) > 1 for word in words[::2]]
     text, hole = "", False
-    for number, word in enumerate(words[::2]):
-        separator = words[2 * number - 1] if number else ""
-        if gone[number] or (not word and number == 0 and len(gone) > 1 and gone[1]):
+    for number, word in enumerate(parts[::2]):
+        if (number < ahead and any(parts[: 2 * ahead : 2])) or word in common:
             hole = True
             continue
-        text += GAP if hole else separator
+        text += GAP if hole else parts[2 * number - 1] if number else ""
         text += word
         hole = False
-    return text + GAP if hole else text
+    text = text + GAP if hole else text
+    return "".join(parts) if text == GAP else text
 
 
 def _cut(name: str, width: int, head: float) -> str:

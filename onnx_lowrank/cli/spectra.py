@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from onnx_lowrank.cli.grid import Column, Grid
-from onnx_lowrank.cli.layers import labels
+from onnx_lowrank.cli.layers import labels, print_cut
 from onnx_lowrank.cli.provenance import provenance_line
 from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import alike, with_same_weight
@@ -115,8 +115,7 @@ def _print_maps(inspection: Inspection, screen: Screen) -> None:
         "the parameters hold"
     )
     laid = screen.table(grid)
-    for text in dict.fromkeys(laid.cut.values()):
-        screen.line(text, "dim")
+    print_cut(list(laid.cut.values()), screen)
     for reason, names in () if piped else noted.items():
         screen.line(f"{listed(list(dict.fromkeys(names)), 2)}: {reason}", "dim")
 

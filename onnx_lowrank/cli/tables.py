@@ -35,6 +35,9 @@ __all__ = [
 
 OUTPUT_COLUMNS = ("max |Δ|", "relative L2", "cosine", "top-1 agreement")
 
+# Kinds of nodes left to the CPU that a terminal shows of each provider.
+_KINDS = 4
+
 Row = TypeVar("Row")
 
 
@@ -89,7 +92,8 @@ def with_same_weight(name: str, more: int) -> str:
 def print_offers(offers: Sequence[Offer], screen: Screen) -> None:
     """Targets that are usable here, then the others with what is missing."""
     columns = ("target", "usable", "version", "times")
-    grid = Grid([Column(head, left=True) for head in columns], fold=True)
+    least = {"version": 10}
+    grid = Grid([Column(head, True, least.get(head, 0)) for head in columns], fold=True)
     for offer in sorted(offers, key=lambda offer: not offer.usable):
         install = "" if offer.usable or not offer.install else f"; {offer.install}"
         grid.add(
@@ -226,10 +230,16 @@ def _print_left(model: ModelSupport, screen: Screen, *, every: bool) -> None:
         for node in model.left:
             screen.line(f"  {node.name} ({node.op_type}): {node.rule}")
         return
-    kinds = alike(model.left, lambda node: (node.op_type, _kind(node.rule)))
-    for node, others in sorted(kinds, key=lambda found: -found[1]):
+    kinds = list(alike(model.left, lambda node: (node.op_type, _kind(node.rule))))
+    kinds.sort(key=lambda found: -found[1])
+    most = len(kinds) if screen.rows is None else _KINDS
+    for node, others in kinds[:most]:
         more = f" and {others} more {node.op_type}" if others else ""
         screen.line(f"  {node.name} ({node.op_type}){more}: {node.rule}")
+
+    rest = sum(others + 1 for _, others in kinds[most:])
+    if rest:
+        screen.line(f"  {counted(rest, 'node')} of other kinds; --nodes names every node")
 
 
 def _kind(rule: str) -> str:

@@ -58,7 +58,9 @@ def test_long_work_in_a_pipe_says_how_far_it_is(capfd: pytest.CaptureFixture[str
             written += capfd.readouterr().err
     for line in written.splitlines()[1:]:
         assert re.fullmatch(
-            r"onnx-lowrank: 2/2 measure: 50 %, \d+ s(, about \d+ s left)?, layer\\x1b 3", line
+            r"onnx-lowrank: 2/2 measure: 50 %, \d+ s(, about \d+ s left)?, layer\\x1b 3; "
+            r"\d+ s in all",
+            line,
         )
     assert not [thread for thread in threading.enumerate() if thread.name.endswith("(_watch)")]
 
