@@ -112,6 +112,10 @@ class Grid:
                     widths[index] = smaller
             width += min(folded, _FOLDED) + (_BETWEEN if folded else 0)
         cells = self._cells(widths)
+        for index, column in enumerate(self.columns):
+            if column.least:  # they may be shorter than there was room for
+                own = (cell_len(row[index]) for row in cells if index < len(row))
+                widths[index] = max([cell_len(column.head), *own])
         lines = [self._line([c.head for c in self.columns], shown, widths)]
         cut = {}
         for number, row in enumerate(self._rows):

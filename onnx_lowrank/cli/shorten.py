@@ -18,7 +18,7 @@ __all__ = ["GAP", "cut_names", "cut_text", "wrapped"]
 GAP = "…"
 _SEPARATORS = re.compile(r"([/.:]+)")
 # A word that so large a share of the names have tells little.
-_COMMON = 0.75
+_COMMON = 0.8
 # How much of what stays of a name is its beginning: the first that tells all names apart.
 _HEADS = (0.5, 0.6, 0.4, 0.7, 0.3, 0.75, 0.8, 0.85, 0.9, 0.2, 0.1, 0.0, 1.0)
 

@@ -50,7 +50,7 @@ def test_a_text_is_cut_at_a_word_and_returned() -> None:
 
 
 def test_or_it_goes_on_below() -> None:
-    lines = grid(fold=True).laid(60).lines
+    lines = grid(fold=True).laid(36).lines
     assert not any(GAP in line.replace("…0…", "").replace("…1…", "") for line in lines)
     start = lines[2].index("dense:")
     assert lines[3][:start].strip() == ""
