@@ -104,7 +104,8 @@ def test_budgets_are_those_of_a_run(place: Path, fitted: Inspection, tmp_path: P
         assert budget.damage == pytest.approx(goal["predicted_damage"], rel=1e-6)
         factored = [layer for layer in report["layers"] if layer["rank"]]
         assert budget.factored == len(factored)
-        assert budget.bytes == pytest.approx(report["output"]["bytes"], rel=0.05)
+        # But for what a pair and the record of the run add beside their elements.
+        assert 0 <= report["output"]["bytes"] - budget.bytes < 3000
 
 
 def test_a_budget_that_cannot_be_had_is_named(place: Path) -> None:
