@@ -114,8 +114,8 @@ class Grid:
         cells = self._cells(widths)
         for index, column in enumerate(self.columns):
             if column.least:  # they may be shorter than there was room for
-                own = (cell_len(row[index]) for row in cells if index < len(row))
-                widths[index] = max([cell_len(column.head), *own])
+                left = (cell_len(row[index]) for row in cells if index < len(row))
+                widths[index] = max([cell_len(column.head), *left])
         lines = [self._line([c.head for c in self.columns], shown, widths)]
         cut = {}
         for number, row in enumerate(self._rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,8 @@ def test_the_plan_of_a_run_names_its_stages(source: Path) -> None:
         def __init__(self) -> None:
             self.planned: tuple[str, ...] = ()
 
-        def plan(self, names: object, part: str = "") -> None:
-            self.planned = tuple(names)  # type: ignore[call-overload]
+        def plan(self, names: Sequence[str], part: str = "") -> None:
+            self.planned = tuple(names)
 
     from onnx_lowrank import compress
 
