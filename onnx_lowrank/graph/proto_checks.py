@@ -105,10 +105,15 @@ def _check_operators(
     nodes: Iterable[onnx.NodeProto], imports: Iterable[onnx.OperatorSetIdProto], name: str
 ) -> None:
     """Refuse nodes that are not what the operators of ONNX say, which no runtime takes."""
-    versions = {_domain(entry.domain): entry.version for entry in imports}
+    # Where ONNX itself has no version, the newest is as good a guess as any.
+    versions = {"": onnx.defs.onnx_opset_version()}
+    versions |= {
+        _domain(entry.domain): min(entry.version, _NEWEST) for entry in imports if entry.version > 0
+    }
     for node in nodes_within(nodes):
-        version = versions.get(_domain(node.domain), 0)
-        operator = _operator(node.op_type, version, _domain(node.domain))
+        domain = _domain(node.domain)
+        known = domain in versions
+        operator = _operator(node.op_type, versions[domain], domain) if known else None
         if operator is None:
             continue
         where = f"{name}: node {node.name!r} ({node.op_type})"
@@ -149,8 +154,6 @@ class _Operator:
 @cache
 def _operator(name: str, version: int, domain: str) -> _Operator | None:
     """An operator of an opset; None where it is unknown."""
-    if not 0 < version <= _NEWEST:
-        return None
     try:
         schema = onnx.defs.get_schema(name, version, domain)
     except onnx.defs.SchemaError:

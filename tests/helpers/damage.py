@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-__all__ = ["damaged", "victims"]
+__all__ = ["aged", "damaged", "victims"]
 
 _NUMBERS = (0, 1, -1, 2, 7, 99, 2**31 - 1, -(2**31), 2**40)
 _TEXTS = ("", "x", "W", "nosuch", "a\0b", "é" * 3, "MatMul", "com.microsoft", "../up")
@@ -78,6 +78,25 @@ def victims() -> dict[str, onnx.ModelProto]:
         onnx.checker.check_model(model)
         found[name] = model
     return found
+
+
+def aged(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """A model as of another IR version and another opset, which may not fit its nodes.
+
+    Args:
+        model: it is not changed.
+        seed: which versions.
+    """
+    rng = random.Random(seed)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.ir_version = rng.choice([*range(3, 13), model.ir_version])
+    opset = rng.choice([*range(7, 25), *[17] * 6])
+    for imports in (copy.opset_import, *(function.opset_import for function in copy.functions)):
+        for entry in imports:
+            if not entry.domain:
+                entry.version = opset
+    return copy
 
 
 def damaged(model: onnx.ModelProto, seed: int) -> bytes:
