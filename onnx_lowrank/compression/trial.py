@@ -21,6 +21,7 @@ from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.evaluation.outputs import compare_outputs, mean_damage, run_check
 from onnx_lowrank.evaluation.reading import Reading, reading_of
+from onnx_lowrank.evaluation.unchanged import change, same_bits
 from onnx_lowrank.evaluation.watched import Watched
 from onnx_lowrank.graph.draws import drawing, steady
 from onnx_lowrank.graph.load import LoadedModel
@@ -38,15 +39,6 @@ from onnx_lowrank.runtime.taps import Runner, give_out
 from onnx_lowrank.runtime.timing import time_pair
 
 __all__ = ["Trial"]
-
-# A simplified graph computes the same in another order: this is rounding, not another result.
-_ROUNDING = {
-    ir.DataType.FLOAT16: 1e-2,
-    ir.DataType.BFLOAT16: 5e-2,
-}
-_ROUNDING_FLOAT = 1e-4
-# Outputs of a sigmoid or a softmax near 0 are exact to this, however small they are.
-_ROUNDING_ABSOLUTE = 1e-6
 
 
 class Trial:
@@ -168,7 +160,7 @@ class Trial:
             return str(wrong)
         try:
             outputs = self._opener.run(session, feed, self._source.name)
-            if not self.draws and not _same(
+            if not self.draws and not same_bits(
                 outputs, self._opener.run(session, feed, self._source.name)
             ):
                 self.notes[
@@ -308,17 +300,8 @@ class Trial:
             return str(error)
         types = {value.dtype for value in self._judged.graph.outputs}
         types |= {value.dtype for value in self._source.model.graph.initializers.values()}
-        limit = max(
-            (_ROUNDING[t] for t in types if t in _ROUNDING),
-            default=_ROUNDING_FLOAT,
-        )
-        for check in checks:
-            if not (check.relative_l2 <= limit or check.max_abs_error <= _ROUNDING_ABSOLUTE):
-                return (
-                    f"onnxsim changed output {check.name!r} by {check.relative_l2:.1e} "
-                    f"(relative; limit {limit:g})"
-                )
-        return None
+        wrong = change(checks, types)
+        return None if wrong is None else f"onnxsim {wrong}"
 
     def runner(self, model: ir.Model | onnx.ModelProto, *, optimize: bool = True) -> Runner:
         """A function from feeds to the outputs of a model made from the original."""
@@ -430,16 +413,6 @@ class Trial:
             return self._opener.attempt(file, feed, what=name, keep=True) is None
         except CrashError:
             return False
-
-
-def _same(one: Feed, other: Feed) -> bool:
-    """Whether two runs gave the same, bit by bit."""
-    return all(
-        array.tolist() == other[name].tolist()
-        if array.dtype.kind == "O"
-        else array.tobytes() == other[name].tobytes()
-        for name, array in one.items()
-    )
 
 
 def _random_only() -> str:

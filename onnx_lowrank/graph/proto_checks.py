@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -154,9 +155,11 @@ class _Operator:
 @cache
 def _operator(name: str, version: int, domain: str) -> _Operator | None:
     """An operator of an opset; None where it is unknown."""
-    try:
-        schema = onnx.defs.get_schema(name, version, domain)
-    except onnx.defs.SchemaError:
+    schema = None
+    for number in (version, _NEWEST):  # one that is newer than its opset says is read all the same
+        with contextlib.suppress(onnx.defs.SchemaError):
+            schema = schema or onnx.defs.get_schema(name, number, domain)
+    if schema is None:
         return None
     types = {
         name: int(entry.type.value)  # type: ignore[attr-defined]

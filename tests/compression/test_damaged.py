@@ -14,7 +14,7 @@ EACH = 40
 # Found by such damage: what broke once.
 FOUND = (21, 53, 178, 229, 268, 501, 567, 589, 721, 1230, 1277, 1677, 3062, 4594)
 # The same with other versions of ONNX.
-FOUND_AGED = (50014, 50243, 50257, 50258, 50294, 60290, 60342, 60983, 61578)
+FOUND_AGED = (50014, 50243, 50257, 50258, 50294, 60290, 60342, 60983, 61578, 80194)
 VICTIMS = victims()
 
 
