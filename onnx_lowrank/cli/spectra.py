@@ -9,10 +9,10 @@ from typing import Any
 
 from onnx_lowrank.cli.grid import Column, Grid
 from onnx_lowrank.cli.layers import labels, print_cut
-from onnx_lowrank.cli.provenance import provenance_line
 from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import alike, with_same_weight
 from onnx_lowrank.compression.inspection import Inspected, Inspection
+from onnx_lowrank.compression.provenance import provenance_line
 from onnx_lowrank.phrases import counted, listed
 
 __all__ = ["in_order", "print_inspection"]

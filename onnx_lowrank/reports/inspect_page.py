@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onnx_lowrank.compression.inspection import Inspected, Inspection
+from onnx_lowrank.compression.provenance import provenance_line
 from onnx_lowrank.reports.charts import spark
 from onnx_lowrank.reports.frame import again, notes, page, section, table
 from onnx_lowrank.reports.markup import Html, joined, name, tag
@@ -32,6 +33,7 @@ def inspect_page(report: Inspection) -> str:
         inspect_sentence(report),
         joined(["inspect ", name(model)]),
         [
+            _made(report),
             _budgets(report),
             _maps(report),
             _others(report.others, report.parameters),
@@ -39,6 +41,13 @@ def inspect_page(report: Inspection) -> str:
             again(report.origin, [report.input]),
         ],
     )
+
+
+def _made(report: Inspection) -> Html | None:
+    """How the model was made, where it says so."""
+    if report.recipe is None:
+        return None
+    return tag("p", provenance_line(report.recipe), class_="summary")
 
 
 def _budgets(report: Inspection) -> Html | None:

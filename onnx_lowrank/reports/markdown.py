@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from onnx_lowrank.compression.inspection import Inspection
+from onnx_lowrank.compression.provenance import provenance_line
 from onnx_lowrank.compression.sweep import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
@@ -138,6 +139,8 @@ def sweep_markdown(report: SweepReport) -> str:
 def inspect_markdown(report: Inspection) -> str:
     """The comment on what a model holds: budgets, and the largest linear maps."""
     parts = [*_head(f"inspect {file_name(report.path)}", inspect_sentence(report))]
+    if report.recipe is not None:
+        parts += [_plain(provenance_line(report.recipe)), ""]
     if report.budgets:
         rows = [
             (

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lowrank.cli.provenance import provenance_line
+from onnx_lowrank.compression.provenance import provenance_line
 from onnx_lowrank.compression.verbs import spelling
 from onnx_lowrank.errors import spelled
 from onnx_lowrank.maps.formats import Format
