@@ -25,6 +25,7 @@ __all__ = [
     "InputError",
     "LimitError",
     "LowRankError",
+    "ShortError",
     "Spelling",
     "Terminated",
     "UsageError",
@@ -84,6 +85,10 @@ class CrashError(InputError):
 
 class DerivativeError(InputError):
     """There is no gradient of this model; the caller decides whether that ends the run."""
+
+
+class ShortError(DerivativeError):
+    """Derivatives of a single sample do not fit in the memory that may be held."""
 
 
 class UsageError(LowRankError, ValueError):

@@ -27,6 +27,7 @@ __all__ = [
     "Origin",
     "OutputVerdict",
     "Report",
+    "Step",
     "TargetsReport",
     "Totals",
     "tool_name",
@@ -313,6 +314,8 @@ class Healing:
         values: what it compared: outputs, and further values that were asked for.
         trained: how many constants it changed.
         seconds: wall time.
+        rate: that it began with: change of an element in one step, as a share of the root mean
+            square of its array.
     """
 
     steps: int
@@ -324,6 +327,29 @@ class Healing:
     values: tuple[str, ...]
     trained: int
     seconds: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A way to more accuracy at the same ranks: what it gained and what it cost.
+
+    Attributes:
+        method: "Fisher information", "refit" or "healing".
+        taken: whether the result has it; what does not lower the error is dropped.
+        error_before: relative error of the outputs without it, root mean square over samples kept
+            aside; None where it was not tried.
+        error_after: the same with it; None where it was not tried.
+        seconds: wall time.
+        why_not: why it was not tried; "" where it was.
+    """
+
+    method: str
+    taken: bool
+    error_before: float | None
+    error_after: float | None
+    seconds: float
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
@@ -352,6 +378,7 @@ class Report(JsonReport):
         judged: the result by the metric that the user named; None without one, or where nothing
             was run.
         missed: the limit of the user's that was missed, for which nothing was written; else None.
+        steps: what was tried for more accuracy, in this order.
     """
 
     version: int
@@ -373,6 +400,7 @@ class Report(JsonReport):
     origin: Origin | None = None
     judged: Judged | None = None
     missed: str | None = None
+    steps: tuple[Step, ...] = ()
 
 
 def _plain(value: Any) -> Any:

@@ -116,7 +116,7 @@ def _table(
     searching, _ = searching_for(context, prepared, timed=False)
     seconds = time.perf_counter() - start
     judging = Probe(prepared.model, list(prepared.measured), judge, context.trial.runner)
-    dense = _unit(judging.reference)
+    dense = _unit(tuple(judging.reference))
     further = "+ refit, heal" if options.heal else "+ refit"
     columns = ["uniform", "SVD-LLM", "pooled", "budget", *([further] if options.refit else [])]
     print(f"cosine to the dense embeddings of {len(dense)} paragraphs", flush=True)
@@ -136,7 +136,7 @@ def _table(
         achieved = judging.damage(ways["budget"])
         bar, healed = BARS.get(share, (None, None))
         if options.refit and not (options.heal and healed is None):
-            made = candidates.make(plan, None, None, heal=True)
+            made = candidates.make(plan, None, None, more=True)
             model = ir.to_proto(made.assembled.model).SerializeToString()
             found[further] = float((embeddings(model, judge) * dense).sum(axis=1).mean())
         assert achieved is not None

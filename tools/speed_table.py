@@ -1,8 +1,9 @@
 """Print how fast spectra and factors are, against other ways to the same pairs, side by side.
 
     python tools/speed_table.py [--large] [--repeats 3]
+    python tools/speed_table.py --model MODEL --data DATA.npz [--keep 0.8] [--memory 1GB]
 
-Three tables, each timed interleaved with one BLAS thread unless it says otherwise:
+Without a model three tables, each timed interleaved with one BLAS thread unless it says otherwise:
 
 * layers of a transformer's sizes whose spectra decay (about rank 24 holds 0.95 of the energy), and
   layers with slowly falling spectra: our spectra and factors against a loop of
@@ -13,17 +14,26 @@ Three tables, each timed interleaved with one BLAS thread unless it says otherwi
 * with ``--large`` single layers of an LLM's sizes, one reduction against two.
 
 torch and scikit-learn are left out where they are not installed.
+
+With a model whole commands, each in a process of its own, against plainly running the calibration
+samples: what they take, the stages in them, a step of healing against three forward passes, user
+time against wall time, and the most memory that they hold, without a limit and with one.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
+import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +46,7 @@ from onnx_lowrank.numerics.parallel import cores, map_layers, working_set
 from onnx_lowrank.numerics.ranks import energy_rank
 from onnx_lowrank.numerics.sketch import sketch
 from onnx_lowrank.numerics.spectrum import gram
+from onnx_lowrank.runtime.session import open_session, prepare
 
 __all__ = ["main"]
 
@@ -53,7 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--large", action="store_true", help="also layers of an LLM's sizes")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many")
+    parser.add_argument("--model", type=Path, help="print whole commands on this model instead")
+    parser.add_argument("--data", type=Path, help="its samples, .npz")
+    parser.add_argument("--keep", default="0.8", help="the goal of the commands")
+    parser.add_argument("--memory", default="1GB", help="the limit of the command that has one")
     options = parser.parse_args(arguments)
+    if options.model is not None:
+        if options.data is None:
+            parser.error("--model needs --data")
+        whole_commands(options.model, options.data, options.keep, options.memory)
+        return 0
     rng = np.random.default_rng(0)
     decaying = [drawn(side, side, lambda i: np.exp(-i / 16.0), rng) for side in SIDES]
     slow = [drawn(side, side, lambda i: (i + 1.0) ** -0.65, rng) for side in SIDES[:5]]
@@ -222,6 +242,102 @@ def large(rng: np.random.Generator) -> None:
         _ = tall.astype(np.float64) @ vectors[:, -rank:]
         twice = time.process_time() - start
         print(f"  {m}×{n}: {once:.1f} s, with two reductions {twice:.1f} s: {twice / once:.1f}×")
+
+
+STAGES = ("simplify", "calibrate", "fisher", "damage", "effort", "refit", "heal")
+HEALED = 20
+FITTED, JUDGED = 256, 16
+
+
+def whole_commands(model: Path, data: Path, keep: str, memory: str) -> None:
+    """Print what whole commands take, against plainly running the samples that they fit to."""
+    with np.load(data) as archive:
+        names = {item.name for item in open_session(model).get_inputs()}
+        arrays = {name: archive[name] for name in archive.files if name in names}
+    count = min(FITTED, len(next(iter(arrays.values()))) - JUDGED)
+    feeds = [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(count)]
+    plainly, used = plain_run(model, feeds)
+    batch = {name: array[:JUDGED] for name, array in arrays.items()}
+    forward, _ = plain_run(model, [batch] * 3)
+    print(
+        f"{count} samples, run one by one: {plainly:.1f} s, {used:.1f} s of processor time; "
+        f"{JUDGED} at once: {forward / 3:.2f} s (load here {os.getloadavg()[0]:.1f})"
+    )
+    stages = "  ".join(f"{stage:>9}" for stage in STAGES)
+    print(f"{'command':<34} {'wall':>7} {'user':>7} {'× samples':>9} {'held GB':>8}  {stages}")
+    for title, options in {
+        f"--keep {keep} --effort quick": ("--effort", "quick"),
+        f"--keep {keep}": (),
+        f"--keep {keep} --heal {HEALED}": ("--heal", str(HEALED)),
+        f"--keep {keep} --memory {memory}": ("--memory", memory),
+    }.items():
+        ran = run_command(model, data, ("--keep", keep, "--no-bench", *options))
+        shares = "  ".join(f"{ran.seconds.get(stage, 0.0) / plainly:8.1f}×" for stage in STAGES)
+        print(
+            f"{title:<34} {ran.wall:7.1f} {ran.user:7.1f} {ran.user / used:8.1f}× "
+            f"{ran.held / 1e9:8.2f}  {shares}"
+        )
+        print(f"{'':<34} user time {ran.user / ran.wall:.2f} × wall; damage {ran.damage:.3g}")
+        if ran.step is not None:
+            print(f"{'':<34} a step of healing: {ran.step / forward:.1f} × three forward passes")
+
+
+def plain_run(model: Path, feeds: Sequence[dict[str, Array]]) -> tuple[float, float]:
+    """Wall and processor time of running samples, each once before."""
+    session = open_session(model)
+    prepare(session, feeds[0])()
+    start, used = time.perf_counter(), time.process_time()
+    for feed in feeds:
+        prepare(session, feed)()
+    return time.perf_counter() - start, time.process_time() - used
+
+
+@dataclass
+class Ran:
+    """What a command took: seconds, and the most bytes that it held without those of files."""
+
+    wall: float
+    user: float
+    held: int
+    seconds: dict[str, float]
+    damage: float
+    step: float | None
+
+
+def run_command(model: Path, data: Path, options: Sequence[str]) -> Ran:
+    """Run a command on a model in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "onnx_lowrank", str(model), f"{folder}/out.onnx"]
+        command += ["--data", str(data), "--report", str(report), *options]
+        before, start, held = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                held = max(held, anonymous(process.pid))
+                time.sleep(0.01)
+        wall = time.perf_counter() - start
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found = json.loads(report.read_text(encoding="utf-8"))
+    healing = found["healing"]
+    return Ran(
+        wall=wall,
+        user=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        held=held,
+        seconds=found["seconds"],
+        damage=found["check"]["damage"],
+        step=None if healing is None else found["seconds"]["heal"] / max(healing["steps"], 1),
+    )
+
+
+def anonymous(process: int) -> int:
+    """Bytes of a process that no file stands behind; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
 
 
 if __name__ == "__main__":

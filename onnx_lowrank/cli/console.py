@@ -8,9 +8,10 @@ from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import print_outputs, samples_text
 from onnx_lowrank.measures import Check, Latency, judged_text, speedup_text
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import BudgetReport, Healing, Report
+from onnx_lowrank.report import BudgetReport, Healing, Report, Step
 
 __all__ = ["print_report"]
+
 
 _DAMAGES = {
     "outputs": "mean relative square error of the outputs",
@@ -29,6 +30,8 @@ def print_report(report: Report, screen: Screen) -> None:
     _print_totals(report, screen)
     if report.check is not None:
         _print_check(report.check, screen)
+    for step in report.steps:
+        screen.line(_step_line(step))
     if report.healing is not None:
         screen.line(_healing_line(report.healing))
     for latency in report.latency:
@@ -40,6 +43,16 @@ def print_report(report: Report, screen: Screen) -> None:
     screen.notes(report.notes)
     if report.output.path is not None:
         screen.line(f"wrote {report.output.path}")
+
+
+def _step_line(step: Step) -> str:
+    if step.error_before is None or step.error_after is None:
+        return f"{step.method}: not tried: {step.why_not}"
+    return (
+        f"{step.method}: error on samples kept aside {step.error_before:.3g} → "
+        f"{step.error_after:.3g} (relative L2), {step.seconds:.0f} s: "
+        f"{'taken' if step.taken else 'dropped'}"
+    )
 
 
 def _healing_line(healing: Healing) -> str:

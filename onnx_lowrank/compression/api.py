@@ -73,6 +73,8 @@ def compress(
     calibration_samples: int = 256,
     calibrate: bool = True,
     mask: str | None = None,
+    effort: str | None = None,
+    time_limit: float | str | None = None,
     fisher: bool = False,
     refit: bool = False,
     heal: int = 0,
@@ -86,6 +88,7 @@ def compress(
     threads: int | None = None,
     ep: str = "cpu",
     custom_ops: Sequence[str | os.PathLike[str]] = (),
+    memory: int | str | None = None,
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
     save_recipe: str | os.PathLike[str] | None = None,
@@ -151,6 +154,12 @@ def compress(
         calibration_samples: how many samples to fit to.
         calibrate: False: fit to the weights alone, even where ``data`` is given.
         mask: input whose zeros mark padding, which counts nowhere. Default: attention_mask.
+        effort: ways to more accuracy at the same ranks: quick fits once; standard tries Fisher
+            information and a refit where there are samples enough; thorough also heals until that
+            helps no more. What does not help on samples kept aside is dropped. Default: standard;
+            quick where ``fisher``, ``refit`` or ``heal`` is given.
+        time_limit: from the start of the run: no step of ``effort`` begins later, and healing ends.
+            A number is seconds; a text has a unit, such as '10m'.
         fisher: weight each layer's errors by their effect on the model's outputs (Fisher
             information, by derivatives).
         refit: fit each layer again: from its inputs in the compressed model to its outputs in the
@@ -172,6 +181,9 @@ def compress(
         ep: execution provider of check and timing.
         custom_ops: a library of custom operators that the model uses, which every session
             registers.
+        memory: memory that the process may hold while it works with samples: batches get smaller,
+            and what waits goes into files. A whole number is bytes; a text has a unit, such as
+            '4GB'. Default: half of what is free.
         save_costs: write the measured latencies of single layers (JSON), for runs on other
             machines.
         load_costs: read the latencies of single layers, such as a board's, instead of measuring

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.effort import Improved, improved, refitted
 from onnx_lowrank.compression.prepare import find_maps
 from onnx_lowrank.compression.recording import recipe_for
 from onnx_lowrank.compression.result import Destination
-from onnx_lowrank.errors import DerivativeError, InputError, named
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.errors import DerivativeError, InputError, ShortError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.heal import HealPlan, heal
-from onnx_lowrank.fitting.refit import refit
 from onnx_lowrank.fitting.rounding import Rounded, round_weights
 from onnx_lowrank.fitting.trainable import constant_names, trainable
 from onnx_lowrank.graph.constants import Constants
@@ -41,17 +42,18 @@ from onnx_lowrank.maps.formats import OPSET
 from onnx_lowrank.maps.pair import Errors, Factors
 from onnx_lowrank.maps.rewrite import rewrite
 from onnx_lowrank.maps.tables import find_tables, round_table
-from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.recipe_file import to_metadata
-from onnx_lowrank.report import Healing
+from onnx_lowrank.report import Healing, Step
 
 __all__ = ["Assembled", "assemble", "predicted"]
 
 _CHANGED = "the result's face differs from the input's: "
+# Steps of the first round of healing where nobody says how many, and rounds at most.
+_ROUND, _ROUNDS = 100, 6
 # How the notes on integers begin.
 _TABLES, _WEIGHTS = "tables in ", "weights in "
 _AGAIN = (SHAPED, _CHANGED, _TABLES, _WEIGHTS)
@@ -69,6 +71,7 @@ class Assembled:
         recipe: what makes the model again.
         healing: what gradient descent did to them; None without.
         rounded: what became of weights with a format.
+        steps: what was tried for more accuracy.
     """
 
     model: ir.Model
@@ -78,6 +81,7 @@ class Assembled:
     recipe: Recipe
     healing: Healing | None = None
     rounded: Mapping[Group, Rounded] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -111,7 +115,7 @@ def assemble(
     destination: Destination | None,
     folder: Path,
     *,
-    healed: bool = False,
+    more: bool = False,
     goal: Mapping[str, Any] | None = None,
 ) -> Assembled:
     """Put pairs in place of the weights.
@@ -122,7 +126,7 @@ def assemble(
         choices: one for each node (see `onnx_lowrank.ranks.choose.settle`).
         destination: names the file, and says where weights go.
         folder: where the files are written.
-        healed: whether healing, where it is asked for, takes part.
+        more: whether what the effort asks for, and healing, take part.
         goal: what the choices were made for; None for the goal of the settings.
 
     Raises:
@@ -137,13 +141,14 @@ def assemble(
     finding = find_maps(context, model)
     own = dict(zip(prepared.finding.groups, finding.groups, strict=True))
     with Spool(folder) as spool:
-        pairs = _refitted(context, prepared, choices, work) if context.settings.refit else None
+        pairs, steps = _fitted(context, prepared, choices, work, more=more)
         with context.stages("rewrite", work) as advance:
             if pairs is None:
                 pairs = fit(choices, prepared.statistics, advance)
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
-        healing = _healed(context, prepared, model, known, spool) if healed else None
+        healing, step = _healed(context, prepared, model, known, spool) if more else (None, None)
+        steps += () if step is None else (step,)
         for note in [text for text in context.notes if text.startswith(_AGAIN)]:
             del context.notes[note]  # of an earlier assembly
         rounded = _rounded(context, prepared, model, choices, finding, spool)
@@ -170,6 +175,7 @@ def assemble(
         recipe=recipe,
         healing=healing,
         rounded=rounded,
+        steps=steps,
     )
 
 
@@ -219,46 +225,46 @@ def _rounded(
     return rounded
 
 
-def _refitted(
-    context: Context, prepared: Prepared, choices: Mapping[Group, Choice], work: int
-) -> Iterable[tuple[Group, Factors]] | None:
-    """The pairs, fitted again to what the compressed model gives each layer."""
-    samples, settings = context.trial.split.fitted_to, context.settings
+def _fitted(
+    context: Context, prepared: Prepared, choices: Mapping[Group, Choice], work: int, *, more: bool
+) -> tuple[Iterable[tuple[Group, Factors]] | None, tuple[Step, ...]]:
+    """The pairs, better than by the plain fit; None where that is as good.  And what was tried.
+
+    Args:
+        context: the run.
+        prepared: the model.
+        choices: what becomes of the layers.
+        work: elements of all that has a rank.
+        more: whether what the effort asks for is tried.
+    """
+    settings = context.settings
+    found = improved(context, prepared, choices) if more and work else Improved(None, ())
+    if not settings.refit:
+        return None if found.factors is None else found.factors.items(), found.steps
+    samples = context.trial.split.fitted_to
     if samples is None:
         context.say("nothing was refitted: there are no samples to fit to")
-        return None
+        return None, found.steps
     if len(samples.feeds) == 1:
         context.say("nothing was refitted: of one sample none is left to judge the refit")
-        return None
-    with context.stages("fit", work) as advance:
-        fitted = dict(fit(choices, prepared.statistics, advance))
-    constants = Constants(prepared.model, settings.constant_inputs)
-    with context.stages("refit", work) as advance:
-        try:
-            found = refit(
-                prepared.model,
-                constants,
-                fitted,
-                prepared.statistics,
-                samples.feeds,
-                context.trial.mask,
-                context.trial.runner,
-                advance,
-            )
-        except InputError as error:
-            context.say(f"nothing was refitted: {error}")
-            return fitted.items()
-    if found.samples < len(samples.feeds):
-        context.say(f"refit used {found.samples} of {len(samples.feeds)} samples: memory")
-    for note in by_reason(found.left, "not refitted"):
-        context.say(note)
-    return found.factors.items()
+        return None, found.steps
+    statistics, pairs = prepared.statistics, found.factors
+    if pairs is None:
+        with context.stages("fit", work) as advance:
+            pairs = dict(fit(choices, statistics, advance))
+    else:  # Fisher information was taken
+        statistics = replace(statistics, fisher=prepared.search.felt)
+    again = refitted(context, prepared, pairs, statistics, samples)
+    if isinstance(again, str):
+        context.say(f"nothing was refitted: {again}")
+        return pairs.items(), found.steps
+    return again.factors.items(), found.steps
 
 
 def _healed(
     context: Context, prepared: Prepared, model: ir.Model, known: frozenset[str], spool: Spool
-) -> Healing | None:
-    """Gradient descent on the factors, in place; None where it is not wanted or none is reached.
+) -> tuple[Healing | None, Step | None]:
+    """Gradient descent on the factors, in place; and the step that it is, where effort asked.
 
     Args:
         context: the run.
@@ -270,26 +276,31 @@ def _healed(
         spool: where trained constants wait until they are saved.
 
     Raises:
-        InputError: there are no samples, or an operator has no derivative.
+        InputError: there are no samples, or an operator has no derivative, though healing was
+            named.
     """
     settings, trial = context.settings, context.trial
-    if not settings.heal:
-        return None
+    if not settings.heals:
+        return None, None
     trained = trainable(model, known)
     if not trained:
         context.say("nothing to heal: no layer of the main graph was factored")
-        return None
+        return None, None
     with context.stages("prepare"):
         unavailable = trial.unavailable
-    if unavailable is not None:
-        raise InputError(f"{named('heal')}: {unavailable}")
-    samples, every = trial.split.fitted_to, trial.split.calibration
+    samples = every = None
+    if unavailable is None:
+        samples, every = trial.split.fitted_to, trial.split.calibration
     if samples is None or every is None or not trial.split.healed_by:
-        raise InputError(
-            f"{named('heal')}: expected two samples or more, one of them to judge with"
-        )
+        why = unavailable or "expected two samples or more, one of them to judge with"
+        return _unhealed(settings, InputError(why))
+    if context.late():
+        return _unhealed(settings, InputError("the time is up"))
+    plan = HealPlan(settings.heal, settings.heal_at, seed=settings.seed, until=context.until)
+    if not settings.heal:
+        plan = replace(plan, steps=_ROUND, rounds=_ROUNDS, rate=None)
     start = time.perf_counter()
-    with context.stages("heal", settings.heal) as advance:
+    with context.stages("heal", settings.heal or None) as advance:
         try:
             found = heal(
                 model,
@@ -299,18 +310,23 @@ def _healed(
                 every.part(trial.split.healed_by).feeds,
                 trial.mask,
                 trial.runner,
-                HealPlan(settings.heal, settings.heal_at, seed=settings.seed),
+                plan,
                 advance,
                 lambda _, error: context.stages.detail(f"held-out error {error:.4g}"),
+                trial.memory,
             )
+        except ShortError as error:
+            context.say(f"nothing was healed: {error}")
+            return None, None
         except DerivativeError as error:
-            raise InputError(f"{named('heal')}: {error}") from error
+            return _unhealed(settings, error)
         install(model, found.arrays, spool)
     for note in found.notes:
         context.say(note)
     if found.arrays:
         context.say("the errors of single layers are those before healing")
-    return Healing(
+    seconds = time.perf_counter() - start
+    healing = Healing(
         steps=found.steps,
         best_step=found.best_step,
         error_before=found.error_before,
@@ -319,8 +335,18 @@ def _healed(
         held_out=found.held_out,
         values=found.values,
         trained=len(found.arrays),
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
+        rate=found.rate,
     )
+    errors = found.error_before, found.error_after
+    return healing, Step("healing", bool(found.best_step), *errors, seconds)
+
+
+def _unhealed(settings: Settings, why: InputError) -> tuple[None, Step]:
+    """Healing that cannot be done: an error where it was named, else a step that was not tried."""
+    if settings.heal and str(why) != "the time is up":
+        raise InputError(f"{named('heal')}: {why}") from why
+    return None, Step("healing", False, None, None, 0.0, str(why))
 
 
 def _check_validity(context: Context, model: ir.Model) -> None:

@@ -54,12 +54,17 @@ class Candidates:
         metric: Metric | None,
         destination: Destination | None,
         *,
-        heal: bool = False,
+        more: bool = False,
         goal: Mapping[str, Any] | None = None,
     ) -> Candidate:
-        """A plan, assembled for a destination, healed where wanted, judged by a metric and timed.
+        """A plan, assembled for a destination, judged by a metric and timed.
 
-        What the model says that it was made for is the goal, or if it is None that of the settings.
+        Args:
+            plan: the plan.
+            metric: what judges it; None for none.
+            destination: where it goes.
+            more: whether what the effort asks for, and healing, take part.
+            goal: what the model says that it was made for; None for that of the settings.
 
         Raises:
             InputError: the result cannot be written, is not valid or does not run.
@@ -72,7 +77,7 @@ class Candidates:
         self._folder = context.folder / f"candidate-{self.made}"
         self._folder.mkdir()
         assembled = assemble(
-            context, self._prepared, plan.choices, destination, self._folder, healed=heal, goal=goal
+            context, self._prepared, plan.choices, destination, self._folder, more=more, goal=goal
         )
         self._assembled = assembled
         judged = latency = None

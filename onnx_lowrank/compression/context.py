@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class Context:
         log: collects ONNX Runtime's messages.
         trial: runs the original and others against it.
         notes: what the user should know.
+        until: time by `time.monotonic` after which no further step for accuracy begins; None
+            without a limit.
     """
 
     def __init__(
@@ -44,11 +47,17 @@ class Context:
         self.source, self.settings, self.folder = source, settings, folder
         self.stages, self.log = stages, log
         self.notes: dict[str, None] = {}
+        limit = settings.time_limit_seconds
+        self.until = None if limit is None else time.monotonic() + limit
         self.at = values_named(source.model, settings.judge_at)
         self.judged = giving_out(source, self.at)
         if self.at:
             self.say(inside_note(self.at))
         self.trial = Trial(source, settings, folder, log, self.judged.model, self.at)
+
+    def late(self) -> bool:
+        """Whether the time limit has passed."""
+        return self.until is not None and time.monotonic() >= self.until
 
     @cached_property
     def digest(self) -> str:

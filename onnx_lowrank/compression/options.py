@@ -205,6 +205,20 @@ _TABLE = (
         FITTING, shown="attention_mask", metavar="INPUT",
     ),
     Option(
+        "effort", "choice",
+        "Ways to more accuracy at the same ranks: quick fits once; standard tries Fisher "
+        "information and a refit where there are samples enough; thorough also heals until that "
+        "helps no more. What does not help on samples kept aside is dropped.",
+        FITTING, shown="standard; quick where {fisher}, {refit} or {heal} is given",
+        choices=("quick", "standard", "thorough"),
+    ),
+    Option(
+        "time_limit", "time",
+        "From the start of the run: no step of {effort} begins later, and healing ends.",
+        FITTING, metavar="10m",
+        also="A number is seconds; a text has a unit, such as '10m'.",
+    ),
+    Option(
         "fisher", "switch",
         "Weight each layer's errors by their effect on the model's outputs (Fisher information, by "
         "derivatives).",
@@ -265,6 +279,13 @@ _TABLE = (
         "A library of custom operators that the model uses, which every session registers; "
         "repeatable.",
         RUNS, default=(), metavar="FILE",
+    ),
+    Option(
+        "memory", "size",
+        "Memory that the process may hold while it works with samples: batches get smaller, and "
+        "what waits goes into files.",
+        RUNS, shown="half of what is free", metavar="4GB",
+        also="A whole number is bytes; a text has a unit, such as '4GB'.",
     ),
     Option(
         "save_costs", "path",

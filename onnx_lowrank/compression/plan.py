@@ -139,6 +139,7 @@ def searching_for(
         context.say,
         multiple,
         reading=trial.reading,
+        memory=trial.memory,
         only_seen=budget is not None and budget.kind == "tolerance",
         by_classes=settings.metric_used.of_classes,
         spare=trial.split.spare,

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.effort import FISHER, untried
 from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.fitting import statistics_file
 from onnx_lowrank.fitting.output_gradients import felt
@@ -80,7 +81,7 @@ def prepare(context: Context) -> Prepared:
         layers = _of_recipe(context, finding)
         early |= {group: None for group, layer in layers.items() if layer.rank is not None}
     undecided = [group for group, choice in early.items() if choice is None]
-    statistics, search, calibration, saved = _calibrated(context, model, undecided)
+    statistics, search, calibration, saved, methods = _calibrated(context, model, undecided)
     with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
         measured, bases = measure(
             undecided,
@@ -127,6 +128,7 @@ def prepare(context: Context) -> Prepared:
         floats=floats,
         tables=tables,
         bits=None if weights is None else weights.bits,
+        untried=methods,
     )
 
 
@@ -223,22 +225,38 @@ def _merge_adapters(context: Context, model: ir.Model, selection: Selection) -> 
 
 def _calibrated(
     context: Context, model: ir.Model, groups: Sequence[Group]
-) -> tuple[Statistics, Statistics, Calibration | None, SavedStatistics | None]:
-    """Moments of what the groups' weights are multiplied with, where there are samples."""
+) -> tuple[
+    Statistics, Statistics, Calibration | None, SavedStatistics | None, dict[str, str | None]
+]:
+    """Moments of what the groups' weights are multiplied with, where there are samples.
+
+    Returns:
+        What the final factors are fitted to; what others are fitted to before; both in short; what
+        is saved; the methods that the effort asks for (see `onnx_lowrank.compression.effort`).
+    """
     if not groups:
-        return Statistics(), Statistics(), None, None
+        return Statistics(), Statistics(), None, None, {}
     load = context.settings.load_stats is not None
     saved, searched = (_loaded(context), None) if load else _gathered(context, model, groups)
     if saved is None:
         if context.settings.fisher:
             context.say("errors are not weighted by Fisher information: there are no samples")
-        return Statistics(), Statistics(), None, None
+        return Statistics(), Statistics(), None, None, {}
     found = statistics_of(model, groups, saved.gathered)
     settings = context.settings
+    own = found if searched is None else statistics_of(model, groups, searched[0])
+    apart = 0 if searched is None else len(context.trial.split.searched)
+    methods = untried(settings, own, saved.samples - apart, saved.samples)
+    tries = any(why is None for why in methods.values())
+    if searched is not None and not settings.searched:
+        # Nothing is searched.  What judges the methods is left out of the fit, if any is tried.
+        found, searched = own if tries else found, None
     damaged = settings.budget is not None and (settings.check or settings.bench)
-    if (settings.fisher or damaged) and not load:
+    if (settings.fisher or damaged or methods.get(FISHER, "") is None) and not load:
         felt_by = _felt(context, model, list(found.fit))
         by_weight = None if felt_by is None else {weight_of(g): own for g, own in felt_by.items()}
+        if not felt_by and methods.get(FISHER, "") is None:
+            methods[FISHER] = "what the outputs feel of the layers is not known"
         saved = replace(saved, fisher=by_weight)
     if context.settings.save_stats is not None:
         statistics_file.save(Path(context.settings.save_stats), saved)
@@ -268,6 +286,7 @@ def _calibrated(
             missing=names,
         ),
         saved,
+        methods,
     )
 
 
@@ -312,7 +331,7 @@ def _gathered(
         return None, None
     mask = trial.mask
     held = trial.samples.feeds
-    aside = trial.split.searched if settings.searched else ()
+    aside = trial.split.searched if settings.keeps_aside else ()
     fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
     rest = [samples.feeds[number] for number in aside]
     with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
@@ -326,7 +345,7 @@ def _gathered(
                 judge,
                 mask,
                 advance,
-                context.folder,
+                trial.memory,
                 must_fit=settings.mask is not None,
             )
 
@@ -374,11 +393,12 @@ def _felt(
     """
     settings, samples = context.settings, context.trial.split.fitted_to
     assert samples is not None  # moments were gathered of them
-    aside = set(context.trial.split.searched if settings.searched else ())
+    aside = set(context.trial.split.searched if settings.keeps_aside else ())
     feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
     mask = context.trial.mask
     constants = Constants(model, settings.constant_inputs)
-    draws = _DRAWS if settings.fisher else _DRAWS_OF_DAMAGE
+    thorough = settings.effort_used == "thorough"
+    draws = _DRAWS if settings.fisher or thorough else _DRAWS_OF_DAMAGE
     with context.stages("fisher", len(feeds)) as advance:
         try:
             found = felt(
@@ -391,9 +411,10 @@ def _felt(
                 advance,
                 settings.seed,
                 draws,
+                context.trial.memory,
             )
         except DerivativeError as error:
-            what = "errors are" if settings.fisher else "the damage of other ranks is"
+            what = "errors are" if settings.fisher or thorough else "the damage of other ranks is"
             context.say(f"{what} not weighted by Fisher information: {error}")
             return None
     if not settings.fisher:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnx_lowrank.compression.assemble import predicted
+from onnx_lowrank.compression.assemble import Assembled, predicted
 from onnx_lowrank.compression.candidates import Candidate, Candidates
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.figures import figures_of
@@ -54,6 +54,7 @@ from onnx_lowrank.report import (
     Origin,
     OutputVerdict,
     Report,
+    Step,
     tool_name,
 )
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
@@ -174,12 +175,12 @@ class _Run:
 
     def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> Candidate:
         """Assemble plans until one meets the goal and is not slower than the input model."""
-        once = chosen.strategy.once  # else only what is accepted is healed
-        found = self._candidates.make(plan, chosen.metric, self._target, heal=once)
+        once = chosen.strategy.once  # else only for what is accepted the effort is made
+        found = self._candidates.make(plan, chosen.metric, self._target, more=once)
         while (following := chosen.strategy.revise(found.plan, found.measured)) is not None:
             found = self._candidates.make(following, chosen.metric, self._target)
-        if not once and self._context.settings.heal and found.plan.factored:
-            found = self._candidates.make(found.plan, chosen.metric, self._target, heal=True)
+        if not once and found.plan.factored and self._more(prepared):
+            found = self._improved(chosen, found)
         latency = found.measured.latency
         if latency is None or not slower(latency) or not found.plan.factored:
             return found
@@ -202,7 +203,7 @@ class _Run:
                 found.plan, self._times(prepared, found.plan), last=number == ROUNDS - 1
             )
             self._put_back += names
-            found = self._candidates.make(plan, chosen.metric, self._target, heal=True)
+            found = self._candidates.make(plan, chosen.metric, self._target, more=True)
             latency = found.measured.latency
             if latency is None or not slower(latency) or not plan.factored:
                 break
@@ -211,6 +212,24 @@ class _Run:
             "as timed here; another run may find it otherwise"
         )
         return found
+
+    def _more(self, prepared: Prepared) -> bool:
+        """Whether there is something that may bring a result nearer to the original."""
+        tried = any(why is None for why in prepared.untried.values())
+        return tried or self._context.settings.heals
+
+    def _improved(self, chosen: Chosen, found: Candidate) -> Candidate:
+        """A candidate with what the effort asks for, unless it breaks the goal that it meets."""
+        budget, before = self._context.settings.budget, found.measured.loss
+        better = self._candidates.make(found.plan, chosen.metric, self._target, more=True)
+        after = better.measured.loss
+        if budget is None or before is None or after is None or after <= max(budget.value, before):
+            return better
+        self._context.say(
+            f"{budget.named}: the steps for accuracy are dropped, the loss was {after:.3g} with "
+            f"them and is {before:.3g} without"
+        )
+        return self._candidates.make(found.plan, chosen.metric, self._target)
 
     def _times(self, prepared: Prepared, plan: Plan) -> CostTable:
         """How long the factored layers take, dense and as pairs."""
@@ -303,6 +322,7 @@ class _Run:
             verdict=self._verdict(check, decisions),
             origin=self._origin(),
             judged=judged,
+            steps=(() if made is None else made.steps) + _untried(prepared, made),
         )
         return dataclasses.replace(report, summary=headline(report))
 
@@ -332,6 +352,16 @@ class _Run:
                 "relative L2)",
                 report,
             )
+
+
+def _untried(prepared: Prepared, made: Assembled | None) -> tuple[Step, ...]:
+    """What the effort asks for and was known not to be worth a try."""
+    done = () if made is None else [step.method for step in made.steps]
+    return tuple(
+        Step(method, False, None, None, 0.0, why)
+        for method, why in prepared.untried.items()
+        if why is not None and method not in done
+    )
 
 
 def _missed(why: str, report: Report) -> GateError:

@@ -88,7 +88,7 @@ class SampleSplit:
         A start that was fitted to them would look better there than it is.
         """
         count = 0 if self.calibration is None else len(self.calibration.feeds)
-        if not self._settings.heal or count < 2:
+        if not self._settings.heals or count < 2:
             return ()
         spread = np.linspace(0, count - 1, max(1, round(_HEALED * count)) + 2)[1:-1]
         return tuple(sorted({int(place) for place in spread}))

@@ -18,7 +18,7 @@ from onnx_lowrank.graph.shape_for import WISHES, Wishes
 from onnx_lowrank.maps.find import Selection
 from onnx_lowrank.maps.forms import chosen_forms
 from onnx_lowrank.ranks.formats import WITHOUT_BLOCKS
-from onnx_lowrank.ranks.goals import Budget, Goal, budget_of
+from onnx_lowrank.ranks.goals import Budget, Goal, budget_of, seconds_of, size_of
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import DamageOf
 
@@ -69,6 +69,8 @@ class Settings:
     calibration_samples: int = 256
     calibrate: bool = True
     mask: str | None = None
+    effort: str | None = None
+    time_limit: float | str | None = None
     fisher: bool = False
     refit: bool = False
     heal: int = 0
@@ -82,6 +84,7 @@ class Settings:
     threads: int | None = None
     ep: str = "cpu"
     custom_ops: tuple[str | os.PathLike[str], ...] = ()
+    memory: int | str | None = None
     save_costs: str | os.PathLike[str] | None = None
     load_costs: str | os.PathLike[str] | None = None
     save_recipe: str | os.PathLike[str] | None = None
@@ -98,6 +101,7 @@ class Settings:
             wishes = Wishes() if self.shape_for is None else WISHES[self.shape_for]
             object.__setattr__(self, "rank_multiple", wishes.rank_multiple)
         _ = chosen_forms(self.ops), self.metric_used, self.budget
+        _ = self.memory_limit, self.time_limit_seconds
         for name in ("shape_for", "ep"):
             target = getattr(self, name)
             if self.weights != "fp32" and target in WITHOUT_BLOCKS:
@@ -169,6 +173,11 @@ class Settings:
         return self.samples or (_LIMITED if real and self.tolerance is not None else _SAMPLES)
 
     @property
+    def keeps_aside(self) -> bool:
+        """Whether factors are fitted without some samples first, which then judge."""
+        return self.searched or self.effort_used != "quick"
+
+    @property
     def goal(self) -> Goal:
         """How ranks are chosen; of a recipe, by what its layers were measured."""
         if isinstance(self.recipe, Recipe):
@@ -192,6 +201,27 @@ class Settings:
             objective=self.objective,
             metric=self.metric_used,
         )
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes that may be held; None where the user set no limit."""
+        return None if self.memory is None else size_of(self.memory, "memory")
+
+    @property
+    def effort_used(self) -> str:
+        """How much is tried: what was asked for, else standard where no method was named."""
+        named_one = self.fisher or self.refit or self.heal
+        return self.effort or ("quick" if named_one else "standard")
+
+    @property
+    def heals(self) -> bool:
+        """Whether healing is asked for, by its steps or by the effort."""
+        return bool(self.heal) or self.effort_used == "thorough"
+
+    @property
+    def time_limit_seconds(self) -> float | None:
+        """From the start of the run; None without a limit."""
+        return None if self.time_limit is None else seconds_of(self.time_limit, "time_limit")
 
     @cached_property
     def metric_used(self) -> Metric:

@@ -160,6 +160,8 @@ def sweep(
     calibration_samples: int = 256,
     calibrate: bool = True,
     mask: str | None = None,
+    effort: str = "quick",
+    time_limit: float | str | None = None,
     fisher: bool = False,
     refit: bool = False,
     heal: int = 0,
@@ -171,6 +173,7 @@ def sweep(
     threads: int | None = None,
     ep: str = "cpu",
     custom_ops: Sequence[str | os.PathLike[str]] = (),
+    memory: int | str | None = None,
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
     simplify: bool = True,
@@ -215,6 +218,11 @@ def sweep(
         calibration_samples: how many samples to fit to.
         calibrate: False: fit to the weights alone, even where ``data`` is given.
         mask: input whose zeros mark padding, which counts nowhere. Default: attention_mask.
+        effort: ways to more accuracy at the same ranks: quick fits once; standard tries Fisher
+            information and a refit where there are samples enough; thorough also heals until that
+            helps no more. What does not help on samples kept aside is dropped.
+        time_limit: from the start of the run: no step of ``effort`` begins later, and healing ends.
+            A number is seconds; a text has a unit, such as '10m'.
         fisher: weight each layer's errors by their effect on the model's outputs (Fisher
             information, by derivatives).
         refit: fit each layer again: from its inputs in the compressed model to its outputs in the
@@ -233,6 +241,9 @@ def sweep(
         ep: execution provider of check and timing.
         custom_ops: a library of custom operators that the model uses, which every session
             registers.
+        memory: memory that the process may hold while it works with samples: batches get smaller,
+            and what waits goes into files. A whole number is bytes; a text has a unit, such as
+            '4GB'. Default: half of what is free.
         save_costs: write the measured latencies of single layers (JSON), for runs on other
             machines.
         load_costs: read the latencies of single layers, such as a board's, instead of measuring
@@ -354,7 +365,7 @@ class _Sweep:
         """Assemble and measure one budget."""
         destination = self._places.get(keep)
         found = self._candidates.make(
-            plan, self._metric, destination, heal=True, goal={"keep": keep}
+            plan, self._metric, destination, more=True, goal={"keep": keep}
         )
         check = self._candidates.check()
         assembled, latency = found.assembled, found.measured.latency

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx_lowrank.compression.sample_split import SampleSplit
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.mask import chosen_mask, mask_note
-from onnx_lowrank.data.samples import Samples
+from onnx_lowrank.data.samples import Samples, largest
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
 from onnx_lowrank.errors import CrashError, InputError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
@@ -33,6 +33,7 @@ from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.assignment import assignment, assignment_text
 from onnx_lowrank.runtime.finite import all_finite, not_finite
 from onnx_lowrank.runtime.log import OrtLog
+from onnx_lowrank.runtime.memory import Memory, gigabytes, growth, held
 from onnx_lowrank.runtime.opener import INSIDE, Opener
 from onnx_lowrank.runtime.providers import CPU, resolve_provider
 from onnx_lowrank.runtime.taps import Runner, give_out
@@ -50,6 +51,7 @@ class Trial:
         notes: assumptions and findings, for the report.
         provider: the execution provider of check and timing; all else runs on the CPU.
         split: which samples judge, and which are for what else.
+        memory: what work with samples may hold.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Trial:
         self._assigned: dict[str, str] = {}
         self._opener = Opener(folder, settings.threads, log, self.notes)
         self.split = SampleSplit(source.model, settings, self._runs, self.notes)
+        self.memory = Memory.of(settings.memory_limit, folder)
 
     @property
     def threads(self) -> int:
@@ -158,6 +161,7 @@ class Trial:
             ):
                 raise wrong
             return str(wrong)
+        self._fits(session)
         try:
             outputs = self._opener.run(session, feed, self._source.name)
             if not self.draws and not same_bits(
@@ -176,6 +180,34 @@ class Trial:
                 raise
             return f"{error} {_random_only()}"
         return None if why is None else f"{why} {_random_only()}"
+
+    def _fits(self, session: ort.InferenceSession) -> None:
+        """Look whether one run on the largest sample keeps the memory that the user allows.
+
+        Raises:
+            InputError: it does not.
+        """
+        if not self.memory.given:
+            return
+        fit = self.split.fitted_to
+        parts = [self.samples] if fit is None or fit is self.samples else [self.samples, fit]
+        places = [(part, largest(part.feeds)) for part in parts]
+        part, number = places[largest([own.feeds[index] for own, index in places])]
+        own, room = held(), self.memory.room()
+        try:
+            _, taken = growth(
+                lambda: self._opener.run(session, part.feeds[number], self._source.name)
+            )
+        except InputError:
+            return  # the run that follows says why
+        option = named("memory", self._settings.memory)
+        if taken is None or room is None or own is None:
+            self.notes[f"{option}: this system does not tell how much memory is taken"] = None
+        elif taken > room:
+            raise InputError(
+                f"{option}: one run of the model on sample {number} of {part.source} takes "
+                f"{gigabytes(taken)} beside the {gigabytes(own)} that the program holds with it"
+            )
 
     def _not_always(self) -> str | None:
         """Why the original, which is tried in the child, fails on a random sample after the first.

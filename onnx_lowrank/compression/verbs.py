@@ -34,7 +34,7 @@ _OTHER = ("shares", "out", "targets", "fix_shapes", "strict", "iterations", "war
 SETTINGS = tuple(o for o in OPTIONS.values() if o.name not in (*_COMMAND, *_OTHER))
 """What `compress` takes beside the model."""
 # What says how a run is done, or where things are, and nothing of the result.
-_PASSING = {"allow_slower", "dry_run"}
+_PASSING = {"allow_slower", "dry_run", "time_limit"}
 _PLACES = ("path", "paths", "samples", "metric", "recipe")
 # Of the check, and of what factors are judged by.
 _DECIDING = {"judge_at"}
@@ -90,8 +90,12 @@ _NOT_SWEPT = {
     ),
     *(option.name for option in SETTINGS if option.goal),
 }
+_SWEPT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "samples": {"shown": "16"},
+    "effort": {"default": "quick", "shown": ""},
+}
 _SWEPT = tuple(
-    replace(option, shown="16") if option.name == "samples" else option
+    replace(option, **_SWEPT_DEFAULTS.get(option.name, {}))
     for option in SETTINGS
     if option.name not in _NOT_SWEPT
 )

@@ -41,7 +41,9 @@ from onnx_lowrank.files import exists
 from onnx_lowrank.numerics.arrays import Array, Feed, flat
 
 __all__ = [
+    "Lazy",
     "Samples",
+    "largest",
     "load_samples",
     "random_samples",
     "runnable_shapes",
@@ -83,18 +85,24 @@ class Samples:
         labels = self.labels
         return Samples(
             self.source,
-            _Lazy(len(indices), lambda index: self.feeds[indices[index]]),
-            _Lazy(len(indices), lambda index: self.expected[indices[index]]),
+            Lazy(len(indices), lambda index: self.feeds[indices[index]]),
+            Lazy(len(indices), lambda index: self.expected[indices[index]]),
             self.notes,
             self.total,
             None if labels is None else tuple(labels[index] for index in indices),
         )
 
 
-class _Lazy(Sequence[_T]):
+def largest(feeds: Sequence[Feed]) -> int:
+    """Which of the feeds holds most bytes; the first of several."""
+    return int(np.argmax([sum(array.nbytes for array in feed.values()) for feed in feeds]))
+
+
+class Lazy(Sequence[_T]):
     """A sequence whose items are made each time they are asked for."""
 
     def __init__(self, length: int, make: Callable[[int], _T]) -> None:
+        """So many items, each made of its index."""
         self._length = length
         self._make = make
 
@@ -132,7 +140,7 @@ def random_samples(
     bounds = _index_bounds(model, specs)
     return Samples(
         source="random",
-        feeds=_Lazy(count, lambda index: random_feed(specs, shapes, bounds, (seed, index))),
+        feeds=Lazy(count, lambda index: random_feed(specs, shapes, bounds, (seed, index))),
         expected=(None,) * count,
         notes=(random_note(specs, bounds, seed),),
         total=count,
@@ -322,7 +330,7 @@ def stacked_samples(
                 result[name] = np.asarray(array[row * step : (row + 1) * step])
         return result
 
-    feeds = _Lazy(len(chosen), feed)
+    feeds = Lazy(len(chosen), feed)
     for item in feeds:
         fitter.inspect(item, source)
     return Samples(
@@ -388,10 +396,10 @@ def _from_folder(
         steps = {} if left or not each else {len(every): each}
         of_sample = cut(every, named("labels", labels), len(items), steps)
         of_each = [of_sample(number) for number in numbers]
-    expected = _Lazy(len(chosen), stored) if sets else (None,) * len(chosen)
+    expected = Lazy(len(chosen), stored) if sets else (None,) * len(chosen)
     for _ in expected:  # a broken file shows now, not in the middle of the check
         pass
-    feeds = _Lazy(len(chosen), feed)
+    feeds = Lazy(len(chosen), feed)
     return Samples(
         str(path),
         feeds,

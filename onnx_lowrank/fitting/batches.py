@@ -11,21 +11,50 @@ import onnx_ir as ir
 from onnx_lowrank.autodiff.gradient import Loss
 from onnx_lowrank.data.fitter import is_floating
 from onnx_lowrank.data.mask import kept_rows, spread_mask
-from onnx_lowrank.errors import DerivativeError, InputError
+from onnx_lowrank.errors import DerivativeError, InputError, ShortError, named
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime.memory import Memory, gigabytes, growth
+from onnx_lowrank.runtime.opener import Waiting
+from onnx_lowrank.runtime.shelf import Shelf, Values
 from onnx_lowrank.runtime.taps import (
     Runner,
 )
 
-__all__ = ["Batches", "joined", "wide"]
+__all__ = ["Batches", "batch_size", "joined", "wide"]
 
 
-# Bytes of the original's values that are kept; those of further batches are computed each time.
-_MEMORY = 2 << 30
+def batch_size(run: Runner, inputs: Feed, most: int, memory: Memory) -> int:
+    """How many samples go into a batch, from what derivatives of one of them take.
+
+    Args:
+        run: the model with the derivatives; it has not run yet in this process.
+        inputs: of one feed, the largest.
+        most: samples that are wanted.
+        memory: what may be held.
+
+    Raises:
+        ShortError: not even one fits.
+    """
+    if isinstance(run, Waiting):
+        run.load(inputs)  # what the model itself takes is there once
+    room = memory.room()
+    _, taken = growth(lambda: run(inputs))
+    size = memory.times(taken, most)
+    if size == 0:
+        assert room is not None
+        raise ShortError(
+            f"derivatives of one sample take {gigabytes(taken or 0)}, expected at most a part of "
+            f"the {gigabytes(room)} that are left ({named('memory')})"
+        )
+    return size
 
 
 def joined(
-    model: ir.Model, parts: Sequence[Sequence[Feed]], size: int, run: Runner
+    model: ir.Model,
+    parts: Sequence[Sequence[Feed]],
+    size: int,
+    run: Runner,
+    shelf: Shelf | None = None,
 ) -> tuple[list[list[Feed]], tuple[str, ...]]:
     """Samples in batches where the model takes them; and notes for the user.
 
@@ -34,8 +63,10 @@ def joined(
         parts: samples, at least one in the first part.
         size: samples of a batch, at most.
         run: runs the model, to see whether it takes a batch.
+        shelf: where batches wait; default: all of them in memory.
     """
-    together = [_join(model, part, size) for part in parts]
+    shelf = shelf or Shelf()
+    together = [_join(model, part, size, shelf) for part in parts]
     if sum(map(len, together)) < sum(map(len, parts)):
         try:
             run(together[0][0])
@@ -45,7 +76,7 @@ def joined(
     return together, ()
 
 
-def _join(model: ir.Model, feeds: Sequence[Feed], size: int) -> list[Feed]:
+def _join(model: ir.Model, feeds: Sequence[Feed], size: int, shelf: Shelf) -> list[Feed]:
     """Feeds of one sample and equal shapes put together along axis 0, where that is a free axis.
 
     Both models are run on the joined feed, so that it does not matter where their outputs have
@@ -55,24 +86,33 @@ def _join(model: ir.Model, feeds: Sequence[Feed], size: int) -> list[Feed]:
         model: tells by its inputs whether axis 0 may have any size.
         feeds: input -> array.
         size: samples of a batch, at most.
+        shelf: where batches wait.
     """
     inputs = [v for v in model.graph.inputs if not v.is_initializer()]
     shapes = [v.shape for v in inputs]
     free = all(s is not None and len(s) > 0 and not isinstance(s[0], int) for s in shapes)
-    if not free:
-        return list(feeds)
+    if not free or size == 1:
+        return [shelf.values(feed) for feed in feeds]
     alike: dict[object, list[Feed]] = {}
     found: list[Feed] = []
+
+    def join(group: list[Feed]) -> None:
+        arrays = {name: np.concatenate([feed[name] for feed in group]) for name in group[0]}
+        found.append(shelf.values(arrays))
+        group.clear()
+
     for feed in feeds:
         if all(array.shape[0] == 1 for array in feed.values()):
             key = tuple(sorted((name, array.shape) for name, array in feed.items()))
-            alike.setdefault(key, []).append(feed)
+            group = alike.setdefault(key, [])
+            group.append(feed)
+            if len(group) == size:
+                join(group)
         else:
-            found.append(feed)
+            found.append(shelf.values(feed))
     for group in alike.values():
-        for start in range(0, len(group), size):
-            part = group[start : start + size]
-            found.append({name: np.concatenate([feed[name] for feed in part]) for name in part[0]})
+        if group:
+            join(group)
     return found
 
 
@@ -93,7 +133,7 @@ class _Targets:
         energy: for each value ``Σ t²`` of what counts.
     """
 
-    inputs: Mapping[str, Array]
+    inputs: Values
     energy: Mapping[str, float]
 
 
@@ -103,6 +143,7 @@ class Batches:
     Attributes:
         values: what the losses are of.
 
+    What the original gives is computed once and kept, in files where it does not fit in memory.
     Each loss is the relative squared error of one value in one batch, ``Σ(y−t)² / Σt²`` over what
     the mask lets through, times the value's share: together they are at most about 1.
     """
@@ -114,6 +155,7 @@ class Batches:
         values: Sequence[str],
         original: Runner,
         shares: Mapping[str, float] | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         """Batches.
 
@@ -123,6 +165,7 @@ class Batches:
             values: what the losses are of.
             original: from a feed to the original's values by name.
             shares: what each value's loss counts, 1 together; default: all alike.
+            shelf: where the original's values wait; default: all of them in memory.
         """
         self._shares = shares or dict.fromkeys(values, 1.0 / max(len(values), 1))
         self._feeds = list(feeds)
@@ -130,7 +173,7 @@ class Batches:
         self.values = tuple(values)
         self._original = original
         self._known: dict[int, _Targets] = {}
-        self._memory = 0
+        self._shelf = shelf or Shelf()
 
     def __len__(self) -> int:
         return len(self._feeds)
@@ -144,20 +187,14 @@ class Batches:
         return self._targets(index).energy[value]
 
     def _targets(self, index: int) -> _Targets:
-        known = self._known.get(index)
-        if known is not None:
-            return known
-        targets = self._computed(self._feeds[index])
-        size = sum(array.nbytes for array in targets.inputs.values())
-        if self._memory + size <= _MEMORY:
-            self._known[index] = targets
-            self._memory += size
-        return targets
+        if index not in self._known:
+            self._known[index] = self._computed(self._feeds[index])
+        return self._known[index]
 
     def _computed(self, feed: Feed) -> _Targets:
         outputs = self._original(feed)
         keep = kept_rows(feed, self._mask)
-        inputs: dict[str, Array] = {}
+        inputs = self._shelf.values({})
         energies: dict[str, float] = {}
         for value in self.values:
             names = Loss.of(value)

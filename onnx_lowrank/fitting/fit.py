@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,7 @@ def fit(
             tasks.append(joint.groups)
 
     def work(task: tuple[Group, ...]) -> list[Factors]:
+        own_energy = replace(statistics, fisher={})
         rank, joint = choices[task[0]].rank, choices[task[0]].joint
         assert rank is not None
         stacks = [group.matrix.numpy() for group in task]
@@ -68,7 +70,9 @@ def fit(
         for group, stack, fisher, (_, own) in zip(task, stacks, fishers, pairs, strict=True):
             second = fisher.back(own).astype(dtype, copy=False)
             shift = shift_of(stack, first, second, moments)
-            errors = judged(group, first, second, shift, statistics)
+            # In the coordinates of the energy that the rank was chosen by.
+            by = statistics if choices[group].of == "fisher" else own_energy
+            errors = judged(group, first, second, shift, by)
             found.append(Factors(first, second, errors, joint is not None, shift))
         return found
 

@@ -8,6 +8,7 @@ samples choose the step that is kept; if no step is better than the start, nothi
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.autodiff.gradient import (
+    Gradients,
     Loss,
     depends,
     differentiable,
@@ -22,16 +24,20 @@ from onnx_lowrank.autodiff.gradient import (
     loss_model,
     read_ranks,
 )
+from onnx_lowrank.data.samples import Lazy, largest
 from onnx_lowrank.errors import InputError, Terminated, named
-from onnx_lowrank.fitting.batches import Batches, joined, wide
+from onnx_lowrank.fitting.batches import Batches, batch_size, joined, wide
 from onnx_lowrank.fitting.bottlenecks import bottlenecks
 from onnx_lowrank.fitting.whiten import whiten
 from onnx_lowrank.graph.elements import elements_of
 from onnx_lowrank.graph.types_aside import unread
 from onnx_lowrank.numerics.adam import Adam, schedule
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.phrases import counted
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.runtime.taps import OpenModel, tapped
+from onnx_lowrank.runtime.memory import Memory
+from onnx_lowrank.runtime.shelf import Shelf
+from onnx_lowrank.runtime.taps import OpenModel, Runner, tapped
 
 __all__ = ["BATCH", "DEFAULT_RATE", "HealPlan", "Healed", "heal"]
 
@@ -42,6 +48,13 @@ _LOOKS = 12
 _EARLY = (0.25, 0.5)
 # A held-out error so far above the best one says that the steps are too long.
 _ASTRAY = 1.1
+# Rates that are tried where none is given, and with how many steps each.
+_RATES = (1e-3, 4e-3, 1.2e-2)
+_TRIED = 12
+# After a round that leaves more than this share of the held-out error there is no other one.
+_WORTH = 0.97
+# Steps are planned for this share of the time that is left; the rest is for the held-out samples.
+_TIMELY = 0.8
 # Values inside that are compared, unless they are named.
 _INSIDE = 8
 
@@ -51,20 +64,26 @@ class HealPlan:
     """How to heal.
 
     Attributes:
-        steps: of gradient descent, at most.
+        steps: of gradient descent, in the first round.
         at: values inside, known to both models, whose error counts beside the outputs'; none:
             those that `onnx_lowrank.fitting.bottlenecks` finds.
         rate: of an element in one step, as a share of its factor's root mean square; where
-            held-out samples show that it leads astray, the descent goes back and halves it.
+            held-out samples show that it leads astray, the descent goes back and halves it.  None:
+            the one of a few whose first steps help most.
         seed: of the order of the batches.
         batch: samples of a batch, where they can be put together.
+        rounds: how many there are at most.  Each takes twice the steps of the one before, from the
+            best arrays so far, and there is another one only where one helped.
+        until: time by `time.monotonic` after which no step begins; None: as long as it takes.
     """
 
     steps: int
     at: tuple[str, ...] = ()
-    rate: float = DEFAULT_RATE
+    rate: float | None = DEFAULT_RATE
     seed: int = 0
     batch: int = BATCH
+    rounds: int = 1
+    until: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +100,7 @@ class Healed:
         samples: batches that it read.
         held_out: batches that judged it.
         notes: what the user should know.
+        rate: that the steps began with.
     """
 
     arrays: Mapping[str, Array]
@@ -92,6 +112,7 @@ class Healed:
     samples: int
     held_out: int
     notes: tuple[str, ...]
+    rate: float = DEFAULT_RATE
 
 
 def heal(
@@ -105,6 +126,7 @@ def heal(
     plan: HealPlan,
     advance: Advance,
     show: Callable[[int, float], None] | None = None,
+    memory: Memory | None = None,
 ) -> Healed:
     """Change factors so that the outputs get closer to the original's.
 
@@ -119,11 +141,14 @@ def heal(
         plan: how.
         advance: called with 1 for each step.
         show: called with the step and the held-out error whenever that is known.
+        memory: what may be held; default: without a limit.
 
     Raises:
+        ShortError: the derivatives of one sample do not fit in memory.
         InputError: an operator between factors and outputs has no derivative (it is named),
             or a value of the plan is not in both models.
     """
+    memory = memory or Memory()
     base = differentiable(model, trained)
     outputs = _outputs(base, original, trained)
     if not outputs and not plan.at:
@@ -131,7 +156,8 @@ def heal(
             f"{named('heal')}: no output of the model is a float that depends on a factor"
         )
     start = {name: elements_of(model, name) for name in trained}
-    ranks = read_ranks(base, trained, open_model, {**wide(feeds[0]), **wide(start)})
+    one = feeds[largest(feeds)]
+    ranks = read_ranks(base, trained, open_model, {**wide(one), **wide(start)})
     made = {value.name or "" for node in original.graph for value in node.outputs}
     inside = plan.at or bottlenecks(base, trained, ranks, made, _INSIDE)
     values = tuple(dict.fromkeys((*outputs, *inside)))
@@ -141,70 +167,170 @@ def heal(
             if name not in names:
                 raise InputError(f"{named('heal_at', name)}: the {which} model has no such value")
     source = tapped(original, values, open_model)
-    (fit, judging), said = joined(model, (feeds, held), plan.batch, source)
-    notes = list(said)
-    mixed = [fit[index] for index in np.random.default_rng(plan.seed).permutation(len(fit))]
-    white = whiten(base, wide(start), mixed, mask, open_model)
-    base, adam = white.model, Adam(white.into(start), plan.rate)
-    gradients = gradient_model(base, values, trained, ranks)
+    order = np.random.default_rng(plan.seed).permutation(len(feeds))
+    mixed = Lazy(len(feeds), lambda index: feeds[int(order[index])])
+    white = whiten(base, wide(start), mixed, mask, open_model, memory)
+    adam = Adam(white.into(start), plan.rate or DEFAULT_RATE)
+    gradients = gradient_model(white.model, values, trained, ranks)
     descend = open_model(gradients.model)
-    judge = _Judge(Batches(judging, mask, outputs or values, source), base, open_model)
-    batches = Batches(fit, mask, values, source, _shares(outputs, values))
-
-    before = judge.error(adam.arrays)
-    best, kept, best_step, done = before, adam.copy(), 0, 0
-    if show is not None:
-        show(0, before)
-
-    def look() -> None:
-        nonlocal best, kept, best_step
-        error = judge.error(adam.arrays)
-        if show is not None:
-            show(done, error)
-        if error < best:
-            best, kept, best_step = error, adam.copy(), done
-        elif error > _ASTRAY * best:
-            adam.restart(kept, adam.rate / 2.0)
-
-    try:
-        for index in _order(len(batches), plan):
-            result = descend({**batches.inputs(index), **adam.arrays})
-            slopes = {name: result[output] for name, output in gradients.outputs.items()}
-            if not all(np.isfinite(slope).all() for slope in slopes.values()):
-                notes.append(f"healing stopped after step {done}: a gradient holds NaN or Inf")
-                advance(plan.steps - done)
-                break
-            adam.step(slopes, schedule(done, plan.steps))
-            done += 1
-            advance(1)
-            if _looks(done, plan.steps):
-                look()
-    except KeyboardInterrupt as stop:
-        if isinstance(stop, Terminated):
-            raise
-        notes.append(f"healing was interrupted after step {done} of {plan.steps}")
-        advance(plan.steps - done)
-    if not best_step:
-        notes.append(
-            "healing did not bring held-out samples closer to the original: the factors stay"
-        )
-    if adam.rate != plan.rate:
-        notes.append(
-            f"healing went back and lowered its rate from {plan.rate:g} to {adam.rate:g}, as the "
-            "held-out error rose"
-        )
-    found = white.back(kept) if best_step else {}
+    shares = _shares(outputs, values)
+    single = Batches([one], mask, values, source, shares).inputs(0)
+    size = batch_size(descend, {**single, **adam.arrays}, plan.batch, memory)
+    shelf = Shelf(memory)
+    (fit, judging), said = joined(model, (feeds, held), size, source, shelf)
+    judged = Batches(judging, mask, outputs or values, source, shelf=shelf)
+    descent = _Descent(
+        adam,
+        gradients,
+        descend,
+        Batches(fit, mask, values, source, shares, shelf),
+        _Judge(judged, white.model, open_model),
+        plan,
+        advance,
+        show,
+    )
+    notes = [*said]
+    if size < plan.batch and len(fit) > 1:
+        notes.append(f"healing takes {counted(size, 'sample')} at a time, not {plan.batch}: memory")
+    notes += descent.go()
+    found = white.back(descent.kept) if descent.best_step else {}
     return Healed(
         arrays={name: array.astype(start[name].dtype) for name, array in found.items()},
-        steps=done,
-        best_step=best_step,
-        error_before=before,
-        error_after=best,
+        steps=descent.done,
+        best_step=descent.best_step,
+        error_before=descent.before,
+        error_after=descent.best,
         values=values,
         samples=len(fit),
         held_out=len(judging),
         notes=tuple(notes),
+        rate=descent.rate,
     )
+
+
+class _Descent:
+    """Steps of Adam, and the best of what they reached.
+
+    Attributes:
+        before: held-out error at the start.
+        best: the lowest so far.
+        best_step: after which it was reached; 0 is the start.
+        kept: the arrays then.
+        done: steps so far.
+        rate: that the steps began with.
+    """
+
+    def __init__(
+        self,
+        adam: Adam,
+        gradients: Gradients,
+        descend: Runner,
+        batches: Batches,
+        judge: _Judge,
+        plan: HealPlan,
+        advance: Advance,
+        show: Callable[[int, float], None] | None,
+    ) -> None:
+        self._adam, self._gradients, self._descend = adam, gradients, descend
+        self._batches, self._judge, self._plan = batches, judge, plan
+        self._advance, self._show = advance, show or (lambda _, __: None)
+        self._order = _order(len(batches), plan.seed)
+        self._seconds = self._stepped = 0.0
+        self.before = self.best = judge.error(adam.arrays)
+        self.kept, self.best_step, self.done = adam.copy(), 0, 0
+        self.rate = adam.rate
+
+    def go(self) -> list[str]:
+        """Descend as the plan says; what the user should know of it."""
+        plan, adam, notes = self._plan, self._adam, list[str]()
+        self._show(0, self.before)
+        try:
+            if plan.rate is None:
+                self.rate = self._found_rate()
+                adam.restart(self.kept, self.rate)
+            steps, number = plan.steps, 0
+            while True:
+                error, number = self.best, number + 1
+                stopped = self._round(self._affordable(steps))
+                if stopped is not None:
+                    notes.append(stopped)
+                    break
+                if number >= plan.rounds or not self.best < _WORTH * error:
+                    break
+                # Twice as long: what a short round cannot reach, a longer one may.
+                steps *= 2
+                adam.restart(self.kept, adam.rate)
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Terminated):
+                raise
+            notes.append(f"healing was interrupted after step {self.done} of {plan.steps}")
+            self._advance(max(plan.steps - self.done, 0))
+        if not self.best_step:
+            notes.append(
+                "healing did not bring held-out samples closer to the original: the factors stay"
+            )
+        if adam.rate != self.rate:
+            notes.append(
+                f"healing went back and lowered its rate from {self.rate:g} to {adam.rate:g}, as "
+                "the held-out error rose"
+            )
+        return notes
+
+    def _found_rate(self) -> float:
+        """The rate of those that are tried whose few steps help held-out samples most."""
+        errors = {}
+        for rate in _RATES:
+            if self._late():
+                break
+            self._adam.restart(self.kept, rate)
+            alive = all(self._step(schedule(step, 2 * _TRIED)) for step in range(_TRIED))
+            errors[rate] = self._judge.error(self._adam.arrays) if alive else math.inf
+        return min(errors, key=lambda rate: errors[rate], default=DEFAULT_RATE)
+
+    def _round(self, steps: int) -> str | None:
+        """Some steps, the last ones short; why they were stopped, if they were."""
+        for step in range(steps):
+            if self._late():
+                self._advance(steps - step)
+                return f"healing stopped after step {self.done}: the time is up"
+            if not self._step(schedule(step, steps)):
+                self._advance(steps - step)
+                return f"healing stopped after step {self.done}: a gradient holds NaN or Inf"
+            self.done += 1
+            self._advance(1)
+            if _looks(step + 1, steps):
+                self._look()
+        return None
+
+    def _step(self, share: float) -> bool:
+        """One step; False if its gradients are no numbers, and nothing has changed."""
+        start = time.monotonic()
+        result = self._descend({**self._batches.inputs(next(self._order)), **self._adam.arrays})
+        slopes = {name: result[output] for name, output in self._gradients.outputs.items()}
+        if not all(np.isfinite(slope).all() for slope in slopes.values()):
+            return False
+        self._adam.step(slopes, share)
+        self._seconds += time.monotonic() - start
+        self._stepped += 1
+        return True
+
+    def _look(self) -> None:
+        error = self._judge.error(self._adam.arrays)
+        self._show(self.done, error)
+        if error < self.best:
+            self.best, self.kept, self.best_step = error, self._adam.copy(), self.done
+        elif error > _ASTRAY * self.best:
+            self._adam.restart(self.kept, self._adam.rate / 2.0)
+
+    def _late(self) -> bool:
+        return self._plan.until is not None and time.monotonic() >= self._plan.until
+
+    def _affordable(self, steps: int) -> int:
+        """So many steps, or as many as there is time for, so that the last ones are short."""
+        if self._plan.until is None or not self._stepped:
+            return steps
+        left = self._plan.until - time.monotonic()
+        return max(1, min(steps, int(_TIMELY * left * self._stepped / max(self._seconds, 1e-9))))
 
 
 class _Judge:
@@ -255,14 +381,11 @@ def _shares(outputs: Sequence[str], values: Sequence[str]) -> dict[str, float]:
     return {value: half / len(outputs if value in outputs else inside) for value in values}
 
 
-def _order(count: int, plan: HealPlan) -> Iterator[int]:
-    """Batches in a new random order each time round."""
-    rng = np.random.default_rng(plan.seed)
-    given = 0
-    while given < plan.steps:
-        for index in rng.permutation(count)[: plan.steps - given]:
-            yield int(index)
-            given += 1
+def _order(count: int, seed: int) -> Iterator[int]:
+    """Batches in a new random order each time round, without end."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from map(int, rng.permutation(count))
 
 
 def _looks(done: int, steps: int) -> bool:

@@ -21,8 +21,9 @@ from onnx_lowrank.autodiff.gradient import (
     gradient_model,
     read_ranks,
 )
+from onnx_lowrank.data.samples import largest
 from onnx_lowrank.errors import DerivativeError
-from onnx_lowrank.fitting.batches import Batches, joined, wide
+from onnx_lowrank.fitting.batches import Batches, batch_size, joined, wide
 from onnx_lowrank.graph.constants import FLOATS, Constants
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
@@ -30,7 +31,8 @@ from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import Accumulator, passes
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.runtime.memory import available, growth
+from onnx_lowrank.runtime.memory import Memory
+from onnx_lowrank.runtime.shelf import Shelf
 from onnx_lowrank.runtime.taps import OpenModel, Runner, tapped
 
 __all__ = ["Felt", "felt"]
@@ -40,8 +42,8 @@ __all__ = ["Felt", "felt"]
 _ROUNDS = 8
 # Samples of a batch, where they can be put together.
 _BATCH = 16
-# Of the memory that is free derivatives take this share.
-_SHARE = 0.5
+# Moments that are added up at once take at most this share of what may be held.
+_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,7 @@ def felt(
     advance: Advance,
     seed: int = 0,
     draws: int = 2048,
+    memory: Memory | None = None,
 ) -> Felt:
     """The Fisher information of the outputs of layers.
 
@@ -101,14 +104,18 @@ def felt(
         advance: called so that the numbers add up to one for each sample.
         seed: of the random directions.
         draws: how many of them, about, as far as there are samples for it.
+        memory: what may be held; default: without a limit.
 
     Raises:
+        ShortError: the derivatives of one sample do not fit in memory.
         DerivativeError: an operator behind a layer has no derivative (it is named), or the layers
             do not change an output that is a float.
     """
     taps, left = _taps(model, constants, groups)
     sizes = {tap.group: tap.group.shape[2] for tap in taps}
-    parts = passes(sizes)
+    memory = memory or Memory()
+    room = memory.room()
+    parts = passes(sizes, None if room is None else int(_SHARE * room))
     fitting = {group for part in parts for group in part}
     left |= {_name(group): "it has too many outputs" for group in sizes if group not in fitting}
     taps = [tap for tap in taps if tap.group in fitting]
@@ -130,9 +137,11 @@ def felt(
         return gradients, open_model(gradients.model)
 
     gradients, run = opened(parts[0])
-    size = _batch(Batches(feeds[:1], mask, outputs, source), run, _samples(feeds[0]))
-    (batches,), notes = joined(base, [feeds], size, source)
-    targets = Batches(batches, mask, outputs, source)
+    first = [feeds[largest(feeds)]]
+    size = batch_size(run, Batches(first, mask, outputs, source).inputs(0), _BATCH, memory)
+    shelf = Shelf(memory)
+    (batches,), notes = joined(base, [feeds], size, source, shelf)
+    targets = Batches(batches, mask, outputs, source, shelf=shelf)
     drawn = sum(_samples(feed) for feed in batches)
     rounds = min(_ROUNDS, max(1, round(draws / drawn)))
     order = list(range(len(batches)))[:: max(1, round(drawn / draws))] * rounds
@@ -165,31 +174,6 @@ def felt(
             else:
                 found[group] = Fisher.of(moments.second, draws)
     return Felt(found, left, draws, notes)
-
-
-def _batch(one: Batches, run: Runner, samples: int) -> int:
-    """Samples of a batch whose derivatives take no more than half of the memory that is free.
-
-    Args:
-        one: a single feed.
-        run: the model with the derivatives.
-        samples: of that feed.
-
-    Raises:
-        DerivativeError: even these do not fit.
-    """
-    free = available()
-    inputs = one.inputs(0)
-    _, taken = growth(lambda: run(inputs))
-    if free is None or not taken:
-        return _BATCH
-    size = int(_SHARE * free / taken)
-    if size == 0:
-        raise DerivativeError(
-            f"derivatives of {samples} samples at a time take {taken / 1e9:.2g} GB, expected at "
-            f"most half of the {free / 1e9:.2g} GB that are free"
-        )
-    return min(_BATCH, size)
 
 
 def _taps(

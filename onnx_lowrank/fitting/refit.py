@@ -41,6 +41,8 @@ from onnx_lowrank.numerics.output_pca import output_pair
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ridge import Regression
 from onnx_lowrank.progress import Advance
+from onnx_lowrank.runtime.memory import Memory
+from onnx_lowrank.runtime.shelf import Shelf
 
 __all__ = ["Refitted", "refit"]
 
@@ -49,8 +51,6 @@ __all__ = ["Refitted", "refit"]
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 # One sample of so many is kept aside.
 _ASIDE = 5
-# Values that wait between the pieces of both walks; with more, samples are left out.
-_MEMORY = 2 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +60,12 @@ class Refitted:
     Attributes:
         factors: a pair for every group that has a rank, new or as it was.
         left: name of a layer -> why it was not refitted.
-        samples: how many samples were used.
+        spilled: bytes of values that waited in files.
     """
 
     factors: dict[Group, Factors]
     left: Mapping[str, str]
-    samples: int
+    spilled: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +86,11 @@ class _Reader:
     ) -> tuple[Array, Array]:
         """One sample's rows: what the compressed model multiplies, and what it should get."""
         wanted, stream = before[self.output], self.residual
-        if stream is not None and stream in after and before[stream].shape == wanted.shape:
+        if stream is not None and stream in after:
+            aimed = before[stream]
             # The target is the original sum: the layer compensates the drift of the stream.
-            wanted = wanted + (before[stream] - after[stream])
+            if aimed.shape == wanted.shape:
+                wanted = wanted + (aimed - after[stream])
         activation = after[self.value]
         rows = self.site.form.vectors(self.site, activation)[0]
         target = self.read(wanted)
@@ -146,6 +148,7 @@ def refit(
     mask: str | None,
     open_model: OpenProto,
     advance: Advance,
+    memory: Memory | None = None,
 ) -> Refitted:
     """Refit the pairs of a model that is not rewritten yet.
 
@@ -158,6 +161,7 @@ def refit(
         mask: input whose zeros mark rows to leave out.
         open_model: makes a runner of a model.
         advance: called with the number of elements of every group that is done.
+        memory: what may be held; values that wait and do not fit are in files.
     """
     current = dict(factors)
     positions = {node: index for index, node in enumerate(model.graph)}
@@ -165,7 +169,9 @@ def refit(
     advance(sum(group.matrix.size for group in factors if group not in {x.group for x in layers}))
     if not layers:
         return Refitted(current, left, 0)
-    original, compressed = Walk(model, feeds, open_model), Walk(model, feeds, open_model)
+    shelf = Shelf(memory)
+    original = Walk(model, feeds, open_model, shelf)
+    compressed = original.fork()
     for group, pair in current.items():
         _put(compressed, group, pair)
     stages = _stages(layers, positions)
@@ -174,7 +180,6 @@ def refit(
         start, end = stage.places[0]
         compressed.advance(start)
         original.advance(end, [name for later in stages[number:] for name in later.compared()])
-        _make_room(original, compressed)
         for layer, better in _refitted(stage, original, compressed, masks, current):
             if better is not None:
                 current[layer.group] = better
@@ -182,7 +187,7 @@ def refit(
             else:
                 left[node_name(layer.readers[0].site.node)] = _why(len(original.live))
             advance(layer.group.matrix.size)
-    return Refitted(current, left, len(original.live))
+    return Refitted(current, left, shelf.spilled)
 
 
 def _refitted(
@@ -283,13 +288,6 @@ def _sums(
                 for layer in stage.layers:
                     sums[layer.group].add(*layer.readers[index].rows(before, after, masks[sample]))
     return found
-
-
-def _make_room(*walks: Walk) -> None:
-    """Leave samples out, the same in all walks, while what waits between pieces is too much."""
-    while sum(walk.memory for walk in walks) > _MEMORY and len(walks[0].live) > 2 * _ASIDE:
-        for walk in walks:
-            del walk.live[len(walk.live) * 3 // 4 :]
 
 
 def _layers(

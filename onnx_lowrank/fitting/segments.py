@@ -1,7 +1,8 @@
 """Walk a graph piece by piece over many samples, each piece run once.
 
 What later pieces read is kept for every sample between them, so that a walk with any number of
-stops costs one forward pass; weights may be replaced on the way.
+stops costs one forward pass; weights may be replaced on the way.  What does not fit in memory
+waits in files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime.shelf import Shelf, Values
 from onnx_lowrank.runtime.taps import (
     Runner,
 )
@@ -38,7 +40,25 @@ class Walk:
         live: for each sample the values that are known and still needed, by name.
     """
 
-    def __init__(self, model: ir.Model, feeds: Sequence[Feed], open_model: OpenProto) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        feeds: Sequence[Feed],
+        open_model: OpenProto,
+        shelf: Shelf | None = None,
+    ) -> None:
+        """A walk at its start.
+
+        Args:
+            model: the model; it is not changed.
+            feeds: samples.
+            open_model: makes a runner of a model.
+            shelf: where values wait between pieces; default: all of them in memory.
+
+        Raises:
+            InputError: the model makes sequences.
+        """
+        shelf = shelf or Shelf()
         self._model = model
         self._nodes = list(model.graph)
         for node in self._nodes:
@@ -56,12 +76,7 @@ class Walk:
         for index, node in enumerate(self._nodes):
             for name in _reads(node):
                 self._last[name] = index
-        self.live: list[dict[str, Array]] = [dict(feed) for feed in feeds]
-
-    @property
-    def memory(self) -> int:
-        """Bytes of the values that wait."""
-        return sum(array.nbytes for values in self.live for array in values.values())
+        self.live: list[Values] = [shelf.values(feed) for feed in feeds]
 
     def replace(self, name: str, array: Array) -> None:
         """From here on a constant has other elements."""
@@ -72,7 +87,7 @@ class Walk:
         other = copy.copy(self)
         other._replaced = dict(self._replaced)
         chosen = range(len(self.live)) if samples is None else samples
-        other.live = [dict(self.live[sample]) for sample in chosen]
+        other.live = [self.live[sample].only(self.live[sample]) for sample in chosen]
         return other
 
     def advance(self, until: int, keep: Sequence[str] = ()) -> None:
@@ -94,10 +109,7 @@ class Walk:
                 run = self._open(self._segment(nodes, inputs, outputs))
                 for values in self.live:
                     values.update(run({name: values[name] for name in inputs}))
-        self.live = [
-            {name: array for name, array in values.items() if name in needed}
-            for values in self.live
-        ]
+        self.live = [values.only(needed) for values in self.live]
 
     def _segment(
         self, nodes: Sequence[ir.Node], inputs: Sequence[str], outputs: Sequence[str]

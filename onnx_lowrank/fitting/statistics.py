@@ -9,14 +9,15 @@ in one place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.data.mask import kept_rows, spread_mask
+from onnx_lowrank.data.samples import largest
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
@@ -26,10 +27,11 @@ from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.components import Basis
 from onnx_lowrank.numerics.felt import Weigh, plainly
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
-from onnx_lowrank.numerics.moments import Accumulator, Moments
+from onnx_lowrank.numerics.moments import BLOCK, Accumulator, Moments
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.runtime.taps import OpenModel, tapped
+from onnx_lowrank.runtime.memory import Memory, gigabytes
+from onnx_lowrank.runtime.taps import OpenModel, look, tapped
 
 __all__ = [
     "MEMORY",
@@ -45,6 +47,8 @@ MomentsKey = tuple[str, str, int]
 
 # Accumulators of one pass over the samples; moments above this wait in a file.
 MEMORY = 1 << 30
+# Rows that wait to be multiplied take at most this share of what may be held.
+_WAITING = 0.25
 # With fewer rows than this many times m the moments are uncertain: they are shrunk, with a note.
 _FEW = 1.0
 
@@ -112,11 +116,12 @@ class _Stream:
         self.fit: list[Accumulator] = []
         self.held: list[Accumulator] = []
 
-    def open(self) -> None:
+    def open(self, block: int) -> None:
         site = self.site
         for accumulators in (self.fit, self.held):
             accumulators.extend(
-                Accumulator(site.m, diagonal=site.form.indices) for _ in range(site.slices)
+                Accumulator(site.m, diagonal=site.form.indices, block=block)
+                for _ in range(site.slices)
             )
 
     def close(self, spool: Spool | None) -> Gathered:
@@ -179,7 +184,7 @@ def gather(
     held: Sequence[Feed],
     mask: str | None,
     advance: Advance,
-    folder: Path | None = None,
+    memory: Memory | None = None,
     *,
     must_fit: bool = True,
 ) -> dict[MomentsKey, Gathered]:
@@ -193,7 +198,7 @@ def gather(
         held: samples to judge with.
         mask: input whose zeros mark rows to leave out.
         advance: called so that the numbers add up to one for each sample.
-        folder: where moments wait that are too large for the memory; default: the system's.
+        memory: what may be held, and where moments wait that do not fit; default: no limit.
         must_fit: whether a mask that fits no activation is an error.
 
     Raises:
@@ -205,13 +210,14 @@ def gather(
         return {}
     if mask is not None:
         _check_mask(mask, fit)
-    passes = list(_passes(list(streams.items())))
+    memory = memory or Memory()
+    passes, block = _planned(model, streams, open_model, (*fit, *held), memory)
     total, done, masked = len(fit) + len(held), 0, False
     gathered: dict[MomentsKey, Gathered] = {}
-    with Spool(folder) as spool:
+    with Spool(memory.folder) as spool:
         for chosen in passes:
             for stream in chosen.values():
-                stream.open()
+                stream.open(block)
             names = [name for stream in chosen.values() for name in stream.sites]
             run = tapped(model, names, open_model)
             for samples, kind in ((fit, "fit"), (held, "held-out")):
@@ -272,16 +278,63 @@ def _streams(
     return streams, members
 
 
-def _passes(streams: Sequence[tuple[MomentsKey, _Stream]]) -> Iterator[dict[MomentsKey, _Stream]]:
-    """The streams in groups whose accumulators fit in the working memory."""
+def _planned(
+    model: ir.Model,
+    streams: Mapping[MomentsKey, _Stream],
+    open_model: OpenModel,
+    feeds: Sequence[Feed],
+    memory: Memory,
+) -> tuple[list[dict[MomentsKey, _Stream]], int]:
+    """The streams in passes over the samples that fit in memory, and the rows that may wait.
+
+    Raises:
+        InputError: what one stream takes on one sample does not fit.
+    """
+    planned = memory.planned()
+    given = dict.fromkeys(streams, 0)  # bytes of activations in the largest sample
+    block = BLOCK
+    if planned is not None:
+        number = largest(feeds)
+        names = [name for stream in streams.values() for name in stream.sites]
+        shapes = look(model, names, lambda copy: open_model(copy)(feeds[number])).shapes
+        for key, stream in streams.items():
+            given[key] = sum(4 * math.prod(shapes.get(name, ())) for name in stream.sites)
+            if given[key] > planned:
+                site = stream.site
+                raise InputError(
+                    f"calibration: the input of {node_name(site.node)!r} in sample {number} takes "
+                    f"{gigabytes(given[key])}, expected at most {gigabytes(planned)} "
+                    f"({named('memory')})"
+                )
+        waiting = sum(4 * BLOCK * s.site.m * s.site.slices for s in streams.values())
+        block = max(1, min(BLOCK, int(BLOCK * _WAITING * planned / max(waiting, 1))))
+        planned -= int(_WAITING * planned)
+    return list(_passes(list(streams.items()), given, planned)), block
+
+
+def _passes(
+    streams: Sequence[tuple[MomentsKey, _Stream]],
+    given: Mapping[MomentsKey, int],
+    planned: int | None,
+) -> Iterator[dict[MomentsKey, _Stream]]:
+    """The streams in groups whose accumulators fit in the working memory.
+
+    Args:
+        streams: all of them.
+        given: bytes of the activations that a stream reads at once.
+        planned: bytes that accumulators and activations may take; None if that is not known.
+    """
     chosen: dict[MomentsKey, _Stream] = {}
-    used = 0
+    used = whole = 0
     for key, stream in streams:
-        if chosen and used + stream.memory > MEMORY:
+        own = stream.memory
+        full = planned is not None and whole + own + given[key] > planned
+        if chosen and (full or used + own > MEMORY):
             yield chosen
-            chosen, used = {}, 0
+            chosen, used, whole = {}, 0, 0
         chosen[key] = stream
-        used += stream.memory
+        used += own
+        whole += own + given[key]
     if chosen:
         yield chosen
 

@@ -19,6 +19,7 @@ from onnx_lowrank.graph.walk import attribute
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.moments import Accumulator, Moments, passes
 from onnx_lowrank.numerics.whitening import Whitening
+from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.taps import OpenModel, tapped
 
 __all__ = ["Whitened", "whiten"]
@@ -85,6 +86,7 @@ def whiten(
     feeds: Sequence[Feed],
     mask: str | None,
     open_model: OpenModel,
+    memory: Memory | None = None,
 ) -> Whitened:
     """White coordinates for what MatMul and Gemm multiply with.
 
@@ -96,11 +98,13 @@ def whiten(
         feeds: samples of the other inputs; no more are read than moments ask for.
         mask: input whose zeros mark rows that do not count, where its shape fits.
         open_model: makes a runner of a model that gives its outputs by name.
+        memory: what may be held; default: without a limit.
     """
     copy = model.clone()
+    room = None if memory is None else memory.planned()
     uses = _uses(copy, arrays)
     known: dict[str, Whitening | None] = {}
-    for sizes in passes({use.rows.name or "": use.size for use in uses}):
+    for sizes in passes({use.rows.name or "": use.size for use in uses}, room):
         moments = _moments(model, arrays, sizes, feeds, mask, open_model)
         known |= {name: Whitening.of(found) for name, found in moments.items()}
     by: dict[str, tuple[Whitening, bool]] = {}

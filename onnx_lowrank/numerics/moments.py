@@ -128,21 +128,23 @@ class Moments:
         return Moments(second, self.mean, self.rows)
 
 
-def passes(sizes: Mapping[K, int]) -> list[dict[K, int]]:
+def passes(sizes: Mapping[K, int], memory: int | None = None) -> list[dict[K, int]]:
     """Streams of rows in groups whose moments fit in memory; what alone does not is left out.
 
     Args:
         sizes: stream -> elements of its rows.
+        memory: bytes that moments may take at once, if that is less than `MEMORY`.
     """
+    most = MEMORY if memory is None else min(memory, MEMORY)
     groups: list[dict[K, int]] = []
     room = 0
     for name, size in sizes.items():
         need = 8 * size * size
-        if need > MEMORY:
+        if need > most:
             continue
         if need > room:
             groups.append({})
-            room = MEMORY
+            room = most
         groups[-1][name] = size
         room -= need
     return groups
@@ -166,14 +168,21 @@ def _gram(block: Array) -> Array:
 class Accumulator:
     """Adds up the moments of one stream of rows."""
 
-    def __init__(self, size: int, *, diagonal: bool = False) -> None:
-        """Moments of rows with ``size`` elements; diagonal: of one-hot rows given as indices."""
+    def __init__(self, size: int, *, diagonal: bool = False, block: int = BLOCK) -> None:
+        """Moments without rows.
+
+        Args:
+            size: elements of a row.
+            diagonal: rows are one-hot and given as indices.
+            block: rows that wait until they are multiplied together, at most.
+        """
         shape = (size,) if diagonal else (size, size)
         self._second = np.zeros(shape, np.float64)
         self._sum = np.zeros(size, np.float64)
         self._rows = 0
         self._waiting: list[Array] = []
         self._diagonal = diagonal
+        self._block = block
 
     def add(self, rows: Array) -> None:
         """Add rows, shape [N, m]; for one-hot rows their indices, shape [N].
@@ -190,7 +199,7 @@ class Accumulator:
         if not _finite(rows):
             raise FloatingPointError("NaN or Inf")
         self._waiting.append(rows)
-        if sum(len(part) for part in self._waiting) >= BLOCK:
+        if sum(len(part) for part in self._waiting) >= self._block:
             self._flush()
 
     def _flush(self) -> None:

@@ -15,7 +15,7 @@ from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.ranks import largest_rank
 
-__all__ = ["OBJECTIVES", "Budget", "Goal", "budget_of", "milliseconds_of", "size_of"]
+__all__ = ["OBJECTIVES", "Budget", "Goal", "budget_of", "milliseconds_of", "seconds_of", "size_of"]
 
 RELATIVE_L2 = Metric()
 BudgetKind = Literal["keep", "max-size", "tolerance", "speedup", "max-latency"]
@@ -25,6 +25,8 @@ OBJECTIVES: tuple[Objective, ...] = ("size", "macs", "latency")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmg]i?)?b?\s*", re.IGNORECASE)
 _TIME = re.compile(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|µs|ms|s)?\s*", re.IGNORECASE)
+_DURATION = re.compile(r"\s*([0-9.]+)\s*(s|min|m|h)?\s*", re.IGNORECASE)
+_LONG = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 # A text without a unit below this was meant in another unit: no model is that small.
 _LEAST_BYTES = 1000
 _SECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "": 1.0, "s": 1e3}
@@ -139,15 +141,19 @@ def budget_of(
     return None
 
 
-def size_of(text: int | str) -> int:
+def size_of(text: int | str, name: str = "max_size") -> int:
     """Bytes of ``20MB``, ``1.5 GiB``, ``800k`` or a plain number.
+
+    Args:
+        text: the size.
+        name: of the option, for messages.
 
     Raises:
         UsageError: it is no size, or a text without a unit that is smaller than any model.
     """
     found = _SIZE.fullmatch(str(text))
     number = _number(found.group(1)) if found else None
-    option = named("max_size")
+    option = named(name)
     if found is None or number is None or number <= 0 or isinstance(text, bool):
         raise UsageError(f"{option}: expected bytes such as 20MB or 1.5GiB, got {text!r}")
     if isinstance(text, str) and number < _LEAST_BYTES and found.group(1) == text.strip():
@@ -171,6 +177,23 @@ def milliseconds_of(text: float | str) -> float:
             f"{named('max_latency')}: expected a time such as 5ms or 800us, got {text!r}"
         )
     return number * _SECONDS[(found.group(2) or "").lower()]
+
+
+def seconds_of(text: float | str, name: str) -> float:
+    """Seconds of ``90s``, ``10m``, ``1.5h`` or a plain number of seconds.
+
+    Args:
+        text: the time.
+        name: of the option, for messages.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    found = _DURATION.fullmatch(str(text))
+    number = _number(found.group(1)) if found else None
+    if found is None or number is None or number <= 0 or isinstance(text, bool):
+        raise UsageError(f"{named(name)}: expected a time such as 90s, 10m or 2h, got {text!r}")
+    return number * _LONG[(found.group(2) or "s").lower()]
 
 
 def _number(text: str) -> float | None:

@@ -41,6 +41,7 @@ class Prepared:
         floats: why the others do, where formats were asked for.
         tables: of embeddings, whose rows are stored in such integers too.
         bits: of the formats, where they were asked for.
+        untried: methods that the effort asks for -> why one is not tried, None where it is.
     """
 
     model: ir.Model
@@ -56,6 +57,7 @@ class Prepared:
     floats: Mapping[Group, str] = field(default_factory=dict)
     tables: Tables = field(default_factory=Tables)
     bits: Bits | None = None
+    untried: Mapping[str, str | None] = field(default_factory=dict)
 
     def known_curve(self, group: Group, fisher: bool) -> DamageCurve | None:
         """The damage of a group that was measured in an earlier run.

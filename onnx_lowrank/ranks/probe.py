@@ -15,6 +15,8 @@ from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.runtime.memory import Memory
+from onnx_lowrank.runtime.shelf import Shelf
 from onnx_lowrank.runtime.taps import OpenModel, Runner, give_out
 
 __all__ = ["Probe"]
@@ -26,7 +28,6 @@ class Probe:
     Attributes:
         groups: whose weights can be exchanged: those of the main graph.
         feeds: the samples.
-        reference: outputs with the weights as they are, by sample.
         watched: what is compared to tell a damage.
     """
 
@@ -38,6 +39,7 @@ class Probe:
         open_model: OpenModel,
         mask: str | None = None,
         by_classes: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         """Open the session and run the reference.
 
@@ -48,6 +50,7 @@ class Probe:
             open_model: makes a runner of a model.
             mask: the input that marks padding; None without.
             by_classes: whether damage is measured at shares of classes (see `watched`).
+            memory: what may be held; outputs that do not fit wait in files.
 
         Raises:
             InputError: the model does not run.
@@ -67,8 +70,13 @@ class Probe:
         give_out(copy, self.watched.inside)
         self._run: Runner = open_model(copy)
         self.feeds = tuple(feeds)
-        self._before = tuple(self._values({}))
-        self.reference: tuple[Feed, ...] = tuple(map(self._given, self._before))
+        shelf = Shelf(memory)
+        self._before = tuple(shelf.values(values) for values in self._values({}))
+
+    @property
+    def reference(self) -> Iterator[Feed]:
+        """Outputs with the weights as they are, of every sample in turn."""
+        return map(self._given, self._before)
 
     def outputs(
         self, pairs: Mapping[Group, Factors], feeds: Sequence[Feed] | None = None

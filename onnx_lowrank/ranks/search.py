@@ -31,6 +31,7 @@ from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.ranks.strategy import Plan
+from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.taps import Runner
 
 __all__ = ["Searching", "furthest"]
@@ -63,6 +64,7 @@ class Searching:
         multiple: Callable[[Group], int | None] | None = None,
         *,
         reading: Reading = PLAIN,
+        memory: Memory | None = None,
         only_seen: bool = False,
         by_classes: bool = False,
         spare: Samples | None = None,
@@ -78,6 +80,7 @@ class Searching:
             say: takes a note for the user.
             multiple: on which multiple a group's rank should be, where that is not the goal's.
             reading: what is known of the model's outputs.
+            memory: what may be held; default: without a limit.
             only_seen: whether layers stay dense whose damage the outputs do not show.
             by_classes: whether damage is measured at shares of classes.
             spare: further samples that a loss is measured on, which nothing was fitted to.
@@ -92,7 +95,7 @@ class Searching:
         groups = [group for group, found in prepared.measured.items() if found.finite]
         with stages("damage", len(groups)) as advance:
             self.probe = Probe(
-                prepared.model, groups, samples.feeds, open_model, reading.mask, by_classes
+                prepared.model, groups, samples.feeds, open_model, reading.mask, by_classes, memory
             )
             curves = damage_curves(
                 groups,

@@ -1,12 +1,15 @@
-"""How much memory is free, and how much a piece of work takes; known on Linux only."""
+"""How much memory work with samples may take, and how much it takes; measured on Linux only."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["available", "growth"]
+__all__ = ["SHARE", "Memory", "available", "gigabytes", "growth", "held"]
 
 Answer = TypeVar("Answer")
 
@@ -16,10 +19,76 @@ STATUS, RESET, SYSTEM = (
     Path("/proc/meminfo"),
 )
 
+SHARE = 0.7
+"""Of the room that is left a piece of work is planned to take this share: what one sample takes
+is measured, what several take at once is only near to its multiple."""
+# Where no limit was given, of the memory that is free.
+_DEFAULT = 0.5
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The limit that work with samples keeps.
+
+    Attributes:
+        limit: bytes that the process may hold at any time; None where the system does not tell
+            what it holds and what is free, and nothing is limited.
+        given: whether the user set it.
+        folder: where values wait that do not fit; None for the system's folder.
+    """
+
+    limit: int | None = None
+    given: bool = False
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, given: int | None, folder: Path | None = None) -> Memory:
+        """The given limit, or without one half of what is free beside what is held already.
+
+        Args:
+            given: bytes.
+            folder: where values wait that do not fit.
+        """
+        if given is not None:
+            return cls(given, True, folder)
+        free, own = available(), held()
+        if free is None or own is None:
+            return cls(folder=folder)
+        return cls(own + int(_DEFAULT * free), False, folder)
+
+    def room(self) -> int | None:
+        """Bytes that the process may still take; None where that is not known."""
+        if self.limit is None:
+            return None
+        _trim()
+        own = held()
+        return None if own is None else max(self.limit - own, 0)
+
+    def planned(self) -> int | None:
+        """The share of the room that work may plan with."""
+        room = self.room()
+        return None if room is None else int(SHARE * room)
+
+    def times(self, taken: int | None, most: int) -> int:
+        """How many like pieces of work fit in memory at once, at most ``most``; 0 if not one.
+
+        Args:
+            taken: bytes of one piece; None if that is not known.
+            most: how many are wanted.
+        """
+        planned = self.planned()
+        return most if planned is None or not taken else min(most, planned // taken)
+
 
 def available() -> int | None:
     """Bytes that the system can hand out without swapping; None where it does not tell."""
     return _field(SYSTEM, "MemAvailable")
+
+
+def held() -> int | None:
+    """Bytes of this process that no file stands behind; None where the system does not tell."""
+    own = _field(STATUS, "RssAnon")
+    return _field(STATUS, "VmRSS") if own is None else own
 
 
 def growth(work: Callable[[], Answer]) -> tuple[Answer, int | None]:
@@ -38,6 +107,17 @@ def growth(work: Callable[[], Answer]) -> tuple[Answer, int | None]:
     if before is None or largest is None:
         return answer, None
     return answer, max(largest - before, 0)
+
+
+def gigabytes(size: float) -> str:
+    """Such as "0.31 GB"."""
+    return f"{size / 1e9:.2g} GB"
+
+
+def _trim() -> None:
+    """Give back to the system what the C library holds and nobody uses; glibc only."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other C libraries
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _field(path: Path, name: str) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import onnx
@@ -23,12 +24,39 @@ from onnx_lowrank.runtime.rehearsal import attempt, rehearse
 from onnx_lowrank.runtime.session import OrtLog, default_threads, open_session, run
 from onnx_lowrank.runtime.taps import Runner
 
-__all__ = ["INSIDE", "Opener"]
+__all__ = ["INSIDE", "Opener", "Waiting"]
 
 INSIDE = "the model with its activations as outputs"
 """What messages call a model that is made to look inside another one."""
 
 _NAME = "made.onnx"
+
+
+class Waiting:
+    """A runner whose model is loaded at its first call, or before it on demand."""
+
+    def __init__(self, wanted: Collection[str | None], load: Callable[[Feed], Runner]) -> None:
+        """A model that is not loaded.
+
+        Args:
+            wanted: its inputs.
+            load: loads it, after a child has run it on the feed.
+        """
+        self._wanted, self._load = frozenset(wanted), load
+        self._run: Runner | None = None
+
+    def load(self, feed: Feed) -> Runner:
+        """Load the model, if it is not."""
+        if self._run is None:
+            self._run = self._load(self._given(feed))
+        return self._run
+
+    def __call__(self, feed: Feed) -> Feed:
+        """Outputs of a sample, of whose arrays those are taken that the model reads."""
+        return self.load(feed)(self._given(feed))
+
+    def _given(self, feed: Feed) -> Feed:
+        return {name: array for name, array in feed.items() if name in self._wanted}
 
 
 class Opener:
@@ -96,15 +124,31 @@ class Opener:
         return attempt(path, feed, what=what, provider=provider, threads=self.threads, keep=keep)
 
     def open(
-        self, model: Path | bytes, *, optimize: bool = True, provider: Provider = CPU
+        self,
+        model: Path | bytes,
+        *,
+        optimize: bool = True,
+        provider: Provider = CPU,
+        planned: bool = True,
     ) -> ort.InferenceSession:
         """A session in this process, of a model that was rehearsed.
+
+        Args:
+            model: a file, or a serialized model.
+            optimize: ONNX Runtime's graph optimizations.
+            provider: the execution provider.
+            planned: see `onnx_lowrank.runtime.session.open_session`.
 
         Raises:
             InputError: ONNX Runtime does not load it.
         """
         return open_session(
-            model, provider=provider, threads=self.threads, optimize=optimize, log=self._log
+            model,
+            provider=provider,
+            threads=self.threads,
+            optimize=optimize,
+            planned=planned,
+            log=self._log,
         )
 
     def alone(self, model: bytes, feed: Feed, provider: Provider = CPU) -> ort.InferenceSession:
@@ -159,18 +203,16 @@ class Opener:
             wanted = {value.name for value in model.graph.input}
             path = folder / _NAME
             path.write_bytes(model.SerializeToString())
-        opened: list[ort.InferenceSession] = []
 
-        def call(feed: Feed) -> dict[str, Array]:
-            given = {name: array for name, array in feed.items() if name in wanted}
-            if not opened:
-                survived = self._survived(path, given, optimize)
-                opened.append(self.open(path, optimize=survived))
-                remove()
-            return self.run(opened[0], given, INSIDE)
+        def load(given: Feed) -> Runner:
+            survived = self._survived(path, given, optimize)
+            session = self.open(path, optimize=survived, planned=False)
+            remove()
+            return lambda feed: self.run(session, feed, INSIDE)
 
-        remove = weakref.finalize(call, shutil.rmtree, folder, ignore_errors=True)
-        return call
+        waiting = Waiting(wanted, load)
+        remove = weakref.finalize(waiting, shutil.rmtree, folder, ignore_errors=True)
+        return waiting
 
     def _survived(self, path: Path, feed: Feed, optimize: bool) -> bool:
         """Rehearse a model; whether the graph optimizations that are asked for can stay."""

@@ -90,6 +90,7 @@ def open_session(
     provider: Provider = CPU,
     threads: int | None = None,
     optimize: bool = True,
+    planned: bool = True,
     strict: bool = False,
     entries: Mapping[str, str] | None = None,
     log: OrtLog | None = None,
@@ -103,6 +104,8 @@ def open_session(
         provider: see `onnx_lowrank.runtime.providers.resolve_provider`.
         threads: intra-op threads; None for `default_threads`.
         optimize: ONNX Runtime's own graph optimizations.
+        planned: whether a second run of one shape gets all its memory in one piece, beside what
+            the first one took.
         strict: whether a node that the provider leaves to the CPU is an error.
         entries: further entries of the session's configuration.
         log: collects the log; without it, it goes to standard error.
@@ -115,6 +118,7 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = default_threads() if threads is None else threads
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = planned
     # Idle threads of one session would spin on the cores that another one is timed on.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(RECORD, "1")

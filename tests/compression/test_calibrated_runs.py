@@ -204,7 +204,7 @@ def seen(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, **options: Any
         return gather(*arguments, **options)
 
     monkeypatch.setattr("onnx_lowrank.compression.prepare.gather", spy)
-    report = factored(model, rank=3, dims={"N": 1}, **options).report
+    report = factored(model, rank=3, dims={"N": 1}, effort="quick", **options).report
     return report, parts
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnx_lowrank.runtime import memory
+from onnx_lowrank.runtime.memory import Memory
 
 
 def test_what_is_free_is_a_number_of_bytes() -> None:
@@ -31,3 +32,32 @@ def test_where_the_system_does_not_tell_nothing_is_known(
         monkeypatch.setattr(memory, name, tmp_path / "none" / name)
     assert memory.available() is None
     assert memory.growth(lambda: 7) == (7, None)
+
+
+def test_a_limit_leaves_room_for_what_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "held", lambda: 700)
+    monkeypatch.setattr(memory, "available", lambda: 600)
+    assert Memory.of(1000).room() == 300
+    assert Memory.of(500).room() == 0
+    assert Memory.of(None) == Memory(limit=700 + 300)
+    assert Memory.of(1000).given
+    assert not Memory.of(None).given
+
+
+def test_as_many_pieces_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "held", lambda: 0)
+    own = Memory(limit=1000)
+    assert own.planned() == 1000 * memory.SHARE
+    assert own.times(100, 16) == 10 * memory.SHARE
+    assert own.times(1, 16) == 16
+    assert own.times(2000, 16) == 0
+    assert own.times(None, 16) == 16
+    assert Memory().times(2000, 16) == 16
+
+
+def test_without_a_word_from_the_system_nothing_is_limited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "held", lambda: None)
+    assert Memory.of(None).limit is None
+    assert Memory.of(5).room() is None

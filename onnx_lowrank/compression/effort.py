@@ -1,0 +1,189 @@
+"""Effort: ways to more accuracy at the same ranks, each tried and judged on samples kept aside.
+
+The pairs of the plain fit are where it starts.  A method is kept if the whole model is nearer to
+the original with it, on samples to which nothing was fitted; else it is dropped.  What was tried,
+what it gained and what it cost are `Step` s of the report, and so is why something was not tried.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.data.samples import Samples
+from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.fitting.refit import Refitted, refit
+from onnx_lowrank.fitting.sample_needs import wanted_samples
+from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.maps.choice import Choice
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.pair import Factors
+from onnx_lowrank.phrases import by_reason
+from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.ranks.probe import Probe
+from onnx_lowrank.report import Step
+from onnx_lowrank.runtime.memory import gigabytes
+
+__all__ = ["FISHER", "REFIT", "Improved", "improved", "refitted", "untried"]
+
+FISHER, REFIT = "Fisher information", "refit"
+
+
+@dataclass(frozen=True, eq=False)
+class Improved:
+    """Pairs, and how they came to be.
+
+    Attributes:
+        factors: for every group that has a rank; None where the plain fit is best.
+        steps: what was tried, in this order.
+    """
+
+    factors: Mapping[Group, Factors] | None
+    steps: tuple[Step, ...]
+
+
+def untried(
+    settings: Settings, statistics: Statistics, gathered: int, samples: int
+) -> dict[str, str | None]:
+    """The methods that the effort asks for, and why one is not worth a try; None where it is.
+
+    What the user named is not among them: that is done whatever it gains.
+
+    Args:
+        settings: of the run.
+        statistics: moments of the layers, without the samples kept aside.
+        gathered: samples that these are of.
+        samples: how many there are to fit to, with those kept aside.
+    """
+    if settings.effort_used == "quick" or settings.dry_run or settings.load_stats is not None:
+        return {}
+    asked = {FISHER: settings.fisher, REFIT: settings.refit}
+    methods = [method for method, named in asked.items() if not named]
+    if not statistics.fit or not (settings.check or settings.bench):
+        return {}
+    needs = wanted_samples(statistics, gathered, methods)
+    found: dict[str, str | None] = {}
+    for method in methods:
+        few = samples < needs[method]
+        found[method] = (
+            f"{samples} samples to fit to, {needs[method]} would be enough" if few else None
+        )
+    known = settings.searched or settings.effort_used == "thorough"
+    if found.get(FISHER, "") is None and not known:
+        # Without a goal for the whole model nothing else needs the derivatives.
+        found[FISHER] = f"this goal takes no derivatives; {named('effort', 'thorough')} tries it"
+    return found
+
+
+def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choice]) -> Improved:
+    """Try what the effort asks for.
+
+    Args:
+        context: the run.
+        prepared: the model.
+        choices: what becomes of the layers.
+    """
+    methods = [method for method, why in prepared.untried.items() if why is None]
+    ranked = [group for group, choice in choices.items() if choice.rank is not None]
+    if not methods or not ranked:
+        return Improved(None, ())
+    split, steps = context.trial.split, list[Step]()
+    samples = split.fitted_to
+    assert samples is not None  # moments were gathered of them
+    fitted_to = samples.part([n for n in range(len(samples.feeds)) if n not in split.searched])
+    fitting = replace(prepared.search, held=prepared.statistics.held)
+    with context.stages("effort"):
+        probe = Probe(
+            prepared.model,
+            ranked,
+            split.search.feeds,
+            context.trial.runner,
+            context.trial.mask,
+            context.trial.memory,
+        )
+        pairs = dict(fit(choices, fitting, lambda _: None))
+        error = _error(probe, pairs)
+    for method in methods:
+        if error is None or context.late():
+            why = "the time is up" if context.late() else "no sample kept aside shows an error"
+            steps.append(Step(method, False, None, None, 0.0, why))
+            continue
+        start, other = time.perf_counter(), fitting
+        if method == FISHER:
+            other = replace(fitting, fisher=fitting.felt, bases={})
+            with context.stages("effort"):
+                tried: Mapping[Group, Factors] = dict(fit(choices, other, lambda _: None))
+        else:
+            found = refitted(context, prepared, pairs, fitting, fitted_to)
+            if isinstance(found, str):
+                steps.append(Step(method, False, None, None, time.perf_counter() - start, found))
+                continue
+            tried = found.factors
+        with context.stages("effort"):
+            after = _error(probe, tried)
+        taken = after is not None and after < error
+        steps.append(Step(method, taken, error, after, time.perf_counter() - start))
+        if taken:
+            pairs, fitting, error = dict(tried), other, after
+    done = {step.method for step in steps if step.taken}
+    if REFIT in done:
+        return Improved(pairs, tuple(steps))
+    if not done:
+        return Improved(None, tuple(steps))
+    # Samples that judged have a part in the last fit, as they have where nothing is tried.
+    whole = replace(prepared.statistics, fisher=prepared.search.felt, bases={})
+    with context.stages("fit", sum(group.matrix.size for group in ranked)) as advance:
+        return Improved(dict(fit(choices, whole, advance)), tuple(steps))
+
+
+def refitted(
+    context: Context,
+    prepared: Prepared,
+    pairs: Mapping[Group, Factors],
+    statistics: Statistics,
+    samples: Samples,
+) -> Refitted | str:
+    """The pairs, fitted again to what the compressed model gives each layer; or why not.
+
+    Args:
+        context: the run.
+        prepared: the model.
+        pairs: of every group that has a rank.
+        statistics: in what coordinates errors count alike.
+        samples: what they are fitted to; a part of them judges each layer.
+    """
+    work = sum(group.matrix.size for group in pairs)
+    constants = Constants(prepared.model, context.settings.constant_inputs)
+    with context.stages("refit", work) as advance:
+        try:
+            found = refit(
+                prepared.model,
+                constants,
+                pairs,
+                statistics,
+                samples.feeds,
+                context.trial.mask,
+                context.trial.runner,
+                advance,
+                context.trial.memory,
+            )
+        except InputError as error:
+            return str(error)
+    if found.spilled:
+        context.say(f"refit: {gigabytes(found.spilled)} of values waited in files: memory")
+    for note in by_reason(found.left, "not refitted"):
+        context.say(note)
+    return found
+
+
+def _error(probe: Probe, pairs: Mapping[Group, Factors]) -> float | None:
+    """Relative error of the outputs, root mean square over samples; None where none shows any."""
+    within = set(probe.groups)
+    damage = probe.damage({group: pair for group, pair in pairs.items() if group in within})
+    return math.sqrt(damage) if damage else None

@@ -1,0 +1,103 @@
+"""The limit of memory, kept whatever the size of the samples is; each run is a process of its own.
+
+What a process holds is read from the outside: the program and its libraries take a fixed part.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnx_lowrank import compress
+from onnx_lowrank.errors import InputError
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.runtime.memory import held
+from tests.helpers.models import parse, uniform
+
+pytestmark = pytest.mark.skipif(held() is None, reason="this system does not tell what is held")
+
+# Long rows of a small network: 6 MB of activations for each block and sample.
+_PROGRAM = """
+import sys
+import numpy as np
+import onnx
+import onnx_lowrank
+
+def feeds():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        yield {"x": rng.standard_normal((1, 6000, 32)).astype(np.float32)}
+
+limit = sys.argv[2] if len(sys.argv) > 2 else None
+result = onnx_lowrank.compress(
+    onnx.load(sys.argv[1]), calibration=feeds(), rank=8, refit=True, heal=2, bench=False,
+    memory=limit, simplify=False,
+)
+print(*result.report.notes, sep="\\n")
+print("damage", result.report.check.damage)
+"""
+MB = 10**6
+
+
+def _model(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    text, value = "", "x"
+    weights: dict[str, Array] = {}
+    for block in range(4):
+        up = uniform((32, 8), rng) @ uniform((8, 128), rng)
+        weights |= {f"u{block}": up, f"d{block}": uniform((128, 32), rng) / 8}
+        text += f"""h{block} = MatMul({value}, u{block})
+            t{block} = Tanh(h{block})
+            o{block} = MatMul(t{block}, d{block})
+            x{block} = Add({value}, o{block})
+            """
+        value = f"x{block}"
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, L, 32] x) => (float[N, L, 32] y) {{ {text} y = Identity({value}) }}""",
+        weights,
+    )
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _peak(*arguments: str) -> tuple[int, str]:
+    """The most that a run holds, in bytes, and what it prints."""
+    command = [sys.executable, "-c", _PROGRAM, *arguments]
+    largest = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+            for line in status.splitlines():
+                if line.startswith("RssAnon:"):
+                    largest = max(largest, 1024 * int(line.split()[1]))
+            time.sleep(0.005)
+        assert process.stdout is not None
+        text = process.stdout.read()
+    assert process.returncode == 0
+    return largest, text
+
+
+@pytest.mark.slow  # two whole runs in processes of their own
+def test_a_run_keeps_the_limit(tmp_path: Path) -> None:
+    model = str(_model(tmp_path / "model.onnx"))
+    free, plainly = _peak(model)
+    peak, text = _peak(model, "300MB")
+    assert peak < 300 * MB + 60 * MB
+    assert free > peak + 50 * MB, "the limit would not matter"
+    assert "at a time, not 16: memory" in text
+    assert "at a time, not 16: memory" not in plainly
+
+
+def test_a_sample_that_does_not_fit_is_named_before_the_work(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    feeds = [{"x": uniform((1, rows, 32), rng)} for rows in (10, 10, 40_000, 10)]
+    with pytest.raises(InputError, match=r"memory='2MB': one run .* on sample 2 of a list .* GB"):
+        compress(
+            str(_model(tmp_path / "model.onnx")), calibration=feeds, data=feeds[:1], memory="2MB"
+        )
