@@ -105,7 +105,7 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
             split.search.feeds,
             context.trial.runner,
             context.trial.mask,
-            context.trial.memory,
+            memory=context.trial.memory,
         )
         pairs = dict(fit(choices, fitting, lambda _: None))
         error = _error(probe, pairs)
