@@ -20,6 +20,7 @@ __all__ = [
     "REPORT_VERSION",
     "BudgetReport",
     "Calibration",
+    "EffortStep",
     "File",
     "JsonReport",
     "Layer",
@@ -27,7 +28,6 @@ __all__ = [
     "Origin",
     "OutputVerdict",
     "Report",
-    "Step",
     "TargetsReport",
     "Totals",
     "tool_name",
@@ -331,7 +331,7 @@ class Healing:
 
 
 @dataclass(frozen=True)
-class Step:
+class EffortStep:
     """A way to more accuracy at the same ranks: what it gained and what it cost.
 
     Attributes:
@@ -400,7 +400,7 @@ class Report(JsonReport):
     origin: Origin | None = None
     judged: Judged | None = None
     missed: str | None = None
-    steps: tuple[Step, ...] = ()
+    steps: tuple[EffortStep, ...] = ()
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import print_outputs, samples_text
 from onnx_lowrank.measures import Check, Latency, judged_text, speedup_text
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import BudgetReport, Healing, Report, Step
+from onnx_lowrank.report import BudgetReport, EffortStep, Healing, Report
 
 __all__ = ["print_report"]
 
@@ -45,7 +45,7 @@ def print_report(report: Report, screen: Screen) -> None:
         screen.line(f"wrote {report.output.path}")
 
 
-def _step_line(step: Step) -> str:
+def _step_line(step: EffortStep) -> str:
     if step.error_before is None or step.error_after is None:
         return f"{step.method}: not tried: {step.why_not}"
     return (

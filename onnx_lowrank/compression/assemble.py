@@ -47,7 +47,7 @@ from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.recipe_file import to_metadata
-from onnx_lowrank.report import Healing, Step
+from onnx_lowrank.report import EffortStep, Healing
 
 __all__ = ["Assembled", "assemble", "predicted"]
 
@@ -81,7 +81,7 @@ class Assembled:
     recipe: Recipe
     healing: Healing | None = None
     rounded: Mapping[Group, Rounded] = field(default_factory=dict)
-    steps: tuple[Step, ...] = ()
+    steps: tuple[EffortStep, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -227,7 +227,7 @@ def _rounded(
 
 def _fitted(
     context: Context, prepared: Prepared, choices: Mapping[Group, Choice], work: int, *, more: bool
-) -> tuple[Iterable[tuple[Group, Factors]] | None, tuple[Step, ...]]:
+) -> tuple[Iterable[tuple[Group, Factors]] | None, tuple[EffortStep, ...]]:
     """The pairs, better than by the plain fit; None where that is as good.  And what was tried.
 
     Args:
@@ -263,7 +263,7 @@ def _fitted(
 
 def _healed(
     context: Context, prepared: Prepared, model: ir.Model, known: frozenset[str], spool: Spool
-) -> tuple[Healing | None, Step | None]:
+) -> tuple[Healing | None, EffortStep | None]:
     """Gradient descent on the factors, in place; and the step that it is, where effort asked.
 
     Args:
@@ -339,14 +339,14 @@ def _healed(
         rate=found.rate,
     )
     errors = found.error_before, found.error_after
-    return healing, Step("healing", bool(found.best_step), *errors, seconds)
+    return healing, EffortStep("healing", bool(found.best_step), *errors, seconds)
 
 
-def _unhealed(settings: Settings, why: InputError) -> tuple[None, Step]:
+def _unhealed(settings: Settings, why: InputError) -> tuple[None, EffortStep]:
     """Healing that cannot be done: an error where it was named, else a step that was not tried."""
     if settings.heal and str(why) != "the time is up":
         raise InputError(f"{named('heal')}: {why}") from why
-    return None, Step("healing", False, None, None, 0.0, str(why))
+    return None, EffortStep("healing", False, None, None, 0.0, str(why))
 
 
 def _check_validity(context: Context, model: ir.Model) -> None:

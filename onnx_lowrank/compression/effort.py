@@ -2,7 +2,7 @@
 
 The pairs of the plain fit are where it starts.  A method is kept if the whole model is nearer to
 the original with it, on samples to which nothing was fitted; else it is dropped.  What was tried,
-what it gained and what it cost are `Step` s of the report, and so is why something was not tried.
+what it gained and what it cost are `EffortStep` objects of the report, and so is why something was not tried.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
-from onnx_lowrank.report import Step
+from onnx_lowrank.report import EffortStep
 from onnx_lowrank.runtime.memory import gigabytes
 
 __all__ = ["FISHER", "REFIT", "Improved", "improved", "refitted", "untried"]
@@ -45,7 +45,7 @@ class Improved:
     """
 
     factors: Mapping[Group, Factors] | None
-    steps: tuple[Step, ...]
+    steps: tuple[EffortStep, ...]
 
 
 def untried(
@@ -93,7 +93,7 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
     ranked = [group for group, choice in choices.items() if choice.rank is not None]
     if not methods or not ranked:
         return Improved(None, ())
-    split, steps = context.trial.split, list[Step]()
+    split, steps = context.trial.split, list[EffortStep]()
     samples = split.fitted_to
     assert samples is not None  # moments were gathered of them
     fitted_to = samples.part([n for n in range(len(samples.feeds)) if n not in split.searched])
@@ -112,7 +112,7 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
     for method in methods:
         if error is None or context.late():
             why = "the time is up" if context.late() else "no sample kept aside shows an error"
-            steps.append(Step(method, False, None, None, 0.0, why))
+            steps.append(EffortStep(method, False, None, None, 0.0, why))
             continue
         start, other = time.perf_counter(), fitting
         if method == FISHER:
@@ -122,13 +122,15 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
         else:
             found = refitted(context, prepared, pairs, fitting, fitted_to)
             if isinstance(found, str):
-                steps.append(Step(method, False, None, None, time.perf_counter() - start, found))
+                steps.append(
+                    EffortStep(method, False, None, None, time.perf_counter() - start, found)
+                )
                 continue
             tried = found.factors
         with context.stages("effort"):
             after = _error(probe, tried)
         taken = after is not None and after < error
-        steps.append(Step(method, taken, error, after, time.perf_counter() - start))
+        steps.append(EffortStep(method, taken, error, after, time.perf_counter() - start))
         if taken:
             pairs, fitting, error = dict(tried), other, after
     done = {step.method for step in steps if step.taken}

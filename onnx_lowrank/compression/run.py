@@ -50,11 +50,11 @@ from onnx_lowrank.ranks.strategy import Plan, Unreachable
 from onnx_lowrank.report import (
     REPORT_VERSION,
     BudgetReport,
+    EffortStep,
     File,
     Origin,
     OutputVerdict,
     Report,
-    Step,
     tool_name,
 )
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
@@ -354,11 +354,11 @@ class _Run:
             )
 
 
-def _untried(prepared: Prepared, made: Assembled | None) -> tuple[Step, ...]:
+def _untried(prepared: Prepared, made: Assembled | None) -> tuple[EffortStep, ...]:
     """What the effort asks for and was known not to be worth a try."""
     done = () if made is None else [step.method for step in made.steps]
     return tuple(
-        Step(method, False, None, None, 0.0, why)
+        EffortStep(method, False, None, None, 0.0, why)
         for method, why in prepared.untried.items()
         if why is not None and method not in done
     )

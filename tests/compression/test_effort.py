@@ -16,7 +16,7 @@ from onnx_lowrank.compression import effort as module
 from onnx_lowrank.compression.effort import FISHER, REFIT
 from onnx_lowrank.fitting.refit import Refitted
 from onnx_lowrank.ranks.goals import seconds_of
-from onnx_lowrank.report import Report, Step
+from onnx_lowrank.report import EffortStep, Report
 from tests.fitting.test_refit import TEXT, error, feeds_of
 from tests.helpers.models import parse
 
@@ -36,7 +36,7 @@ def feeds() -> list[Any]:
     return feeds_of(np.random.default_rng(11), 48)
 
 
-def steps_of(report: Report) -> dict[str, Step]:
+def steps_of(report: Report) -> dict[str, EffortStep]:
     return {step.method: step for step in report.steps}
 
 
