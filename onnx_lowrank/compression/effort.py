@@ -2,7 +2,8 @@
 
 The pairs of the plain fit are where it starts.  A method is kept if the whole model is nearer to
 the original with it, on samples to which nothing was fitted; else it is dropped.  What was tried,
-what it gained and what it cost are `EffortStep` objects of the report, and so is why something was not tried.
+what it gained and what it cost are `EffortStep` objects of the report, and so is why something was
+not tried.
 """
 
 from __future__ import annotations
