@@ -23,6 +23,7 @@ from onnx_lowrank.ranks.budget_strategies import (
 )
 from onnx_lowrank.ranks.costs import CostTable, Place, measure_costs, plan_costs
 from onnx_lowrank.ranks.goals import Goal
+from onnx_lowrank.ranks.last import ByOutputs
 from onnx_lowrank.ranks.microbench import clock_for, session_timer
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import FromRecipe, Recipe
@@ -73,7 +74,7 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
         why = context.trial.unavailable or "neither check nor timing may run it"
         raise InputError(f"{named('metric')} needs a model that runs: {why}")
     if budget is None:
-        return Chosen(PerLayer(settings.goal, prepared), settings.metric_given)
+        return Chosen(_per_layer(context, prepared), settings.metric_given)
     if not context.runs():
         if budget.kind != "keep":
             why = context.trial.unavailable or "neither check nor timing may run it"
@@ -100,6 +101,15 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
             return Chosen(strategy, budget.metric, table, searching)
     assert table is not None
     return Chosen(Speed(searching, budget, table), metric, table, searching)
+
+
+def _per_layer(context: Context, prepared: Prepared) -> PerLayer:
+    """Every layer for itself; where there are samples the outputs decide of the last ones."""
+    settings, trial = context.settings, context.trial
+    if settings.goal.energy is None or prepared.calibration is None or not context.runs():
+        return PerLayer(settings.goal, prepared)
+    last = ByOutputs(settings.goal, prepared, trial.split.search, trial.runner, trial.reading)
+    return PerLayer(settings.goal, prepared, last.choose)
 
 
 def searching_for(

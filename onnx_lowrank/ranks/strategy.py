@@ -7,7 +7,7 @@ What cannot be had is `Unreachable`, with the best that can.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onnx_lowrank.maps.choice import Choice
@@ -108,14 +108,26 @@ class PerLayer(Strategy):
 
     once = True
 
-    def __init__(self, goal: Goal, prepared: Prepared) -> None:
-        self._goal, self._prepared = goal, prepared
+    def __init__(
+        self,
+        goal: Goal,
+        prepared: Prepared,
+        revised: Callable[[Group, Choice], Choice] = lambda _, choice: choice,
+    ) -> None:
+        """A strategy.
+
+        Args:
+            goal: what is asked of each layer.
+            prepared: the model.
+            revised: another choice where a layer's own numbers do not decide.
+        """
+        self._goal, self._prepared, self._revised = goal, prepared, revised
 
     def first(self) -> Plan:
         """The only plan."""
         prepared, goal = self._prepared, self._goal
         chosen = dict(prepared.early)
         for group, measurement in prepared.measured.items():
-            chosen[group] = choose(group, measurement, goal)
+            chosen[group] = self._revised(group, choose(group, measurement, goal))
         ordered = {group: chosen[group] for group in prepared.finding.groups}
         return Plan(settle(prepared.finding, ordered, goal))
