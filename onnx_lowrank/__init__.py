@@ -22,6 +22,7 @@ from onnx_lowrank.report import Report
 if TYPE_CHECKING:
     from onnx_lowrank.compression.api import bench, check, compress, inspect, providers, support
     from onnx_lowrank.compression.inspection import Inspection
+    from onnx_lowrank.compression.ir_pass import LowRankPass
     from onnx_lowrank.compression.result import Result
     from onnx_lowrank.compression.sweep import SweepReport, sweep
     from onnx_lowrank.evaluation.bench import BenchReport
@@ -39,6 +40,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "LowRankError",
+    "LowRankPass",
     "Offer",
     "Report",
     "Result",
@@ -61,6 +63,7 @@ _HOMES = {
     "BenchReport": "evaluation.bench",
     "CheckReport": "evaluation.check",
     "Inspection": "compression.inspection",
+    "LowRankPass": "compression.ir_pass",
     "Offer": "targets.base",
     "Result": "compression.result",
     "SupportReport": "targets.support",
