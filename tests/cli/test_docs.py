@@ -1,17 +1,20 @@
 """The documentation is true: its blocks run, its links lead somewhere, its options exist.
 
 A fenced block of ``python``, ``sh`` or ``console`` runs unless the line above it is
-``<!-- not run: why -->``.  The blocks of a page run in their order in one folder, which holds
-``model.onnx`` (input ``x`` [batch, 64], output ``logits``), ``data.npz`` and ``small.onnx``, made
-from it.  A command that writes ``small.onnx`` finds the place free, as a reader does.
+``<!-- not run: why -->``.  One below ``<!-- needs: module, … -->`` stands alone, and is skipped
+where a module is not there.  The other blocks of a page run in their order in one folder, which
+holds ``model.onnx`` (input ``x`` [batch, 64], output ``logits``), ``data.npz`` and ``small.onnx``,
+made from it.  A command that writes ``small.onnx`` finds the place free, as a reader does.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +35,9 @@ PAGES = sorted(
 )
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<kind>[a-z]*)\n(?P<body>.*?)^```$", re.M | re.S
+    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n|<!-- needs: (?P<needs>[^\n]+) -->\n)?"
+    r"```(?P<kind>[a-z]*)\n(?P<body>.*?)^```$",
+    re.M | re.S,
 )
 LINK = re.compile(r"\[[^\]]*\]\((?P<to>[^)\s]+)\)")
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
@@ -42,11 +47,12 @@ PROGRAM = "onnx-lowrank"
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page; ``why`` says why it is not run."""
+    """A fenced block of a page; ``why`` says why it is not run, ``needs`` are modules."""
 
     kind: str
     body: str
     why: str | None
+    needs: tuple[str, ...] = ()
 
     def commands(self) -> list[list[str]]:
         """The words of every command of a ``sh`` or ``console`` block."""
@@ -57,7 +63,10 @@ class Block:
 
 
 def blocks(text: str) -> list[Block]:
-    return [Block(m["kind"], m["body"], m["why"]) for m in BLOCK.finditer(text)]
+    return [
+        Block(m["kind"], m["body"], m["why"], tuple((m["needs"] or "").replace(",", " ").split()))
+        for m in BLOCK.finditer(text)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +111,8 @@ def place(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(words: list[str], folder: Path) -> int:
     """The exit code of a command of a page."""
+    if words[0] == "python":
+        words = [sys.executable, *words[1:]]
     if words[0] != PROGRAM:
         return subprocess.run(words, cwd=folder, check=False).returncode
     arguments = words[1:]
@@ -123,13 +134,30 @@ def runnable() -> list[str]:
 def test_the_blocks_of_a_page_run(name: str, place: Path) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks((ROOT / name).read_text(encoding="utf-8")):
-        if block.why is not None or block.kind not in RUN:
+        if block.why is not None or block.kind not in RUN or block.needs:
             continue
         if block.kind == "python":
             exec(compile(block.body, name, "exec"), namespace)
             continue
         for words in block.commands():
             assert run(words, place) == 0, shlex.join(words)
+
+
+ALONE = [
+    pytest.param(block, id=f"{name}-{number}")
+    for name, page in zip(NAMES, PAGES, strict=True)
+    for number, block in enumerate(blocks(page.read_text(encoding="utf-8")))
+    if block.needs
+]
+
+
+@pytest.mark.parametrize("block", ALONE)
+@pytest.mark.usefixtures("place")
+def test_a_block_that_needs_more_runs(block: Block) -> None:
+    missing = [module for module in block.needs if importlib.util.find_spec(module) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    exec(compile(block.body, "block", "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("name", NAMES)

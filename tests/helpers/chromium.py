@@ -71,6 +71,10 @@ class Page:
             assert time.monotonic() < end, f"{path} does not load"
             time.sleep(0.05)
 
+    def visit(self, address: str) -> None:
+        """Load a page from a server."""
+        self._send("Page.navigate", url=address)
+
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
         found = self._send("Runtime.evaluate", expression=script, returnByValue=True)
