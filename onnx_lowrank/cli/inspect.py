@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from onnx_lowrank.cli.options import command_of, reader_may_leave, terminal_progress, values_of
+from onnx_lowrank.cli.options import (
+    command_of,
+    print_log,
+    reader_may_leave,
+    terminal_progress,
+    values_of,
+)
 from onnx_lowrank.cli.reports import ReportFiles
 from onnx_lowrank.compression.verbs import INSPECT
 
@@ -21,15 +27,17 @@ def command(source: Path, **options: Any) -> None:
     from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.spectra import in_order, print_inspection
     from onnx_lowrank.compression.api import inspect
+    from onnx_lowrank.runtime.session import OrtLog
 
     values = values_of(INSPECT, options)
-    quiet = values.pop("quiet")
+    quiet, verbose = values.pop("quiet"), values.pop("verbose")
     report_paths, sort = values.pop("report_path"), values.pop("sort")
     written = ReportFiles(report_paths)
-    found = in_order(
-        inspect(source, **values, progress=terminal_progress(quiet=quiet), outputs=written.outputs),
-        sort,
-    )
+    log = OrtLog()
+    progress = terminal_progress(quiet=quiet)
+    found = inspect(source, **values, progress=progress, log=log, outputs=written.outputs)
+    found = in_order(found, sort)
+    print_log(log, verbose=verbose)
     written.write(found)
     with reader_may_leave(kept=bool(report_paths)):
         print_inspection(found, output_screen(*report_paths, quiet=quiet))

@@ -91,9 +91,9 @@ def with_same_weight(name: str, more: int) -> str:
 
 def print_offers(offers: Sequence[Offer], screen: Screen) -> None:
     """Targets that are usable here, then the others with what is missing."""
-    columns = ("target", "usable", "version", "times")
-    least = {"version": 10}
-    grid = Grid([Column(head, True, least.get(head, 0)) for head in columns], fold=True)
+    version = Column("version", left=True, least=10, leave=1)
+    columns = [Column("target", left=True), Column("usable", left=True), version]
+    grid = Grid([*columns, Column("times", left=True)], fold=True)
     for offer in sorted(offers, key=lambda offer: not offer.usable):
         install = "" if offer.usable or not offer.install else f"; {offer.install}"
         grid.add(

@@ -212,6 +212,8 @@ def inspect(
     *,
     shares: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
     ops: Sequence[str] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     constant_inputs: bool = False,
     data: SampleSource | None = None,
     samples: int | None = None,
@@ -224,6 +226,8 @@ def inspect(
     save_stats: str | os.PathLike[str] | None = None,
     load_stats: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    judge_at: Sequence[str] = (),
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
     simplify: bool = True,
     progress: Progress | None = None,
     log: OrtLog | None = None,
@@ -239,6 +243,8 @@ def inspect(
         shares: shares of the linear parameters to keep: what each would give.
         ops: forms to fit to samples and to spend ``shares`` on: default, all, or names; all others
             are listed by their weights alone.
+        include: factor only nodes whose name or torch scope matches.
+        exclude: leave nodes dense whose name or torch scope matches.
         constant_inputs: as in the main job.
         data: samples, as in the main job: the ranks are those for what the layers multiply.
             Default: none, the weights alone.
@@ -253,6 +259,10 @@ def inspect(
         save_stats: write the calibration statistics (.npz), for runs with other budgets.
         load_stats: use the statistics that ``save_stats`` wrote for this model.
         threads: intra-op threads. Default: physical cores.
+        judge_at: a value inside the model, or a node, that counts as an output wherever outputs are
+            compared: for damage, check, metrics, ``heal`` and ``fisher``.
+        custom_ops: a library of custom operators that the model uses, which every session
+            registers.
         simplify: False: with samples: do not run onnxsim first.
         progress: shows the stages; default: nothing is shown.
         log: collects ONNX Runtime's messages.

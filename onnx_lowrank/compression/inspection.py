@@ -40,6 +40,7 @@ from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.recipe_file import from_metadata
 from onnx_lowrank.report import Calibration, File, JsonReport, LayerSpectrum, Origin, tool_name
+from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = [
@@ -72,8 +73,8 @@ class Inspected:
             None.
         energy_of: of what the ranks hold the energy: "weight", its squared singular values, or
             "output", the second moments of ``x W`` over the samples.
-        half: share of the energy that a pair of half the parameters holds; None where it cannot be
-            factored.
+        half: share of the energy that a pair of half the parameters holds; None where there is no
+            such pair.
         spectrum: what its ranks hold; None where it cannot be factored.
     """
 
@@ -161,7 +162,7 @@ def inspect_model(
     check_outputs((*side_outputs(settings), *outputs), read_files(source, settings))
     if without:
         return _inspection(source, source.model, settings, stages, Looked())
-    with workspace(None) as folder:
+    with workspace(None) as folder, with_custom_ops(settings.custom_ops):
         context = Context(source, settings, folder, stages, log)
         looked = look_ahead(context, shares)
         assert looked.prepared is not None
@@ -242,6 +243,9 @@ def _entries(
             if site.form.name not in chosen:
                 off = "off" if settings.ops else "off by default"
                 reasons.append(f"{off}; {named('ops', site.form.ops)}")
+            left_out = settings.selection.reason(site.node)
+            if left_out is not None:
+                reasons.append(left_out)
             adapter = adapted.nodes.get(site.node, 0)
             if adapter:
                 reasons.append(f"with its adapter, W + s·A·B, {adapter:,} parameters beside W")
@@ -277,7 +281,7 @@ def _site(site: Site, found: Spectrum | None, reason: str, adapter: int) -> Insp
         row,
         ranks=tuple(found.needed(energy) for energy in ENERGIES),
         energy_of=found.of,
-        half=found.held(largest_rank(site.m, site.n, 0.5)),
+        half=found.held(half) if (half := largest_rank(site.m, site.n, 0.5)) else None,
         spectrum=shown_spectrum(found, (site.m, site.n)),
     )
 

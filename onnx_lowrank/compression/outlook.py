@@ -118,7 +118,12 @@ def look_ahead(context: Context, shares: Sequence[float]) -> Looked:
                 except Unreachable as error:
                     missed.append(str(error))
                 advance(1)
-    return Looked(prepared, tuple(found), tuple(missed), (*context.notes, *context.trial.notes))
+    return Looked(prepared, tuple(found), tuple(missed), _notes(context))
+
+
+def _notes(context: Context) -> tuple[str, ...]:
+    summary = context.log.summary()
+    return (*context.notes, *context.trial.notes, *([] if summary is None else [summary]))
 
 
 def _outlook(context: Context, prepared: Prepared, share: float, plan: Plan) -> Outlook:

@@ -209,6 +209,7 @@ INSPECT = Verb(
             help="Forms to fit to samples and to spend {shares} on: default, all, or names; all "
             "others are listed by their weights alone.",
         ),
+        *_options("include", "exclude"),
         replace(OPTIONS["constant_inputs"], help="As in the main job."),
         replace(
             OPTIONS["data"],
@@ -227,8 +228,9 @@ INSPECT = Verb(
             help="Use the statistics that {save_stats} wrote for this model.",
         ),
         replace(OPTIONS["threads"], help="Intra-op threads."),
+        *_options("judge_at", "custom_ops"),
         replace(OPTIONS["simplify"], help="With samples: do not run onnxsim first."),
-        *_options("sort", "report_path"),
+        *_options("sort", "report_path", "verbose"),
         _QUIET,
     ),
 )  # fmt: skip

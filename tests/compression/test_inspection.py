@@ -108,6 +108,22 @@ def test_budgets_are_those_of_a_run(place: Path, fitted: Inspection, tmp_path: P
         assert 0 <= report["output"]["bytes"] - budget.bytes < 3000
 
 
+def test_layers_that_are_left_out_say_so(place: Path) -> None:
+    found = onnx_lowrank.inspect(
+        place / "model.onnx",
+        data=place / "data.npz",
+        simplify=False,
+        shares=[0.5],
+        exclude=["MatMul_2"],
+    )
+    rows = {row.name: row for row in found.entries}
+    assert "exclude='MatMul_2'" in rows["MatMul_2"].reason
+    assert (rows["MatMul_2"].energy_of, rows["MatMul_0"].energy_of) == ("weight", "output")
+    # What is left out counts in no share.
+    (budget,) = found.budgets
+    assert budget.linear_parameters <= 0.5 * (SIZE * 96 + 80 * 10)
+
+
 def test_a_budget_that_cannot_be_had_is_named(place: Path) -> None:
     data = place / "data.npz"
     found = onnx_lowrank.inspect(place / "model.onnx", data=data, simplify=False, shares=[0.001])
