@@ -29,6 +29,7 @@ from onnx_lowrank.fitting.trainable import constant_names, trainable
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.elements import install
 from onnx_lowrank.graph.face import differences, drop_inferred
+from onnx_lowrank.graph.inline import put_back
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.provenance import write_metadata
 from onnx_lowrank.graph.save import check_embeddable, written_bytes
@@ -156,6 +157,8 @@ def assemble(
             for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
                 context.say(note)
     taken_back(model, context.at, context.source.model)
+    if context.inlined:
+        put_back(model, context.judged.model, context.source.model)
     drop_inferred(model)
     if context.settings.shape_for is None:  # else it has been said
         for change in differences(context.source.model, model):

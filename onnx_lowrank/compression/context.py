@@ -6,6 +6,7 @@ import time
 from functools import cached_property
 from pathlib import Path
 
+from onnx_lowrank.compression.inlining import with_weights_in_sight
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.trial import Trial
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
@@ -31,6 +32,7 @@ class Context:
         at: values inside it that count as outputs.
         judged: the model that gives these out too, which all stages work on; they are taken back
             from what is written.
+        inlined: whether calls of functions that give weights stand inlined in it.
         settings: the options.
         folder: a workspace that is removed at the end.
         stages: times and shows what is being done.
@@ -50,7 +52,9 @@ class Context:
         limit = settings.time_limit_seconds
         self.until = None if limit is None else time.monotonic() + limit
         self.at = values_named(source.model, settings.judge_at)
-        self.judged = giving_out(source, self.at)
+        shown = with_weights_in_sight(source, constant_inputs=settings.constant_inputs)
+        self.inlined = shown is not source
+        self.judged = giving_out(shown, self.at)
         if self.at:
             self.say(inside_note(self.at))
         self.trial = Trial(source, settings, folder, log, self.judged.model, self.at)

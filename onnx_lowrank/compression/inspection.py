@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.figures import shown_spectrum
+from onnx_lowrank.compression.inlining import with_weights_in_sight
 from onnx_lowrank.compression.outlook import Looked, Outlook, look_ahead, place_of
 from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.settings import Settings
@@ -161,7 +162,8 @@ def inspect_model(
         _ = source.described  # its digest is of the file that was read
     check_outputs((*side_outputs(settings), *outputs), read_files(source, settings))
     if without:
-        return _inspection(source, source.model, settings, stages, Looked())
+        shown = with_weights_in_sight(source, constant_inputs=settings.constant_inputs)
+        return _inspection(source, shown.model, settings, stages, Looked())
     with workspace(None) as folder, with_custom_ops(settings.custom_ops):
         context = Context(source, settings, folder, stages, log)
         looked = look_ahead(context, shares)

@@ -234,7 +234,7 @@ def test_a_weight_that_is_a_functions_argument_is_left_with_a_reason(
             h = local.Linear(x, W)
             y = local.Linear(h, V)
         }}
-        <domain: "local", opset_import: ["": 17]>
+        <domain: "local", opset_import: ["": 16]>
         Linear (a, w) => (b) {{ b = MatMul(a, w) }}""",
         {"W": known_rank(D, D, RANK, rng), "V": known_rank(D, D, RANK, rng)},
     )
@@ -257,7 +257,7 @@ def test_a_weight_that_is_read_by_a_function_call_too_stays(rng: np.random.Gener
             h = local.Linear(x, W)
             y = MatMul(h, W)
         }}
-        <domain: "local", opset_import: ["": 17]>
+        <domain: "local", opset_import: ["": 16]>
         Linear (a, w) => (b) {{ b = Add(a, w) }}""".replace("Add(a, w)", "MatMul(a, w)"),
         {"W": known_rank(D, D, RANK, rng)},
     )
