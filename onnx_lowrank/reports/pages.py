@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from onnx_lowrank.compression.sweep import Point, SweepReport
@@ -80,7 +81,8 @@ def _totals(report: Report) -> Html:
     for latency in report.latency[:1]:
         old, new = latency.before_ms.median, latency.after_ms.median
         bars = bar(old, new, max(old, new))
-        changed = f"{latency.speedup.median:.2f}×"
+        noisy = latency.speedup.verdict == "too noisy to tell"
+        changed = "too noisy" if noisy else f"{latency.speedup.median:.2f}×"
         tiles.append(tile("Speed", milliseconds(old), milliseconds(new), changed, bars))
     return tag("section", tag("h2", "Before and after"), tag("div", *tiles, class_="tiles"))
 
@@ -332,8 +334,10 @@ def sweep_page(report: SweepReport) -> str:
     )
 
 
-def _curves(report: SweepReport) -> Html:
-    finite = [point for point in report.points if point.error == point.error]
+def _curves(report: SweepReport) -> Html | None:
+    finite = [point for point in report.points if math.isfinite(point.error)]
+    if not finite:
+        return None
     marks = [Mark(point.bytes / 1e6, point.error, f"{point.keep:g}") for point in finite]
     parts = [tag("figure", scatter(marks, "MB", "error of the worst output"))]
     timed = [

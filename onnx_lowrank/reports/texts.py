@@ -162,9 +162,11 @@ def sweep_sentence(report: SweepReport) -> Sentence:
         return "warning", "no budget could be had"
     first, last = points[0], points[-1]
     saved = (first.bytes - last.bytes) / first.bytes if first.bytes else 0.0
+    far = percent(last.error)
+    off = f"off by {far}" if math.isfinite(last.error) else far
     return "plain", (
         f"{counted(len(points) - 1, 'budget')}: up to {percent(saved)} smaller, where the worst "
-        f"output is off by {percent(last.error)}"
+        f"output is {off}"
     )
 
 

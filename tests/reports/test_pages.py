@@ -21,6 +21,7 @@ from tests.helpers.reports import (
     bench_report,
     check_report,
     inspection,
+    latency,
     run_report,
     sweep_report,
 )
@@ -244,6 +245,23 @@ def test_the_policy_lets_nothing_else_run(tab: Page, tmp_path: Path) -> None:
     )
     assert tab.run("window.hit") is None
     assert any("Content Security Policy" in text for text in tab.complaints)
+
+
+def test_a_speed_that_is_too_noisy_is_none() -> None:
+    text = text_of(replace(run_report(2), latency=(latency(1.5, 0.8, 2.0),)), ".html")
+    assert '<p class="big">too noisy</p>' in text
+    assert '<p class="big">1.50×</p>' not in text
+
+
+@pytest.mark.parametrize("error", [float("nan"), float("inf")])
+def test_points_without_a_finite_error_are_in_the_table_alone(error: float) -> None:
+    report = sweep_report()
+    points = tuple(replace(point, error=error) for point in report.points)
+    text = plain(text_of(replace(report, points=points), ".html"))
+    assert "Trade-off" not in text
+    assert "up to 60 % smaller, where the worst output is beyond any measure" in text
+    for ending in (".md", ".csv", ".json"):
+        assert text_of(replace(report, points=points), ending)
 
 
 @pytest.mark.parametrize("change", [{"layers": ()}, {"check": None}, {"settings": {}}])
