@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.compression.settings import Settings
-from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
+from onnx_lowrank.data.runnable import runnable_shapes
+from onnx_lowrank.data.samples import Samples, random_samples
 from onnx_lowrank.data.shapes import input_specs
 from onnx_lowrank.data.sources import SampleSource, load_source, same_source
 from onnx_lowrank.numerics.arrays import Feed
@@ -122,8 +123,15 @@ class SampleSplit:
         """What judges, what the factors are fitted to, and what is left for a search."""
         model, settings = self._model, self._settings
         specs = input_specs(model)
-        shapes = runnable_shapes(self._runs, model, specs, settings.input_shapes, settings.dims)
         judge, fit = settings.data, settings.calibration
+        shapes = runnable_shapes(
+            self._runs,
+            model,
+            specs,
+            settings.input_shapes,
+            settings.dims,
+            lengths=judge is None and fit is None,
+        )
 
         def loaded(source: SampleSource, limit: int) -> Samples:
             option = "data" if source is judge else "calibration"

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["index_bound"]
+__all__ = ["compared_with", "index_bound"]
 
 # Position of the input whose values the node passes on; None: it passes on all of them.
 _PASSING: dict[str, int | None] = {
@@ -33,6 +33,25 @@ _EMBEDDING = {0: 2, 1: 4, 8: 3}
 def index_bound(value: ir.Value) -> int | None:
     """The smallest number that every value must stay below, or None where nothing bounds it."""
     return min(_bounds(value, set()), default=None)
+
+
+def compared_with(value: ir.Value) -> tuple[int, ...]:
+    """The single whole numbers that a value is compared with, such as a sample rate's 16000."""
+    found: dict[int, None] = {}
+    waiting, seen = [value], set[ir.Value]()
+    while waiting:
+        own = waiting.pop()
+        if own in seen:
+            continue
+        seen.add(own)
+        for node, position in own.uses():
+            if node.op_type == "Equal":
+                constant = _constant(node.inputs[1 - position])
+                if constant is not None and constant.size == 1 and constant.dtype.kind in "iu":
+                    found[int(constant.reshape(-1)[0])] = None
+            elif node.op_type in _PASSING and _PASSING[node.op_type] in (None, position):
+                waiting += node.outputs
+    return tuple(sorted(found))
 
 
 def _bounds(value: ir.Value, seen: set[ir.Value]) -> Iterable[int]:

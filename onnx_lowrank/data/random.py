@@ -1,7 +1,8 @@
 """Seeded random input that a model can run on.
 
 Floats are standard normal; masks are all ones; unsigned bytes, which are images, use their whole
-range; other integers stay below the smallest table that they index, or are 0 and 1.
+range; a single integer is one of those that the graph compares it with, if any; other integers
+stay below the smallest table that they index, or are 0 and 1.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def random_feed(
     shapes: ConcreteShapes,
     bounds: Mapping[str, int],
     seed: tuple[int, int],
+    choices: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Array]:
     """One feed; the same seed gives the same values.
 
@@ -73,13 +75,18 @@ def random_feed(
         shapes: their sizes.
         bounds: input -> number that its values must stay below.
         seed: the seed of the run and the number of the sample.
+        choices: input -> the numbers that its values are among, where these are known.
     """
     rng = np.random.default_rng(seed)
-    return {
-        spec.name: _values(spec, shapes.shapes[spec.name], bounds.get(spec.name), rng)
-        for spec in specs
-        if spec.drawn
-    }
+    found = {}
+    for spec in specs:
+        if spec.drawn:
+            shape, among = shapes.shapes[spec.name], (choices or {}).get(spec.name)
+            if among:
+                found[spec.name] = np.asarray(rng.choice(among, shape)).astype(spec.dtype)
+            else:
+                found[spec.name] = _values(spec, shape, bounds.get(spec.name), rng)
+    return found
 
 
 def _values(
@@ -102,7 +109,12 @@ def _values(
     return np.asarray(rng.integers(0, bound, shape)).astype(dtype)
 
 
-def random_note(specs: Sequence[InputSpec], bounds: Mapping[str, int], seed: int) -> str:
+def random_note(
+    specs: Sequence[InputSpec],
+    bounds: Mapping[str, int],
+    seed: int,
+    choices: Mapping[str, Sequence[int]] | None = None,
+) -> str:
     """The random input in one sentence."""
     groups: dict[str, list[str]] = {}
     for spec in specs:
@@ -110,6 +122,8 @@ def random_note(specs: Sequence[InputSpec], bounds: Mapping[str, int], seed: int
             continue
         if "mask" in spec.name.lower():
             text = "all ones"
+        elif choices and spec.name in choices:
+            text = f"always {' or '.join(map(str, choices[spec.name]))}"
         elif spec.dtype.kind == "b":
             text = "random truth values"
         elif is_floating(spec.dtype) or spec.dtype.kind == "c":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.data.fitter import Fitter
-from onnx_lowrank.data.index_bounds import index_bound
+from onnx_lowrank.data.index_bounds import compared_with, index_bound
 from onnx_lowrank.data.labels import all_or_none, cut, read_labels
 from onnx_lowrank.data.random import check_random, random_feed, random_note
 from onnx_lowrank.data.sample_files import (
@@ -31,10 +31,8 @@ from onnx_lowrank.data.sample_files import (
     read_value,
 )
 from onnx_lowrank.data.shapes import (
-    IMAGE_SIZES,
     ConcreteShapes,
     InputSpec,
-    concrete_shapes,
 )
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import exists
@@ -46,7 +44,6 @@ __all__ = [
     "largest",
     "load_samples",
     "random_samples",
-    "runnable_shapes",
     "sample_files",
     "stacked_samples",
 ]
@@ -137,12 +134,12 @@ def random_samples(
         InputError: an input is not a tensor, has no known rank, or holds strings.
     """
     check_random(specs, shapes)
-    bounds = _index_bounds(model, specs)
+    bounds, choices = _index_bounds(model, specs), _choices(model, specs)
     return Samples(
         source="random",
-        feeds=Lazy(count, lambda index: random_feed(specs, shapes, bounds, (seed, index))),
+        feeds=Lazy(count, lambda index: random_feed(specs, shapes, bounds, (seed, index), choices)),
         expected=(None,) * count,
-        notes=(random_note(specs, bounds, seed),),
+        notes=(random_note(specs, bounds, seed, choices),),
         total=count,
     )
 
@@ -155,41 +152,15 @@ def _index_bounds(model: ir.Model, specs: Sequence[InputSpec]) -> dict[str, int]
     return {name: max(1, bound) for name, bound in found.items() if name and bound is not None}
 
 
-def runnable_shapes(
-    runs: Callable[[Feed], bool],
-    model: ir.Model,
-    specs: Sequence[InputSpec],
-    input_shapes: Mapping[str, tuple[int, ...]],
-    dims: Mapping[str, int],
-) -> ConcreteShapes:
-    """As `concrete_shapes`, but with an assumed image size that the model runs with.
-
-    Args:
-        runs: whether the model runs on a feed.
-        model: the model.
-        specs: its inputs.
-        input_shapes: input name -> sizes that the user gave.
-        dims: symbolic dimension -> size that the user gave.
-
-    Only where the size of an image has to be guessed is anything run: a recognizer of text
-    lines, for example, fails on the first guess, a square.  Where no guess runs the first one is
-    returned, and the run that follows says why it fails.
-    """
-    first = concrete_shapes(specs, input_shapes, dims)
-    guesses = [concrete_shapes(specs, input_shapes, dims, image=size) for size in IMAGE_SIZES]
-    if all(guess.shapes == first.shapes for guess in guesses):
-        return first
-    for size, guess in zip(IMAGE_SIZES, guesses, strict=True):
-        feed = random_samples(model, specs, guess, count=1, seed=0).feeds[0]
-        if not runs(feed):
-            continue
-        if guess is guesses[0]:
-            return guess
-        note = "the model does not run on images of {}×{}, but on {}×{}".format(
-            *IMAGE_SIZES[0], *size
-        )
-        return replace(guess, notes=(*guess.notes, note))
-    return first
+def _choices(model: ir.Model, specs: Sequence[InputSpec]) -> dict[str, tuple[int, ...]]:
+    """Input of one whole number -> the numbers that the graph compares it with, if any."""
+    single = {
+        spec.name
+        for spec in specs
+        if spec.dtype.kind in "iu" and spec.shape is not None and all(d == 1 for d in spec.shape)
+    }
+    found = {value.name: compared_with(value) for value in model.graph.inputs}
+    return {name: own for name, own in found.items() if name in single and own}
 
 
 def load_samples(

@@ -19,6 +19,7 @@ from onnx_lowrank.phrases import listed, near_names
 
 __all__ = [
     "IMAGE_SIZES",
+    "SEQUENCE",
     "ConcreteShapes",
     "InputSpec",
     "concrete_shapes",
@@ -191,6 +192,8 @@ def concrete_shapes(
     dims: Mapping[str, int],
     *,
     image: tuple[int, int] = IMAGE_SIZES[0],
+    length: int = SEQUENCE,
+    state: int | None = None,
 ) -> ConcreteShapes:
     """Give every axis of every tensor input a size.
 
@@ -199,6 +202,9 @@ def concrete_shapes(
         input_shapes: input name -> sizes that the user gave.
         dims: symbolic dimension -> size that the user gave.
         image: height and width to assume for images.
+        length: what to assume for sequences, and where there is no better guess.
+        state: what to assume for an axis between two fixed ones, such as the batch of a recurrent
+            state [2, ?, 128]; None for ``length``.
 
     Raises:
         InputError: an unknown input or dimension, a wrong rank, a size other than the one that
@@ -225,7 +231,7 @@ def concrete_shapes(
             assumed[spec.name] = frozenset()
         elif spec.shape is not None:
             shapes[spec.name], assumed[spec.name] = _resolve(
-                spec, spec.shape, values, guessed, image
+                spec, spec.shape, values, guessed, _Guess(image, length, state)
             )
     notes = _notes(tensors, shapes, assumed)
     return ConcreteShapes(shapes, values, notes, assumed)
@@ -314,7 +320,7 @@ def _resolve(
     axes: tuple[int | str | None, ...],
     values: dict[str, int],
     guessed: set[str],
-    image: tuple[int, int],
+    guess: _Guess,
 ) -> tuple[tuple[int, ...], frozenset[int]]:
     """Sizes of one input, and which of its axes are guesses; adds to `values` and `guessed`."""
     sizes: list[int] = []
@@ -324,7 +330,7 @@ def _resolve(
             sizes.append(axis)
             continue
         if axis is None:
-            sizes.append(_guess(spec, axes, index, image))
+            sizes.append(_guess(spec, axes, index, guess))
             assumed.add(index)
             continue
         if axis not in values:
@@ -339,7 +345,7 @@ def _resolve(
                 if guessed.intersection(terms):
                     guessed.add(axis)
             else:
-                values[axis] = _guess(spec, axes, index, image)
+                values[axis] = _guess(spec, axes, index, guess)
                 guessed.add(axis)
         sizes.append(values[axis])
         if axis in guessed:
@@ -355,15 +361,22 @@ def _terms(axis: str) -> list[str]:
     return [part for part in parts if not part.isdecimal()]
 
 
-def _guess(
-    spec: InputSpec, axes: tuple[int | str | None, ...], index: int, image: tuple[int, int]
-) -> int:
+@dataclass(frozen=True)
+class _Guess:
+    """What is assumed where nothing is known."""
+
+    image: tuple[int, int]
+    length: int
+    state: int | None
+
+
+def _guess(spec: InputSpec, axes: tuple[int | str | None, ...], index: int, guess: _Guess) -> int:
     symbol = axes[index]
     name = symbol if isinstance(symbol, str) else ""
     if _BATCH_NAME.search(name):
         return 1
     if _SEQUENCE_NAME.search(name):
-        return SEQUENCE
+        return guess.length
     if index == 0:
         return 1
     is_float = spec.dtype.kind in "fV"  # the small floats of ml_dtypes are of kind V
@@ -377,8 +390,9 @@ def _guess(
         other = axes[columns if index == rows else rows]
         if isinstance(other, int) and other < IMAGE_SIZES[0][0]:
             return LINE_WIDTH
-        return image[index == columns]
-    return SEQUENCE
+        return guess.image[index == columns]
+    between = len(axes) == 3 and index == 1 and all(isinstance(axes[i], int) for i in (0, 2))
+    return guess.length if guess.state is None or not between else guess.state
 
 
 def _notes(

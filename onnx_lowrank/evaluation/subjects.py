@@ -9,7 +9,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnx_lowrank.data.samples import Samples, random_samples, runnable_shapes
+from onnx_lowrank.data.runnable import runnable_shapes
+from onnx_lowrank.data.samples import Samples, random_samples
 from onnx_lowrank.data.shapes import InputSpec, input_specs
 from onnx_lowrank.data.sources import SampleSource, load_source, source_files
 from onnx_lowrank.errors import CrashError, InputError, named
@@ -140,7 +141,9 @@ def open_subjects(
         except CrashError:
             return False
 
-    shapes = runnable_shapes(runs, first, specs, options.input_shapes, dims)
+    shapes = runnable_shapes(
+        runs, first, specs, options.input_shapes, dims, lengths=options.data is None
+    )
     if options.data is None:
         notes = shapes.notes
         samples = random_samples(first, specs, shapes, count=options.samples, seed=options.seed)
