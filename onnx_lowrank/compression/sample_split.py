@@ -38,7 +38,7 @@ class SampleSplit:
         self,
         model: ir.Model,
         settings: Settings,
-        runs: Callable[[Feed], bool],
+        runs: Callable[[Feed], bool | None],
         notes: dict[str, None],
     ) -> None:
         """A split of nothing yet.

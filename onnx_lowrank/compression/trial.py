@@ -438,13 +438,13 @@ class Trial:
             self._assigned[what] = f"{what}: {text}"
             self.notes[self._assigned[what]] = None
 
-    def _runs(self, feed: Feed) -> bool:
-        """Whether the original runs on a feed, on the CPU."""
+    def _runs(self, feed: Feed) -> bool | None:
+        """Whether the original runs on a feed, on the CPU; None where a child did not survive."""
         file, name = self._original_file, self._source.name
         try:
             return self._opener.attempt(file, feed, what=name, keep=True) is None
         except CrashError:
-            return False
+            return None
 
 
 def _random_only() -> str:

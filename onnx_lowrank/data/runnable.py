@@ -23,7 +23,7 @@ from onnx_lowrank.data.shapes import (
     concrete_shapes,
 )
 from onnx_lowrank.errors import InputError, named
-from onnx_lowrank.graph.walk import static_shape
+from onnx_lowrank.graph.walk import attribute, static_shape
 from onnx_lowrank.numerics.arrays import Feed
 
 __all__ = ["runnable_shapes"]
@@ -37,7 +37,7 @@ _FITS = {("MatMul", 1): -2, ("Gemm", 1): 0, ("LSTM", 1): 2, ("GRU", 1): 2, ("RNN
 
 
 def runnable_shapes(
-    runs: Callable[[Feed], bool],
+    runs: Callable[[Feed], bool | None],
     model: ir.Model,
     specs: Sequence[InputSpec],
     input_shapes: Mapping[str, tuple[int, ...]],
@@ -48,7 +48,8 @@ def runnable_shapes(
     """As `concrete_shapes`, but with assumed sizes that the model runs with.
 
     Args:
-        runs: whether the model runs on a feed.
+        runs: whether the model runs on a feed; None where a process did not survive or end it,
+            which is not tried many times.
         model: the model.
         specs: its inputs.
         input_shapes: input name -> sizes that the user gave.
@@ -64,7 +65,7 @@ def runnable_shapes(
     def made(**guess: object) -> ConcreteShapes:
         return concrete_shapes(specs, input_shapes, dims, **guess)  # type: ignore[arg-type]
 
-    def tried(guess: ConcreteShapes) -> bool:
+    def tried(guess: ConcreteShapes) -> bool | None:
         return runs(random_samples(model, specs, guess, count=1, seed=0).feeds[0])
 
     first = made()
@@ -83,7 +84,7 @@ def runnable_shapes(
     if not lengths or not _guessed(specs, first, made(length=SEQUENCE + 1)):
         return first
     try:
-        if tried(first):
+        if tried(first) is not False:
             return first
     except InputError:  # no random input can be made, whatever the sizes
         return first
@@ -92,14 +93,19 @@ def runnable_shapes(
         for guess in (made(length=length, state=1), made(length=length)):
             if all(guess.shapes != other.shapes for other in (first, *guesses)):
                 guesses.append(guess)
-    found = next((guess for guess in guesses if tried(guess)), None)
+    found, count = None, 1
+    for guess in guesses:
+        answer, count = tried(guess), count + 1
+        if answer is not False:
+            found = guess if answer else None
+            break
     if found is not None:
         changed = [name for name, shape in found.shapes.items() if shape != first.shapes[name]]
         sizes = ", ".join(f"{name} {list(first.shapes[name])}" for name in changed)
         note = f"the model does not run on {sizes}: other sizes were tried until it did"
         return replace(found, notes=(*found.notes, note))
     note = (
-        f"no sizes were found with which the model runs, {len(guesses) + 1} were tried: give them "
+        f"no sizes were found with which the model runs, {count} were tried: give them "
         f"with {named('input_shapes')} or {named('dims')}, or samples with {named('data')}"
     )
     return replace(first, notes=(*first.notes, note))
@@ -123,7 +129,7 @@ def _sides(model: ir.Model, specs: Sequence[InputSpec]) -> list[int]:
             if not sizes or len(sizes) < 2:
                 continue
             axis = _FITS.get((node.op_type, index))
-            if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+            if node.op_type == "Gemm" and attribute(node, "transB", 0):
                 axis = 1
             if node.op_type == "Conv" and index == 1:
                 # A filter wants a window that it fits into, often twice or four times.

@@ -135,11 +135,11 @@ def open_subjects(
     rehearse(files[0], what=name, threads=1)
     open_session(files[0], threads=1, log=log)
 
-    def runs(feed: Feed) -> bool:
+    def runs(feed: Feed) -> bool | None:
         try:
             return attempt(files[0], feed, what=name, threads=1, keep=True) is None
         except CrashError:
-            return False
+            return None
 
     shapes = runnable_shapes(
         runs, first, specs, options.input_shapes, dims, lengths=options.data is None

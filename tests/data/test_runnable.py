@@ -87,6 +87,14 @@ def test_what_was_found_nowhere_is_said() -> None:
     assert "input_shapes=…" in note
 
 
+def test_a_crash_ends_the_trials() -> None:
+    """Each may take minutes: a process that dies or hangs is not started for every size."""
+    answers = [False, False, None]
+    shapes = found(detector(), lambda _: answers.pop(0))
+    assert not answers
+    assert any("no sizes were found with which the model runs, 3 were" in n for n in shapes.notes)
+
+
 def test_sizes_of_the_users_and_of_samples_are_not_tried() -> None:
     model = detector()
     specs = input_specs(model)
