@@ -161,8 +161,9 @@ class Layer:
             and with which it counts; None where it has its own.
         refit: relative error of what the layer should give in the compressed model, before and
             after its refit, on samples that the refit was not made with; None where not refitted.
-        format: in which integers its weights are stored, such as "4 bits by 32" (weights of a
-            column that share a scale); None for floats.
+        format: in which integers its weights are stored, such as "4 bits, blocks of 32, + rank 8":
+            so many weights of a column share a scale, and a pair of that rank corrects the
+            rounding; None for floats.
         rounding_error: relative error of the layer's output that the rounding adds, on the samples
             that it was made with, or without samples of the weight; None for floats.
         scope: the module of the network around the node, such as ``blocks.0.mlp``, where torch's

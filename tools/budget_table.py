@@ -41,7 +41,7 @@ from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.pair import Errors, Factors
+from onnx_lowrank.maps.pair import Errors, Factors, constants_of_pairs
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.knapsack import solve
 from onnx_lowrank.numerics.moments import Moments
@@ -133,7 +133,7 @@ def _table(
             "budget": _pairs(prepared, plan),
         }
         found = {name: _cosine(judging, pairs, dense) for name, pairs in ways.items()}
-        achieved = judging.damage(ways["budget"])
+        achieved = judging.damage(constants_of_pairs(ways["budget"]))
         bar, healed = BARS.get(share, (None, None))
         if options.refit and not (options.heal and healed is None):
             made = candidates.make(plan, None, None, more=True)
@@ -207,7 +207,9 @@ def _pairs(prepared: Prepared, plan: Plan) -> dict[Group, Factors]:
 
 
 def _cosine(probe: Probe, pairs: Mapping[Group, Factors], dense: Array) -> float:
-    return float((_unit(tuple(probe.outputs(pairs))) * dense).sum(axis=1).mean())
+    return float(
+        (_unit(tuple(probe.outputs(constants_of_pairs(pairs)))) * dense).sum(axis=1).mean()
+    )
 
 
 def _unit(outputs: Sequence[Mapping[str, Array]]) -> Array:

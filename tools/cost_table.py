@@ -28,12 +28,7 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.ranks import cost_file
-from onnx_lowrank.ranks.costs import (
-    CostTable,
-    Place,
-    measure_costs,
-    plan_costs,
-)
+from onnx_lowrank.ranks.costs import CostTable, measure_costs, plan_costs
 from onnx_lowrank.ranks.microbench import (
     Limits,
     clock_for,
@@ -41,6 +36,7 @@ from onnx_lowrank.ranks.microbench import (
     serialized,
     session_timer,
 )
+from onnx_lowrank.ranks.times import Place
 from onnx_lowrank.runtime.session import OrtLog, default_threads, open_session
 
 __all__ = ["main"]

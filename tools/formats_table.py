@@ -1,13 +1,15 @@
 """Print what number formats and ranks cost and lose on a sentence encoder, in one run.
 
-    python tools/formats_table.py [--samples 1024] [--judged 256] [--rounds 40]
+    python tools/formats_table.py [--samples 1024] [--judged 256] [--rounds 40] [--no-later]
 
 The texts are those of ``fit_table.py``.  The first table has the float model, ONNX Runtime's own
-dynamic quantization, rounding to nearest and what ``--weights`` makes, alone and with pairs:
-bytes of the file, cosine between its embeddings and the float model's, and the time of one short
-text on one thread against the float model's, run in turns.  The second table has what the result
-with pairs loses when it is quantized by ``quantize_dynamic`` later, and what the float model does;
-the exit code is 1 where that is above its bar.
+dynamic quantization, rounding to nearest and what ``--weights`` makes, alone, with pairs, and
+chosen for each layer with the linear layers alone or the tables of embeddings too: bytes of the
+file and of the linear weights, cosine between its embeddings and the float model's, the time of one
+short text on one thread against the float model's, run in turns, and where it was predicted the
+damage to the outputs over the damage achieved.  The second table has what the result with pairs
+loses when it is quantized by ``quantize_dynamic`` later, and what the float model does.  The exit
+code is 1 where a bar is missed; the last lines name them.
 
 Needs ``models/cache/minilm-l6.onnx`` and its tokenizer (see ``models/get.py``) and the package
 ``tokenizers`` of the extra ``exporters``.
@@ -18,7 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from fit_table import JUDGED, ROOT, Feed, batches, calibrating, embeddings, para
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Tokenizer
 
-from onnx_lowrank import compress
+from onnx_lowrank import compress, sweep
+from onnx_lowrank.compression.sweep import Point
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.runtime.session import open_session, run
 from onnx_lowrank.runtime.timing import interleave
@@ -46,6 +49,15 @@ ROWS: dict[str, dict[str, Any]] = {
     f"--keep {_KEPT:g} --weights 8": {"keep": _KEPT, "uniform": True, "weights": "8"},
 }
 PAIRS = f"--keep {_KEPT:g}"
+# Shares of the bytes that `--weights auto` keeps: of the linear layers, and with the tables.
+LINEAR = (0.235, 0.19, 0.165, 0.152, 0.141, 0.13)
+ALL = (0.26, 0.215, 0.19, 0.165, 0.155, 0.15, 0.14, 0.125)
+# Bars: cosine at least, MB of what at most.
+_STRICT_COSINE, _STRICT_LINEAR = 0.995, 6.5
+_COSINE, _FILE = 0.992, 14.0
+_PREDICTED = (0.67, 1.5)
+# What stands between a weight and its product.
+_READS = ("Cast", "DequantizeLinear", "Transpose", "Reshape", "Identity")
 # What the cosine of the pairs may lose by being quantized.
 _BAR = 0.02
 _STRICT = 0.01  # QUInt8, per channel
@@ -62,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=1024, help="paragraphs to calibrate with")
     parser.add_argument("--judged", type=int, default=JUDGED, help="paragraphs that judge")
     parser.add_argument("--rounds", type=int, default=40, help="of the timing")
+    parser.add_argument("--linear", type=float, nargs="*", default=LINEAR, help="shares to keep")
+    parser.add_argument("--all", type=float, nargs="*", default=ALL, help="the same with tables")
+    parser.add_argument("--no-later", action="store_true", help="leave out the second table")
     options = parser.parse_args(arguments)
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
     fit = calibrating(tokenizer, options.samples)
@@ -72,15 +87,122 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind in (QuantType.QInt8, QuantType.QUInt8):
             files[f"dynamic, channels, {kind.name}"] = quantized(options.model, folder, True, kind)
         files |= ours(options.model, fit, judge[0], folder)
+        points: dict[str, Point] = {}
+        for title, shares, ops in (
+            ("auto", options.linear, ["matmul", "gemm"]),
+            ("auto, tables", options.all, None),
+        ):
+            for share, (path, point) in chosen(options.model, fit, judge[0], folder, shares, ops):
+                files[f"{title}, {share:g}"] = path
+                points[f"{title}, {share:g}"] = point
         cosine = judged(options.model, judge)
         cosines = {title: cosine(path) for title, path in files.items()}
         print(f"{options.samples} paragraphs calibrate, {options.judged} judge")
-        print(f"{'':<28}{'MB':>7}{'cosine':>9}{'speed':>8}")
+        print(f"{'':<28}{'MB':>7}{'linear':>8}{'cosine':>9}{'speed':>8}{'predicted':>11}")
         speeds = timed(files, judge[0], options.rounds)
         for title, path in files.items():
-            size = path.stat().st_size / 1e6
-            print(f"{title:<28}{size:>7.2f}{cosines[title]:>9.4f}{speeds[title]:>7.2f}×")
-        return 0 if later(options.model, files[PAIRS], folder, cosine) else 1
+            size, own = path.stat().st_size / 1e6, linear(path) / 1e6
+            ratio = predicted(points.get(title))
+            shown = "" if ratio is None else f"{ratio:.2f}"
+            print(
+                f"{title:<28}{size:>7.2f}{own:>8.2f}{cosines[title]:>9.4f}{speeds[title]:>7.2f}×"
+                f"{shown:>11}"
+            )
+        met = bars(files, cosines, points)
+        if not options.no_later:
+            met &= later(options.model, files[PAIRS], folder, cosine)
+        return 0 if met else 1
+
+
+def bars(
+    files: Mapping[str, Path], cosines: Mapping[str, float], points: Mapping[str, Point]
+) -> bool:
+    """Print how near the bars are; whether all are met."""
+    own = [(title, cosines[title]) for title in points]
+    strict = [linear(files[title]) / 1e6 for title, found in own if found >= _STRICT_COSINE]
+    small = [files[title].stat().st_size / 1e6 for title, found in own if found >= _COSINE]
+    ratios = [ratio for point in points.values() if (ratio := predicted(point)) is not None]
+    least, most = min(ratios, default=1.0), max(ratios, default=1.0)
+    lines = (
+        (
+            min(strict, default=float("inf")) <= _STRICT_LINEAR,
+            f"linear MB at a cosine of {_STRICT_COSINE} or more: {min(strict, default=0):.2f}, "
+            f"bar {_STRICT_LINEAR}",
+        ),
+        (
+            min(small, default=float("inf")) <= _FILE,
+            f"file MB at a cosine of {_COSINE} or more: {min(small, default=0):.2f}, bar {_FILE}",
+        ),
+        (
+            _PREDICTED[0] <= least and most <= _PREDICTED[1],
+            f"predicted over achieved damage: {least:.2f} to {most:.2f}, bar {_PREDICTED}",
+        ),
+    )
+    print()
+    for met, line in lines:
+        print(f"{'met' if met else 'MISSED'}: {line}")
+    return all(met for met, _ in lines)
+
+
+def predicted(point: Point | None) -> float | None:
+    """Predicted over achieved damage; None where one of them is not known."""
+    if point is None or not point.predicted_damage or not point.damage:
+        return None
+    return point.predicted_damage / point.damage
+
+
+def chosen(
+    model: Path,
+    fit: Sequence[Feed],
+    held: Feed,
+    folder: Path,
+    shares: Sequence[float],
+    ops: Sequence[str] | None,
+) -> Iterator[tuple[float, tuple[Path, Point]]]:
+    """Ranks and formats chosen for each layer at several shares of the bytes."""
+    if not shares:
+        return
+    arrays: Any = held
+    np.savez(folder / "held.npz", **arrays)
+    into = folder / ("all" if ops is None else "linear")
+    into.mkdir()
+    report = sweep(
+        model,
+        shares=shares,
+        weights="auto",
+        quantize_ops=ops,
+        data=folder / "held.npz",
+        calibration=fit,
+        calibration_samples=len(fit),
+        simplify=False,
+        bench=False,
+        models=into,
+    )
+    for missed in report.missed:
+        print(missed, file=sys.stderr)
+    for point in report.points:
+        if point.keep < 1.0 and point.model is not None:
+            yield point.keep, (Path(point.model), point)
+
+
+def linear(path: Path) -> int:
+    """Bytes of the constants that products with a weight read."""
+    model = ir.load(path)
+    found: dict[str, int] = {}
+    for node in model.graph:
+        if node.op_type not in ("MatMul", "Gemm", "MatMulInteger"):
+            continue
+        waiting = [node.inputs[1]]
+        while waiting:
+            value = waiting.pop()
+            if value is None:
+                continue
+            producer = value.producer()
+            if value.const_value is not None:
+                found[value.name or ""] = value.const_value.nbytes
+            elif producer is not None and producer.op_type in _READS:
+                waiting += producer.inputs
+    return sum(found.values())
 
 
 def ours(model: Path, fit: Sequence[Feed], held: Feed, folder: Path) -> dict[str, Path]:

@@ -7,6 +7,10 @@ and its compressed versions read without a mistake, every layer keeping the same
 parameters, or ("budget") all layers together.  Calibration, what is held out for it, and judging
 draw with three seeds.
 
+With ``--formats`` another table has the bytes of the file and the same share for the model, for
+ONNX Runtime's dynamic quantization of it and for ``--weights auto`` at shares of the bytes of the
+linear layers.
+
 Needs ``models/cache/captcha.onnx``, ``models/cache/ppocrv5-rec.onnx`` and its characters (see
 ``models/get.py``), and the packages ``captcha``, ``matplotlib`` and ``pillow`` of the extra
 ``exporters``.
@@ -23,8 +27,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from onnx_lowrank import compress
+from onnx_lowrank import compress, sweep
 from onnx_lowrank.runtime.session import open_session, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
@@ -42,6 +47,7 @@ COLUMNS: dict[str, Mapping[str, Any]] = {
     # The same total, spread by measured damage.
     "budget": {"uniform": False, "check": True},
 }
+FORMAT_SHARES = {"captcha": (0.1, 0.04, 0.02, 0.014), "ppocrv5-rec": (0.3, 0.2, 0.14)}
 FIT_SEED, HELD_SEED, JUDGE_SEED = 1, 2, 3
 HELD = 2 * BATCH
 
@@ -57,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=float, nargs="+", help="shares to keep instead of ours")
     parser.add_argument("--heal", type=int, default=0, help="steps of a column with healing")
     parser.add_argument("--ops", default="default", help="as that of the command")
+    parser.add_argument("--formats", action="store_true", help="the table of number formats")
     options = parser.parse_args(arguments)
     unknown = set(options.models) - set(TASKS)
     if unknown:
@@ -64,6 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.heal:
         COLUMNS["+ refit, heal"] = {"refit": True, "heal": options.heal}
     ops = tuple(options.ops.split(","))
+    if options.formats:
+        for name in options.models or TASKS:
+            shares = options.keep or FORMAT_SHARES[name]
+            formats(TASKS[name], options.judged, options.samples, shares, ops)
+        return 0
     for name in options.models or TASKS:
         table(TASKS[name], options.judged, options.samples, options.keep or SHARES[name], ops)
     return 0
@@ -105,6 +117,55 @@ def table(
                 found = accuracy(task, model, judge)
                 print(f"  {found:<{len(name)}.3f}", end="", flush=True)
             print(flush=True)
+
+
+def formats(
+    task: Task, judged: int, samples: int, shares: Sequence[float], ops: tuple[str, ...]
+) -> None:
+    """Print the table of number formats of one model."""
+    judge = task.draw(judged, JUDGE_SEED)
+    fit = feeds(task, task.draw(samples, FIT_SEED))
+    print(f"{task.name}: share of {judged} images read without a mistake; {samples} calibrate")
+    print(f"{'':<20}{'MB':>8}{'read':>8}{'standard error':>16}{'predicted':>11}", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "held").mkdir()
+        (folder / "models").mkdir()
+        for index, feed in enumerate(feeds(task, task.draw(HELD, HELD_SEED))):
+            np.savez(folder / "held" / f"{index}.npz", allow_pickle=False, **feed)
+        quantize_dynamic(
+            task.model, folder / "int8.onnx", per_channel=True, weight_type=QuantType.QUInt8
+        )
+        for title, path in (("float", task.model), ("int8 dynamic", folder / "int8.onnx")):
+            row(task, title, path, judge, "")
+        report = sweep(
+            task.model,
+            shares=shares,
+            weights="auto",
+            ops=ops,
+            rank_multiple=1,
+            data=folder / "held",
+            calibration=fit,
+            calibration_samples=len(fit),
+            simplify=False,
+            bench=False,
+            models=folder / "models",
+        )
+        for point in report.points:
+            if point.keep < 1.0 and point.model is not None:
+                ratio = ""
+                if point.predicted_damage and point.damage:
+                    ratio = f"{point.predicted_damage / point.damage:.2f}"
+                row(task, f"auto, {point.keep:g}", Path(point.model), judge, ratio)
+    for missed in report.missed:
+        print(missed, file=sys.stderr)
+
+
+def row(task: Task, title: str, path: Path, judge: Drawn, ratio: str) -> None:
+    """Print the row of one file."""
+    read, size = accuracy(task, path, judge), path.stat().st_size / 1e6
+    error = (read * (1.0 - read) / len(judge.texts)) ** 0.5
+    print(f"{title:<20}{size:>8.3f}{read:>8.3f}{error:>16.3f}{ratio:>11}", flush=True)
 
 
 def accuracy(task: Task, model: Path | bytes, judge: Drawn) -> float:

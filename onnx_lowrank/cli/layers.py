@@ -38,8 +38,12 @@ class _Named(Protocol):
 def print_layers(layers: Sequence[Layer], screen: Screen) -> None:
     """The decision on every layer; where there are too many, on the largest ones."""
     factored = sum(layer.status == "factored" for layer in layers)
-    off = Counter((layer.form, layer.reason.partition(":")[0]) for layer in layers if layer.off)
-    layers = [layer for layer in layers if not layer.off]
+    off = Counter(
+        (layer.form, layer.reason.partition(":")[0])
+        for layer in layers
+        if layer.off and not layer.format
+    )
+    layers = [layer for layer in layers if not layer.off or layer.format]
     kinds = {layer.energy_of for layer in layers}
     what = ", energy and error of the outputs" if factored and kinds != {"weight"} else ""
     what += ", weighted by Fisher information" if factored and "fisher" in kinds else ""
@@ -155,7 +159,7 @@ def _print_shared(layers: Sequence[Layer], screen: Screen) -> None:
 def _fate(layer: Layer) -> tuple[object, ...]:
     """What layers that read one weight and fare alike have in common; others stand alone."""
     alone = None if layer.shared else layer.name
-    return layer.weight, layer.form, layer.shape, layer.rank, layer.reason, alone
+    return layer.weight, layer.form, layer.shape, layer.rank, layer.format, layer.reason, alone
 
 
 def _error(layer: Layer) -> str:

@@ -63,6 +63,7 @@ def compress(
     rank_multiple: int | str | None = None,
     shape_for: str | None = None,
     weights: str = "fp32",
+    quantize_ops: Sequence[str] | None = None,
     data: SampleSource | None = None,
     labels: str | os.PathLike[str] | None = None,
     samples: int | None = None,
@@ -135,8 +136,11 @@ def compress(
             machine. Default: 8, or the multiple of ``shape_for``'s target.
         shape_for: shape the result for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks,
             fixed sizes, 2-D products, Gemm or MatMul. Default: portable.
-        weights: store the weights of MatMul, Gemm and embeddings in so many bits, in blocks with a
-            scale each, which takes opset 21; fp32 leaves them as they are.
+        weights: numbers in which weights of MatMul, Gemm and embeddings may be stored: fp32, as
+            they are; 8 or 4 bits in blocks with a scale each, which takes opset 21; several, to
+            choose from for each layer; auto: all that ``shape_for``'s target runs well.
+        quantize_ops: forms whose weights ``weights`` may store as integers, as for ``ops``:
+            default, all, or some of matmul, gemm and gather.
         data: samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a
             folder of .npz feeds or of test_data_set_*. A mapping from inputs to arrays is read as
             an .npz is; an iterable, such as a list or a DataLoader, gives one feed at a time, of

@@ -19,18 +19,17 @@ from onnx_lowrank.compression.effort import Improved, improved, refitted
 from onnx_lowrank.compression.prepare import find_maps
 from onnx_lowrank.compression.recording import recipe_for
 from onnx_lowrank.compression.result import Destination
+from onnx_lowrank.compression.rounding import ROUNDING_NOTES, round_model
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.errors import DerivativeError, InputError, ShortError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.heal import HealPlan, heal
-from onnx_lowrank.fitting.rounding import Rounded, round_weights
-from onnx_lowrank.fitting.trainable import constant_names, trainable
-from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.fitting.rounding import Rounded, close_corrections
+from onnx_lowrank.fitting.trainable import beside, constant_names, trainable
 from onnx_lowrank.graph.elements import install
 from onnx_lowrank.graph.face import differences, drop_inferred
 from onnx_lowrank.graph.inline import put_back
-from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.provenance import write_metadata
 from onnx_lowrank.graph.save import check_embeddable, written_bytes
 from onnx_lowrank.graph.shape_for import SHAPED, shape_for
@@ -38,13 +37,10 @@ from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.validity import invalid
 from onnx_lowrank.graph.walk import elements, stored_bytes
 from onnx_lowrank.maps.choice import Choice, Decision, removed_parameters
-from onnx_lowrank.maps.find import Finding, Group
-from onnx_lowrank.maps.formats import OPSET
+from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Errors, Factors
 from onnx_lowrank.maps.rewrite import rewrite
-from onnx_lowrank.maps.tables import find_tables, round_table
 from onnx_lowrank.ranks.choose import decide
-from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.recipe_file import to_metadata
@@ -55,9 +51,8 @@ __all__ = ["Assembled", "assemble", "predicted"]
 _CHANGED = "the result's face differs from the input's: "
 # Steps of the first round of healing where nobody says how many, and rounds at most.
 _ROUND, _ROUNDS = 100, 6
-# How the notes on integers begin.
-_TABLES, _WEIGHTS = "tables in ", "weights in "
-_AGAIN = (SHAPED, _CHANGED, _TABLES, _WEIGHTS)
+# How notes on one assembly begin.
+_AGAIN = (SHAPED, _CHANGED, *ROUNDING_NOTES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +93,6 @@ class Assembled:
 def predicted(prepared: Prepared, decisions: Iterable[Decision]) -> tuple[int, int]:
     """Parameters and bytes of weights after decisions that are not carried out."""
     parameters, size = elements(prepared.model), stored_bytes(prepared.model)
-    size -= prepared.freed_by_tables
     for group, decision in {d.group: d for d in decisions if d.group is not None}.items():
         removed = removed_parameters(decision)
         parameters -= removed
@@ -133,7 +127,6 @@ def assemble(
     Raises:
         InputError: the result cannot be written, or is not valid.
     """
-    choices = formatted(choices, prepared.formats, prepared.floats)
     decisions = decide(prepared.finding, choices)
     if destination is not None and destination.external_data == "never":
         check_embeddable(predicted(prepared, decisions)[1])  # before the work is done
@@ -148,11 +141,27 @@ def assemble(
                 pairs = fit(choices, prepared.statistics, advance)
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
-        healing, step = _healed(context, prepared, model, known, spool) if more else (None, None)
-        steps += () if step is None else (step,)
+        heals = more and context.settings.heals
+        healing = step = None
+        if heals:
+            trained = trainable(model, known)
+            healing, step = _healed(context, prepared, model, trained, spool)
+            steps += () if step is None else (step,)
         for note in [text for text in context.notes if text.startswith(_AGAIN)]:
             del context.notes[note]  # of an earlier assembly
-        rounded = _rounded(context, prepared, model, choices, finding, spool)
+        rounded, opened = round_model(
+            context, prepared, model, choices, finding, spool, open_corrections=heals
+        )
+        if opened:
+            nodes = [node for own in opened.values() for node in own.beside]
+            pairs_of = [name for own in opened.values() for name in own.names]
+            trained = (*pairs_of, *beside(model, nodes))
+            again, step = _healed(context, prepared, model, trained, spool)
+            healing = _both(healing, again)
+            steps += () if step is None else (step,)
+            close_corrections(model, opened, prepared.statistics, spool)
+        if heals and healing is None and step is None:
+            context.say("nothing to heal: no layer of the main graph was factored or corrected")
         if context.settings.shape_for is not None:
             for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
                 context.say(note)
@@ -164,7 +173,7 @@ def assemble(
         for change in differences(context.source.model, model):
             context.say(f"{_CHANGED}{change}")
     recipe = recipe_for(context, prepared, decisions, goal)
-    if _changed(context, prepared, decisions):
+    if _changed(context, decisions):
         write_metadata(model.metadata_props, to_metadata(recipe))
     destination = destination or Destination(folder / "model.onnx")
     with context.stages("write"):
@@ -182,50 +191,9 @@ def assemble(
     )
 
 
-def _changed(context: Context, prepared: Prepared, decisions: Sequence[Decision]) -> bool:
+def _changed(context: Context, decisions: Sequence[Decision]) -> bool:
     """Whether anything is done to the model that it should say."""
-    factored = any(d.choice.rank is not None or d.choice.format is not None for d in decisions)
-    tables = prepared.bits is not None and bool(prepared.tables.sites)
-    return factored or tables or context.settings.shape_for is not None
-
-
-def _rounded(
-    context: Context,
-    prepared: Prepared,
-    model: ir.Model,
-    choices: Mapping[Group, Choice],
-    finding: Finding,
-    spool: Spool,
-) -> dict[Group, Rounded]:
-    """Integers in place of the weights and tables with a format, in place.
-
-    Args:
-        context: the run.
-        prepared: what the model was made from.
-        model: with pairs in it.
-        choices: what becomes of the layers.
-        finding: the linear maps of the model before it had pairs.
-        spool: where the integers wait until they are saved.
-    """
-    if prepared.bits is None or not (prepared.formats or prepared.tables.sites):
-        return {}
-    raise_opset(model, OPSET)
-    own = dict(zip(prepared.finding.groups, finding.groups, strict=True))
-    bits, settings = prepared.bits, context.settings
-    work = sum(g.matrix.size for g, choice in choices.items() if choice.format is not None)
-    with context.stages("round", work) as advance:
-        rounded = round_weights(model, choices, own, prepared.statistics, spool, advance)
-        constants = Constants(model, settings.constant_inputs)
-        sites = find_tables(finding, model, constants, settings.selection).sites
-        # What was factored is no Gather any more.
-        tables = {name: s for name, s in sites.items() if s[0].node.op_type == "Gather"}
-        size = sum(round_table(model, table, bits, spool) for table in tables.values())
-    if tables:
-        context.say(f"{_TABLES}{bits} bits: {', '.join(tables)}, {size / 1e6:.3g} MB")
-    if rounded:
-        size = sum(part.bytes for part in rounded.values())
-        context.say(f"{_WEIGHTS}{bits} bits: {len(rounded)} layers, {size / 1e6:.3g} MB")
-    return rounded
+    return any(d.choice.changed for d in decisions) or context.settings.shape_for is not None
 
 
 def _fitted(
@@ -265,9 +233,11 @@ def _fitted(
 
 
 def _healed(
-    context: Context, prepared: Prepared, model: ir.Model, known: frozenset[str], spool: Spool
+    context: Context, prepared: Prepared, model: ir.Model, trained: tuple[str, ...], spool: Spool
 ) -> tuple[Healing | None, EffortStep | None]:
-    """Gradient descent on the factors, in place; and the step that it is, where effort asked.
+    """Gradient descent on factors, in place; and the step that it is, where effort asked.
+
+    None and None where there are no factors.
 
     Args:
         context: the run.
@@ -275,7 +245,7 @@ def _healed(
             gives: onnxsim may keep a name for another value, as it does where it folds a
             normalization into a convolution.
         model: rewritten.
-        known: names of its constants before.
+        trained: names of the constants to change.
         spool: where trained constants wait until they are saved.
 
     Raises:
@@ -283,11 +253,7 @@ def _healed(
             named.
     """
     settings, trial = context.settings, context.trial
-    if not settings.heals:
-        return None, None
-    trained = trainable(model, known)
     if not trained:
-        context.say("nothing to heal: no layer of the main graph was factored")
         return None, None
     with context.stages("prepare"):
         unavailable = trial.unavailable
@@ -350,6 +316,20 @@ def _unhealed(settings: Settings, why: InputError) -> tuple[None, EffortStep]:
     if settings.heal and str(why) != "the time is up":
         raise InputError(f"{named('heal')}: {why}") from why
     return None, EffortStep("healing", False, None, None, 0.0, str(why))
+
+
+def _both(first: Healing | None, second: Healing | None) -> Healing | None:
+    """Healing of pairs, then of what corrects roundings, as one."""
+    if first is None or second is None:
+        return first or second
+    return replace(
+        second,
+        steps=first.steps + second.steps,
+        best_step=(first.best_step + second.best_step),
+        error_before=first.error_before,
+        trained=first.trained + second.trained,
+        seconds=first.seconds + second.seconds,
+    )
 
 
 def _check_validity(context: Context, model: ir.Model) -> None:

@@ -101,9 +101,9 @@ class Candidates:
         if self._assembled is None:
             return check
         before, after = self._prepared.model, trial.giving_out(self._assembled.model)
-        ranked = [d for d in self._assembled.decisions if d.choice.rank is not None]
+        changed = [d for d in self._assembled.decisions if d.choice.changed]
         by_classes = self._context.settings.metric_used.of_classes
-        seen = watched(before, [decision.node for decision in ranked], trial.mask, by_classes)
+        seen = watched(before, [decision.node for decision in changed], trial.mask, by_classes)
         if not (seen.instead or by_classes):
             return check
         with self._context.stages("check", len(trial.samples.feeds)) as advance:

@@ -24,7 +24,7 @@ from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.pair import Factors
+from onnx_lowrank.maps.pair import Factors, constants_of_pairs
 from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
@@ -188,5 +188,6 @@ def refitted(
 def _error(probe: Probe, pairs: Mapping[Group, Factors]) -> float | None:
     """Relative error of the outputs, root mean square over samples; None where none shows any."""
     within = set(probe.groups)
-    damage = probe.damage({group: pair for group, pair in pairs.items() if group in within})
+    own = {group: pair for group, pair in pairs.items() if group in within}
+    damage = probe.damage(constants_of_pairs(own))
     return math.sqrt(damage) if damage else None

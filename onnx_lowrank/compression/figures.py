@@ -62,9 +62,11 @@ class Figures:
             return None, None
         before = times.dense_ns / 1e6
         if choice.rank is None:
-            return before, before
+            after = times.dense_ns if choice.format is None else times.dense(choice.format)
+        else:
+            after = times.at(choice.rank, choice.format)
         share = 1.0 if choice.leads else site.n / (site.m + site.n)
-        return before, share * times.at(choice.rank) / 1e6
+        return before, None if after is None else share * after / 1e6
 
 
 def figures_of(prepared: Prepared, table: CostTable | None) -> Figures:

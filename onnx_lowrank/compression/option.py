@@ -21,6 +21,7 @@ Kind = Literal[
     "whole",
     "wholes",  # repeatable
     "choice",
+    "choices",  # a text of some, separated by commas
     "text",
     "texts",  # repeatable
     "list",  # separated by commas
@@ -46,6 +47,7 @@ _TYPES: dict[Kind, str] = {
     "whole": "int | None",
     "wholes": "Sequence[int]",
     "choice": "str | None",
+    "choices": "str | None",
     "text": "str | None",
     "texts": "Sequence[str]",
     "list": "Sequence[str] | None",
@@ -136,7 +138,7 @@ class Option:
     def type(self) -> str:
         """The argument's type."""
         plain = self.type_ or _TYPES[self.kind]
-        whole_or_number = self.kind in ("whole", "number", "choice", "text", "path")
+        whole_or_number = self.kind in ("whole", "number", "choice", "choices", "text", "path")
         if whole_or_number and self.default is not None:
             return plain.removesuffix(" | None")
         return plain
@@ -147,7 +149,8 @@ class Option:
         if self.kind in ("switch", "off"):
             return "True or False"
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            how = "one of" if self.kind == "choice" else "some, separated by commas, of"
+            return f"{how} {', '.join(self.choices)}"
         if self.kind in _EXPECTED:
             return _EXPECTED[self.kind]
         if self.kind not in ("number", "whole", "wholes", "numbers", "multiple"):
@@ -188,6 +191,10 @@ class Option:
                 return value == "auto" or (_whole(value) and self._within(value))
             case "choice":
                 return value in self.choices
+            case "choices":
+                return isinstance(value, str) and all(
+                    part.strip() in self.choices for part in value.split(",")
+                )
             case "text" | "texts" | "list":
                 return isinstance(value, str)
             case "path" | "paths":

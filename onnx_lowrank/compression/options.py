@@ -143,10 +143,18 @@ _TABLE = (
         choices=("cpu", "arm", "qnn", "nnapi", "coreml", "webgpu", "xnnpack"),
     ),
     Option(
-        "weights", "choice",
-        "Store the weights of MatMul, Gemm and embeddings in so many bits, in blocks with a scale "
-        "each, which takes opset 21; fp32 leaves them as they are.",
-        LAYERS, default="fp32", type_="str", metavar="FORMAT", choices=("fp32", "8", "4"),
+        "weights", "choices",
+        "Numbers in which weights of MatMul, Gemm and embeddings may be stored: fp32, as they are; "
+        "8 or 4 bits in blocks with a scale each, which takes opset 21; several, separated by "
+        "commas, to choose from for each layer; auto: all that {shape_for}'s target runs well.",
+        LAYERS, default="fp32", type_="str", metavar="FORMATS",
+        choices=("auto", "fp32", "8", "4"),
+    ),
+    Option(
+        "quantize_ops", "list",
+        "Forms whose weights {weights} may store as integers, as for {ops}: default, all, or some "
+        "of matmul, gemm and gather.",
+        LAYERS, metavar="LIST", needs=("weights",),
     ),
     # Samples
     Option(

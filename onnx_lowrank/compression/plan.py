@@ -21,7 +21,7 @@ from onnx_lowrank.ranks.budget_strategies import (
     Tolerance,
     cost_of,
 )
-from onnx_lowrank.ranks.costs import CostTable, Place, measure_costs, plan_costs
+from onnx_lowrank.ranks.costs import CostTable, measure_costs, plan_costs
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.last import ByOutputs
 from onnx_lowrank.ranks.microbench import clock_for, session_timer
@@ -29,6 +29,7 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import FromRecipe, Recipe
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import PerLayer, Strategy
+from onnx_lowrank.ranks.times import Place
 
 __all__ = ["Chosen", "cost_table", "searching_for", "strategy_for"]
 
@@ -76,7 +77,7 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
     if budget is None:
         return Chosen(_per_layer(context, prepared), settings.metric_given)
     if not context.runs():
-        if budget.kind != "keep":
+        if budget.kind != "keep" or not prepared.quantized.single:
             why = context.trial.unavailable or "neither check nor timing may run it"
             raise InputError(f"{budget.named} needs a model that runs: {why}")
         context.say(
@@ -133,6 +134,8 @@ def searching_for(
     table = None
     if timed or auto:
         groups = [group for group, found in prepared.measured.items() if found.finite]
+        more = (g for g in prepared.formats if not g.members[0].site.form.indices)
+        groups = list(dict.fromkeys([*groups, *more]))
         table = cost_table(context, prepared, groups, multiples=auto)
     samples = trial.split.search
     if settings.data is None and settings.calibration is None:
@@ -185,7 +188,7 @@ def cost_table(
         )
     place = Place.here(trial.provider.full, trial.threads)
     known = None if settings.load_costs is None else cost_file.load(Path(settings.load_costs))
-    plan = plan_costs(groups, prepared.model, trial.outputs)
+    plan = plan_costs(groups, prepared.model, trial.outputs, prepared.formats)
     with context.stages("time layers", len(plan.missing(known, place))) as advance:
         timer = session_timer(trial.alone, clock_for(place.provider, place.threads))
         table = measure_costs(plan, timer, place, advance, known, multiples=multiples)

@@ -36,18 +36,18 @@ from onnx_lowrank.graph.walk import node_name, stored_bytes
 from onnx_lowrank.maps.adapters import merge_adapters
 from onnx_lowrank.maps.choice import Spectrum
 from onnx_lowrank.maps.find import Finding, Group, Selection, find
-from onnx_lowrank.maps.formats import OPSET, Format
+from onnx_lowrank.maps.formats import OPSET
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.phrases import by_reason, counted, listed
 from onnx_lowrank.ranks.choose import choose, worth_measuring
-from onnx_lowrank.ranks.formats import WEIGHTS, formats_of
+from onnx_lowrank.ranks.formats import Formats, formats_of
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
-from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer, formats_in, ranks_of
+from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer, formats_in, ranks_of, tables_in
 from onnx_lowrank.report import Calibration
 
 __all__ = ["find_maps", "prepare"]
@@ -96,24 +96,7 @@ def prepare(context: Context) -> Prepared:
     # Components that were found with the same moments, or by the weights alone.
     alike = {g: own for g, own in bases.items() if search.fit.get(g) is statistics.fit.get(g)}
     statistics = replace(statistics, bases=alike)
-    weights = WEIGHTS[context.settings.weights]
-    formats: dict[Group, Format] = {}
-    floats: dict[Group, str] = {}
-    tables = Tables()
-    if weights is not None:
-        formats, floats = formats_of(finding, measured, model, weights, selection)
-    if isinstance(context.settings.recipe, Recipe):
-        formats, floats = formats_in(context.settings.recipe, layers, formats, floats)
-    if weights is not None:
-        constants = Constants(model, context.settings.constant_inputs)
-        tables = find_tables(finding, model, constants, selection)
-        for name, why in tables.left.items():
-            context.say(f"table {name} stays floats: {why}")
-        if not formats and not tables.sites:
-            context.say("no weight has a number format: see the reasons of the layers")
-    if formats or tables.sites:
-        # Each result is raised at its end; what cannot be is an error before the work.
-        context.say(raise_opset(model.clone(), OPSET))
+    formats, floats, tables = _formats(context, model, finding, measured, layers, selection)
     return Prepared(
         model=model,
         finding=finding,
@@ -124,10 +107,10 @@ def prepare(context: Context) -> Prepared:
         calibration=calibration,
         macs=_macs(context, model, finding),
         saved=saved,
+        quantized=context.settings.quantized,
         formats=formats,
         floats=floats,
         tables=tables,
-        bits=None if weights is None else weights.bits,
         untried=methods,
     )
 
@@ -146,6 +129,49 @@ def _of_recipe(context: Context, finding: Finding) -> dict[Group, RecipeLayer]:
     if recipe.input.partition(":")[0] == kind and recipe.input != context.digest:
         context.say(f"{recipe.label}: was made for another model, {recipe.input}")
     return ranks_of(recipe, finding, settings.min_gain)
+
+
+def _formats(
+    context: Context,
+    model: ir.Model,
+    finding: Finding,
+    measured: Mapping[Group, Spectrum],
+    layers: Mapping[Group, RecipeLayer],
+    selection: Selection,
+) -> tuple[dict[Group, Formats], dict[Group, str], Tables]:
+    """The formats that layers and tables may have, why others have none, and the tables.
+
+    Raises:
+        InputError: formats are asked for, and the model cannot be raised to their opset.
+    """
+    wanted, recipe = context.settings.quantized, context.settings.recipe
+    formats: dict[Group, Formats] = {}
+    floats: dict[Group, str] = {}
+    tables = Tables()
+    if wanted.wanted:
+        constants = Constants(model, context.settings.constant_inputs)
+        tables = find_tables(finding, model, constants, selection)
+        formats, floats = formats_of(finding, measured, tables, model, wanted, selection)
+    if isinstance(recipe, Recipe):
+        formats, floats = formats_in(recipe, layers, formats, floats)
+        formats |= tables_in(recipe, finding, tables)
+    if not wanted.wanted:
+        return formats, floats, tables
+    if "gather" in wanted.ops:
+        for name, why in tables.left.items():
+            context.say(f"table {name} stays floats: {why}")
+    if not formats:
+        context.say("no weight has a number format: see the reasons of the layers")
+        return formats, floats, tables
+    try:
+        # Each result is raised at its end; what cannot be is known before the work.
+        raise_opset(model.clone(), OPSET)
+    except InputError as error:
+        if wanted.forced or recipe is not None:
+            raise
+        context.say(f"all weights stay floats: {error}")
+        return {}, {}, Tables()
+    return formats, floats, tables
 
 
 def _wanted(

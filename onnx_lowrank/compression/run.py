@@ -12,6 +12,7 @@ from onnx_lowrank.compression.candidates import Candidate, Candidates
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.figures import figures_of
 from onnx_lowrank.compression.headline import headline
+from onnx_lowrank.compression.int8 import beside_int8
 from onnx_lowrank.compression.origin import origin_of
 from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.plan import Chosen, cost_table, strategy_for
@@ -40,7 +41,6 @@ from onnx_lowrank.measures import Check, speedup_text
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.costs import CostTable
-from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.guard import ROUNDS, put_back, slower
 from onnx_lowrank.ranks.prepared import Prepared
@@ -130,7 +130,7 @@ class _Run:
             if context.settings.dry_run:
                 report = self._planned(prepared, chosen, plan)
                 taken_back(prepared.model, context.at, context.source.model)
-                recipe = recipe_for(context, prepared, self._decided(prepared, plan))
+                recipe = recipe_for(context, prepared, decide(prepared.finding, plan.choices))
                 self._save(recipe)
                 restore(prepared.model)
                 return Result(prepared.model, report, inputs, recipe)
@@ -141,6 +141,7 @@ class _Run:
         assembled = found.assembled
         context.say(nothing_gained(assembled.decisions))
         check = self._checked(found)
+        context.say(beside_int8(context, prepared, found, check))
         after = File(None, assembled.bytes, elements(assembled.model))
         report = self._report(
             prepared, chosen, found.plan, after, assembled.decisions, found, check
@@ -160,14 +161,9 @@ class _Run:
         if path is not None:
             write_text(Output(Path(path), "save_recipe"), recipe_text(recipe))
 
-    @staticmethod
-    def _decided(prepared: Prepared, plan: Plan) -> tuple[Decision, ...]:
-        """The decisions of a plan."""
-        return decide(prepared.finding, formatted(plan.choices, prepared.formats, prepared.floats))
-
     def _planned(self, prepared: Prepared, chosen: Chosen | None, plan: Plan) -> Report:
         """The report of a plan that is not carried out."""
-        decisions = self._decided(prepared, plan)
+        decisions = decide(prepared.finding, plan.choices)
         self._context.say(nothing_gained(decisions))
         parameters, size = predicted(prepared, decisions)
         after = File(None, size, parameters)
@@ -182,20 +178,20 @@ class _Run:
         if not once and found.plan.factored and self._more(prepared):
             found = self._improved(chosen, found)
         latency = found.measured.latency
-        if latency is None or not slower(latency) or not found.plan.factored:
+        if latency is None or not slower(latency) or not found.plan.changed:
             return found
         settings, ratio = self._context.settings, latency.speedup
         if settings.allow_slower or settings.min_gain < 0 or not chosen.strategy.may_put_back:
             why = "the goal is not a latency" if settings.recipe is None else "the recipe says so"
             self._context.say(
-                f"slower than the original: {speedup_text(ratio.median, *ratio.certain)}; the "
-                f"pairs stay, since {why}"
+                f"slower than the original: {speedup_text(ratio.median, *ratio.certain)}; "
+                f"{_what(found.plan)} stay, since {why}"
             )
             return found
-        if prepared.bits is not None:
+        if prepared.quantized.forced:
             self._context.say(
-                f"slower than the original: {latency.speedup.median:.2f}×; weights in "
-                f"{prepared.bits} bits were asked for, which may be why"
+                f"slower than the original: {latency.speedup.median:.2f}×; "
+                f"{named('weights', settings.weights)} leaves no floats to go back to"
             )
             return found
         for number in range(ROUNDS):
@@ -205,11 +201,13 @@ class _Run:
             self._put_back += names
             found = self._candidates.make(plan, chosen.metric, self._target, more=True)
             latency = found.measured.latency
-            if latency is None or not slower(latency) or not plan.factored:
+            if latency is None or not slower(latency) or not plan.changed:
                 break
+        again = "as they were" if prepared.formats else "dense again"
+        own = "what was chosen for them" if prepared.formats else "their pairs"
         self._context.say(
-            f"{len(self._put_back)} layers are dense again: the model was slower with their pairs, "
-            "as timed here; another run may find it otherwise"
+            f"{len(self._put_back)} layers are {again}: the model was slower with {own}, as timed "
+            "here; another run may find it otherwise"
         )
         return found
 
@@ -234,7 +232,11 @@ class _Run:
     def _times(self, prepared: Prepared, plan: Plan) -> CostTable:
         """How long the factored layers take, dense and as pairs."""
         if self._table is None:
-            groups = [group for group, choice in plan.choices.items() if choice.rank is not None]
+            groups = [
+                group
+                for group, choice in plan.choices.items()
+                if choice.changed and not (choice.format is not None and choice.format.table)
+            ]
             self._table = cost_table(self._context, prepared, groups)
         return self._table
 
@@ -368,6 +370,12 @@ def _missed(why: str, report: Report) -> GateError:
     """The error of a limit that was missed, whose report says so too."""
     text = f"{why}; nothing written"
     return GateError(text, dataclasses.replace(report, missed=text))
+
+
+def _what(plan: Plan) -> str:
+    """What a plan changes, in words."""
+    stored = any(choice.format is not None for choice in plan.choices.values())
+    return " and ".join(["the pairs"] * plan.factored + ["the integers"] * stored)
 
 
 def _uncertain(goal: BudgetReport, budget: Budget) -> list[str]:

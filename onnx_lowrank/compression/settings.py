@@ -17,7 +17,7 @@ from onnx_lowrank.evaluation.metrics import Metric, Score
 from onnx_lowrank.graph.shape_for import WISHES, Wishes
 from onnx_lowrank.maps.find import Selection
 from onnx_lowrank.maps.forms import chosen_forms
-from onnx_lowrank.ranks.formats import WITHOUT_BLOCKS
+from onnx_lowrank.ranks.formats import FormatWishes, offered, quantized_ops
 from onnx_lowrank.ranks.goals import Budget, Goal, budget_of, seconds_of, size_of
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import DamageOf
@@ -59,6 +59,7 @@ class Settings:
     rank_multiple: int | str | None = None
     shape_for: str | None = None
     weights: str = "fp32"
+    quantize_ops: tuple[str, ...] | None = None
     data: SampleSource | None = None
     labels: str | os.PathLike[str] | None = None
     samples: int | None = None
@@ -102,13 +103,11 @@ class Settings:
             object.__setattr__(self, "rank_multiple", wishes.rank_multiple)
         _ = chosen_forms(self.ops), self.metric_used, self.budget
         _ = self.memory_limit, self.time_limit_seconds
-        for name in ("shape_for", "ep"):
-            target = getattr(self, name)
-            if self.weights != "fp32" and target in WITHOUT_BLOCKS:
-                raise UsageError(
-                    f"{named('weights', self.weights)} and {named(name, target)} exclude each "
-                    "other: that target takes no weights in blocks of integers"
-                )
+        if not self.quantized.single and self.budget is None and self.recipe is None:
+            raise UsageError(
+                f"{named('weights', self.weights)} needs a goal for the whole model to choose by, "
+                f"such as {named('max_size')}; expected that or one format"
+            )
         if self.rank_multiple == "auto" and (self.budget is None or not self.bench):
             raise UsageError(
                 f"{named('rank_multiple', 'auto')} needs a goal for the whole model, such as "
@@ -237,6 +236,12 @@ class Settings:
     def damage_of(self) -> DamageOf:
         """What damage is measured at."""
         return "classes" if self.metric_used.of_classes else "outputs"
+
+    @cached_property
+    def quantized(self) -> FormatWishes:
+        """In which numbers weights may be stored."""
+        kinds = offered(self.weights, (self.shape_for, self.ep))
+        return FormatWishes(kinds, quantized_ops(self.quantize_ops))
 
     @property
     def selection(self) -> Selection:

@@ -138,11 +138,11 @@ def output_verdict(
 
     Args:
         check: the outputs; None where they were not compared.
-        decisions: what became of the layers; what is not factored is not warned of.
+        decisions: what became of the layers; what is as it was is not warned of.
         random: whether the check ran on random input.
     """
     outputs = [] if check is None else [o for p in check.providers for o in p.outputs]
-    if not outputs or all(decision.choice.rank is None for decision in decisions):
+    if not outputs or not any(decision.choice.changed for decision in decisions):
         return None
     worst = max(outputs, key=lambda output: output.relative_l2)
     agreed = min(
@@ -179,14 +179,14 @@ def _first_factor(decision: Decision) -> str | None:
 
 
 def seen_damage(damage: float | None, decisions: Sequence[Decision]) -> float | None:
-    """A measured damage; None where it is exactly 0 though layers are factored: none was seen."""
-    return damage or None if any(d.choice.rank is not None for d in decisions) else damage
+    """A measured damage; None where it is exactly 0 though layers are changed: none was seen."""
+    return damage or None if any(d.choice.changed for d in decisions) else damage
 
 
 def nothing_gained(decisions: Sequence[Decision]) -> str | None:
     """Why nothing was replaced, in one line with what to try; None where something was."""
     choices = [decision.choice for decision in decisions]
-    if any(choice.rank is not None or choice.format is not None for choice in choices):
+    if any(choice.changed for choice in choices):
         return None
     if not decisions:
         return "nothing was replaced: the model has no linear map with a constant weight"

@@ -150,6 +150,7 @@ def sweep(
     rank_multiple: int | str | None = None,
     shape_for: str | None = None,
     weights: str = "fp32",
+    quantize_ops: Sequence[str] | None = None,
     data: SampleSource | None = None,
     labels: str | os.PathLike[str] | None = None,
     samples: int | None = None,
@@ -200,8 +201,11 @@ def sweep(
             machine. Default: 8, or the multiple of ``shape_for``'s target.
         shape_for: shape the result for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks,
             fixed sizes, 2-D products, Gemm or MatMul. Default: portable.
-        weights: store the weights of MatMul, Gemm and embeddings in so many bits, in blocks with a
-            scale each, which takes opset 21; fp32 leaves them as they are.
+        weights: numbers in which weights of MatMul, Gemm and embeddings may be stored: fp32, as
+            they are; 8 or 4 bits in blocks with a scale each, which takes opset 21; several, to
+            choose from for each layer; auto: all that ``shape_for``'s target runs well.
+        quantize_ops: forms whose weights ``weights`` may store as integers, as for ``ops``:
+            default, all, or some of matmul, gemm and gather.
         data: samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a
             folder of .npz feeds or of test_data_set_*. A mapping from inputs to arrays is read as
             an .npz is; an iterable, such as a list or a DataLoader, gives one feed at a time, of
@@ -320,7 +324,8 @@ def sweep(
 
 
 def _model_path(folder: Path, keep: float) -> Path:
-    return folder / f"keep-{keep:.2f}.onnx"
+    short = f"{keep:.2f}"
+    return folder / f"keep-{short if float(short) == keep else f'{keep:g}'}.onnx"
 
 
 def settings_of(options: Mapping[str, Any]) -> Settings:

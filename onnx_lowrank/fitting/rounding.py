@@ -1,8 +1,9 @@
-"""Round: weights and pairs of a finished float model become integers, in place.
+"""Round: weights and pairs become integers in blocks, on arrays and in a finished model.
 
-It comes last, behind refit and healing, so that what those did is rounded once.  Weights are
+Rounding comes last, behind refit and healing, so that what those did is rounded once.  Weights are
 rounded by GPTQ on the moments of their inputs, to nearest where there are none; the second factor
-of a pair is fitted to what became of the first one.
+of a pair is fitted to what became of the first one.  Where a bias corrects the error of a pair at
+the mean of the inputs it corrects that of a rounding too.  A search rounds in the same way.
 """
 
 from __future__ import annotations
@@ -12,15 +13,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.graph.elements import elements_of, put_elements
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.formats import SMALLEST, Format, FormatWriter, suited
+from onnx_lowrank.maps.formats import (
+    CORRECTION,
+    SMALLEST,
+    Correction,
+    Format,
+    FormatWriter,
+    suited,
+)
+from onnx_lowrank.maps.pair import Factors, shifted
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.correction import felt_error
+from onnx_lowrank.numerics.blocks import Blocks
+from onnx_lowrank.numerics.correction import corrected, felt_error
+from onnx_lowrank.numerics.fisher import PLAIN, Fisher
+from onnx_lowrank.numerics.gptq import Inverse
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.quantized_pair import (
     refitted_second,
@@ -29,7 +43,19 @@ from onnx_lowrank.numerics.quantized_pair import (
 )
 from onnx_lowrank.progress import Advance
 
-__all__ = ["Rounded", "round_weights"]
+__all__ = [
+    "Rounded",
+    "RoundedWeight",
+    "centre_of",
+    "close_corrections",
+    "moments_of",
+    "round_factors",
+    "round_weight",
+    "round_weights",
+    "shift_by",
+]
+
+Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,11 +74,120 @@ class Rounded:
 
 
 @dataclass(frozen=True, eq=False)
-class _First:
-    """A first factor ``A[m, k]`` as it was, and what its codes stand for."""
+class RoundedWeight:
+    """A weight ``W[m, n]`` as it is stored.
 
-    exact: Array
-    values: Array
+    Attributes:
+        codes: of the weight, less its correction.
+        correction: the pair that is added, ``A[m, r]`` and ``B[r, n]``; None without.
+    """
+
+    codes: Blocks
+    correction: tuple[Blocks, Blocks] | None = None
+
+    def values(self) -> Array:
+        """The matrix that it stands for."""
+        if self.correction is None:
+            return self.codes.values()
+        first, second = self.correction
+        return np.asarray(self.codes.values() + first.values() @ second.values(), np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of its integers and scales."""
+        return self.codes.nbytes + sum(part.nbytes for part in self.correction or ())
+
+
+def moments_of(statistics: Statistics, group: Group) -> Moments | None:
+    """C of a group's inputs, about their mean where a bias makes up for that; shrunk."""
+    moments = statistics.fit.get(group)
+    return None if moments is None else moments[0].fitting()
+
+
+def centre_of(statistics: Statistics, group: Group) -> Float64 | None:
+    """The mean of a group's inputs, shape [m], where a bias makes up for it."""
+    moments = statistics.fit.get(group)
+    return None if moments is None else moments[0].centre
+
+
+def shift_by(centre: Float64 | None, exact: Array, values: Array) -> Float64 | None:
+    """What a bias adds, shape [n], so that outputs stay the same at the centre.
+
+    Args:
+        centre: of the inputs, shape [m]; None where there is no such bias.
+        exact: ``W[m, n]``.
+        values: what stands in its place.
+    """
+    if centre is None:
+        return None
+    return np.asarray(centre @ (np.asarray(exact, np.float64) - values), np.float64)
+
+
+def round_weight(
+    matrix: Array,
+    form: Format,
+    moments: Moments | None,
+    fisher: Fisher = PLAIN,
+    inverse: Inverse | None = None,
+) -> RoundedWeight:
+    """Codes of a weight, and of the pair that corrects them where the format has one.
+
+    Args:
+        matrix: ``W[m, n]``, finite.
+        form: its format.
+        moments: C of its inputs; None rounds to nearest.
+        fisher: what the model's outputs feel of its outputs, which the correction is fitted to.
+        inverse: of the moments, where it is known already.
+    """
+    if inverse is None and moments is not None:
+        inverse = Inverse(moments)
+
+    def rounding(own: Array) -> Blocks:
+        return rounded(own, inverse, form.bits, form.block)
+
+    if not form.correction:
+        return RoundedWeight(rounding(matrix))
+    found = corrected(matrix, moments, form.correction, rounding, fisher)
+    missing = np.asarray(matrix, np.float64) - found.codes.values()
+    return RoundedWeight(
+        found.codes, _correction(missing, found.first, found.second, moments, inverse)
+    )
+
+
+def _correction(
+    matrix: Array,
+    first: Array,
+    second: Array,
+    moments: Moments | None,
+    inverse: Inverse | None,
+) -> tuple[Blocks, Blocks]:
+    """Codes of the pair that stands for a matrix of what a rounding lost."""
+    bits, block = CORRECTION.bits, CORRECTION.block
+    a = rounded(first, inverse, bits, suited(block, len(first)))
+    b = suited(block, len(second))
+    return a, rounded_second(matrix, a.values(), second, moments, bits, b)
+
+
+def round_factors(
+    factors: Factors, form: Format, moments: Moments | None, centre: Float64 | None = None
+) -> Factors:
+    """A pair of one slice as it is stored in a format.
+
+    Args:
+        factors: the pair.
+        form: its format.
+        moments: C of the inputs; None rounds to nearest.
+        centre: of the inputs, where a bias makes up for it.
+    """
+    exact, second = factors.first[0], factors.second[0]
+    first = _first(exact, form, moments).values()
+    found = _second(exact, first, second, form, moments)
+    values = found.values() if isinstance(found, Blocks) else found
+    more = shift_by(centre, exact @ second, first @ values)
+    shift = (
+        factors.shift if more is None else more + (0.0 if factors.shift is None else factors.shift)
+    )
+    return replace(factors, first=first[None], second=values[None], shift=shift)
 
 
 def round_weights(
@@ -62,7 +197,9 @@ def round_weights(
     statistics: Statistics,
     spool: Spool,
     advance: Advance,
-) -> dict[Group, Rounded]:
+    *,
+    open_corrections: bool = False,
+) -> tuple[dict[Group, Rounded], dict[Group, Correction]]:
     """Round the weights of groups with a format.
 
     Args:
@@ -72,70 +209,157 @@ def round_weights(
         statistics: moments of the inputs of the groups, as they were before.
         spool: where the integers wait until they are saved.
         advance: called with the number of elements of every group that is done.
+        open_corrections: leave the pairs that correct roundings floats, to be healed.
+
+    Returns:
+        what became of the weights, and the nodes of corrections that are still floats.
     """
     writer = FormatWriter(model, spool)
+    opened: dict[Group, Correction] = {}
     firsts: dict[ir.Node, _First] = {}
     found = {}
     for group, choice in choices.items():
-        if choice.format is None:
+        if choice.format is None or choice.format.table:
             continue
-        moments = _uncentred(statistics, group)
+        inputs = _Inputs(
+            moments_of(statistics, group),
+            centre_of(statistics, group),
+            statistics.felt.get(group, PLAIN),
+        )
         nodes = [member.site.node for member in own[group].members]
         if choice.rank is None:
-            found[group] = _dense(writer, nodes, choice.format, moments)
+            found[group], shift, correction = _write_dense(
+                writer, nodes, choice.format, inputs, open_corrections=open_corrections
+            )
+            if correction is not None and open_corrections:
+                opened[group] = correction
         else:
-            found[group] = _pair(writer, nodes, choice.format, moments, firsts)
+            found[group], shift = _write_pair(writer, nodes, choice.format, inputs, firsts)
+        if shift is not None:
+            bias = own[group].bias
+            assert bias is not None
+            now = elements_of(model, bias.root.name or "")
+            put_elements(bias.root, shifted(now, shift), spool)
         advance(group.matrix.size)
-    return found
+    return found, opened
 
 
-def _uncentred(statistics: Statistics, group: Group) -> Moments | None:
-    """C of a group's inputs with their mean: nothing takes over what the rounding does to it."""
-    moments = statistics.fit.get(group)
-    return None if moments is None else replace(moments[0], centre=None).fitting()
+def close_corrections(
+    model: ir.Model, opened: Mapping[Group, Correction], statistics: Statistics, spool: Spool
+) -> None:
+    """Round the pairs that `round_weights` left floats.
+
+    Args:
+        model: that holds them; it is changed.
+        opened: their nodes.
+        statistics: moments of the inputs of the groups.
+        spool: where the integers wait until they are saved.
+    """
+    writer = FormatWriter(model, spool)
+    for group, nodes in opened.items():
+        moments = moments_of(statistics, group)
+        inverse = None if moments is None else Inverse(moments)
+        a, b = (np.array(writer.weight(own[0]).numpy()) for own in (nodes.inner, nodes.outer))
+        first, second = _correction(a @ b, a, b, moments, inverse)
+        writer.put(nodes.inner, first)
+        writer.put(nodes.outer, second)
 
 
-def _dense(
-    writer: FormatWriter, nodes: list[ir.Node], form: Format, moments: Moments | None
-) -> Rounded:
-    matrix = writer.weight(nodes[0]).numpy()
-    codes = rounded(matrix, moments, form.bits, form.block)
-    error = _relative(matrix, codes.values(), moments)
-    writer.put(nodes, codes)
-    return Rounded(codes.nbytes, error)
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """What is known of a group's inputs and outputs.
+
+    Attributes:
+        moments: of the inputs, about the centre; None without samples.
+        centre: their mean, where a bias makes up for it.
+        fisher: what is felt of the outputs.
+    """
+
+    moments: Moments | None
+    centre: Float64 | None
+    fisher: Fisher
+
+    def relative(self, exact: Array, values: Array) -> float:
+        """The relative error of outputs."""
+        whole = felt_error(exact, self.moments)
+        if self.centre is not None:
+            whole += float(np.square(self.centre @ exact).sum())
+        off = felt_error(exact - values, self.moments)
+        return math.sqrt(off / whole) if whole > 0.0 else 0.0
 
 
-def _pair(
+@dataclass(frozen=True, eq=False)
+class _First:
+    """A first factor ``A[m, k]`` as it was, and what its codes stand for."""
+
+    exact: Array
+    values: Array
+
+
+def _write_dense(
     writer: FormatWriter,
     nodes: list[ir.Node],
     form: Format,
-    moments: Moments | None,
+    inputs: _Inputs,
+    *,
+    open_corrections: bool,
+) -> tuple[Rounded, Float64 | None, Correction | None]:
+    matrix = np.array(writer.weight(nodes[0]).numpy())
+    found = round_weight(matrix, form, inputs.moments, inputs.fisher)
+    values = found.values()
+    writer.put(nodes, found.codes)
+    correction = None
+    if found.correction is not None:
+        first, second = found.correction
+        if open_corrections:
+            correction = writer.correct(nodes, first.values(), second.values())
+        else:
+            correction = writer.correct(nodes, first, second)
+    rounded_as = Rounded(found.nbytes, inputs.relative(matrix, values))
+    return rounded_as, shift_by(inputs.centre, matrix, values), correction
+
+
+def _write_pair(
+    writer: FormatWriter,
+    nodes: list[ir.Node],
+    form: Format,
+    inputs: _Inputs,
     firsts: dict[ir.Node, _First],
-) -> Rounded:
+) -> tuple[Rounded, Float64 | None]:
     """Both factors; a first one that several groups share is rounded with the first of them."""
+    moments = inputs.moments
     heads = [_head(node) for node in nodes]
     second = writer.weight(nodes[0]).numpy()
     size = 0
     if heads[0] not in firsts:
         first = writer.weight(heads[0]).numpy()
-        codes = rounded(first, moments, form.bits, form.block)
+        codes = _first(first, form, moments)
         size = codes.nbytes
         known = _First(np.array(first, np.float64), codes.values())
         writer.put(heads, codes)
         firsts |= dict.fromkeys(heads, known)
     exact, inner = firsts[heads[0]].exact, firsts[heads[0]].values
-    matrix = exact @ second
+    found = _second(exact, inner, second, form, moments)
+    writer.put(nodes, found)
+    values = found.values() if isinstance(found, Blocks) else found
+    product, stored = exact @ second, inner @ values
+    rounded_as = Rounded(size + found.nbytes, inputs.relative(product, stored))
+    return rounded_as, shift_by(inputs.centre, product, stored)
+
+
+def _first(first: Array, form: Format, moments: Moments | None) -> Blocks:
+    return rounded(first, moments, form.bits, suited(form.block, len(first)))
+
+
+def _second(
+    exact: Array, first: Array, second: Array, form: Format, moments: Moments | None
+) -> Blocks | Array:
+    """A second factor, fitted to a first one that was rounded; floats where it is too narrow."""
+    matrix = np.asarray(exact, np.float64) @ second
     if len(second) < SMALLEST:
-        fitted = refitted_second(matrix, inner, second, moments).astype(np.float32)
-        writer.put(nodes, fitted)
-        values, size = fitted, size + fitted.nbytes
-    else:
-        b = rounded_second(
-            matrix, inner, second, moments, form.bits, suited(form.block, len(second))
-        )
-        writer.put(nodes, b)
-        values, size = b.values(), size + b.nbytes
-    return Rounded(size, _relative(matrix, inner @ values, moments))
+        return refitted_second(matrix, first, second, moments).astype(np.float32)
+    block = suited(form.block, len(second))
+    return rounded_second(matrix, first, second, moments, form.bits, block)
 
 
 def _head(node: ir.Node) -> ir.Node:
@@ -144,9 +368,3 @@ def _head(node: ir.Node) -> ir.Node:
     head = node.inputs[0].producer()
     assert head is not None
     return head
-
-
-def _relative(exact: Array, values: Array, moments: Moments | None) -> float:
-    whole = felt_error(exact, moments)
-    off = felt_error(exact - values, moments)
-    return math.sqrt(off / whole) if whole > 0.0 else 0.0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.elements import float_constants
 
-__all__ = ["constant_names", "trainable"]
+__all__ = ["beside", "constant_names", "trainable"]
 
 
 # Operators with a bias of their own, by the index of that input.
@@ -39,6 +39,13 @@ def trainable(model: ir.Model, known: Collection[str]) -> tuple[str, ...]:
                     if constants.get(bias.name or "") is bias:
                         found[bias.name or ""] = None
     return tuple(found)
+
+
+def beside(model: ir.Model, nodes: Iterable[ir.Node]) -> tuple[str, ...]:
+    """Names of the biases of nodes of the main graph, their own and those added behind them."""
+    constants = float_constants(model)
+    found = (bias for node in nodes for bias in _biases(node))
+    return tuple(dict.fromkeys(b.name or "" for b in found if constants.get(b.name or "") is b))
 
 
 def _biases(node: ir.Node) -> Iterator[ir.Value]:

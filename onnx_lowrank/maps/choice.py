@@ -15,7 +15,15 @@ from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.numerics.ranks import energy_at, energy_rank
 
-__all__ = ["Choice", "Decision", "Spectrum", "linear_parameters", "removed_parameters"]
+__all__ = [
+    "Choice",
+    "Decision",
+    "Joint",
+    "Spectrum",
+    "linear_bytes",
+    "linear_parameters",
+    "removed_parameters",
+]
 
 
 EnergyOf = Literal["weight", "output", "fisher"]
@@ -86,6 +94,11 @@ class Choice:
     format: Format | None = None
     """In which integers its weights are stored; None leaves them floats."""
 
+    @property
+    def changed(self) -> bool:
+        """Whether the layer is another one than in IN."""
+        return self.rank is not None or self.format is not None
+
     def parameters(self, group: Group) -> int:
         """Parameters of the group's pair, or of its matrix where dense."""
         slices, m, n = group.shape
@@ -96,7 +109,9 @@ class Choice:
     def bytes(self, group: Group) -> int:
         """Bytes of the same as they are stored."""
         if self.format is None:
-            return int(self.parameters(group) * group.matrix.tensor.dtype.itemsize)
+            size = int(self.parameters(group) * group.matrix.tensor.dtype.itemsize)
+            whole = group.others and self.rank is not None  # the weight stays beside the pair
+            return size + (group.matrix.tensor.nbytes if whole else 0)
         return self.format.bytes(group.shape[1], group.shape[2], self.rank, leads=self.leads)
 
 
@@ -134,7 +149,24 @@ def linear_parameters(decisions: Sequence[Decision]) -> tuple[int, int]:
 
     Forms that were not chosen and layers that the user left out do not count.
     """
-    before = after = 0
+    counted = _counted(decisions)
+    before = sum(decision.size for decision in counted)
+    return before, before - sum(removed_parameters(decision) for decision in counted)
+
+
+def linear_bytes(decisions: Sequence[Decision]) -> int:
+    """Bytes of the weights of the same layers in IN; what no site is known of is float32."""
+    total = 0
+    for decision in _counted(decisions):
+        site = decision.site
+        each = 4 if site is None else site.operand.tensor.dtype.itemsize
+        total += int(decision.size * each)
+    return total
+
+
+def _counted(decisions: Sequence[Decision]) -> list[Decision]:
+    """One decision for each weight that counts."""
+    found = []
     seen: set[object] = set()
     # A refusal knows its weight by name only, so it is counted after the layers of that weight.
     for decision in sorted(decisions, key=lambda decision: decision.group is None):
@@ -142,9 +174,8 @@ def linear_parameters(decisions: Sequence[Decision]) -> tuple[int, int]:
         if key in seen or decision.off or decision.choice.excluded:
             continue
         seen |= {key, decision.weight}
-        before += decision.size
-        after += decision.size - removed_parameters(decision)
-    return before, after
+        found.append(decision)
+    return found
 
 
 def removed_parameters(decision: Decision) -> int:

@@ -1,13 +1,14 @@
 """In which numbers the weights of a linear map are stored, and writing them down.
 
 ``x @ W``  ->  ``x @ DequantizeLinear(q, s)``  with blocks along the axis that is summed over
+``x @ W``  ->  ``x @ DequantizeLinear(q, s) + (x @ A) @ B``  with a pair that corrects the rounding
 
 That is what ONNX Runtime makes MatMulNBits of, by itself; it needs opset 21.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -17,14 +18,25 @@ import onnx_ir as ir
 from onnx_lowrank.graph.constants import Constant, Constants
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
-from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.graph.walk import attribute, float_attribute, node_name
 from onnx_lowrank.maps.emit import Storage, TypedShape
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.rewrite import remove_unread
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks
 
-__all__ = ["OPSET", "SMALLEST", "Format", "FormatWriter", "no_format", "suited"]
+__all__ = [
+    "CORRECTION",
+    "OPSET",
+    "SMALLEST",
+    "Correction",
+    "Format",
+    "FormatWriter",
+    "Variant",
+    "correctable",
+    "no_format",
+    "suited",
+]
 
 OPSET = 21
 """The first one whose DequantizeLinear knows blocks and 4 bits."""
@@ -42,30 +54,64 @@ class Format:
 
     Attributes:
         bits: of a weight.
-        block: weights of a column that share a scale.
+        block: weights of a column that share a scale; of a table the elements of a row that do.
+        correction: rank of the pair that corrects the rounding, in 8 bits itself; 0 without.
+        table: whether the weight is a table of rows that are gathered.
     """
 
     bits: Bits
     block: int
+    correction: int = 0
+    table: bool = False
 
     def __str__(self) -> str:
-        return f"{self.bits} bits by {self.block}"
+        if self.table and self.bits == 8:
+            return "8 bits, a scale for each row"
+        text = f"{self.bits} bits, blocks of {self.block}"
+        return f"{text}, + rank {self.correction}" if self.correction else text
 
     def bytes(self, m: int, n: int, rank: int | None = None, *, leads: bool = True) -> int:
         """Bytes of a weight ``[m, n]``, or of its pair: codes, and scales in float16.
 
         Args:
-            m: inputs.
-            n: outputs.
+            m: inputs, or rows of a table.
+            n: outputs, or elements of a row.
             rank: of the pair; None for the weight itself.
             leads: whether the first factor counts.
         """
+        if self.table:
+            return m * (n * self.bits // 8 + 2 * -(-n // self.block))
         if rank is not None:
             return (self.bytes(m, rank) if leads else 0) + self.bytes(rank, n)
         if m < SMALLEST:
             return 4 * m * n
-        codes = -(-m * n * self.bits // 8)
-        return codes + 2 * -(-m // suited(self.block, m)) * n
+        size = _coded(m, n, self.bits, suited(self.block, m))
+        if self.correction:
+            a, b = CORRECTION, suited(CORRECTION.block, self.correction)
+            size += _coded(m, self.correction, a.bits, suited(a.block, m))
+            size += _coded(self.correction, n, a.bits, b)
+        return size
+
+
+CORRECTION = Format(bits=8, block=128)
+"""Of the pair that corrects a rounding."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a layer may become.
+
+    Attributes:
+        rank: of its pair; None leaves it dense.
+        format: in which integers its weights are stored; None leaves them floats.
+    """
+
+    rank: int | None = None
+    format: Format | None = None
+
+
+def _coded(m: int, n: int, bits: int, block: int) -> int:
+    return -(-m * n * bits // 8) + 2 * -(-m // block) * n
 
 
 def suited(block: int, rows: int) -> int:
@@ -102,6 +148,36 @@ def no_format(group: Group, model: ir.Model) -> str | None:
     return None
 
 
+def correctable(group: Group) -> bool:
+    """Whether ``(x·A)·B`` can be added to what the nodes of a group compute."""
+    nodes = [member.site.node for member in group.members]
+    plain = (
+        attribute(n, "transA", 0) == 0 and float_attribute(n, "alpha", 1.0) == 1.0 for n in nodes
+    )
+    return all(plain)
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """Nodes that correct the rounding of one weight.
+
+    Attributes:
+        inner: those that multiply with A, one for each product with the weight.
+        outer: those that multiply with B.
+        beside: the products themselves, and the sums.
+    """
+
+    inner: tuple[ir.Node, ...]
+    outer: tuple[ir.Node, ...]
+    beside: tuple[ir.Node, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of A and B, where they are floats."""
+        values = (nodes[0].inputs[1] for nodes in (self.inner, self.outer))
+        return tuple(value.name or "" for value in values if value is not None)
+
+
 class FormatWriter:
     """Puts integers in place of constants of one model's main graph."""
 
@@ -135,6 +211,62 @@ class FormatWriter:
             node.replace_input_with(1, value)
             node.attributes.pop("transB", None)
         remove_unread(root)
+
+    def correct(
+        self, nodes: Sequence[ir.Node], first: Blocks | Array, second: Blocks | Array
+    ) -> Correction:
+        """Add ``(x @ A) @ B`` to what products give; each becomes the sum, with its name.
+
+        Args:
+            nodes: products that read the same weight, which is stored already.
+            first: A, stored once for all of them, as codes or floats.
+            second: B.
+        """
+        base = node_name(nodes[0])
+        a = self._stored(first, f"{base}.correction_A")
+        b = self._stored(second, f"{base}.correction_B")
+        made: list[tuple[ir.Node, ...]] = []
+        for node in nodes:
+            product = self._before(
+                node, node.op_type, node.inputs, "quantized", node.attributes.values()
+            )
+            inner = self._before(node, "MatMul", [node.inputs[0], a], "correction_1")
+            outer = self._before(node, "MatMul", [inner, b], "correction_2")
+            product.type, product.shape = node.outputs[0].type, node.outputs[0].shape
+            node.op_type = "Add"
+            node.attributes.clear()
+            node.resize_inputs(2)
+            for index, value in enumerate((product, outer)):
+                node.replace_input_with(index, value)
+            known = (value.producer() for value in (inner, outer, product))
+            made.append((*(one for one in known if one is not None), node))
+        inners, outers, products, sums = zip(*made, strict=True)
+        return Correction(inners, outers, (*products, *sums))
+
+    def _stored(self, matrix: Blocks | Array, name: str) -> ir.Value:
+        if isinstance(matrix, Blocks):
+            return self._dequantized(matrix, name, in_node=False)
+        return self._storage.store(self._model.graph, matrix, name, in_node=False)
+
+    def _before(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        suffix: str,
+        attributes: Iterable[ir.Attr] = (),
+    ) -> ir.Value:
+        """The output of a new node before another one."""
+        name = self._storage.new_name(f"{node_name(node)}.{suffix}")
+        metadata = dict(node.metadata_props)
+        new = ir.Node(
+            "", op_type, list(inputs), list(attributes), name=name, metadata_props=metadata
+        )
+        value = new.outputs[0]
+        value.name, value.dtype = self._storage.new_name(f"{name}_out"), ir.DataType.FLOAT
+        assert node.graph is not None
+        node.graph.insert_before(node, new)
+        return value
 
     def _dequantized(self, codes: Blocks, base: str, *, in_node: bool) -> ir.Value:
         graph, storage = self._model.graph, self._storage

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_lowrank.graph.constants import Constant
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["Errors", "Factors", "shifted"]
+__all__ = ["Errors", "Factors", "constants_of", "constants_of_pairs", "shifted"]
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,40 @@ class Factors:
         Args:
             group: whose pair this is.
         """
-        matrix = group.matrix
-        array = np.ascontiguousarray(matrix.layout.inverse().apply(self.product()))
-        found = {matrix.name: array}
-        if self.shift is not None:
-            assert group.bias is not None
-            found[group.bias.name] = shifted(group.bias, self.shift)
-        return found
+        return constants_of(group, self.product(), self.shift)
 
 
-def shifted(bias: Constant, shift: npt.NDArray[np.float64]) -> Array:
+def constants_of(
+    group: Group, stack: Array, shift: npt.NDArray[np.float64] | None = None
+) -> dict[str, Array]:
+    """What stands in place of a group's weight, and of its bias: name -> elements.
+
+    Args:
+        group: whose weight.
+        stack: ``W[e, m, n]``.
+        shift: s[n], added to the bias; None leaves it.
+    """
+    matrix = group.matrix
+    found = {matrix.name: np.ascontiguousarray(matrix.layout.inverse().apply(stack))}
+    if shift is not None:
+        assert group.bias is not None
+        found[group.bias.name] = shifted(group.bias.tensor.numpy(), shift)
+    return found
+
+
+def constants_of_pairs(pairs: Mapping[Group, Factors]) -> dict[str, Array]:
+    """What stands in place of the weights and biases of groups: name -> elements.
+
+    Args:
+        pairs: of the groups.
+    """
+    found: dict[str, Array] = {}
+    for group, factors in pairs.items():
+        found |= factors.constants(group)
+    return found
+
+
+def shifted(own: Array, shift: npt.NDArray[np.float64]) -> Array:
     """The elements of a bias with s[n] on top, in its own type and shape."""
-    own = bias.tensor.numpy()
     wide = own.astype(np.float64).reshape(-1) + shift
     return np.asarray(wide.reshape(own.shape).astype(own.dtype))

@@ -54,7 +54,7 @@ def rewrite(
         put_pair(model, group, first, pair.second, storage)
         if pair.shift is not None:
             assert group.bias is not None
-            put_elements(group.bias.root, shifted(group.bias, pair.shift), spool)
+            put_elements(group.bias.root, shifted(group.bias.tensor.numpy(), pair.shift), spool)
         # A view may still be alive elsewhere, as in a model that the caller holds.
         with contextlib.suppress(BufferError):
             group.matrix.release()

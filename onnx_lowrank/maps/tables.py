@@ -20,13 +20,14 @@ from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.emit import Storage
-from onnx_lowrank.maps.find import Finding, Refused, Selection
+from onnx_lowrank.maps.find import Finding, Group, Member, Refused, Selection
+from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.rewrite import remove_unread
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.blocks import Bits, round_blocks
+from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
 
-__all__ = ["Tables", "find_tables", "round_table", "table_bytes"]
+__all__ = ["Tables", "find_tables", "round_table", "table_codes", "table_format"]
 
 _BLOCK = 32
 
@@ -37,10 +38,12 @@ class Tables:
 
     Attributes:
         sites: the Gathers whose tables may be integers, by the name of the table.
+        groups: the same tables as groups: those of the finding where it may factor them.
         left: name of another table -> why it stays floats.
     """
 
     sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -61,14 +64,34 @@ def find_tables(
         for site in own:
             if site is not None and site.form.indices:
                 sites.setdefault(site.matrix.name, []).append(site)
-    found, left = {}, {}
+    found, groups, left = {}, {}, {}
+    group_of = {member.site: group for group in finding.groups for member in group.members}
     for name, members in sites.items():
         why = _left(members, model, constants, selection)
         if why is None:
             found[name] = tuple(members)
+            readers = tuple(Member(site, transposed=False) for site in members)
+            groups[name] = group_of.get(members[0]) or Group(readers, members[0].matrix, ())
         else:
             left[name] = why
-    return Tables(found, left)
+    return Tables(found, groups, left)
+
+
+def table_format(width: int, bits: Bits) -> Format:
+    """The format of rows of so many elements; 8 bits where 4 do not divide them."""
+    if bits == 4 and width % (2 * _BLOCK) == 0:
+        return Format(4, _BLOCK, table=True)
+    return Format(8, width, table=True)
+
+
+def table_codes(rows: Array, form: Format) -> Blocks:
+    """Codes of a table ``[V, D]``, of its transpose.
+
+    Args:
+        rows: the table.
+        form: from `table_format`.
+    """
+    return round_blocks(rows.T, form.bits, form.block)
 
 
 def _left(
@@ -98,27 +121,26 @@ def _left(
     return None
 
 
-def round_table(model: ir.Model, sites: Sequence[Site], bits: Bits, spool: Spool) -> int:
+def round_table(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spool) -> Blocks:
     """Let Gathers read integers; the table goes.
 
     Args:
         model: the model; its graph is changed.
         sites: the Gathers of one table.
-        bits: of a code; rows that 64 does not divide have 8.
+        form: from `table_format`.
         spool: where the integers wait until they are saved.
 
     Returns:
-        The bytes of the integers and their scales.
+        The codes, of the transpose.
     """
     table = sites[0].matrix
     rows = table.numpy()[0]  # [V, D]
     width = rows.shape[1]
-    bits, block = _shape(width, bits)
-    codes = round_blocks(rows.T, bits, block)
+    codes = table_codes(rows, form)
     storage = Storage(model, Names(model), spool)
     graph, in_node = model.graph, table.root.producer() is not None
     base = table.name
-    if bits == 4:
+    if form.bits == 4:
         shifted = (codes.codes.T + 8).astype(np.uint8)  # from 0
         middle = width // 2
         stored: Array = shifted[:, :middle] | shifted[:, middle:] << 4
@@ -128,22 +150,9 @@ def round_table(model: ir.Model, sites: Sequence[Site], bits: Bits, spool: Spool
     q = storage.store(graph, stored, f"{base}.codes", in_node=in_node)
     s = storage.store(graph, scales, f"{base}.scales", in_node=in_node)
     for site in sites:
-        _Rows(site.node, storage, width, block).write(q, s, bits)
+        _Rows(site.node, storage, width, form.block).write(q, s, form.bits)
     remove_unread(table.root)
-    return stored.nbytes + scales.nbytes
-
-
-def table_bytes(site: Site, bits: Bits) -> int:
-    """What a table takes as integers, with scales in float16."""
-    bits, block = _shape(site.n, bits)
-    return site.m * (site.n * bits // 8 + 2 * -(-site.n // block))
-
-
-def _shape(width: int, bits: Bits) -> tuple[Bits, int]:
-    """Bits and block of rows of so many elements."""
-    if bits == 4 and width % (2 * _BLOCK) == 0:
-        return 4, _BLOCK
-    return 8, width
+    return codes
 
 
 class _Rows:

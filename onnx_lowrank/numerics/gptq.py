@@ -20,7 +20,7 @@ from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
 from onnx_lowrank.numerics.moments import Moments
 
-__all__ = ["gptq"]
+__all__ = ["Inverse", "gptq"]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -30,15 +30,34 @@ _DAMPING = 0.01
 _PANEL = 128
 
 
+class Inverse:
+    """What rounding needs of the moments C, for any number of weights with the same inputs.
+
+    Attributes:
+        weights: the diagonal of C, shape [m].
+        order: of the rows, those with the largest weight first.
+        upper: U with ``C⁻¹ = Uᵀ U`` in that order; None where every row is on its own: only the
+            diagonal of C is kept, or it is 0.
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        second = moments.second
+        self.weights = np.maximum(second if moments.diagonal else np.diagonal(second), 0.0)
+        self.order = np.argsort(-self.weights, kind="stable")
+        self.upper: npt.NDArray[np.float32] | None = None
+        if not moments.diagonal and self.weights.max() > 0.0:
+            self.upper = _inverse_root(second, self.order)
+
+
 def gptq(
-    matrix: Array, moments: Moments, bits: Bits, block: int, *, symmetric: bool = True
+    matrix: Array, moments: Moments | Inverse, bits: Bits, block: int, *, symmetric: bool = True
 ) -> Blocks:
     """Codes of a matrix for inputs with known second moments.
 
     Args:
         matrix: ``W[m, n]``, finite.
-        moments: C of its inputs, shrunk where there are few rows (see `Moments.fitting`).  Where
-            only the diagonal is kept every row is on its own: rounded to nearest.
+        moments: C of its inputs, shrunk where there are few rows (see `Moments.fitting`), or what
+            is needed of it.  Where only the diagonal is kept rows are rounded to nearest.
         bits: of a code, 4 or 8.
         block: rows that share a scale.
         symmetric: False gives each block a zero point.
@@ -46,12 +65,11 @@ def gptq(
     Raises:
         ValueError: as `round_blocks`.
     """
-    weights = moments.second if moments.diagonal else np.diagonal(moments.second)
-    grid = round_blocks(matrix, bits, block, weights=np.maximum(weights, 0.0), symmetric=symmetric)
-    if moments.diagonal or not weights.max() > 0.0:
+    known = moments if isinstance(moments, Inverse) else Inverse(moments)
+    grid = round_blocks(matrix, bits, block, weights=known.weights, symmetric=symmetric)
+    order, upper = known.order, known.upper
+    if upper is None:
         return grid
-    order = np.argsort(-weights, kind="stable")
-    upper = _inverse_root(moments.second, order)
     rest = np.asarray(matrix, np.float64)[order].astype(np.float32)
     scales = grid.scales.astype(np.float32)[order // grid.block]
     zeros = None if grid.zeros is None else grid.zeros.astype(np.float32)[order // grid.block]

@@ -12,7 +12,7 @@ import scipy.linalg
 
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
-from onnx_lowrank.numerics.gptq import gptq
+from onnx_lowrank.numerics.gptq import Inverse, gptq
 from onnx_lowrank.numerics.moments import Moments
 
 __all__ = ["refitted_second", "rounded", "rounded_second"]
@@ -21,7 +21,7 @@ __all__ = ["refitted_second", "rounded", "rounded_second"]
 _RIDGE = 1e-4
 
 
-def rounded(matrix: Array, moments: Moments | None, bits: Bits, block: int) -> Blocks:
+def rounded(matrix: Array, moments: Moments | Inverse | None, bits: Bits, block: int) -> Blocks:
     """Codes of a weight, or of a first factor.
 
     Args:

@@ -1,4 +1,4 @@
-"""Allocate: ranks for all layers together, least damage for what they cost."""
+"""Allocate: ranks and formats for all layers together, least damage for what they cost."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import numpy as np
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Factorable, Finding, Group
-from onnx_lowrank.maps.formats import Format
+from onnx_lowrank.maps.formats import Format, Variant
 from onnx_lowrank.numerics.knapsack import Item, Solution
 from onnx_lowrank.numerics.ranks import largest_rank
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
+from onnx_lowrank.ranks.formats import ONLY_FLOATS, Formats
 from onnx_lowrank.ranks.goals import Goal
+from onnx_lowrank.ranks.rounding_damage import RoundingDamage
 
-__all__ = ["CostOf", "Ladders", "Priced", "bytes_in", "parameters_of"]
+__all__ = ["CostOf", "Ladders", "Priced", "bytes_of", "parameters_of"]
 
 # Points of a front of several layers together that are kept.
 _MERGED = 200
@@ -33,32 +35,26 @@ _DEAR = "dense: a pair here has more damage for what it saves than elsewhere"
 
 
 class CostOf(Protocol):
-    """What a group costs at a rank, or (None) dense; None where that is not known.
+    """What a group costs as a variant; None where that is not known.
 
     ``leads`` is False for a pair whose first factor is counted with another group.
     """
 
-    def __call__(self, group: Group, rank: int | None, leads: bool = True) -> float | None:
+    def __call__(self, group: Group, variant: Variant, leads: bool = True) -> float | None:
         """The cost."""
 
 
-def parameters_of(group: Group, rank: int | None, leads: bool = True) -> float:
+def parameters_of(group: Group, variant: Variant, leads: bool = True) -> float:
     """Parameters that a group leaves in the model."""
+    rank = variant.rank
     pair = Choice(rank, "", leads=leads).parameters(group)
     slices, m, n = group.shape
     return float(pair + (slices * m * n if group.others and rank is not None else 0))
 
 
-def bytes_in(formats: Mapping[Group, Format]) -> CostOf:
-    """Bytes that a group leaves in the file, with its weights in a format or as they are."""
-
-    def bytes_of(group: Group, rank: int | None, leads: bool = True) -> float:
-        form = formats.get(group)
-        if form is None:
-            return parameters_of(group, rank, leads) * group.matrix.tensor.dtype.itemsize
-        return float(form.bytes(group.shape[1], group.shape[2], rank, leads=leads))
-
-    return bytes_of
+def bytes_of(group: Group, variant: Variant, leads: bool = True) -> float:
+    """Bytes that a group leaves in the file."""
+    return float(Choice(variant.rank, "", leads=leads, format=variant.format).bytes(group))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,20 +62,20 @@ class _Part:
     """What becomes of groups that are decided together: one alone, or those of a joint.
 
     Attributes:
-        ranks: by group; groups of ways that were not chosen are left out.
+        variants: by group; groups of ways that were not chosen are left out.
         damage: of the part.
         joint: set where they share their first factor.
     """
 
-    ranks: Mapping[Group, int | None]
+    variants: Mapping[Group, Variant]
     damage: float
     joint: Joint | None = None
 
     def cost(self, cost: CostOf) -> float | None:
         """Of all its groups; None where one is not known."""
         total = 0.0
-        for index, (group, rank) in enumerate(self.ranks.items()):
-            own = cost(group, rank, self.joint is None or index == 0)
+        for index, (group, variant) in enumerate(self.variants.items()):
+            own = cost(group, variant, self.joint is None or index == 0)
             if own is None:
                 return None
             total += own
@@ -95,7 +91,7 @@ class Priced:
     """The options of every layer with their costs.
 
     Attributes:
-        items: option 0 of each leaves its layers dense.
+        items: option 0 of each leaves its layers dense, as floats unless the user forbids it.
         ladders: what they are the options of.
     """
 
@@ -111,7 +107,7 @@ class Priced:
     def choices(self, solution: Solution) -> dict[Group, Choice]:
         """What becomes of every group with options; ways that were not taken are left out."""
         choices: dict[Group, Choice] = {}
-        met = not any(solution.picks)  # the cheapest in damage is the model as it is
+        met = not any(solution.picks)
         for rungs, pick in zip(self.rungs, solution.picks, strict=True):
             for part in rungs[pick]:
                 only = len(rungs) == 1
@@ -123,6 +119,10 @@ class Ladders:
     """The options of every layer, and what becomes of a choice among them.
 
     Layers that can be factored in several ways (a convolution) have the options of all ways.
+
+    Attributes:
+        groups: those with options.
+        floats: bytes of the weights of all layers with options as they are.
     """
 
     def __init__(
@@ -133,8 +133,10 @@ class Ladders:
         goal: Goal,
         multiple: Callable[[Group], int | None] | None = None,
         joints: Mapping[Joint, DamageCurve] | None = None,
+        formats: Mapping[Group, Formats] | None = None,
+        rounding: Mapping[Group, RoundingDamage] | None = None,
     ) -> None:
-        """Options of the groups that have a curve; others keep what was decided before.
+        """Options of the groups with a curve or a format; others keep what was decided before.
 
         Args:
             finding: the linear maps.
@@ -143,11 +145,14 @@ class Ladders:
             goal: limits and rounds the ranks.
             multiple: on which multiple a group's rank should be, None for the goal's.
             joints: damage of groups that share their first factor; each has other groups.
+            formats: in which groups may be stored; the others stay floats.
+            rounding: what that does to the outputs.
         """
+        self._formats, self._rounding = formats or {}, rounding or {}
         self._multiple = multiple
         self._curves, self._measured, self._goal = curves, measured, goal
         self._joints = joints or {}
-        ways = _ways(finding, curves)
+        ways = _ways(finding, [*curves, *self._formats])
         sets = _overlapping(self._joints)
         taken = {group for own in sets for group in own}
         self._alone = [self._ladder(own) for own in ways if not taken.intersection(own)]
@@ -161,6 +166,7 @@ class Ladders:
                 splits.append([self._joint_ladder(joint), *rest])
             self._together.append(splits)
         self.groups = [group for own in ways for group in own]
+        self.floats = sum(bytes_of(own[0], Variant()) for own in ways)
 
     def priced(self, cost: CostOf) -> Priced:
         """The options with their costs; one whose cost is not known is none."""
@@ -187,43 +193,85 @@ class Ladders:
             dense: why a group of it has no rank.
         """
         choices = {}
-        for index, (group, rank) in enumerate(part.ranks.items()):
-            found = self._measured[group]
+        for index, (group, variant) in enumerate(part.variants.items()):
+            rank, form = variant.rank, variant.format
+            of = self._measured[group].of if group in self._measured else "weight"
+            stored = "" if form is None else f"; weights in {form}"
+            damage = part.damage if part.joint is not None else self._damage(group, variant)
+            known = self._known(group, variant).format(damage)
             if rank is None:
-                choices[group] = Choice(None, dense, of=found.of)
+                why = dense if form is None else f"weights in {form}, {known}"
+                choices[group] = Choice(None, why, of=of, format=form)
                 continue
-            damage = self._curves[group].at(rank) if part.joint is None else part.damage
-            known = _KNOWN_FROM[self._curves[group].known_from]
-            why = f"rank {rank} of the budget, {known.format(damage)}"
-            energy = found.held(rank)
+            why = f"rank {rank} of the budget, {known}"
+            energy = self._measured[group].held(rank)
             if part.joint is not None:
-                names = [node_name(g.members[0].site.node) for g in part.ranks if g is not group]
+                names = [node_name(g.members[0].site.node) for g in part.variants if g is not group]
                 why += f" together with {', '.join(names)}, whose first factor it shares"
                 energy = None  # the components are those of all of them
             leads = part.joint is None or index == 0
-            choices[group] = Choice(rank, why, energy, rank, found.of, part.joint, leads)
+            choices[group] = Choice(
+                rank, why + stored, energy, rank, of, part.joint, leads, format=form
+            )
         return choices
 
+    def lost_by_inputs(self, choices: Mapping[Group, Choice]) -> float:
+        """Damage of kernels that round what they multiply, of all groups together."""
+        return sum(
+            self._rounding[group].of_inputs(Variant(choice.rank, choice.format))
+            for group, choice in choices.items()
+            if group in self._rounding
+        )
+
+    def _known(self, group: Group, variant: Variant) -> str:
+        """The text of a damage."""
+        known_from: DamageFrom = "outputs"
+        if variant.rank is not None:
+            known_from = self._curves[group].known_from
+        elif group in self._rounding:
+            known_from = self._rounding[group].known_from
+        return _KNOWN_FROM[known_from]
+
+    def _damage(self, group: Group, variant: Variant) -> float:
+        """The damage of a group alone: of its rank, and of its format."""
+        curve = self._curves.get(group)
+        damage = 0.0 if variant.rank is None or curve is None else curve.at(variant.rank)
+        if variant.format is not None:
+            damage += self._rounding[group].at(variant, curve)
+        return damage
+
     def _ladder(self, ways: Sequence[Group]) -> list[_Part]:
-        parts = [_Part({ways[0]: None}, 0.0)]
+        variants = [(ways[0], Variant(None, form)) for form in self._of(ways[0]).dense]
         for group in ways:
-            curve = self._curves[group]
-            for rank in self._ranks(group, self._goal.largest(group)):
-                damage = curve.at(rank)
-                if np.isfinite(damage):
-                    parts.append(_Part({group: rank}, damage))
-        return parts
+            if group in self._curves:
+                for rank in self._ranks(group, self._goal.largest(group)):
+                    variants += [(group, Variant(rank, form)) for form in self._of(group).pairs]
+        parts = (_Part({group: own}, self._damage(group, own)) for group, own in variants)
+        return [part for part in parts if np.isfinite(part.damage)]
 
     def _joint_ladder(self, joint: Joint) -> list[_Part]:
         curve = self._joints[joint]
         m, n = joint.groups[0].shape[1], sum(group.shape[2] for group in joint.groups)
         limit = largest_rank(m, n, 1.0 - self._goal.min_gain)
-        parts = [_Part(dict.fromkeys(joint.groups), 0.0)]
+        base = {group: Variant(None, self._of(group).dense[0]) for group in joint.groups}
+        parts = [_Part(base, sum(self._damage(group, own) for group, own in base.items()))]
+        shared = [f for f in self._of(joint.groups[0]).pairs if self._all_in(joint, f)]
         for rank in self._ranks(joint.groups[0], min(limit, *(g.shape[2] for g in joint.groups))):
-            damage = curve.at(rank)
-            if np.isfinite(damage):
-                parts.append(_Part(dict.fromkeys(joint.groups, rank), damage, joint))
-        return parts
+            for variant in (Variant(rank, form) for form in shared):
+                damage = curve.at(rank)
+                if variant.format is not None:
+                    damage += sum(
+                        self._rounding[group].at(variant, self._curves[group])
+                        for group in joint.groups
+                    )
+                parts.append(_Part(dict.fromkeys(joint.groups, variant), damage, joint))
+        return [part for part in parts if np.isfinite(part.damage)]
+
+    def _all_in(self, joint: Joint, form: Format | None) -> bool:
+        return all(form in self._of(group).pairs for group in joint.groups)
+
+    def _of(self, group: Group) -> Formats:
+        return self._formats.get(group, ONLY_FLOATS)
 
     def _ranks(self, group: Group, limit: int) -> list[int]:
         """The ranks to choose from: multiples, and below the first of them powers of two."""
@@ -263,7 +311,7 @@ def _merged(ladders: Sequence[Sequence[_Part]], cost: CostOf) -> list[tuple[Rung
         picks = [(*picks[i // len(priced)], priced[i % len(priced)][0]) for i in kept]
     rungs = [(tuple(ladder[0] for ladder in ladders), dense)]
     for picked, own in zip(picks, costs, strict=True):
-        if any(rank is not None for part in picked for rank in part.ranks.values()):
+        if any(part is not ladder[0] for part, ladder in zip(picked, ladders, strict=True)):
             rungs.append((picked, float(own)))
     return rungs
 
@@ -280,16 +328,18 @@ def _overlapping(joints: Iterable[Joint]) -> dict[tuple[Group, ...], list[Joint]
     return {tuple(groups): members for groups, members in sets}
 
 
-def _ways(finding: Finding, curves: Mapping[Group, DamageCurve]) -> list[tuple[Group, ...]]:
-    """Groups that exclude each other, because they factor the same nodes."""
+def _ways(finding: Finding, known: Iterable[Group]) -> list[tuple[Group, ...]]:
+    """Known groups, and those together that exclude each other: they factor the same nodes."""
     group_of = {member.site: group for group in finding.groups for member in group.members}
+    waiting = dict.fromkeys(known)
     ways: dict[Group, tuple[Group, ...]] = {}
     for entry in finding.entries:
         if isinstance(entry, Factorable):
-            own = [group_of[site] for site in entry.sites if group_of[site] in curves]
+            own = [group_of[site] for site in entry.sites if group_of[site] in waiting]
             taken = next((ways[group] for group in own if group in ways), None)
             if own and taken is None:
                 ways[own[0]] = tuple(dict.fromkeys(own))
                 for group in own[1:]:
                     ways[group] = ways[own[0]]
-    return list(dict.fromkeys(ways.values()))
+    tables = [(group,) for group in waiting if group not in ways]  # of forms that are off
+    return [*dict.fromkeys(ways.values()), *tables]

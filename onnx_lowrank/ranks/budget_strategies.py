@@ -7,9 +7,10 @@ import math
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.formats import Variant
 from onnx_lowrank.measures import Judged, Latency
 from onnx_lowrank.numerics.knapsack import Solution, path, solve
-from onnx_lowrank.ranks.allocation import CostOf, bytes_in, parameters_of
+from onnx_lowrank.ranks.allocation import CostOf, bytes_of, parameters_of
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.prepared import Prepared
@@ -32,10 +33,15 @@ _TOLERANCE_TRIES, _AHEAD, _USED, _WORTH = 6, 2, 0.8, 0.01
 _TIMED_TRIES, _OVERSHOOT = 7, 1.1
 # What a pair adds to the file beside its elements: a node, names and shapes.
 _OVERHEAD = 400
+# The same of a matrix of integers: its scales, and the nodes that make floats of both.
+_OVERHEAD_OF_FORMAT, _OVERHEAD_OF_TABLE = 700, 2500
 
 
 class Keep(Strategy):
-    """A share of the linear layers' parameters, over the whole model."""
+    """A share of the linear layers' parameters over the whole model; of their bytes with formats.
+
+    Where layers may be integers, their bytes count as they are stored, and those of tables too.
+    """
 
     once = True
     may_put_back = False
@@ -46,18 +52,20 @@ class Keep(Strategy):
     def first(self) -> Plan:
         """The least damage within the share."""
         searching, share = self._searching, self._budget.value
-        total = searching.linear_parameters()
-        priced = searching.ladders.priced(parameters_of)
-        fixed = total - priced.dense
+        stored = searching.prepared.quantized.wanted
+        priced = searching.ladders.priced(bytes_of if stored else parameters_of)
+        total = searching.linear_bytes() if stored else searching.linear_parameters()
+        fixed = total - (searching.ladders.floats if stored else priced.dense)
         solution = solve(priced.items, share * total - fixed)
         if solution is not None:
             return searching.plan(priced, solution)
         best = path(priced.items)[-1]
+        what = "bytes" if stored else "parameters"
         kept = (best.cost + fixed) / total if total else 1.0
         held = f"; layers that must stay dense hold {fixed / total:.3g}" if fixed and total else ""
         raise Unreachable(
             f"{self._budget.named}: the least that can be kept is {kept:.3g} of the linear "
-            f"layers' parameters{held}",
+            f"layers' {what}{held}",
             searching.plan(priced, best),
         )
 
@@ -76,8 +84,8 @@ class MaxSize(Strategy):
     def __init__(self, searching: Searching, budget: Budget, frame: int) -> None:
         self._searching, self._budget = searching, budget
         prepared = searching.prepared
-        self._priced = searching.ladders.priced(_with_overhead(prepared))
-        self._other = stored_bytes(prepared.model) - prepared.freed - self._priced.dense + frame
+        self._priced = searching.ladders.priced(_with_overhead)
+        self._other = stored_bytes(prepared.model) - searching.ladders.floats + frame
         self._tries = 0
 
     def first(self) -> Plan:
@@ -106,15 +114,16 @@ class MaxSize(Strategy):
         return self.first()
 
 
-def _with_overhead(prepared: Prepared) -> CostOf:
-    plain = bytes_in(prepared.formats)
-
-    def cost(group: Group, rank: int | None, leads: bool = True) -> float | None:
-        own = plain(group, rank, leads)
-        assert own is not None
-        return own + (0 if rank is None else _OVERHEAD * len(group.members))
-
-    return cost
+def _with_overhead(group: Group, variant: Variant, leads: bool = True) -> float:
+    """Bytes of a group's weights and of the nodes and names that they take."""
+    form, nodes = variant.format, len(group.members)
+    size = bytes_of(group, variant, leads)
+    size += 0 if variant.rank is None else _OVERHEAD * nodes
+    if form is not None:
+        matrices = (1 if variant.rank is None else 2) + (2 if form.correction else 0)
+        size += _OVERHEAD_OF_TABLE * nodes if form.table else _OVERHEAD_OF_FORMAT * matrices
+        size += 2 * _OVERHEAD * nodes if form.correction else 0
+    return size
 
 
 class Tolerance(Strategy):
@@ -136,12 +145,37 @@ class Tolerance(Strategy):
 
     def first(self) -> Plan:
         """The furthest step whose loss on the search samples is within the limit."""
+        self._check_start()
         self._at = self._within(self._budget.value)
         return self._plan()
 
-    def revise(self, plan: Plan, measured: Measured) -> Plan | None:  # noqa: ARG002
+    def _check_start(self) -> None:
+        """Where no layer may stay as it is, the least damage loses something too.
+
+        Raises:
+            Unreachable: it loses more than the limit.
+        """
+        start = self._steps[0]
+        if not start.damage:
+            return
+        with self._searching.stages("search"):
+            loss = self._searching.loss(self._priced, start, self._budget.metric)
+        self._known[0] = loss
+        if loss > self._budget.value:
+            raise Unreachable(self._least(loss), self._searching.plan(self._priced, start))
+
+    def _least(self, loss: float) -> str:
+        floats = named("weights", "auto")
+        return (
+            f"{self._budget.named}: in the formats that were asked for the loss is {loss:.3g} at "
+            f"least; {floats} leaves floats where that is needed"
+        )
+
+    def revise(self, plan: Plan, measured: Measured) -> Plan | None:
         """Another step, by as much as other samples lost more or less than those of the search."""
         judged, limit, at = measured.judged, self._budget.value, self._at
+        if judged is not None and not at and self._steps[0].damage and judged.loss > limit:
+            raise Unreachable(self._least(judged.loss), plan)
         if judged is None or not at:
             return None
         self._tries += 1
@@ -184,7 +218,7 @@ class Tolerance(Strategy):
         self._at, self._ahead = self._held or 0, _AHEAD
         if self._held is None:
             self._searching.say(
-                f"{self._budget.named}: no rank that was tried held on unseen samples"
+                f"{self._budget.named}: nothing that was tried held on unseen samples"
             )
         return self._plan()
 
@@ -202,8 +236,8 @@ class Tolerance(Strategy):
         return found
 
     def _plan(self) -> Plan:
-        if not self._at:
-            return self._searching.dense("no pair that was tried keeps within the tolerance")
+        if not self._at and not self._steps[0].damage:
+            return self._searching.dense("nothing that was tried keeps within the tolerance")
         return self._searching.plan(self._priced, self._steps[self._at])
 
     def _guess(self, step: Solution) -> float:
@@ -232,6 +266,8 @@ class Speed(Strategy):
 
     def first(self) -> Plan:
         """All layers dense: their times alone do not tell the model's."""
+        if self._steps[0].damage:  # as floats nothing may stay
+            return self._plan()
         return self._searching.dense("the input model meets the goal as it is")
 
     def revise(self, plan: Plan, measured: Measured) -> Plan | None:
@@ -293,23 +329,28 @@ class Speed(Strategy):
 def cost_of(prepared: Prepared, objective: str, table: CostTable | None) -> CostOf:
     """What a group costs by an objective: bytes, multiply-accumulates or nanoseconds."""
     if objective == "size":
-        return bytes_in(prepared.formats)
+        return bytes_of
     if objective == "macs":
         macs = prepared.macs
 
-        def count(group: Group, rank: int | None, leads: bool = True) -> float | None:
+        def count(group: Group, variant: Variant, leads: bool = True) -> float | None:
+            if variant.format is not None and variant.format.table:
+                return 0.0
+            rank = variant.rank
             costs = [None if macs is None else macs.costs.get(m.site) for m in group.members]
             known = [cost for cost in costs if cost is not None]
             if len(known) < len(costs):
                 return None
             if rank is None:
-                return float(sum(c.dense for c in known))
+                form = variant.format
+                more = 0 if form is None or not form.correction else form.correction
+                return float(sum(c.dense + (c.pair(more) if more else 0) for c in known))
             return float(sum(c.pair(rank) if leads else rank * c.second for c in known))
 
         return count
     assert table is not None
 
-    def time(group: Group, rank: int | None, leads: bool = True) -> float | None:
-        return table.dense(group) if rank is None else table.pair(group, rank, leads)
+    def time(group: Group, variant: Variant, leads: bool = True) -> float | None:
+        return table.time(group, variant, leads)
 
     return time

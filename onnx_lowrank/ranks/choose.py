@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from onnx_lowrank.maps.choice import Choice, Decision, Spectrum
 from onnx_lowrank.maps.find import (
@@ -139,13 +140,18 @@ def decide(finding: Finding, choices: Mapping[Group, Choice]) -> tuple[Decision,
 
     Args:
         finding: the linear maps.
-        choices: what becomes of their groups, one for each node (see `settle`).
+        choices: what becomes of their groups, one for each node (see `settle`), and of tables.
     """
     group_of = _group_of(finding)
+    tables = {m.site: g for g in choices for m in g.members if m.site not in group_of}
     decisions = []
     for entry in finding.entries:
         if isinstance(entry, Refused):
-            decisions.append(_refused(entry))
+            table = None if entry.site is None else tables.get(entry.site)
+            refused = _refused(entry)
+            if table is not None:  # of a form that is off, and yet in a format
+                refused = replace(refused, group=table, choice=_of_table(refused, choices[table]))
+            decisions.append(refused)
             continue
         site = next(site for site in entry.sites if group_of[site] in choices)
         decisions.append(
@@ -162,6 +168,12 @@ def decide(finding: Finding, choices: Mapping[Group, Choice]) -> tuple[Decision,
             )
         )
     return tuple(decisions)
+
+
+def _of_table(refused: Decision, choice: Choice) -> Choice:
+    if choice.format is None:
+        return refused.choice
+    return replace(choice, reason=f"{refused.choice.reason}; {choice.reason}")
 
 
 def _refused(entry: Refused) -> Decision:

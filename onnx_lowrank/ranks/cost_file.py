@@ -11,12 +11,8 @@ from typing import Any
 
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import Output, write_text
-from onnx_lowrank.ranks.costs import (
-    CostKey,
-    CostTable,
-    Place,
-    Times,
-)
+from onnx_lowrank.ranks.costs import CostTable
+from onnx_lowrank.ranks.times import CostKey, FormatTimes, Place, Times
 
 __all__ = ["load", "save"]
 
@@ -114,7 +110,18 @@ def _times(item: Mapping[str, Any]) -> Times:
         widths=_numbers(item, "widths", len(ranks)),
         rounds=_whole(item, "rounds"),
         multiple=None if item["multiple"] is None else _whole(item, "multiple"),
+        formats=tuple(_format(own, len(ranks)) for own in item.get("formats", ())),
     )
+
+
+def _format(item: Mapping[str, Any], count: int) -> FormatTimes:
+    if not isinstance(item, Mapping):
+        raise ValueError(f"'formats': expected objects, got {item!r}")
+    (dense,) = _numbers({"dense_ns": [item["dense_ns"]]}, "dense_ns", 1)
+    pairs = _numbers(item, "pair_ns", count if item["pair_ns"] else 0)
+    if not dense or not all(pairs):
+        raise ValueError(f"'formats': expected times above 0, got {item!r}")
+    return FormatTimes(_whole(item, "bits"), _whole(item, "block"), dense, pairs)
 
 
 def _text(item: Mapping[str, Any], name: str) -> str:

@@ -2,38 +2,38 @@
 
 Maps that look the same to the runtime (form, attributes, shapes and types of all inputs) share one
 `CostKey` and are measured once, alone, dense and at a few ranks; ranks in between are interpolated.
+The same is done in every number format that their weights may have.
 Keys are plain values, so a table that was measured on a board steers a run on a workstation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.formats import CORRECTION, Format, Variant
 from onnx_lowrank.maps.forms.base import Site
 from onnx_lowrank.numerics.ranks import break_even
-from onnx_lowrank.phrases import counted
 from onnx_lowrank.progress import Advance
+from onnx_lowrank.ranks.formats import ONLY_FLOATS, Formats
 from onnx_lowrank.ranks.microbench import (
     Limits,
-    Specimen,
     Timer,
     alignment,
     compare,
     serialized,
 )
-from onnx_lowrank.runtime.machine import processor
+from onnx_lowrank.ranks.specimen import Specimen
+from onnx_lowrank.ranks.times import CostKey, FormatTimes, Place, Times
 from onnx_lowrank.runtime.taps import Run, Seen, look
 
-__all__ = ["CostKey", "CostPlan", "CostTable", "Place", "Times", "measure_costs", "plan_costs"]
+__all__ = ["CostPlan", "CostTable", "measure_costs", "plan_costs"]
 
 # Where a pair is measured: shares of the break-even rank, on the multiple below.
 _SHARES = (0.25, 0.5, 0.75, 0.9)
@@ -44,90 +44,6 @@ _CERTAIN = 0.05
 _LARGEST = 1_000_000_000
 
 
-@dataclass(frozen=True, order=True)
-class CostKey:
-    """What a map's time depends on, as plain values.
-
-    Attributes:
-        form: name of the form.
-        node: domain, operator and attributes.
-        inputs: of each input its type and shape, and whether it is the weight or a constant.
-        shape: (e, m, n) of the weight as it is factored.
-    """
-
-    form: str
-    node: str
-    inputs: tuple[str, ...]
-    shape: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Times:
-    """How long one map takes.
-
-    Attributes:
-        dense_ns: as it is; like all times with the overhead of one call, so that differences mean
-            more than quotients where maps are small.
-        ranks: ranks of the pairs that were measured, rising.
-        pair_ns: their times.
-        widths: half the 95 % interval of each pair's time over the dense one's, relative to it.
-        rounds: how often each was run.
-        multiple: which multiple a rank should be on, where that was asked for and could be told.
-    """
-
-    dense_ns: float
-    ranks: tuple[int, ...]
-    pair_ns: tuple[float, ...]
-    widths: tuple[float, ...]
-    rounds: int
-    multiple: int | None = None
-
-    def at(self, rank: int) -> float:
-        """Nanoseconds of a pair: between measured ranks, and beyond them, on a straight line."""
-        ranks, times = self.ranks, self.pair_ns
-        if len(ranks) == 1:
-            return times[0]
-        if ranks[0] <= rank <= ranks[-1]:
-            return float(np.interp(rank, ranks, times))
-        a, b = (0, 1) if rank < ranks[0] else (-2, -1)
-        slope = max(0.0, (times[b] - times[a]) / (ranks[b] - ranks[a]))
-        if rank > ranks[-1]:
-            return times[-1] + slope * (rank - ranks[-1])
-        # Part of the time does not depend on the rank, so it falls no faster than in proportion.
-        return max(times[0] + slope * (rank - ranks[0]), times[0] * rank / ranks[0])
-
-    @property
-    def noise(self) -> float:
-        """The largest of the widths."""
-        return max(self.widths, default=0.0)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where times were taken.
-
-    Attributes:
-        provider: execution provider.
-        threads: intra-op threads.
-        processor: name of the CPU.
-        runtime: version of ONNX Runtime.
-    """
-
-    provider: str
-    threads: int
-    processor: str
-    runtime: str
-
-    @classmethod
-    def here(cls, provider: str, threads: int) -> Place:
-        """This machine."""
-        return cls(provider, threads, processor(), str(ort.__version__))
-
-    def __str__(self) -> str:
-        threads = counted(self.threads, "thread")
-        return f"{self.provider}, {threads}, {self.processor}, ONNX Runtime {self.runtime}"
-
-
 @dataclass(frozen=True, eq=False)
 class CostPlan:
     """What there is to measure for a model.
@@ -136,11 +52,13 @@ class CostPlan:
         keys: map -> what its time depends on.
         specimens: one map of each key.
         unknown: name of a map whose time cannot be told -> why.
+        formats: those that a map of a key may have.
     """
 
     keys: Mapping[Site, CostKey]
     specimens: Mapping[CostKey, Specimen]
     unknown: Mapping[str, str]
+    formats: Mapping[CostKey, Formats] = field(default_factory=dict)
 
     def missing(self, table: CostTable | None, place: Place) -> tuple[CostKey, ...]:
         """The keys to measure: those that a table lacks, if it is of this place."""
@@ -148,7 +66,13 @@ class CostPlan:
             return tuple(self.specimens)
         if not _same(table.place, place):
             return ()
-        return tuple(key for key in self.specimens if key not in table.times)
+        return tuple(key for key in self.specimens if not self._holds(table.times.get(key), key))
+
+    def _holds(self, times: Times | None, key: CostKey) -> bool:
+        if times is None:
+            return False
+        dense, pairs = _timed_formats(self.formats.get(key, ONLY_FLOATS))
+        return all(times.of(form) for form in dense) and all(times.at(1, form) for form in pairs)
 
 
 def _same(one: Place, other: Place) -> bool:
@@ -186,8 +110,26 @@ class CostTable:
         Without ``leads`` the first product is another group's.  Pairs were timed as a whole; the
         second product is taken to have the share of the time that it has of the work, n/(m+n).
         """
+        return self._pair(group, rank, None, leads)
+
+    def time(self, group: Group, variant: Variant, leads: bool = True) -> float | None:
+        """Nanoseconds of a group's nodes as a variant; None where one is not known.
+
+        Args:
+            group: the group.
+            variant: what its layers become.
+            leads: as for `pair`.
+        """
+        rank, form = variant.rank, variant.format
+        if form is None:
+            return self.dense(group) if rank is None else self.pair(group, rank, leads)
+        if rank is None:
+            return self._sum(group, lambda times: times.dense(form))
+        return self._pair(group, rank, form, leads)
+
+    def _pair(self, group: Group, rank: int, form: Format | None, leads: bool) -> float | None:
+        time = self._sum(group, lambda times: times.at(rank, form))
         _, m, n = group.shape
-        time = self._sum(group, lambda times: times.at(rank))
         return time if time is None or leads else time * n / (m + n)
 
     def of(self, site: Site) -> Times | None:
@@ -220,18 +162,28 @@ class CostTable:
         times = [one for one in found if one is not None]
         return times if len(times) == len(found) else None
 
-    def _sum(self, group: Group, what: Callable[[Times], float]) -> float | None:
+    def _sum(self, group: Group, what: Callable[[Times], float | None]) -> float | None:
         found = self._of(group)
-        return None if found is None else sum(what(times) for times in found)
+        if found is None:
+            return None
+        parts = [what(times) for times in found]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
 
 
-def plan_costs(groups: Iterable[Group], model: ir.Model, run: Run) -> CostPlan:
+def plan_costs(
+    groups: Sequence[Group],
+    model: ir.Model,
+    run: Run,
+    formats: Mapping[Group, Formats] | None = None,
+) -> CostPlan:
     """See which maps there are to measure, from one run of the model.
 
     Args:
         groups: the maps.
         model: their model; it is not changed.
         run: runs a model on one sample (its sizes are those that are measured).
+        formats: those that the maps may have.
 
     Raises:
         InputError: from ``run``.
@@ -243,10 +195,14 @@ def plan_costs(groups: Iterable[Group], model: ir.Model, run: Run) -> CostPlan:
         for site in sites
         if site.node.graph is not model.graph
     }
+    own = {
+        m.site: (formats or {}).get(group, ONLY_FLOATS) for group in groups for m in group.members
+    }
     seen = _seen(outer, model, run)
     constants = Constants(model, force_inputs=True)
     keys: dict[Site, CostKey] = {}
     specimens: dict[CostKey, Specimen] = {}
+    of_key: dict[CostKey, Formats] = {}
     for site in outer:
         if site.operand.size * site.operand.dtype.itemsize > _LARGEST:
             name = node_name(site.node)
@@ -255,7 +211,8 @@ def plan_costs(groups: Iterable[Group], model: ir.Model, run: Run) -> CostPlan:
         key = _key(site, constants, seen)
         keys[site] = key
         specimens.setdefault(key, Specimen(site, model, seen))
-    return CostPlan(keys, specimens, unknown)
+        of_key[key] = of_key.get(key, ONLY_FLOATS).joined(own[site])
+    return CostPlan(keys, specimens, unknown, of_key)
 
 
 def _seen(sites: Sequence[Site], model: ir.Model, run: Run) -> Seen:
@@ -337,7 +294,8 @@ def measure_costs(
     failed: dict[CostKey, str] = {}
     for key in plan.missing(table, place):
         try:
-            times[key] = _measured(plan.specimens[key], timer, limits, multiples)
+            own = plan.formats.get(key, ONLY_FLOATS)
+            times[key] = _measured(plan.specimens[key], own, timer, limits, multiples)
         except InputError as error:
             failed[key] = str(error)
         advance(1)
@@ -349,19 +307,50 @@ def measure_costs(
     return CostTable(place if table is None else table.place, times, plan.keys, unknown)
 
 
-def _measured(specimen: Specimen, timer: Timer, limits: Limits, multiples: bool) -> Times:
+def _measured(
+    specimen: Specimen, formats: Formats, timer: Timer, limits: Limits, multiples: bool
+) -> Times:
     ranks = measured_ranks(specimen.site.m, specimen.site.n)
-    models = [serialized(specimen.dense()), *(serialized(specimen.pair(k)) for k in ranks)]
-    timing = compare(timer(models, specimen.feed()), limits)
+    dense, pairs = _timed_formats(formats)
+    models = [
+        specimen.dense(),
+        *(specimen.pair(rank) for rank in ranks),
+        *(specimen.quantized(form) for form in dense),
+        *(specimen.quantized(form, rank) for form in pairs for rank in ranks),
+    ]
+    timing = compare(timer([serialized(model) for model in models], specimen.feed()), limits)
     likes = alignment(specimen, timer, limits) if multiples else None
+    times = [timing.base_ns * ratio for ratio in timing.ratios]
+    count = len(ranks)
+    behind = dict(zip(dense, times[count:], strict=False))
+    factors = {
+        form: tuple(times[start : start + count])
+        for form, start in zip(
+            pairs, range(count + len(dense), len(times) + 1, count or 1), strict=False
+        )
+    }
     return Times(
         dense_ns=timing.base_ns,
         ranks=ranks,
-        pair_ns=tuple(timing.base_ns * ratio for ratio in timing.ratios),
-        widths=timing.widths,
+        pair_ns=tuple(times[:count]),
+        widths=timing.widths[:count],
         rounds=timing.rounds,
         multiple=None if likes is None else likes.multiple,
+        formats=tuple(
+            FormatTimes(form.bits, form.block, behind[form], factors.get(form, ()))
+            for form in dense
+        ),
     )
+
+
+def _timed_formats(formats: Formats) -> tuple[tuple[Format, ...], tuple[Format, ...]]:
+    """The formats to time: of dense weights, and which of them of pairs too."""
+    corrected = any(form is not None and form.correction for form in formats.dense)
+    pairs = dict.fromkeys(form for form in formats.pairs if form is not None)
+    if corrected:
+        pairs[CORRECTION] = None
+    dense = [replace(form, correction=0) for form in formats.dense if form is not None]
+    return tuple(dict.fromkeys([*dense, *pairs])), tuple(pairs)
 
 
 def measured_ranks(m: int, n: int) -> tuple[int, ...]:

@@ -105,6 +105,10 @@ class DamageCurve:
         rank, damage = self.points[0]
         return damage / self._tail(rank)
 
+    def held(self, rank: int) -> float:
+        """The energy, as far as it is felt, that a pair of a rank holds."""
+        return max(float(self.tails[0]) - self._tail(rank), 0.0)
+
     def _tail(self, rank: int) -> float:
         return float(self.tails[min(rank, len(self.tails) - 1)])
 
@@ -153,7 +157,7 @@ def damage_curves(
             if number < len(own) and group in within
         }
         for group, factors in fit(choices, fitted, lambda _: None):
-            damage = probe.damage({group: factors})
+            damage = probe.damage(factors.constants(group))
             points[group].append((factors.rank, 0.0 if damage is None else damage))
             if number == 0:
                 advance(1)

@@ -1,72 +1,269 @@
-"""Formats: in which numbers the weights of every layer are stored, beside their rank."""
+"""Formats: in which numbers the weights of a layer may be stored, beside its rank."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
+from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Finding, Group, Selection
-from onnx_lowrank.maps.formats import Format, no_format, suited
+from onnx_lowrank.maps.formats import Format, correctable, no_format, suited
+from onnx_lowrank.maps.tables import Tables, table_format
 
-__all__ = ["WEIGHTS", "WITHOUT_BLOCKS", "formats_of", "formatted"]
+__all__ = [
+    "KINDS",
+    "ONLY_FLOATS",
+    "WITHOUT_BLOCKS",
+    "FormatWishes",
+    "Formats",
+    "formats_of",
+    "formatted",
+    "offered",
+    "quantized_ops",
+    "unformatted",
+]
 
-WEIGHTS: Mapping[str, Format | None] = {
-    "fp32": None,
-    "8": Format(bits=8, block=128),
-    "4": Format(bits=4, block=32),
-}
-"""What ``weights`` may be."""
+KINDS = ("fp32", "8", "4")
+"""What ``weights`` may name, beside auto."""
 WITHOUT_BLOCKS = frozenset({"coreml", "nnapi", "qnn", "xnnpack"})
 """Targets that take no DequantizeLinear with blocks before a product."""
+
+# Forms whose weights may be integers.
+_OPS = ("gather", "gemm", "matmul")
+# Of each kind: formats of a dense weight, the first one where there is no budget to choose by, and
+# of the factors of a pair.
+_DENSE: Mapping[str, tuple[Format, ...]] = {
+    "8": (Format(8, 128),),
+    "4": (Format(4, 32), Format(4, 16), Format(4, 128)),
+}
+_PAIRS: Mapping[str, Format] = {"8": Format(8, 128), "4": Format(4, 32)}
+# Blocks of 4 bits whose rounding may be corrected, and by which ranks.
+_CORRECTED, _RANKS = (32, 128), (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Formats:
+    """The formats that one layer may have.
+
+    Attributes:
+        dense: where it stays dense; None for floats.  Without a budget it gets the first one.
+        pairs: of the factors of a pair, in the same way.
+    """
+
+    dense: tuple[Format | None, ...] = (None,)
+    pairs: tuple[Format | None, ...] = (None,)
+
+    def joined(self, other: Formats) -> Formats:
+        """Those of both."""
+        dense = dict.fromkeys([*self.dense, *other.dense])
+        return Formats(tuple(dense), tuple(dict.fromkeys([*self.pairs, *other.pairs])))
+
+
+ONLY_FLOATS = Formats()
+"""Of a layer that has no format."""
+
+
+@dataclass(frozen=True)
+class FormatWishes:
+    """What the user wants of formats.
+
+    Attributes:
+        kinds: of `KINDS`, in their order.
+        ops: forms whose weights may be integers.
+    """
+
+    kinds: tuple[str, ...] = ("fp32",)
+    ops: frozenset[str] = frozenset(_OPS)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything but floats may be chosen."""
+        return self.kinds != ("fp32",)
+
+    @property
+    def forced(self) -> bool:
+        """Whether floats are only for what has no format."""
+        return "fp32" not in self.kinds
+
+    @property
+    def single(self) -> bool:
+        """Whether there is no kind to choose."""
+        return len(self.kinds) == 1
+
+
+def offered(weights: str, targets: Collection[str | None]) -> tuple[str, ...]:
+    """The kinds of numbers that a run may choose from: the one place that knows targets.
+
+    Args:
+        weights: kinds, separated by commas, or auto: all that the targets run well.
+        targets: names of what the result is shaped for and runs on; None for no one's.
+
+    Raises:
+        UsageError: a target does not take what was asked for by name.
+    """
+    without = sorted(WITHOUT_BLOCKS.intersection(target for target in targets if target))
+    given = {part.strip() for part in weights.split(",")}
+    if "auto" in given:
+        return ("fp32",) if without else KINDS
+    if without and given != {"fp32"}:
+        raise UsageError(
+            f"{named('weights', weights)}: target {without[0]} takes no weights in blocks of "
+            "integers; expected fp32 or auto"
+        )
+    return tuple(kind for kind in KINDS if kind in given)
+
+
+def quantized_ops(names: Sequence[str] | None) -> frozenset[str]:
+    """The forms whose weights may be integers.
+
+    Args:
+        names: as the user gives them; None for the default, which is all of them.
+
+    Raises:
+        UsageError: one is neither "all", "default" nor a form with formats.
+    """
+    found: set[str] = set()
+    for name in ("default",) if names is None else names:
+        if name in ("all", "default"):
+            found |= set(_OPS)
+        elif name in _OPS:
+            found.add(name)
+        else:
+            raise UsageError(
+                f"{named('quantize_ops')}: expected all, default or some of {', '.join(_OPS)}, "
+                f"whose weights may be integers; got {name!r}"
+            )
+    return frozenset(found)
 
 
 def formats_of(
     finding: Finding,
     measured: Mapping[Group, Spectrum],
+    tables: Tables,
     model: ir.Model,
-    wanted: Format,
+    wanted: FormatWishes,
     selection: Selection,
-) -> tuple[dict[Group, Format], dict[Group, str]]:
-    """The format of every layer that may have one, and why the others have none.
+) -> tuple[dict[Group, Formats], dict[Group, str]]:
+    """The formats of every layer and table that may have one, and why other layers have none.
 
     Args:
         finding: the linear maps.
         measured: what is known of their numbers.
+        tables: of embeddings.
         model: the model.
-        wanted: the format.
+        wanted: which formats.
         selection: which nodes may be changed at all.
     """
-    found, left = {}, {}
+    found: dict[Group, Formats] = {}
+    left: dict[Group, str] = {}
     for group in finding.groups:
-        reasons = [selection.reason(member.site.node) for member in group.members]
-        why = next((reason for reason in reasons if reason is not None), no_format(group, model))
-        if why is None and group in measured and not measured[group].finite:
-            why = f"{group.matrix.name} holds NaN or Inf"
         if group.members[0].site.form.indices:
-            continue  # a table: see `onnx_lowrank.maps.tables`
+            continue  # a table
+        why = _left(group, measured, model, wanted, selection)
         if why is None:
-            found[group] = dataclasses.replace(wanted, block=suited(wanted.block, group.shape[1]))
+            found[group] = _of_product(group, wanted)
         else:
             left[group] = why
+    if "gather" in wanted.ops:
+        for group in tables.groups.values():
+            width = group.shape[2]
+            own = [
+                None if k == "fp32" else table_format(width, 8 if k == "8" else 4)
+                for k in wanted.kinds
+            ]
+            found[group] = Formats(tuple(dict.fromkeys(own)))
     return found, left
 
 
+def _left(
+    group: Group,
+    measured: Mapping[Group, Spectrum],
+    model: ir.Model,
+    wanted: FormatWishes,
+    selection: Selection,
+) -> str | None:
+    """Why the weights of a group stay floats; None where they need not."""
+    for member in group.members:
+        reason = selection.reason(member.site.node)
+        if reason is not None:
+            return reason
+        form = member.site.form
+        if form.ops in _OPS and form.ops not in wanted.ops:
+            return f"{named('quantize_ops')} does not name {form.ops}"
+    why = no_format(group, model)
+    if why is not None:
+        return why
+    known = measured.get(group)
+    finite = known.finite if known is not None else bool(np.isfinite(group.matrix.numpy()).all())
+    if not finite:
+        return f"{group.matrix.name} holds NaN or Inf"
+    return None
+
+
+def _of_product(group: Group, wanted: FormatWishes) -> Formats:
+    """The formats of a product with a weight, those first that are taken without a choice."""
+    _, m, n = group.shape
+    dense: list[Format | None] = []
+    pairs: list[Format | None] = []
+    for kind in wanted.kinds:
+        if kind == "fp32":
+            dense.append(None)
+            pairs.append(None)
+            continue
+        plain = [dataclasses.replace(f, block=suited(f.block, m)) for f in _DENSE[kind]]
+        dense += plain
+        pairs.append(_PAIRS[kind])
+        if kind == "4" and correctable(group):
+            dense += [
+                dataclasses.replace(form, correction=rank)
+                for form in plain
+                if form.block in _CORRECTED
+                for rank in _RANKS
+                if 4 * rank <= min(m, n)
+            ]
+    return Formats(tuple(dict.fromkeys(dense)), tuple(pairs))
+
+
 def formatted(
-    choices: Mapping[Group, Choice], formats: Mapping[Group, Format], left: Mapping[Group, str]
+    choices: Mapping[Group, Choice], formats: Mapping[Group, Formats], left: Mapping[Group, str]
 ) -> dict[Group, Choice]:
-    """The choices with the format of each layer, or the reason why it has none."""
+    """The choices of ranks with the first format of each layer, or why it has none.
+
+    Args:
+        choices: without formats.
+        formats: of layers and tables.
+        left: why others have none.
+    """
     found = {}
     for group, choice in choices.items():
-        if group in formats:
-            form = formats[group]
-            why = f"{choice.reason}; weights in {form}"
-            found[group] = dataclasses.replace(choice, format=form, reason=why)
-        elif group in left and left[group] != choice.reason:
-            why = f"{choice.reason}; weights stay floats: {left[group]}"
-            found[group] = dataclasses.replace(choice, reason=why)
-        else:
+        if choice.excluded:
             found[group] = choice
+        elif group in formats:
+            own = formats[group]
+            form = own.dense[0] if choice.rank is None else own.pairs[0]
+            found[group] = _with(choice, form)
+        else:
+            found[group] = unformatted(group, choice, left)
+    for group, own in formats.items():
+        if group not in choices and group.members[0].site.form.indices:  # a table that is off
+            found[group] = _with(Choice(None, "its rows are not factored"), own.dense[0])
     return found
+
+
+def unformatted(group: Group, choice: Choice, left: Mapping[Group, str]) -> Choice:
+    """A choice with the reason why its weights stay floats, where that says more."""
+    if group not in left or left[group] == choice.reason:
+        return choice
+    why = f"{choice.reason}; weights stay floats: {left[group]}"
+    return dataclasses.replace(choice, reason=why)
+
+
+def _with(choice: Choice, form: Format | None) -> Choice:
+    if form is None:
+        return choice
+    return dataclasses.replace(choice, format=form, reason=f"{choice.reason}; weights in {form}")

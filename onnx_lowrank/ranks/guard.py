@@ -1,7 +1,8 @@
 """Guard: a result that is slower than the input model is not written.
 
-The whole model is timed against the original.  Where it is slower, the layers whose pairs do not
-pay on that provider, by the cost table, are dense again; at last all of them.
+The whole model is timed against the original.  Where it is slower, the layers whose pairs or
+integers do not pay on that provider, by the cost table, are again as they were; at last all of
+them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.formats import Variant
 from onnx_lowrank.measures import Latency
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.strategy import Plan
@@ -28,14 +30,14 @@ def slower(latency: Latency) -> bool:
 
 
 def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[str, ...]]:
-    """The plan with fewer pairs, and the names of the layers that are dense again.
+    """The plan with fewer pairs and formats, and the names of the layers that are as they were.
 
     Args:
         plan: the plan that was slower.
         table: times of its layers, dense and as pairs.
         last: put all of them back.
     """
-    ranked = [group for group, choice in plan.choices.items() if choice.rank is not None]
+    ranked = [group for group, choice in plan.choices.items() if choice.changed]
     gains = {group: _gain(table, group, plan.choices[group]) for group in ranked}
     losers = ranked if last else [group for group in ranked if gains[group] <= 0.0]
     if not losers:  # each alone pays, all together do not: the half that pays least
@@ -56,17 +58,25 @@ def _together(choice: Choice, group: Group) -> tuple[Group, ...]:
 
 
 def _gain(table: CostTable, group: Group, choice: Choice) -> float:
-    """Nanoseconds that a pair saves; 0 where that is not known."""
-    dense, pair = table.dense(group), table.pair(group, choice.rank or 0, choice.leads)
-    return 0.0 if dense is None or pair is None else dense - pair
+    """Nanoseconds that a layer saves as it was chosen; 0 where that is not known."""
+    dense, chosen = _times(table, group, choice)
+    return 0.0 if dense is None or chosen is None else dense - chosen
+
+
+def _times(table: CostTable, group: Group, choice: Choice) -> tuple[float | None, float | None]:
+    """Nanoseconds as it was, and as it was chosen."""
+    chosen = table.time(group, Variant(choice.rank, choice.format), choice.leads)
+    return table.time(group, Variant()), chosen
 
 
 def _dense(table: CostTable, group: Group, choice: Choice) -> Choice:
-    rank = choice.rank or 0
-    dense, pair = table.dense(group), table.pair(group, rank, choice.leads)
-    why = f"put back: the model was slower with a pair of rank {rank} here"
-    if dense is not None and pair is not None:
-        why += f" (alone {dense / 1e3:.3g} µs dense, {pair / 1e3:.3g} µs as a pair)"
+    dense, chosen = _times(table, group, choice)
+    what = [] if choice.rank is None else [f"a pair of rank {choice.rank}"]
+    what += [] if choice.format is None else [f"weights in {choice.format}"]
+    why = f"put back: the model was slower with {' and '.join(what)} here"
+    if dense is not None and chosen is not None:
+        how = "as a pair" if choice.format is None else "so"
+        why += f" (alone {dense / 1e3:.3g} µs dense, {chosen / 1e3:.3g} µs {how})"
     return Choice(None, why, needed=choice.needed, of=choice.of)
 
 

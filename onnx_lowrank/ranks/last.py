@@ -23,6 +23,7 @@ from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.graph.flow import flow_from
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Finding, Group
+from onnx_lowrank.maps.pair import constants_of_pairs
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
@@ -119,7 +120,8 @@ class ByOutputs:
     def _holds(self, probe: Probe, group: Group, rank: int, energy: float) -> tuple[bool, str]:
         """Whether the outputs hold the energy with a pair of this rank, and what they lose."""
         statistics = dataclasses.replace(self._prepared.search, held={})
-        pairs = dict(fit({group: Choice(rank, "tried")}, statistics, lambda _: None))
+        fitted = dict(fit({group: Choice(rank, "tried")}, statistics, lambda _: None))
+        pairs = constants_of_pairs(fitted)
         damage = probe.damage(pairs) or 0.0
         text = f"relative error {damage**0.5:.2g}"
         changed = 0.0

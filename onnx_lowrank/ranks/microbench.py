@@ -1,9 +1,4 @@
-"""One linear map alone: a model of its node, dense or as a pair, and how long they take in turns.
-
-A `Specimen` is the model's own node with its attributes, its weight and other constants as
-initializers and everything else as an input of the shape that a run of the whole model showed.  The
-pair is what finding and rewriting make of that little model, so no form needs code here.  The
-weight is random: times do not depend on its numbers.
+"""How long one linear map alone takes, in several variants in turns.
 
 All models of one comparison run once in each round, in an order that changes every time, and ratios
 are taken round by round, so that a machine that is slow for a while affects all of them.
@@ -13,7 +8,6 @@ holds the call itself (some microseconds, equal for all, so that differences are
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,26 +17,17 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnx_lowrank.graph.constants import Constant, Constants
-from onnx_lowrank.graph.elements import constant_value
-from onnx_lowrank.graph.names import Names
-from onnx_lowrank.graph.spool import Spool
-from onnx_lowrank.maps.emit import Storage, StoredFactor
-from onnx_lowrank.maps.find import find
-from onnx_lowrank.maps.forms.base import Site
-from onnx_lowrank.maps.rewrite import put_pair, remove_unread
-from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.intervals import median_interval
 from onnx_lowrank.numerics.ranks import break_even
+from onnx_lowrank.ranks.specimen import Specimen
 from onnx_lowrank.runtime.session import prepare, run
-from onnx_lowrank.runtime.taps import Seen
 from onnx_lowrank.runtime.timing import Clock, interleave
 
 __all__ = [
     "Alignment",
     "Limits",
     "Rounds",
-    "Specimen",
     "Timer",
     "Timing",
     "alignment",
@@ -58,133 +43,6 @@ Timer = Callable[[Sequence[bytes], Feed], Rounds]
 
 _WARMUP = 2
 _STEP = 10
-# ONNX Runtime knows the type of everything from this version on without inputs for initializers.
-_IR_VERSION = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Specimen:
-    """What is needed to run one linear map alone.
-
-    Attributes:
-        site: the map, in the whole model.
-        model: the whole model.
-        seen: shapes of the values of its main graph, and contents of those that are no floats.
-    """
-
-    site: Site
-    model: ir.Model
-    seen: Seen
-
-    def dense(self) -> ir.Model:
-        """The node alone."""
-        operand = self.site.operand
-        return self._alone(_random(operand.shape, operand.dtype, self.site.m))
-
-    def pair(self, rank: int) -> ir.Model:
-        """The node as a pair of this rank, at most full rank."""
-        site = self.site
-        # The weight is replaced by a random pair: only the shapes matter.
-        nothing = np.zeros((), site.operand.dtype.numpy())
-        model = self._alone(np.broadcast_to(nothing, site.operand.shape))
-        groups = find(model, Constants(model), [site.form]).groups
-        group = next(g for g in groups if g.members[0].site.index == site.index)
-        slices, m, n = group.shape
-        rank = min(rank, m, n)
-        first = _random((slices, m, rank), group.matrix.dtype, m)
-        second = _random((slices, rank, n), group.matrix.dtype, rank)
-        with Spool() as spool:
-            stored = StoredFactor(first, first.shape, "lowrank_A")
-            put_pair(model, group, stored, second, Storage(model, Names(model), spool))
-        remove_unread(group.matrix.root)
-        return model
-
-    def feed(self) -> dict[str, Array]:
-        """One sample: what was seen, or random numbers of the type and shape."""
-        given = {}
-        for value in self._split()[0]:
-            name = value.name or ""
-            seen = self.seen.contents.get(name)
-            if seen is None:
-                assert value.dtype is not None
-                seen = _random(self.seen.shapes[name], value.dtype, 1)
-            given[name] = seen
-        return given
-
-    def _split(self) -> tuple[list[ir.Value], dict[ir.Value, Constant]]:
-        """What the node reads beside its weight: what is computed, and the constants."""
-        constants = Constants(self.model, force_inputs=True)
-        computed: dict[ir.Value, None] = {}
-        known: dict[ir.Value, Constant] = {}
-        for index, value in enumerate(self.site.node.inputs):
-            if value is not None and index != self.site.index:
-                constant = constants.resolve(value)
-                if isinstance(constant, Constant):
-                    known[value] = constant
-                else:
-                    computed[value] = None
-        return list(computed), known
-
-    def _alone(self, weight: Array) -> ir.Model:
-        """A model of the node with this weight."""
-        node, weight_value = self.site.node, self.site.node.inputs[self.site.index]
-        assert weight_value is not None
-        computed, known = self._split()
-        made = {value: self._value(value) for value in computed}
-        held = {
-            value: _held(value, constant.numpy().astype(constant.dtype.numpy()))
-            for value, constant in known.items()
-        }
-        held[weight_value] = _held(weight_value, weight)
-        made |= held
-        copy = ir.Node(
-            node.domain,
-            node.op_type,
-            [None if value is None else made[value] for value in node.inputs],
-            list(node.attributes.values()),
-            overload=node.overload,
-            num_outputs=len(node.outputs),
-            name="map",
-        )
-        outputs = []
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.name, new.type = old.name, old.type
-            shape = self.seen.shapes.get(old.name or "")
-            if old.type is not None and shape is not None:
-                new.shape = ir.Shape(shape)
-            if old.name and (old.uses() or old.is_graph_output()):
-                outputs.append(new)
-        graph = ir.Graph(
-            [made[value] for value in computed],
-            outputs or [copy.outputs[0]],
-            nodes=[copy],
-            initializers=list(held.values()),
-            opset_imports=dict(self.model.opset_imports),
-            name="map",
-        )
-        return ir.Model(graph, ir_version=max(self.model.ir_version, _IR_VERSION))
-
-    def _value(self, value: ir.Value) -> ir.Value:
-        name = value.name or ""
-        seen = self.seen.contents.get(name)
-        dtype = ir.DataType.from_numpy(seen.dtype) if seen is not None else value.dtype
-        assert dtype is not None
-        return ir.Value(
-            name=name, type=ir.TensorType(dtype), shape=ir.Shape(self.seen.shapes[name])
-        )
-
-
-def _held(value: ir.Value, array: Array) -> ir.Value:
-    """A constant in place of a value."""
-    return constant_value(ir.Tensor(array, name=value.name))
-
-
-def _random(shape: Sequence[int], dtype: ir.DataType, terms: int) -> Array:
-    """Normal numbers, scaled so that sums of so many products stay near 1 in any type."""
-    generator = np.random.default_rng(0)
-    values = generator.standard_normal(tuple(shape), dtype=np.float32)
-    values /= math.sqrt(max(terms, 1))
-    return values.astype(dtype.numpy())
 
 
 def clock_for(provider: str, threads: int) -> Clock:

@@ -12,10 +12,9 @@ from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.fitting.statistics_file import SavedStatistics, weight_of
 from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Finding, Group
-from onnx_lowrank.maps.formats import Format
-from onnx_lowrank.maps.tables import Tables, table_bytes
-from onnx_lowrank.numerics.blocks import Bits
+from onnx_lowrank.maps.tables import Tables
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
+from onnx_lowrank.ranks.formats import Formats, FormatWishes
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.report import Calibration
 
@@ -37,10 +36,10 @@ class Prepared:
         calibration: the same in short, for the report.
         macs: multiply-accumulates, where the model can be run.
         saved: what an earlier run or this one wrote or would write for later ones.
-        formats: in which integers the weights of layers are stored; the others stay floats.
+        quantized: which formats are wanted.
+        formats: those of the layers and tables that may have some; all others stay floats.
         floats: why the others do, where formats were asked for.
-        tables: of embeddings, whose rows are stored in such integers too.
-        bits: of the formats, where they were asked for.
+        tables: of embeddings, whose rows may be stored in integers too.
         untried: methods that the effort asks for -> why one is not tried, None where it is.
     """
 
@@ -53,10 +52,10 @@ class Prepared:
     calibration: Calibration | None
     macs: Macs | None
     saved: SavedStatistics | None = None
-    formats: Mapping[Group, Format] = field(default_factory=dict)
+    quantized: FormatWishes = field(default_factory=FormatWishes)
+    formats: Mapping[Group, Formats] = field(default_factory=dict)
     floats: Mapping[Group, str] = field(default_factory=dict)
     tables: Tables = field(default_factory=Tables)
-    bits: Bits | None = None
     untried: Mapping[str, str | None] = field(default_factory=dict)
 
     def known_curve(self, group: Group, fisher: bool) -> DamageCurve | None:
@@ -76,19 +75,3 @@ class Prepared:
         if known_from is None:
             return None
         return DamageCurve(found.points, found.tails, known_from)
-
-    @property
-    def freed_by_tables(self) -> int:
-        """Bytes that tables in integers save."""
-        if self.bits is None:
-            return 0
-        tables = (sites[0] for sites in self.tables.sites.values())
-        return sum(site.matrix.tensor.nbytes - table_bytes(site, self.bits) for site in tables)
-
-    @property
-    def freed(self) -> int:
-        """Bytes that integers save where every layer stays dense."""
-        return self.freed_by_tables + sum(
-            group.matrix.tensor.nbytes - form.bytes(group.shape[1], group.shape[2])
-            for group, form in self.formats.items()
-        )

@@ -1,7 +1,8 @@
 """Probe: a model whose weights can be exchanged between runs without another session.
 
 The weights of its groups become inputs of the graph.  A pair is judged by feeding its product in
-the weight's place: that computes what the two chained maps compute, with the graph as it was.
+the weight's place, integers by feeding what they stand for: that computes what the nodes that are
+written compute, with the graph as it was.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ import onnx_ir as ir
 from onnx_lowrank.evaluation.outputs import mean_damage
 from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.pair import Factors
-from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.shelf import Shelf
 from onnx_lowrank.runtime.taps import OpenModel, Runner, give_out
@@ -26,6 +26,7 @@ class Probe:
     """Runs a model on samples with pairs in place of weights and biases.
 
     Attributes:
+        model: as it is.
         groups: whose weights can be exchanged: those of the main graph.
         feeds: the samples.
         watched: what is compared to tell a damage.
@@ -55,6 +56,7 @@ class Probe:
         Raises:
             InputError: the model does not run.
         """
+        self.model, self._open = model, open_model
         copy = model.clone()
         self.groups = tuple(g for g in groups if _is_open(model, g))
         self._dense = {
@@ -79,23 +81,41 @@ class Probe:
         return map(self._given, self._before)
 
     def outputs(
-        self, pairs: Mapping[Group, Factors], feeds: Sequence[Feed] | None = None
+        self, constants: Mapping[str, Array], feeds: Sequence[Feed] | None = None
     ) -> Iterator[Feed]:
         """Outputs of every sample in turn.
 
         Args:
-            pairs: in place of the weights of these groups; the others stay as they are.
+            constants: elements in place of those of constants of the groups, by name (see
+                `onnx_lowrank.maps.pair.constants_of`); the others stay as they are.
             feeds: other samples than the probe's.
         """
-        return map(self._given, self._values(pairs, feeds))
+        return map(self._given, self._values(constants, feeds))
 
-    def damage(self, pairs: Mapping[Group, Factors]) -> float | None:
-        """Mean of `Watched.damage` over the samples; None where none of them can be compared."""
+    def damage(self, constants: Mapping[str, Array]) -> float | None:
+        """Mean of `Watched.damage` over the samples; None where none of them can be compared.
+
+        Args:
+            constants: as for `outputs`.
+        """
         return mean_damage(
             self.watched.damage(before, after, feed)
             for feed, before, after in zip(
-                self.feeds, self._before, self._values(pairs), strict=True
+                self.feeds, self._before, self._values(constants), strict=True
             )
+        )
+
+    def damage_of(self, model: ir.Model) -> float | None:
+        """The same of another model that gives the same values; it is changed.
+
+        Args:
+            model: the probe's, with other nodes in place of some.
+        """
+        give_out(model, self.watched.inside)
+        run = self._open(model)
+        return mean_damage(
+            self.watched.damage(before, run(feed), feed)
+            for feed, before in zip(self.feeds, self._before, strict=True)
         )
 
     def _given(self, values: Feed) -> Feed:
@@ -103,12 +123,11 @@ class Probe:
         return {name: array for name, array in values.items() if name in self.watched.outputs}
 
     def _values(
-        self, pairs: Mapping[Group, Factors], feeds: Sequence[Feed] | None = None
+        self, constants: Mapping[str, Array], feeds: Sequence[Feed] | None = None
     ) -> Iterator[Feed]:
         """Outputs, and what stands for them, of every sample in turn."""
         weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
-        for group, pair in pairs.items():
-            weights |= pair.constants(group)
+        weights |= constants
         for feed in self.feeds if feeds is None else feeds:
             yield self._run({**weights, **feed})
 

@@ -21,11 +21,13 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice, Decision, Joint
 from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
-from onnx_lowrank.maps.formats import SMALLEST, Format, suited
+from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, suited
 from onnx_lowrank.maps.forms import Site
+from onnx_lowrank.maps.tables import Tables, table_format
 from onnx_lowrank.numerics.ranks import largest_rank
 from onnx_lowrank.phrases import near_names
 from onnx_lowrank.ranks.choose import settle
+from onnx_lowrank.ranks.formats import Formats, formatted
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.strategy import Plan, Strategy
@@ -40,6 +42,7 @@ __all__ = [
     "ranks_of",
     "recipe_layers",
     "recipe_shared",
+    "tables_in",
 ]
 
 
@@ -235,39 +238,90 @@ def ranks_of(recipe: Recipe, finding: Finding, min_gain: float) -> dict[Group, R
 def formats_in(
     recipe: Recipe,
     ranks: Mapping[Group, RecipeLayer],
-    formats: Mapping[Group, Format],
+    formats: Mapping[Group, Formats],
     left: Mapping[Group, str],
-) -> tuple[dict[Group, Format], dict[Group, str]]:
+) -> tuple[dict[Group, Formats], dict[Group, str]]:
     """The formats of a recipe in place of those of the settings, and why others have none.
 
     Args:
         recipe: the recipe.
         ranks: its layers, by group.
-        formats: of every layer that may have one.
+        formats: of every layer that may have some.
         left: why the others have none.
+
+    Returns:
+        the only format of each layer, and the reasons.
 
     Raises:
         InputError: a layer cannot have its format.
     """
-    found, floats = dict(formats), dict(left)
+    found: dict[Group, Formats] = {}
+    floats = dict(left)
     for group, layer in ranks.items():
         wanted = layer.format
         if wanted is None:
-            if found.pop(group, None) is not None:
+            if group in formats:
                 floats[group] = "the recipe has no format for it"
             continue
         where = f"{recipe.label}: layer {layer.name!r}: format"
         if group not in formats:
             why = left.get(group, f"{named('weights')} is not among the settings of the recipe")
             raise InputError(f"{where}: {why}")
-        block = suited(wanted.block, group.shape[1])
+        if wanted.table or group.members[0].site.form.indices:
+            found[group] = _of_table(group, wanted, where)
+            continue
+        corrected = layer.rank is None and correctable(group)
+        most = min(group.shape[1:]) if corrected else 0
+        if not 0 <= wanted.correction <= most:
+            raise InputError(
+                f"{where}: expected a correction of a rank from 0 to {most}, got "
+                f"{wanted.correction}"
+            )
+        block = wanted.block if layer.rank is not None else suited(wanted.block, group.shape[1])
         if block != wanted.block or block & (block - 1) or block < SMALLEST:
             raise InputError(
                 f"{where}: expected a block that is a power of two from {SMALLEST} to "
                 f"{suited(1 << 30, group.shape[1])}, got {wanted.block}"
             )
-        found[group] = wanted
+        found[group] = Formats((wanted,), (wanted,))
     return found, floats
+
+
+def tables_in(recipe: Recipe, finding: Finding, tables: Tables) -> dict[Group, Formats]:
+    """The formats that a recipe has for tables of a form that is off.
+
+    Args:
+        recipe: the recipe.
+        finding: the linear maps of the model.
+        tables: of the model.
+
+    Raises:
+        InputError: a table cannot have its format.
+    """
+    labels = _labels([entry.node for entry in finding.entries])
+    site_of = {labels[e.node]: e.site for e in finding.entries if isinstance(e, Refused)}
+    group_of = {m.site: group for group in tables.groups.values() for m in group.members}
+    found: dict[Group, Formats] = {}
+    for layer in recipe.layers:
+        site = site_of.get(layer.name)
+        if layer.format is None or site is None:
+            continue
+        where = f"{recipe.label}: layer {layer.name!r}: format"
+        group = group_of.get(site)
+        if group is None:
+            why = tables.left.get(
+                site.matrix.name, f"{named('weights')} is not among the settings of the recipe"
+            )
+            raise InputError(f"{where}: {why}")
+        found[group] = _of_table(group, layer.format, where)
+    return found
+
+
+def _of_table(group: Group, form: Format, where: str) -> Formats:
+    expected = table_format(group.shape[2], form.bits)
+    if form != expected:
+        raise InputError(f"{where}: expected {expected} of a table, got {form}")
+    return Formats((form,))
 
 
 def _found(recipe: Recipe, finding: Finding) -> Iterator[_Found]:
@@ -285,8 +339,8 @@ def _found(recipe: Recipe, finding: Finding) -> Iterator[_Found]:
             near = near_names(layer.name, entries)
             raise InputError(f"{where}: the model has no linear map of that name; {near}")
         if isinstance(entry, Refused):
-            if layer.kept:
-                continue
+            if layer.kept or (layer.format is not None and layer.format.table):
+                continue  # of a table see `tables_in`
             raise InputError(
                 f"{where}: expected a layer that can be factored; {entry.refusal.reason}"
             )
@@ -375,7 +429,8 @@ class FromRecipe(Strategy):
             layer = ranks.get(group)
             choices[group] = self._choice(group, layer, joints.get(group))
         goal = recipe.limits(self._min_gain)
-        return Plan(settle(prepared.finding, choices, goal))
+        settled = settle(prepared.finding, choices, goal)
+        return Plan(formatted(settled, prepared.formats, prepared.floats))
 
     def _choice(self, group: Group, layer: RecipeLayer | None, joint: Joint | None) -> Choice:
         if layer is None or layer.rank is None:

@@ -214,7 +214,7 @@ class _Reader:
         for name, value in found.items():
             options = get_args(kinds[name])
             admitted = value in options if options else isinstance(value, kinds[name])
-            if isinstance(value, bool) or not admitted:
+            if isinstance(value, bool) != (kinds[name] is bool) or not admitted:
                 some = " or ".join(map(str, options)) if options else kinds[name].__name__
                 raise self._wrong(f"{where}: {name}", some, value)
         return Format(**found)

@@ -6,8 +6,8 @@ session, tells what several layers together do.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 import onnx_ir as ir
@@ -16,20 +16,34 @@ from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.fitting.rounding import (
+    centre_of,
+    moments_of,
+    round_factors,
+    round_weight,
+    shift_by,
+)
+from onnx_lowrank.fitting.spectra import group_memory, largest_first
+from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.walk import node_name
-from onnx_lowrank.maps.choice import Choice, linear_parameters
+from onnx_lowrank.maps.choice import Choice, Decision, linear_bytes, linear_parameters
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.pair import Factors
-from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.maps.pair import Factors, constants_of
+from onnx_lowrank.maps.tables import table_codes
+from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.fisher import PLAIN as PLAIN_FISHER
 from onnx_lowrank.numerics.knapsack import Solution
+from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
 from onnx_lowrank.ranks.allocation import Ladders, Priced
 from onnx_lowrank.ranks.choose import choose, decide, settle
 from onnx_lowrank.ranks.damage import damage_curves, find_joints, joint_curves
+from onnx_lowrank.ranks.formats import unformatted
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
+from onnx_lowrank.ranks.rounding_damage import rounding_damages
 from onnx_lowrank.ranks.strategy import Plan
 from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.taps import Runner
@@ -50,6 +64,7 @@ class Searching:
     Attributes:
         ladders: the options.
         curves: damage of every layer alone.
+        rounding: damage of its formats.
         evaluations: how often several layers were tried together.
     """
 
@@ -93,9 +108,16 @@ class Searching:
         self._spare = spare
         self._spare_reference: list[Feed] | None = None
         groups = [group for group, found in prepared.measured.items() if found.finite]
+        changed = list(dict.fromkeys([*groups, *prepared.formats]))
         with stages("damage", len(groups)) as advance:
             self.probe = Probe(
-                prepared.model, groups, samples.feeds, open_model, reading.mask, by_classes, memory
+                prepared.model,
+                changed,
+                samples.feeds,
+                open_model,
+                reading.mask,
+                by_classes,
+                memory,
             )
             curves = damage_curves(
                 groups,
@@ -109,7 +131,13 @@ class Searching:
         for note in self.probe.watched.notes:
             self.say(note)
         self.curves = curves
-        unseen = [group for group, curve in curves.items() if curve.known_from == "own error"]
+        with stages("damage of formats", len(prepared.formats)) as advance:
+            self.rounding = rounding_damages(
+                prepared.formats, curves, prepared.search, self.probe, advance
+            )
+        known = [(group, curve.known_from) for group, curve in curves.items()]
+        known += [(group, own.known_from) for group, own in self.rounding.items()]
+        unseen = list(dict.fromkeys(group for group, how in known if how == "own error"))
         self._left = frozenset(unseen if only_seen else ())
         if unseen:
             self.say(_unseen_note(unseen, only_seen))
@@ -117,25 +145,45 @@ class Searching:
         joints = find_joints(curves, prepared.measured, prepared.search, prepared.model)
         with stages("damage together", len(joints)) as advance:
             together = joint_curves(joints, curves, prepared.search, goal, advance)
+        formats = {
+            group: own
+            for group, own in prepared.formats.items()
+            if group not in self._left or own.dense[0] is not None
+        }
         self.ladders = Ladders(
-            prepared.finding, curves, prepared.measured, goal, multiple, together
+            prepared.finding,
+            curves,
+            prepared.measured,
+            goal,
+            multiple,
+            together,
+            formats,
+            self.rounding,
         )
         self.evaluations = 0
-        self._pairs: dict[Group, Factors] = {}
+        self._tried: dict[Group, _Tried] = {}
 
     def plan(self, priced: Priced, solution: Solution) -> Plan:
         """A solution as a plan."""
         settled = self._settled(priced.choices(solution))
         with self.stages("search"):
-            together = self.probe.damage(self._fitted(priced, solution))
+            together = self.probe.damage(self._constants(priced, solution))
+        if together is not None:  # the probe's kernels are those of floats
+            together += self.ladders.lost_by_inputs(priced.choices(solution))
         plan = Plan(settled, together, solution.damage)
         # Exactly 0 of pairs that lose something: no sample reaches them.
-        return dataclasses.replace(plan, damage=together or None) if plan.factored else plan
+        return replace(plan, damage=together or None) if plan.changed else plan
 
     def dense(self, reason: str) -> Plan:
-        """The plan that leaves all layers dense, for a reason."""
+        """The plan without pairs, for a reason; in integers only where floats are not allowed."""
         choice = Choice(None, f"dense: {reason}")
-        return Plan(self._settled(dict.fromkeys(self.ladders.groups, choice)), 0.0, 0.0)
+        formats = self.prepared.formats
+        choices = {
+            group: replace(choice, format=formats[group].dense[0]) if group in formats else choice
+            for group in self.ladders.groups
+        }
+        damage = None if self.prepared.quantized.forced else 0.0
+        return Plan(self._settled(choices), damage, damage)
 
     def _settled(self, choices: Mapping[Group, Choice]) -> dict[Group, Choice]:
         """Choices of the groups with options, with those of all others, one for each node."""
@@ -146,14 +194,24 @@ class Searching:
                 chosen[group] = choose(group, found, goal)
             elif group in self._left:
                 chosen[group] = Choice(None, "dense: no sample changes an output through it")
-        chosen |= choices
+        chosen |= {group: _explained(own, chosen.get(group)) for group, own in choices.items()}
+        chosen = {g: unformatted(g, own, prepared.floats) for g, own in chosen.items()}
         ordered = {group: chosen[group] for group in prepared.finding.groups if group in chosen}
-        return settle(prepared.finding, ordered, goal)
+        return settle(prepared.finding, {**ordered, **chosen}, goal)
 
     def linear_parameters(self) -> int:
         """Parameters of all linear layers, with or without options."""
-        choices = self.dense("not chosen yet").choices
-        return linear_parameters(decide(self.prepared.finding, choices))[0]
+        return linear_parameters(self._undecided())[0]
+
+    def linear_bytes(self) -> float:
+        """Bytes of the same and of the tables that have formats, as they are."""
+        known = set(self.prepared.finding.groups)
+        return linear_bytes(self._undecided()) + sum(
+            group.matrix.tensor.nbytes for group in self.ladders.groups if group not in known
+        )
+
+    def _undecided(self) -> tuple[Decision, ...]:
+        return decide(self.prepared.finding, self.dense("not chosen yet").choices)
 
     @property
     def samples(self) -> int:
@@ -162,13 +220,14 @@ class Searching:
 
     def loss(self, priced: Priced, solution: Solution, metric: Metric) -> float:
         """A solution by a metric, as smooth as it is known, without assembling it."""
-        pairs = self._fitted(priced, solution)
+        constants = self._constants(priced, solution)
         meter = metric.meter(self._reading)
         parts: list[tuple[Samples, Iterable[Feed], Iterable[Feed]]]
-        parts = [(self._samples, self.probe.reference, self.probe.outputs(pairs))]
+        parts = [(self._samples, self.probe.reference, self.probe.outputs(constants))]
         if self._spare is not None:
             feeds = self._spare.feeds
-            parts.append((self._spare, self._referred(feeds), self.probe.outputs(pairs, feeds)))
+            again = self.probe.outputs(constants, feeds)
+            parts.append((self._spare, self._referred(feeds), again))
         for samples, reference, outputs in parts:
             labelled = samples.labels
             for number, (own, before) in enumerate(zip(outputs, reference, strict=True)):
@@ -189,21 +248,82 @@ class Searching:
             self._spare_reference = list(self.probe.outputs({}, feeds))
         return self._spare_reference
 
-    def _fitted(self, priced: Priced, solution: Solution) -> Mapping[Group, Factors]:
-        """The pairs of a solution; those of the one before are used again where they fit."""
+    def _constants(self, priced: Priced, solution: Solution) -> Mapping[str, Array]:
+        """What a solution puts in place of weights; what was made before is used again."""
         self.evaluations += 1
-        choices = priced.choices(solution)
         within = set(self.probe.groups)
-        ranked = {g: c for g, c in choices.items() if c.rank is not None and g in within}
-        kept = {
-            g: p
-            for g, p in self._pairs.items()
-            if g in ranked and p.rank == ranked[g].rank and not (p.shared or ranked[g].joint)
+        choices = {
+            group: choice
+            for group, choice in priced.choices(solution).items()
+            if choice.changed and group in within
         }
-        missing = {group: choice for group, choice in ranked.items() if group not in kept}
-        statistics = dataclasses.replace(self.prepared.search, held={})
-        self._pairs = kept | dict(fit(missing, statistics, lambda _: None))
-        return self._pairs
+        kept = {
+            group: tried
+            for group, tried in self._tried.items()
+            if group in choices and tried.fits(choices[group])
+        }
+        missing = {group: choice for group, choice in choices.items() if group not in kept}
+        statistics = replace(self.prepared.search, held={})
+        pairs = dict(fit(missing, statistics, lambda _: None))
+
+        def work(group: Group) -> _Tried:
+            return _Tried(
+                missing[group], tried(group, missing[group], pairs.get(group), statistics)
+            )
+
+        self._tried = kept | dict(map_layers(work, largest_first(list(missing)), group_memory))
+        constants: dict[str, Array] = {}
+        for own in self._tried.values():
+            constants |= own.constants
+        return constants
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """What stands in place of one group's constants for a choice."""
+
+    choice: Choice
+    constants: Mapping[str, Array]
+
+    def fits(self, choice: Choice) -> bool:
+        """Whether another choice would give the same."""
+        own = self.choice
+        alone = own.joint is None and choice.joint is None
+        return alone and (own.rank, own.format) == (choice.rank, choice.format)
+
+
+def tried(
+    group: Group, choice: Choice, pair: Factors | None, statistics: Statistics
+) -> dict[str, Array]:
+    """What stands in place of a group's constants for a choice, by name.
+
+    Args:
+        group: the group.
+        choice: what becomes of it; not left as it is.
+        pair: its pair where it has a rank.
+        statistics: what is rounded on.
+    """
+    form = choice.format
+    if form is None:
+        assert pair is not None
+        return pair.constants(group)
+    moments, centre = moments_of(statistics, group), centre_of(statistics, group)
+    if pair is not None:
+        return round_factors(pair, form, moments, centre).constants(group)
+    matrix = group.matrix.numpy()[0]
+    if form.table:
+        return constants_of(group, table_codes(matrix, form).values().T[None])
+    fisher = statistics.felt.get(group, PLAIN_FISHER)
+    values = round_weight(matrix, form, moments, fisher).values()
+    return constants_of(group, values[None], shift_by(centre, matrix, values))
+
+
+def _explained(choice: Choice, early: Choice | None) -> Choice:
+    """A choice with the reason why there is no rank, where that was known before."""
+    if early is None or choice.rank is not None:
+        return choice
+    why = early.reason if choice.format is None else f"{early.reason}; {choice.reason}"
+    return replace(choice, reason=why)
 
 
 def _unseen_note(groups: Sequence[Group], left: bool) -> str:
@@ -242,7 +362,7 @@ def furthest(
         Index of the step (0 at worst), and all losses that are known now.
     """
     found = {0: 0.0, **known}
-    low = max(index for index, value in found.items() if value <= limit)
+    low = max((index for index, value in found.items() if value <= limit), default=0)
     high = min((i for i, value in found.items() if value > limit and i > low), default=len(steps))
     scale = 1.0
     for number in range(_EVALUATIONS):

@@ -14,6 +14,7 @@ from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.measures import Judged, Latency
 from onnx_lowrank.ranks.choose import choose, settle
+from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
 
@@ -39,6 +40,11 @@ class Plan:
     def factored(self) -> bool:
         """Whether any layer has a rank."""
         return any(choice.rank is not None for choice in self.choices.values())
+
+    @property
+    def changed(self) -> bool:
+        """Whether any layer has a rank or a format."""
+        return any(choice.changed for choice in self.choices.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,4 +136,7 @@ class PerLayer(Strategy):
         for group, measurement in prepared.measured.items():
             chosen[group] = self._revised(group, choose(group, measurement, goal))
         ordered = {group: chosen[group] for group in prepared.finding.groups}
-        return Plan(settle(prepared.finding, ordered, goal))
+        settled = settle(prepared.finding, ordered, goal)
+        if not prepared.quantized.wanted:
+            return Plan(settled)
+        return Plan(formatted(settled, prepared.formats, prepared.floats))

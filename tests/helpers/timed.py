@@ -17,11 +17,12 @@ from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.ranks.costs import (
     CostPlan,
     CostTable,
-    Place,
     measure_costs,
     plan_costs,
 )
+from onnx_lowrank.ranks.formats import ONLY_FLOATS, Formats
 from onnx_lowrank.ranks.microbench import Limits, Rounds
+from onnx_lowrank.ranks.times import Place
 from tests.helpers.models import parse, run_ort, uniform
 
 __all__ = ["F32", "HEAD", "HERE", "QUICK", "groups_of", "measured", "planned", "product", "sized"]
@@ -37,7 +38,7 @@ def groups_of(model: ir.Model) -> tuple[Group, ...]:
 
 
 def planned(
-    proto: onnx.ModelProto, feed: Mapping[str, Array]
+    proto: onnx.ModelProto, feed: Mapping[str, Array], formats: Formats = ONLY_FLOATS
 ) -> tuple[CostPlan, tuple[Group, ...]]:
     """The plan of a model, whose values ONNX Runtime looked at on this feed."""
     model = ir.from_proto(proto)
@@ -48,7 +49,7 @@ def planned(
         names = {value.name for value in made.graph.input}
         return run_ort(made, {k: v for k, v in feed.items() if k in names})
 
-    return plan_costs(groups, model, run), groups
+    return plan_costs(groups, model, run, dict.fromkeys(groups, formats)), groups
 
 
 def sized(*, noise: float = 0.0, fail: Callable[[bytes], bool] = lambda _: False) -> Any:
@@ -72,9 +73,12 @@ def sized(*, noise: float = 0.0, fail: Callable[[bytes], bool] = lambda _: False
 
 
 def measured(
-    proto: onnx.ModelProto, feed: Mapping[str, Array], **options: Any
+    proto: onnx.ModelProto,
+    feed: Mapping[str, Array],
+    formats: Formats = ONLY_FLOATS,
+    **options: Any,
 ) -> tuple[CostTable, tuple[Group, ...]]:
-    plan, groups = planned(proto, feed)
+    plan, groups = planned(proto, feed, formats)
     options = {"timer": sized(), "limits": QUICK, **options}
     timer = options.pop("timer")
     return measure_costs(plan, timer, HERE, lambda _: None, **options), groups

@@ -15,18 +15,17 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.maps.formats import Format, Variant
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.ranks import cost_file
 from onnx_lowrank.ranks.costs import (
-    CostKey,
     CostTable,
-    Place,
-    Times,
     measure_costs,
     measured_ranks,
     plan_costs,
 )
+from onnx_lowrank.ranks.formats import Formats
 from onnx_lowrank.ranks.microbench import (
     Limits,
     Rounds,
@@ -34,6 +33,7 @@ from onnx_lowrank.ranks.microbench import (
     serialized,
     session_timer,
 )
+from onnx_lowrank.ranks.times import CostKey, Place, Times
 from onnx_lowrank.runtime.session import open_session
 from tests.helpers.models import (
     TEXT_TYPES,
@@ -375,6 +375,38 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     again, (group,) = measured(product(96, 64), feed, table=loaded, timer=never)
     assert again.dense(group) == 96 * 64
     assert again.pair(group, 11) == pytest.approx(11 * (96 + 64))
+
+
+EIGHT, FOUR = Format(8, 128), Format(4, 32)
+
+
+def test_times_of_formats(tmp_path: Path) -> None:
+    """The timer counts elements of constants: codes, and a scale for each block of a column."""
+    feed = {"x": np.ones((5, 128), F32)}
+    own = Formats((None, EIGHT, FOUR, Format(4, 32, 8)), (None, EIGHT))
+    table, (group,) = measured(product(128, 64), feed, own)
+    assert table.time(group, Variant()) == 128 * 64
+    assert table.time(group, Variant(None, EIGHT)) == 128 * 64 + 64
+    assert table.time(group, Variant(None, FOUR)) == 128 * 64 + 4 * 64
+    assert table.time(group, Variant(32)) == pytest.approx(32 * (128 + 64))
+    paired = table.time(group, Variant(32, EIGHT))
+    assert paired == pytest.approx(32 * (128 + 64) + 32 + 64)
+    assert table.time(group, Variant(32, EIGHT), leads=False) == pytest.approx((paired or 0) / 3)
+    assert table.time(group, Variant(32, FOUR)) is None  # was not asked for
+    corrected = table.time(group, Variant(None, Format(4, 32, 8)))
+    assert corrected == pytest.approx(128 * 64 + 4 * 64 + 8 * (128 + 64), rel=0.05)
+    cost_file.save(tmp_path / "c.json", table)
+    loaded = cost_file.load(tmp_path / "c.json")
+    assert loaded.times == dict(table.times)
+
+    def never(models: Sequence[bytes], feed: Mapping[str, Array]) -> Rounds:
+        raise AssertionError("nothing is left to measure")
+
+    again, (group,) = measured(product(128, 64), feed, own, table=loaded, timer=never)
+    assert again.time(group, Variant(None, FOUR)) == 128 * 64 + 4 * 64
+    floats, (group,) = measured(product(128, 64), feed)
+    more, (group,) = measured(product(128, 64), feed, own, table=floats)  # lacks the formats
+    assert more.time(group, Variant(None, FOUR)) == 128 * 64 + 4 * 64
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.ranks.microbench import (
     Limits,
     Rounds,
-    Specimen,
     alignment,
     compare,
 )
+from onnx_lowrank.ranks.specimen import Specimen
 from tests.helpers.timed import (
     F32,
     QUICK,

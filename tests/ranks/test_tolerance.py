@@ -93,7 +93,7 @@ def test_where_others_lose_more_it_steps_back() -> None:
 def test_what_holds_nowhere_is_dense_and_said() -> None:
     tried, said = settled(lambda at: 0.0002 * at, lambda _: 0.5)
     assert tried[-1] == 0
-    assert said == ["tolerance=0.02: no rank that was tried held on unseen samples"]
+    assert said == ["tolerance=0.02: nothing that was tried held on unseen samples"]
 
 
 def test_a_loss_of_no_row_is_no_reason_to_go_far() -> None:

@@ -1,0 +1,272 @@
+"""Damage of number formats: what rounding a layer does to the model's outputs.
+
+What the outputs feel of a rounding error E is ``tr(G Eᵀ C E)`` (`onnx_lowrank.numerics.felt`), with
+E from the very rounding that is written.  One run of the model with the layer rounded sets the
+scale, as in `onnx_lowrank.ranks.damage`: without it the last layers of a model come out many times
+too low.  The scale holds for all formats of the layer.
+
+Kernels of integers round their inputs to 8 bits as well.  One run of the model with all layers in 8
+bits, against what the weights alone do, says how much that loses; layers share it by an estimate:
+an input of m elements that is rounded with a step s has errors of ``s²/12`` each, and s goes with
+the largest element of a block, about ``√(2 ln b)`` times the root mean square of b normal ones.
+
+A correction of rank r leaves the energy of E outside of its r leading components.  The factors of a
+pair are rounded at one rank; what that loses is taken to be the same share of the energy that the
+pair holds at any other one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.fitting.rounding import (
+    centre_of,
+    moments_of,
+    round_factors,
+    round_weight,
+    shift_by,
+)
+from onnx_lowrank.fitting.spectra import group_memory, largest_first
+from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.graph.opset import raise_opset
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.maps.choice import Choice
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.formats import OPSET, Format, FormatWriter, Variant, suited
+from onnx_lowrank.maps.pair import Factors, constants_of
+from onnx_lowrank.maps.tables import table_codes
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.blocks import round_blocks
+from onnx_lowrank.numerics.correction import corrected_energies, felt_error
+from onnx_lowrank.numerics.fisher import PLAIN
+from onnx_lowrank.numerics.gptq import Inverse
+from onnx_lowrank.numerics.parallel import map_layers
+from onnx_lowrank.progress import Advance
+from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
+from onnx_lowrank.ranks.formats import Formats
+from onnx_lowrank.ranks.probe import Probe
+
+__all__ = ["RoundingDamage", "rounding_damages"]
+
+# Elements of an input that are rounded with one step, where 8 bits are tried.
+_BLOCK = 128
+
+
+@dataclass(frozen=True, eq=False)
+class RoundingDamage:
+    """What rounding does to the outputs, of one group.
+
+    Attributes:
+        dense: damage of the weight in each format.
+        pairs: damage of the factors in each format, for each unit of energy that the pair holds.
+        known_from: what it is known from.
+        inputs: damage of the rounding of what it multiplies, by blocks of `_BLOCK`.
+    """
+
+    dense: Mapping[Format, float]
+    pairs: Mapping[Format, float]
+    known_from: DamageFrom = "outputs"
+    inputs: float = 0.0
+
+    def at(self, variant: Variant, curve: DamageCurve | None) -> float:
+        """What a variant's format adds to the damage of its rank; 0 for floats."""
+        if variant.format is None:
+            return 0.0
+        inputs = self.of_inputs(variant)
+        if variant.rank is None:
+            return self.dense[variant.format] + inputs
+        assert curve is not None
+        return self.pairs[variant.format] * curve.held(variant.rank) + inputs
+
+    def of_inputs(self, variant: Variant) -> float:
+        """The part of it that comes from rounded inputs."""
+        if variant.format is None or variant.format.table:
+            return 0.0
+        own = self.inputs * math.log(variant.format.block) / math.log(_BLOCK)
+        return own if variant.rank is None else 2.0 * own  # B's are rounded too
+
+
+@dataclass(frozen=True, eq=False)
+class _Felt:
+    """Rounding errors of one group before the outputs have been seen.
+
+    Attributes:
+        dense: by format, in units of what is felt.
+        pairs: by format, for each unit of energy that the pair holds.
+        reference: the format that is tried.
+        values: the weight in it.
+        relative: the error of that, as a share of all that the group gives.
+        inputs: what is felt of inputs with errors in proportion to their mean square.
+        shift: what the bias adds; None where there is none.
+    """
+
+    dense: Mapping[Format, float]
+    pairs: Mapping[Format, float]
+    reference: Format
+    values: Array
+    relative: float
+    inputs: float = 0.0
+    shift: npt.NDArray[np.float64] | None = None
+
+
+def rounding_damages(
+    formats: Mapping[Group, Formats],
+    curves: Mapping[Group, DamageCurve],
+    statistics: Statistics,
+    probe: Probe,
+    advance: Advance,
+) -> dict[Group, RoundingDamage]:
+    """Round each group alone and run the samples.
+
+    Args:
+        formats: which formats there are for a group.
+        curves: damage of the groups' ranks.
+        statistics: what is rounded on, and judged by its held moments, if any.
+        probe: runs the model.
+        advance: called with 1 for every group.
+    """
+    groups = [group for group in formats if any(formats[group].dense)]
+    pairs = _references(groups, formats, curves, statistics)
+
+    def work(group: Group) -> _Felt:
+        if group.members[0].site.form.indices:
+            return _table(group, formats[group], statistics)
+        return _product(group, formats[group], statistics, curves.get(group), pairs.get(group))
+
+    found = {}
+    inputs: dict[Group, float] = {}
+    within = set(probe.groups)
+    for group, felt in map_layers(work, largest_first(groups), group_memory):
+        damage = None
+        if group in within:
+            damage = probe.damage(constants_of(group, felt.values[None], felt.shift))
+        base = felt.dense[felt.reference]
+        known: DamageFrom = "outputs"
+        if base <= 0.0:
+            scale = 1.0  # nothing is lost
+        elif damage:
+            scale = damage / base
+        else:
+            # Not seen, or not exchanged: its own relative error, or what ranks were found to do.
+            known = "own error" if group in within else "other layers"
+            curve = curves.get(group)
+            scale = felt.relative / base if curve is None or not curve.slope else curve.slope
+        found[group] = RoundingDamage(
+            {form: scale * error for form, error in felt.dense.items()},
+            {form: scale * error for form, error in felt.pairs.items()},
+            known,
+        )
+        inputs[group] = scale * felt.inputs
+        advance(1)
+    total, whole = _lost_by_inputs(groups, probe), sum(inputs.values())
+    each = total / whole if whole > 0.0 else 0.0
+    return {group: replace(found[group], inputs=each * inputs[group]) for group in groups}
+
+
+def _lost_by_inputs(groups: Sequence[Group], probe: Probe) -> float:
+    """Damage of kernels that round what they multiply, all layers together, weights aside."""
+    products = [group for group in groups if not group.members[0].site.form.indices]
+    if not products:
+        return 0.0
+    model = probe.model.clone()
+    node_of = dict(zip(probe.model.graph, model.graph, strict=True))
+    raise_opset(model, OPSET)
+    constants: dict[str, Array] = {}
+    with Spool() as spool:
+        writer = FormatWriter(model, spool)
+        for group in products:
+            matrix = group.matrix.numpy()[0]
+            codes = round_blocks(matrix, 8, suited(_BLOCK, len(matrix)))
+            writer.put([node_of[member.site.node] for member in group.members], codes)
+            constants |= constants_of(group, codes.values()[None])
+        together = probe.damage_of(model)
+    alone = probe.damage(constants)
+    return 0.0 if together is None or alone is None else max(together - alone, 0.0)
+
+
+def _references(
+    groups: Sequence[Group],
+    formats: Mapping[Group, Formats],
+    curves: Mapping[Group, DamageCurve],
+    statistics: Statistics,
+) -> dict[Group, Factors]:
+    """A pair of every group that may have one in a format."""
+    choices = {}
+    for group in groups:
+        curve = curves.get(group)
+        if any(formats[group].pairs) and curve is not None and curve.points:
+            choices[group] = Choice(curve.points[0][0], "reference")
+    return dict(fit(choices, replace(statistics, held={}), lambda _: None))
+
+
+def _product(
+    group: Group,
+    own: Formats,
+    statistics: Statistics,
+    curve: DamageCurve | None,
+    pair: Factors | None,
+) -> _Felt:
+    matrix = group.matrix.numpy()[0]
+    fisher = statistics.felt.get(group, PLAIN)
+    moments = moments_of(statistics, group)
+    centre, held = centre_of(statistics, group), statistics.held.get(group)
+    judge = moments if held is None or moments is None else held[0].about(centre)
+    inverse = None if moments is None else Inverse(moments)
+    dense: dict[Format, float] = {}
+    values: dict[Format, Array] = {}
+    for form in dict.fromkeys(replace(f, correction=0) for f in own.dense if f is not None):
+        values[form] = round_weight(matrix, form, moments, inverse=inverse).values()
+        error = np.asarray(matrix, np.float64) - values[form]
+        dense[form] = felt_error(error, judge, fisher)
+        ranks = [
+            f.correction
+            for f in own.dense
+            if f and f.correction and replace(f, correction=0) == form
+        ]
+        if ranks:
+            total = max(felt_error(error, moments, fisher), 1e-300)
+            taken = corrected_energies(error, moments, max(ranks), fisher)
+            for rank in ranks:
+                left = max(1.0 - float(taken[:rank].sum()) / total, 0.0)
+                dense[replace(form, correction=rank)] = left * dense[form]
+    whole = felt_error(matrix, judge, fisher)
+    pairs: dict[Format, float] = {}
+    for form in (f for f in own.pairs if f is not None):
+        if pair is None or curve is None:
+            pairs[form] = dense[next(iter(dense))] / whole if whole > 0.0 else 0.0
+            continue
+        error = pair.product()[0].astype(np.float64)
+        error -= round_factors(pair, form, moments).product()[0]
+        energy = curve.held(pair.rank)
+        pairs[form] = felt_error(error, judge, fisher) / energy if energy > 0.0 else 0.0
+    reference = _reference(own)
+    relative = dense[reference] / whole if whole > 0.0 else 0.0
+    power = 1.0 if moments is None else statistics.fit[group][0].trace / len(matrix)
+    inputs = power * felt_error(matrix, None, fisher)
+    shift = shift_by(centre, matrix, values[reference])
+    return _Felt(dense, pairs, reference, values[reference], relative, inputs, shift)
+
+
+def _table(group: Group, own: Formats, statistics: Statistics) -> _Felt:
+    rows = group.matrix.numpy()[0]
+    counts = statistics.fit.get(group)
+    moments = None if counts is None else counts[0]
+    dense, values = {}, {}
+    for form in (f for f in own.dense if f is not None):
+        values[form] = table_codes(rows, form).values().T
+        dense[form] = felt_error(rows - values[form], moments)
+    reference = _reference(own)
+    whole = felt_error(rows, moments)
+    relative = dense[reference] / whole if whole > 0.0 else 0.0
+    return _Felt(dense, {}, reference, np.asarray(values[reference], rows.dtype), relative)
+
+
+def _reference(own: Formats) -> Format:
+    """The coarsest format without a correction but for its block: its damage is above noise."""
+    return min((f for f in own.dense if f is not None and not f.correction), key=lambda f: f.bits)

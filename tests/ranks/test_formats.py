@@ -1,0 +1,116 @@
+"""Which formats a layer may have: what is offered, what is refused, and why."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.errors import UsageError
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.maps.find import Finding, Selection, find
+from onnx_lowrank.maps.formats import Format
+from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.maps.tables import find_tables
+from onnx_lowrank.ranks.formats import FormatWishes, formats_of, offered, quantized_ops
+from tests.helpers.models import parse
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
+
+
+def test_kinds_by_target() -> None:
+    assert offered("fp32", (None, "cpu")) == ("fp32",)
+    assert offered("auto", (None, "cpu")) == ("fp32", "8", "4")
+    assert offered("4, 8", ("arm", "cpu")) == ("8", "4")
+    assert offered("auto", ("qnn", "cpu")) == ("fp32",)
+    with pytest.raises(UsageError, match="target coreml takes no weights in blocks"):
+        offered("fp32,8", (None, "coreml"))
+
+
+def test_ops() -> None:
+    assert quantized_ops(None) == quantized_ops(["all"]) == {"gather", "gemm", "matmul"}
+    assert quantized_ops(["gemm"]) == {"gemm"}
+    with pytest.raises(UsageError, match=r"gather, gemm, matmul.*got 'conv'"):
+        quantized_ops(["conv"])
+
+
+def test_several_kinds_need_something_to_choose_by() -> None:
+    for weights in ("auto", "8,4"):
+        with pytest.raises(UsageError, match="needs a goal for the whole model"):
+            Settings(weights=weights)
+        assert not Settings(weights=weights, max_size="1MB").quantized.single
+    assert Settings(weights="auto", shape_for="qnn").quantized.single  # nothing is left to choose
+    with pytest.raises(UsageError, match="some, separated by commas, of auto, fp32, 8, 4"):
+        Settings(weights="fp32,3", max_size="1MB")
+    with pytest.raises(UsageError, match="quantize_ops=… needs weights=…"):
+        Settings(quantize_ops=("gemm",))
+
+
+def mixed() -> tuple[Finding, ir.Model]:
+    ones = {"W": (64, 128), "V": (128, 24), "U": (24, 64), "E": (50, 64)}
+    model = ir.from_proto(
+        parse(
+            f"""{HEAD} g (int64[N] i) => (float[N,64] y) {{
+                x = Gather (E, i)
+                [wide] h = MatMul (x, W)
+                t = Tanh (h)
+                [narrow] k = Gemm (t, V)
+                s = Tanh (k)
+                [scaled] y = Gemm <alpha=2.0> (s, U)
+            }}""",
+            {name: np.ones(shape, np.float32) for name, shape in ones.items()},
+        )
+    )
+    return find(model, Constants(model), all_forms(), chosen_forms(None)), model
+
+
+def test_formats_of_layers_and_tables() -> None:
+    finding, model = mixed()
+    tables = find_tables(finding, model, Constants(model), Selection())
+    wanted = FormatWishes(("fp32", "8", "4"))
+    found, left = formats_of(finding, {}, tables, model, wanted, Selection())
+    assert not left
+    own = {group.matrix.name: formats for group, formats in found.items()}
+    corrected = [form.correction for form in own["W"].dense if form is not None]
+    assert max(corrected) == 16  # a quarter of the smaller side
+    assert own["W"].dense[:2] == (None, Format(8, 64))  # as many as there are rows
+    assert own["V"].dense[1] == Format(8, 128)
+    assert max(form.correction for form in own["V"].dense if form is not None) == 4
+    # The correction would have to be scaled as well.
+    assert all(form is None or not form.correction for form in own["U"].dense)
+    assert own["E"].dense == (None, Format(8, 64, table=True), Format(4, 32, table=True))
+    assert own["W"].pairs == (None, Format(8, 128), Format(4, 32))
+
+
+def test_forms_and_nodes_that_are_left_out() -> None:
+    finding, model = mixed()
+    tables = find_tables(finding, model, Constants(model), Selection())
+    wanted = FormatWishes(("4",), frozenset({"gemm"}))
+    found, left = formats_of(finding, {}, tables, model, wanted, Selection(exclude=("scaled",)))
+    assert [group.matrix.name for group in found] == ["V"]
+    reasons = {group.matrix.name: why for group, why in left.items()}
+    assert "does not name matmul" in reasons["W"]
+    assert "exclude" in reasons["U"]
+
+
+@pytest.mark.parametrize(
+    ("form", "size"),
+    [
+        (Format(4, 32), 64 * 96 // 2 + 2 * 2 * 96),
+        (Format(8, 128), 64 * 96 + 2 * 96),
+        (Format(8, 96, table=True), 64 * 96 + 2 * 64),
+        (
+            Format(4, 32, correction=8),
+            64 * 96 // 2 + 2 * 2 * 96 + (64 * 8 + 2 * 8) + (8 * 96 + 2 * 96),
+        ),
+    ],
+)
+def test_bytes(form: Format, size: int) -> None:
+    assert form.bytes(64, 96) == size
+
+
+def test_bytes_of_pairs() -> None:
+    assert Format(8, 128).bytes(64, 96, 32) == 64 * 32 + 2 * 32 + 32 * 96 + 2 * 96
+    assert Format(8, 128).bytes(64, 96, 32, leads=False) == 32 * 96 + 2 * 96
+    assert Format(8, 128).bytes(64, 96, 8, leads=False) == 4 * 8 * 96  # too narrow for a block
