@@ -15,7 +15,8 @@ from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
 from onnx_lowrank.measures import OutputCheck, speedup_text
 from onnx_lowrank.phrases import counted, printable
-from onnx_lowrank.report import File, Layer, Origin, Report
+from onnx_lowrank.report import EffortStep, File, Layer, Origin, Report
+from onnx_lowrank.reports.steps_table import outcome_of
 from onnx_lowrank.reports.texts import (
     Sentence,
     bench_sentence,
@@ -64,7 +65,8 @@ def run_markdown(report: Report) -> str:
             parts += _outputs(rows, f"outputs on {samples}, {provider.provider}")
     if report.judged is not None:
         parts += [_plain(f"{report.judged.metric}: {judged_text(report.judged)}"), ""]
-    parts += [*_worst(report.layers), *_notes(report.notes), *_foot(report.tool, report.origin)]
+    parts += [*_worst(report.layers), *_steps(report.steps), *_notes(report.notes)]
+    parts += _foot(report.tool, report.origin)
     return "\n".join(parts) + "\n"
 
 
@@ -264,6 +266,17 @@ def _worst(layers: Sequence[Layer]) -> list[str]:
     maps = counted(len(layers), "linear map")
     which = "all" if len(factored) <= _MOST else f"the {_MOST} with the largest error"
     return _details(f"{maps}, {len(factored)} factored: {which}", table)
+
+
+def _steps(steps: Sequence[EffortStep]) -> list[str]:
+    if not steps:
+        return []
+    rows = [
+        (step.method, error(step.error_before), error(step.error_after), _plain(outcome_of(step)))
+        for step in steps
+    ]
+    table = _table(("method", "error before", "error after", "outcome"), rows)
+    return _details("More accuracy at the same ranks", table)
 
 
 def _notes(notes: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from onnx_lowrank.reports.charts import Mark, Runs, scatter, timings
 from onnx_lowrank.reports.frame import again, bar, facts, notes, page, section, table, tile
 from onnx_lowrank.reports.layer_table import layer_section, where_section
 from onnx_lowrank.reports.markup import Html, joined, name, tag
+from onnx_lowrank.reports.steps_table import steps_section
 from onnx_lowrank.reports.texts import (
     bench_sentence,
     change,
@@ -54,6 +55,7 @@ def run_page(report: Report) -> str:
             _checked(report),
             _latencies(report.latency),
             _fitted(report.calibration, report.goal, report.healing),
+            steps_section(report.steps),
             notes(("note", report.notes)),
             again(report.origin, [report.input], report.settings, report.seconds),
         ],

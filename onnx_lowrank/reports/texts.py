@@ -34,7 +34,7 @@ __all__ = [
     "without_common",
 ]
 
-_SHORT = 6
+_SHORT = 12
 """Common beginnings up to this length stay."""
 
 Sentence = tuple[str, str]
@@ -190,7 +190,7 @@ def maps_of(report: Inspection) -> str:
 
 
 def without_common(names: Sequence[str]) -> list[str]:
-    """Names without the words at their start that all of them have, such as "…/layer.0/query".
+    """Names without the words at their start that all of them have, such as "…layer.0/query".
 
     Words end at a slash or a dot.  Names that are all the same stay as they are.
     """
@@ -200,4 +200,4 @@ def without_common(names: Sequence[str]) -> list[str]:
     cut = max(common.rfind("/"), common.rfind("."))
     if len(set(names)) < 2 or cut < _SHORT:
         return list(names)
-    return [f"…{name[cut:]}" for name in names]
+    return [f"…{name[cut + 1 :]}" for name in names]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from onnx_lowrank.phrases import printable
-from onnx_lowrank.report import OutputVerdict, Report
+from onnx_lowrank.report import EffortStep, OutputVerdict, Report
 from onnx_lowrank.reports.writers import text_of
 from tests.helpers.chromium import Page, opened
 from tests.helpers.reports import (
@@ -209,7 +209,7 @@ def test_where_it_goes_can_be_seen_by_each_measure(tab: Page, tmp_path: Path) ->
         assert tab.run(script) == [index == number for index in range(4)]
     assert tab.run("document.querySelector('.bars').children.length") == 13
     first = tab.run("document.querySelector('.bars .who').innerText")
-    assert re.fullmatch(r"….\d+.linear", first), "what all names begin with is cut"
+    assert re.fullmatch(r"…\d+.linear", first), "what all names begin with is cut"
 
 
 def test_a_number_is_no_name_of_a_layer(tab: Page, tmp_path: Path) -> None:
@@ -245,6 +245,20 @@ def test_the_policy_lets_nothing_else_run(tab: Page, tmp_path: Path) -> None:
     )
     assert tab.run("window.hit") is None
     assert any("Content Security Policy" in text for text in tab.complaints)
+
+
+@pytest.mark.parametrize("ending", [".html", ".md"])
+def test_ways_to_more_accuracy_have_their_outcome(ending: str) -> None:
+    steps = (
+        EffortStep("refit", True, 0.05, 0.03, 2.0),
+        EffortStep("healing", False, 0.03, 0.04, 9.0),
+        EffortStep("Fisher information", False, None, None, 0.0, "no derivative of <Loop>"),
+    )
+    text = html.unescape(text_of(replace(run_report(2), steps=steps), ending))
+    assert "More accuracy at the same ranks" in text
+    for said in ("0.05", "0.04", "taken", "dropped", "not tried: no derivative of <Loop>"):
+        assert said in text
+    assert "More accuracy" not in text_of(run_report(2), ending)
 
 
 def test_a_speed_that_is_too_noisy_is_none() -> None:

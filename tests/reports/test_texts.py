@@ -34,8 +34,9 @@ def test_numbers(text: str, shown: str) -> None:
 
 def test_what_all_names_begin_with_is_cut() -> None:
     names = ["/model/encoder/layer.0/query", "/model/encoder/layer.0/key", "/model/encoder/pool"]
-    assert without_common(names) == ["…/layer.0/query", "…/layer.0/key", "…/pool"]
-    assert without_common(["blocks.0.mlp", "blocks.1.mlp"]) == ["….0.mlp", "….1.mlp"]
+    assert without_common(names) == ["…layer.0/query", "…layer.0/key", "…pool"]
+    assert without_common(["encoder.layers.0.a", "encoder.layers.1.b"]) == ["…0.a", "…1.b"]
+    assert without_common(["blocks.0.mlp", "blocks.1.mlp"]) == ["blocks.0.mlp", "blocks.1.mlp"]
     assert without_common(["a.b", "a.c"]) == ["a.b", "a.c"]
     assert without_common(["/model/encoder/x"] * 2) == ["/model/encoder/x"] * 2
     assert without_common([]) == []
