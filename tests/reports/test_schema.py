@@ -14,7 +14,7 @@ _CLASSES = [
     held
     for module in (report, measures)
     for held in vars(module).values()
-    if dataclasses.is_dataclass(held) and held.__module__ == module.__name__  # type: ignore[union-attr]
+    if dataclasses.is_dataclass(held) and held.__module__ == module.__name__
 ]
 
 
