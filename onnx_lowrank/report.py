@@ -341,7 +341,7 @@ class EffortStep:
         error_before: relative error of the outputs without it, root mean square over samples kept
             aside; None where it was not tried.
         error_after: the same with it; None where it was not tried.
-        seconds: wall time.
+        seconds: wall time, of Fisher information with its derivatives.
         why_not: why it was not tried; "" where it was.
     """
 

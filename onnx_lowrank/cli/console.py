@@ -31,7 +31,8 @@ def print_report(report: Report, screen: Screen) -> None:
     if report.check is not None:
         _print_check(report.check, screen)
     for step in report.steps:
-        screen.line(_step_line(step))
+        if step.method != "healing" or report.healing is None:  # else it has a line of its own
+            screen.line(_step_line(step))
     if report.healing is not None:
         screen.line(_healing_line(report.healing))
     for latency in report.latency:

@@ -34,6 +34,9 @@ from onnx_lowrank.runtime.memory import gigabytes
 __all__ = ["FISHER", "REFIT", "Improved", "improved", "refitted", "untried"]
 
 FISHER, REFIT = "Fisher information", "refit"
+# With so many samples Fisher information is worth a try, as samples kept aside judge it; to be sure
+# of a gain it wants more (`onnx_lowrank.fitting.sample_needs`).
+_TRY_FISHER = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,7 @@ def untried(
     methods = [method for method, named in asked.items() if not named]
     if not statistics.fit or not (settings.check or settings.bench):
         return {}
-    needs = wanted_samples(statistics, gathered, methods)
+    needs = wanted_samples(statistics, gathered, methods) | {FISHER: _TRY_FISHER}
     found: dict[str, str | None] = {}
     for method in methods:
         few = samples < needs[method]
@@ -116,6 +119,8 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
             steps.append(EffortStep(method, False, None, None, 0.0, why))
             continue
         start, other = time.perf_counter(), fitting
+        if method == FISHER:
+            start -= context.stages.seconds.get("fisher", 0.0)
         if method == FISHER:
             other = replace(fitting, fisher=fitting.felt, bases={})
             with context.stages("effort"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from onnx_lowrank.compression.assemble import Assembled, predicted
 from onnx_lowrank.compression.candidates import Candidate, Candidates
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.effort import FISHER, REFIT
 from onnx_lowrank.compression.figures import figures_of
 from onnx_lowrank.compression.headline import headline
 from onnx_lowrank.compression.int8 import beside_int8
@@ -293,7 +294,7 @@ class _Run:
         if budget is not None and chosen is not None:
             goal = BudgetReport(
                 option=budget.option,
-                predicted_damage=plan.damage,
+                predicted_damage=_predicted(plan, made),
                 summed_damage=plan.summed,
                 achieved_damage=None if check is None else seen_damage(check.damage, decisions),
                 metric=budget.metric.text if budget.kind == "tolerance" else None,
@@ -354,6 +355,13 @@ class _Run:
                 "relative L2)",
                 report,
             )
+
+
+def _predicted(plan: Plan, made: Assembled | None) -> float | None:
+    """Damage on the samples of the search, with the methods that were taken; not with healing."""
+    steps = () if made is None or plan.damage is None else made.steps
+    taken = [s.error_after for s in steps if s.taken and s.method in (FISHER, REFIT)]
+    return plan.damage if not taken or taken[-1] is None else taken[-1] ** 2
 
 
 def _untried(prepared: Prepared, made: Assembled | None) -> tuple[EffortStep, ...]:

@@ -49,7 +49,7 @@ _EARLY = (0.25, 0.5)
 # A held-out error so far above the best one says that the steps are too long.
 _ASTRAY = 1.1
 # Rates that are tried where none is given, and with how many steps each.
-_RATES = (1e-3, 4e-3, 1.2e-2)
+_RATES = (2.5e-4, 1e-3, 4e-3, 1.2e-2)
 _TRIED = 12
 # After a round that leaves more than this share of the held-out error there is no other one.
 _WORTH = 0.97

@@ -46,6 +46,10 @@ _SUBSETS = 3
 # Reference ranks as shares of the break-even rank; where the weighed energy gives the shape of the
 # curve the first is enough.
 _SHARES = (0.5, 0.125)
+# Samples that set the scales of all layers.  They are the same for every layer, so that one that
+# is easy or hard scales all damages alike: measured on a sentence encoder with 36 layers, 12 of
+# them choose ranks that are no worse than those of 32.
+_SAMPLES = 12
 
 DamageFrom = Literal["outputs", "other layers", "own error"]
 """What a damage is known from: the model's outputs; those of other layers, because the weight
@@ -157,7 +161,9 @@ def damage_curves(
             if number < len(own) and group in within
         }
         for group, factors in fit(choices, fitted, lambda _: None):
-            damage = probe.damage(factors.constants(group))
+            constants = factors.constants(group)
+            # What so few samples do not show, another one may.
+            damage = probe.damage(constants, _SAMPLES) or probe.damage(constants)
             points[group].append((factors.rank, 0.0 if damage is None else damage))
             if number == 0:
                 advance(1)

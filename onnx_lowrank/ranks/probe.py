@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.evaluation.outputs import mean_damage
@@ -92,17 +93,21 @@ class Probe:
         """
         return map(self._given, self._values(constants, feeds))
 
-    def damage(self, constants: Mapping[str, Array]) -> float | None:
+    def damage(self, constants: Mapping[str, Array], most: int | None = None) -> float | None:
         """Mean of `Watched.damage` over the samples; None where none of them can be compared.
 
         Args:
             constants: as for `outputs`.
+            most: run only so many samples, which lie evenly among all, the same ones every time.
         """
+        count = len(self.feeds)
+        chosen: Sequence[int] = range(count)
+        if most is not None and most < count:
+            chosen = sorted({int(place) for place in np.linspace(0, count - 1, most)})
+        feeds = [self.feeds[sample] for sample in chosen]
         return mean_damage(
-            self.watched.damage(before, after, feed)
-            for feed, before, after in zip(
-                self.feeds, self._before, self._values(constants), strict=True
-            )
+            self.watched.damage(self._before[sample], after, self.feeds[sample])
+            for sample, after in zip(chosen, self._values(constants, feeds), strict=True)
         )
 
     def damage_of(self, model: ir.Model) -> float | None:

@@ -113,7 +113,7 @@ def test_under_a_budget_fisher_information_is_tried(feeds: list[Any]) -> None:
     shapes = {"w": (24, 32), "v": (32, 8)}
     arrays = {name: rng.normal(size=s).astype("f4") * 0.2 for name, s in shapes.items()}
     model = parse(text, {**arrays, "s": felt})
-    many = feeds_of(rng, 360)
+    many = feeds_of(rng, 120)
     options: dict[str, Any] = {"keep": 0.6, "rank_multiple": 1, "calibration": many, **PLAIN}
     result = compress(model, data=feeds[:16], **options)
     quick = compress(model, data=feeds[:16], effort="quick", **options)
@@ -131,7 +131,7 @@ def test_thorough_heals_until_it_helps_no_more(model: onnx.ModelProto, feeds: li
     step, healing = steps_of(result.report)["healing"], result.report.healing
     assert healing is not None
     assert healing.steps >= 100
-    assert healing.rate in (1e-3, 4e-3, 1.2e-2)
+    assert healing.rate in (2.5e-4, 1e-3, 4e-3, 1.2e-2)
     assert step.taken
     assert healing.error_after < healing.error_before
     standard = compress(model, data=feeds, rank=9, **PLAIN)
