@@ -16,7 +16,7 @@ from onnx_lowrank.cli.program import cli
 from onnx_lowrank.compression.origin import command_line
 from onnx_lowrank.compression.verbs import BENCH, CHECK, COMPRESS, SWEEP, Verb
 from tests.helpers.commands import call, weight
-from tests.helpers.models import linear_model
+from tests.helpers.models import linear_model, uniform
 
 _LINES = [
     (COMPRESS, "--tolerance 0.05 --metric top1 --objective size --data 'my data.npz'"),
@@ -69,3 +69,24 @@ def test_a_run_can_be_done_again_by_its_report(tmp_path: Path) -> None:
     words[words.index("OUT")] = str(tmp_path / "second.onnx")
     assert call(*words) == 0
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+
+
+def test_the_command_of_a_point_makes_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    Path("curve").mkdir()
+    onnx.save(linear_model(uniform((96, 64), rng)), "in.onnx")
+    np.savez("data.npz", x=rng.standard_normal((40, 96)).astype(np.float32))
+    curve = onnx_lowrank.sweep(
+        "in.onnx", shares=[0.6], data="data.npz", models="curve", bench=False, simplify=False
+    )
+    dense, point = curve.points
+    assert dense.command is None
+    assert point.command is not None
+    assert point.model is not None
+    assert call(*shlex.split(point.command)[1:]) == 0
+    kept, made = (onnx.load(path).graph for path in (point.model, "keep-0.60.onnx"))
+    assert made.node == kept.node
+    assert made.initializer == kept.initializer
