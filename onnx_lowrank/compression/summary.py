@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from onnx_lowrank.compression.figures import Figures
 from onnx_lowrank.errors import named
 from onnx_lowrank.fitting.rounding import Rounded
+from onnx_lowrank.graph.constants import FLOAT_FIRST
 from onnx_lowrank.graph.scopes import module_of
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Decision, linear_parameters
@@ -190,6 +191,12 @@ def nothing_gained(decisions: Sequence[Decision]) -> str | None:
         return None
     if not decisions:
         return "nothing was replaced: the model has no linear map with a constant weight"
+    quantized = sum(decision.choice.reason.endswith(FLOAT_FIRST) for decision in decisions)
+    if 2 * quantized > len(decisions):
+        return (
+            f"nothing was replaced: {quantized} of {len(decisions)} linear maps have quantized "
+            f"weights; {FLOAT_FIRST}"
+        )
     off = [decision for decision in decisions if decision.off]
     decisions = [decision for decision in decisions if not decision.off]
     if not decisions:

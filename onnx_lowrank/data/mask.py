@@ -17,6 +17,7 @@ __all__ = [
     "find_mask",
     "kept_rows",
     "mask_note",
+    "masked_last",
     "masked_values",
     "spread_mask",
 ]
@@ -108,6 +109,28 @@ def masked_values(model: ir.Model, mask: str | None, values: Iterable[ir.Value])
         shape = None if value.shape is None else tuple(_axis(dim) for dim in value.shape)
         if value.name and shape and _fits(shape, axes):
             found.add(value.name)
+    return frozenset(found)
+
+
+def masked_last(model: ir.Model, mask: str | None, values: Iterable[ir.Value]) -> frozenset[str]:
+    """Names of the values that have the mask's axes as their first and last: ``[B, C, T]``.
+
+    Told by the names of the sizes alone: a number may agree by chance.
+
+    Args:
+        model: declares the mask's shape.
+        mask: the input; None for none.
+        values: outputs, or values inside.
+    """
+    given = next((value for value in model.graph.inputs if value.name == mask), None)
+    axes = () if given is None or given.shape is None else tuple(_axis(d) for d in given.shape)
+    if len(axes) != 2 or not all(isinstance(axis, str) for axis in axes):
+        return frozenset()
+    found = set()
+    for value in values:
+        shape = () if value.shape is None else tuple(_axis(dim) for dim in value.shape)
+        if value.name and len(shape) > 2 and (shape[0], shape[-1]) == axes:
+            found |= set() if axes[1] in shape[1:-1] else {value.name}
     return frozenset(found)
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.data.mask import counted_rows, kept_rows, masked_values
+from onnx_lowrank.data.mask import (
+    counted_rows,
+    kept_rows,
+    masked_last,
+    masked_values,
+)
 from onnx_lowrank.evaluation.classifiers import classifier_outputs
 from onnx_lowrank.graph.flow import flow_from
 from onnx_lowrank.numerics.arrays import Array, Feed
@@ -25,6 +31,7 @@ class Reading:
             NonMaxSuppression do: two models may give different ones.
         mask: the input whose zeros mark padding; None without.
         masked: outputs that have the mask's axes: padding counts nowhere in them.
+        last: those of them that have its second axis as their last one, as ``[B, C, T]`` has.
         inside: what counts as an output and is none; the place of its largest element is no answer.
     """
 
@@ -32,6 +39,7 @@ class Reading:
     loose: frozenset[str] = frozenset()
     mask: str | None = None
     masked: frozenset[str] = frozenset()
+    last: frozenset[str] = frozenset()
     inside: frozenset[str] = frozenset()
 
     def kept(self, feed: Feed) -> Array | None:
@@ -40,7 +48,11 @@ class Reading:
 
     def counted(self, name: str, array: Array, keep: Array | None) -> Array:
         """The rows of an output that count, shape [rows, …]; all of it where no mask fits."""
-        return array if keep is None or name not in self.masked else counted_rows(array, keep)
+        if keep is None or name not in self.masked:
+            return array
+        if name not in self.last:
+            return counted_rows(array, keep)
+        return counted_rows(np.moveaxis(array, -1, 1), keep) if array.ndim > 2 else array
 
 
 PLAIN = Reading()
@@ -63,10 +75,12 @@ def reading_of(
     """
     values: Collection[ir.Value] = [*model.graph.outputs, *inside]
     flow = flow_from(model, values=model.graph.inputs)
+    last = masked_last(model, mask, values)
     return Reading(
         classifiers=classifier_outputs(model) - frozenset(at),
         loose=frozenset(value.name or "" for value in values if value in flow.loose),
         mask=mask,
-        masked=masked_values(model, mask, values),
+        masked=masked_values(model, mask, values) | last,
+        last=last,
         inside=frozenset(at),
     )

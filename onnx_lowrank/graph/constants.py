@@ -24,11 +24,14 @@ from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.sparse import SparseTensor
 from onnx_lowrank.graph.walk import all_nodes, attribute, static_shape
 
-__all__ = ["FLOATS", "Constant", "Constants", "Unusable", "in_chain"]
+__all__ = ["FLOATS", "FLOAT_FIRST", "Constant", "Constants", "Unusable", "in_chain"]
 
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
+
+FLOAT_FIRST = "factor the float model first, then quantize"
+"""The advice in the reason of every weight that is quantized."""
 
 # Operators that only move or relabel the elements of their first input.
 _CHAIN = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -254,7 +257,7 @@ class Constants:
                 trained.size,
                 trained.shape,
                 "is rounded by QuantizeLinear and DequantizeLinear, as quantization-aware "
-                "training leaves it; factor the float model first, then quantize",
+                f"training leaves it; {FLOAT_FIRST}",
             )
         if source is None:
             return None
@@ -262,7 +265,7 @@ class Constants:
             source.name,
             source.size,
             source.shape,
-            f"is quantized ({node.op_type}); factor the float model first, then quantize",
+            f"is quantized ({node.op_type}); {FLOAT_FIRST}",
         )
 
     def _step(self, node: ir.Node, source: Constant) -> Constant | Unusable | None:

@@ -103,6 +103,11 @@ def test_quantized_weights_are_left_alone(name: str, rng: np.random.Generator) -
     assert (layer.status, layer.weight) == ("dense", "W")
     assert "W is quantized" in layer.reason
     assert "factor the float model first, then quantize" in layer.reason
+    (note,) = [note for note in result.report.notes if note.startswith("nothing was replaced")]
+    assert note == (
+        "nothing was replaced: 1 of 1 linear maps have quantized weights; factor the float model "
+        "first, then quantize"
+    )
     after = as_proto(result.model)
     assert node_protos(after) == node_protos(model)
     assert after.graph.initializer == model.graph.initializer

@@ -131,7 +131,8 @@ def test_what_stands_for_outputs() -> None:
         ("B, 4", False),  # four classes are no four tokens
         ("B, S", False),
         ("R, 4", True),  # a flattened batch
-        ("B, 8, T", False),
+        ("B, 8, T", True),  # channels first
+        ("B, 8, 4", False),
     ],
 )
 def test_which_outputs_have_the_axes_of_the_mask(shape: str, fits: bool) -> None:
@@ -143,6 +144,18 @@ def test_which_outputs_have_the_axes_of_the_mask(shape: str, fits: bool) -> None
 PADDED = f"""{_HEAD} g (float[B, T, 32] x, int64[B, T] attention_mask) => (float[B, T, 32] y) {{
     y = MatMul(x, W)
 }}"""
+
+
+def test_padding_behind_the_channels_does_not_count() -> None:
+    text = f"{_HEAD} g (float[B, 8, T] x, int64[B, T] mask) => (float[B, 8, T] y) {{ y = Relu(x) }}"
+    reading = reading_of(ir.from_onnx_text(text), "mask")
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    y = np.arange(2 * 8 * 3).reshape(2, 8, 3)
+    kept = reading.counted("y", y, reading.kept({"mask": mask}))
+    assert kept.tolist() == [y[0, :, 0].tolist(), y[0, :, 1].tolist(), y[1, :, 0].tolist()]
+    square = np.arange(2 * 3 * 3).reshape(2, 3, 3)  # as many channels as tokens
+    kept = reading.counted("y", square, reading.kept({"mask": mask}))
+    assert kept[1].tolist() == square[0, :, 1].tolist()
 
 
 def test_damage_and_check_leave_padding_out() -> None:

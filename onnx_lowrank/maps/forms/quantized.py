@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.constants import FLOAT_FIRST, Constants
 from onnx_lowrank.graph.walk import operator
 from onnx_lowrank.maps.emit import Emitter, Pair
 from onnx_lowrank.maps.forms.base import Form, Refusal, Site
@@ -56,8 +56,7 @@ class Quantized(Form):
             weight.name,
             weight.size,
             shape,
-            f"{weight.name} is quantized ({node.op_type}); factor the float model first, then "
-            "quantize",
+            f"{weight.name} is quantized ({node.op_type}); {FLOAT_FIRST}",
         )
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
