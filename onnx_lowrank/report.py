@@ -30,6 +30,8 @@ __all__ = [
     "Report",
     "TargetsReport",
     "Totals",
+    "damage_kind",
+    "error_kind",
     "tool_name",
 ]
 
@@ -43,6 +45,18 @@ def tool_name() -> str:
 
 Status = Literal["factored", "dense"]
 DamageOf = Literal["outputs", "classes"]
+
+
+def error_kind(of: DamageOf) -> str:
+    """What an error is, in a sentence."""
+    return "relative L2" if of == "outputs" else "divergence of the classes, nats a row"
+
+
+def damage_kind(of: DamageOf) -> str:
+    """What a damage is, in a sentence."""
+    if of == "outputs":
+        return "mean relative square error of the outputs"
+    return "Kullback-Leibler divergence of the classes, nats a row"
 
 
 class JsonReport:
@@ -317,6 +331,7 @@ class Healing:
         seconds: wall time.
         rate: that it began with: change of an element in one step, as a share of the root mean
             square of its array.
+        error_of: what the errors are: "outputs"; or "classes", their divergence in nats a row.
     """
 
     steps: int
@@ -329,6 +344,7 @@ class Healing:
     trained: int
     seconds: float
     rate: float
+    error_of: DamageOf = "outputs"
 
 
 @dataclass(frozen=True)
@@ -343,6 +359,7 @@ class EffortStep:
         error_after: the same with it; None where it was not tried.
         seconds: wall time, of Fisher information with its derivatives.
         why_not: why it was not tried; "" where it was.
+        error_of: what the errors are: "outputs"; or "classes", their divergence in nats a row.
     """
 
     method: str
@@ -351,6 +368,7 @@ class EffortStep:
     error_after: float | None
     seconds: float
     why_not: str = ""
+    error_of: DamageOf = "outputs"
 
 
 @dataclass(frozen=True)

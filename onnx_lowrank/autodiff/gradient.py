@@ -1,13 +1,14 @@
 """The gradient of a loss, as another ONNX graph: one run gives the loss and its gradients.
 
-The losses are ``Σ w (y − t)²`` of chosen values y, with targets t and weights w as further inputs.
+The losses are ``Σ w (y − t)²`` of chosen values y, with targets t and weights w as further inputs;
+of logits they may be ``Σ w KL(softmax t ‖ softmax y)`` over the rows.
 What is trained becomes inputs, and from the losses back to them every node's derivative
 (`onnx_lowrank.autodiff.derivatives`) is written behind the model's own nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,7 @@ _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 @dataclass(frozen=True)
 class Loss:
-    """Names around the loss of one value y: ``Σ w (y − t)²``.
+    """Names around the loss of one value y: ``Σ w (y − t)²``, or a divergence of classes.
 
     Attributes:
         value: y.
@@ -213,23 +214,30 @@ def read_ranks(
     return {name: len(shape) for name, shape in seen.shapes.items()}
 
 
-def loss_model(model: ir.Model, values: Sequence[str]) -> ir.Model:
+def loss_model(
+    model: ir.Model, values: Sequence[str], by_classes: Collection[str] = ()
+) -> ir.Model:
     """A copy whose outputs are only the losses of values.
 
     Args:
         model: from `differentiable`; it is not changed.
         values: what the losses are of (`Loss`).
+        by_classes: those of them that are logits, whose loss is the divergence of the classes.
 
     Raises:
         InputError: the graph has no such value.
     """
     copy = model.clone()
-    _losses(copy, Tape(copy, {}, frozenset()), values)
+    _losses(copy, Tape(copy, {}, frozenset()), values, by_classes)
     return copy
 
 
 def gradient_model(
-    model: ir.Model, values: Sequence[str], by: Sequence[str], ranks: Mapping[str, int]
+    model: ir.Model,
+    values: Sequence[str],
+    by: Sequence[str],
+    ranks: Mapping[str, int],
+    by_classes: Collection[str] = (),
 ) -> Gradients:
     """A copy whose outputs are the losses of values and their gradients by inputs or other values.
 
@@ -238,6 +246,7 @@ def gradient_model(
         values: what the losses are of.
         by: inputs of the model, or outputs of its nodes, to differentiate by.
         ranks: number of axes of the values that `read_ranks` read.
+        by_classes: those of the values that are logits, whose loss is the divergence of classes.
 
     Raises:
         InputError: the graph has no such value.
@@ -248,9 +257,8 @@ def gradient_model(
     reached = depends(copy, by)
     tape = Tape(copy, ranks, reached)
     grads: dict[ir.Value, list[ir.Value]] = {}
-    for y, scaled in _losses(copy, tape, values):
-        # Σ w (y − t)² changes by 2 w (y − t).
-        grads[y] = [tape.op("Mul", scaled, tape.scalar(2.0))]
+    for y, slope in _losses(copy, tape, values, by_classes):
+        grads[y] = [slope]
     for node in reversed(nodes):
         own = [
             tape.add(grads[output]) if output in grads and output in reached else None
@@ -286,8 +294,10 @@ def depends(model: ir.Model, names: Sequence[str]) -> set[ir.Value]:
     return reached
 
 
-def _losses(model: ir.Model, tape: Tape, values: Sequence[str]) -> list[tuple[ir.Value, ir.Value]]:
-    """Make the losses the only outputs; for each value y, and w (y − t)."""
+def _losses(
+    model: ir.Model, tape: Tape, values: Sequence[str], by_classes: Collection[str]
+) -> list[tuple[ir.Value, ir.Value]]:
+    """Make the losses the only outputs; each value y, and its loss's gradient."""
     graph = model.graph
     known = {v.name: v for v in graph.inputs}
     known.update((output.name, output) for node in graph for output in node.outputs)
@@ -302,12 +312,30 @@ def _losses(model: ir.Model, tape: Tape, values: Sequence[str]) -> list[tuple[ir
             for given in (names.target, names.weight)
         )
         graph.inputs.extend([target, weight])
-        apart = tape.op("Sub", y, target)
-        scaled = tape.op("Mul", apart, weight)
-        total = tape.op("ReduceSum", tape.op("Mul", apart, scaled), keepdims=0)
-        _output(graph, total, names.loss)
-        found.append((y, scaled))
+        make = _divergence if name in by_classes else _square
+        total, slope = make(tape, y, target, weight)
+        _output(graph, tape.op("ReduceSum", total, keepdims=0), names.loss)
+        found.append((y, slope))
     return found
+
+
+def _square(
+    tape: Tape, y: ir.Value, target: ir.Value, weight: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """``w (y − t)²``, whose sum changes by ``2 w (y − t)``."""
+    apart = tape.op("Sub", y, target)
+    scaled = tape.op("Mul", apart, weight)
+    return tape.op("Mul", apart, scaled), tape.op("Mul", scaled, tape.scalar(2.0))
+
+
+def _divergence(
+    tape: Tape, y: ir.Value, target: ir.Value, weight: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """``w q (log q − log p)`` with ``q = softmax t`` and ``p = softmax y``: ``w (p − q)``."""
+    p, q = (tape.op("Softmax", value, axis=-1) for value in (y, target))
+    log_p, log_q = (tape.op("LogSoftmax", value, axis=-1) for value in (y, target))
+    terms = tape.op("Mul", q, tape.op("Sub", log_q, log_p))
+    return tape.op("Mul", terms, weight), tape.op("Mul", tape.op("Sub", p, q), weight)
 
 
 def _output(graph: ir.Graph, value: ir.Value, name: str) -> None:

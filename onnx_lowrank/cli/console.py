@@ -8,15 +8,9 @@ from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import print_outputs, samples_text
 from onnx_lowrank.measures import Check, Latency, judged_text, speedup_text
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import BudgetReport, EffortStep, Healing, Report
+from onnx_lowrank.report import BudgetReport, EffortStep, Healing, Report, damage_kind, error_kind
 
 __all__ = ["print_report"]
-
-
-_DAMAGES = {
-    "outputs": "mean relative square error of the outputs",
-    "classes": "Kullback-Leibler divergence of the classes, nats a row",
-}
 
 
 def print_report(report: Report, screen: Screen) -> None:
@@ -51,7 +45,7 @@ def _step_line(step: EffortStep) -> str:
         return f"{step.method}: not tried: {step.why_not}"
     return (
         f"{step.method}: error on samples kept aside {step.error_before:.3g} → "
-        f"{step.error_after:.3g} (relative L2), {step.seconds:.0f} s: "
+        f"{step.error_after:.3g} ({error_kind(step.error_of)}), {step.seconds:.0f} s: "
         f"{'taken' if step.taken else 'dropped'}"
     )
 
@@ -60,8 +54,8 @@ def _healing_line(healing: Healing) -> str:
     kept = f"step {healing.best_step} of {healing.steps}" if healing.best_step else "the start"
     return (
         f"healing: held-out error {healing.error_before:.3g} → {healing.error_after:.3g} "
-        f"(relative L2; kept: {kept}; {healing.trained} constants, {healing.batches} batches, "
-        f"{healing.held_out} held out, {healing.seconds:.0f} s)"
+        f"({error_kind(healing.error_of)}; kept: {kept}; {healing.trained} constants, "
+        f"{healing.batches} batches, {healing.held_out} held out, {healing.seconds:.0f} s)"
     )
 
 
@@ -123,7 +117,7 @@ def _goal_line(goal: BudgetReport) -> str:
         if damage is not None
     ]
     if damages:
-        parts.append(f"damage {', '.join(damages)} ({_DAMAGES[goal.damage_of]})")
+        parts.append(f"damage {', '.join(damages)} ({damage_kind(goal.damage_of)})")
     else:
         parts.append("damage not measured")
     if goal.evaluations:

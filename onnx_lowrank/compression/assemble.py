@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnx_lowrank.compression.classes import logits_of
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.effort import Improved, improved, refitted
 from onnx_lowrank.compression.prepare import find_maps
@@ -268,6 +269,7 @@ def _healed(
     plan = HealPlan(settings.heal, settings.heal_at, seed=settings.seed, until=context.until)
     if not settings.heal:
         plan = replace(plan, steps=_ROUND, rounds=_ROUNDS, rate=None)
+    logits = logits_of(context, prepared.model)
     start = time.perf_counter()
     with context.stages("heal", settings.heal or None) as advance:
         try:
@@ -283,6 +285,7 @@ def _healed(
                 advance,
                 lambda _, error: context.stages.detail(f"held-out error {error:.4g}"),
                 trial.memory,
+                logits,
             )
         except ShortError as error:
             context.say(f"nothing was healed: {error}")
@@ -306,9 +309,12 @@ def _healed(
         trained=len(found.arrays),
         seconds=seconds,
         rate=found.rate,
+        error_of=settings.damage_of,
     )
     errors = found.error_before, found.error_after
-    return healing, EffortStep("healing", bool(found.best_step), *errors, seconds)
+    better = bool(found.best_step)
+    step = EffortStep("healing", better, *errors, seconds, error_of=settings.damage_of)
+    return healing, step
 
 
 def _unhealed(settings: Settings, why: InputError) -> tuple[None, EffortStep]:

@@ -109,10 +109,12 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
             split.search.feeds,
             context.trial.runner,
             context.trial.mask,
+            context.settings.metric_used.of_classes,
             memory=context.trial.memory,
         )
         pairs = dict(fit(choices, fitting, lambda _: None))
         error = _error(probe, pairs)
+    of = context.settings.damage_of
     for method in methods:
         if error is None or context.late():
             why = "the time is up" if context.late() else "no sample kept aside shows an error"
@@ -136,7 +138,8 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
         with context.stages("effort"):
             after = _error(probe, tried)
         taken = after is not None and after < error
-        steps.append(EffortStep(method, taken, error, after, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        steps.append(EffortStep(method, taken, error, after, seconds, error_of=of))
         if taken:
             pairs, fitting, error = dict(tried), other, after
     done = {step.method for step in steps if step.taken}
@@ -191,8 +194,13 @@ def refitted(
 
 
 def _error(probe: Probe, pairs: Mapping[Group, Factors]) -> float | None:
-    """Relative error of the outputs, root mean square over samples; None where none shows any."""
+    """Relative error of the outputs, root mean square over samples; None where none shows any.
+
+    Of classes it is their divergence.
+    """
     within = set(probe.groups)
     own = {group: pair for group, pair in pairs.items() if group in within}
     damage = probe.damage(constants_of_pairs(own))
-    return math.sqrt(damage) if damage else None
+    if not damage:
+        return None
+    return damage if probe.watched.by_classes else math.sqrt(damage)

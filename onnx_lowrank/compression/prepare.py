@@ -13,6 +13,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnx_lowrank.compression.classes import logits_of
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.effort import FISHER, untried
 from onnx_lowrank.errors import DerivativeError, InputError, named
@@ -325,14 +326,16 @@ def _loaded(context: Context) -> SavedStatistics:
     path = Path(os.fspath(context.settings.load_stats or ""))
     with context.stages("calibrate"):
         saved = statistics_file.load(path, context.source.model, context.source.name)
-    if saved.judged_at != context.at:
+    wanted = context.at, context.settings.damage_of
+    if (saved.judged_at, saved.damage_of) != wanted:
+        option = named("judge_at") if saved.judged_at != context.at else named("metric")
         if context.settings.fisher:
             raise InputError(
                 f"{named('load_stats', path)}: its Fisher information is for other outputs: "
-                f"expected {named('judge_at')} as when it was written"
+                f"expected {option} as when it was written"
             )
-        context.say(f"{path}: damage in it is of other values than {named('judge_at')} names")
-        saved = replace(saved, fisher=None, curves={}, judged_at=context.at)
+        context.say(f"{path}: damage in it is of something else than {option} says")
+        saved = replace(saved, fisher=None, curves={}, judged_at=context.at, damage_of=wanted[1])
     if context.settings.fisher and saved.fisher is None:
         raise InputError(
             f"{named('load_stats', path)}: holds no Fisher information; expected what "
@@ -393,6 +396,7 @@ def _gathered(
         mask=mask,
         gathered=whole,
         judged_at=context.at,
+        damage_of=settings.damage_of,
     )
     return saved, None if second is None else (first, second)
 
@@ -440,6 +444,7 @@ def _felt(
                 settings.seed,
                 draws,
                 context.trial.memory,
+                logits_of(context, model),
             )
         except DerivativeError as error:
             what = (

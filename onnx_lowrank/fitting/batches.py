@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,7 +130,7 @@ class _Targets:
 
     Attributes:
         inputs: targets and weights of the losses, by the names of `Loss`.
-        energy: for each value ``Σ t²`` of what counts.
+        energy: for each value ``Σ t²`` of what counts, or its rows of classes.
     """
 
     inputs: Values
@@ -145,7 +145,8 @@ class Batches:
 
     What the original gives is computed once and kept, in files where it does not fit in memory.
     Each loss is the relative squared error of one value in one batch, ``Σ(y−t)² / Σt²`` over what
-    the mask lets through, times the value's share: together they are at most about 1.
+    the mask lets through, times the value's share: together they are at most about 1.  Of logits it
+    may be the mean divergence of the classes over the rows, times the share.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Batches:
         original: Runner,
         shares: Mapping[str, float] | None = None,
         shelf: Shelf | None = None,
+        by_classes: Collection[str] = (),
     ) -> None:
         """Batches.
 
@@ -166,7 +168,9 @@ class Batches:
             original: from a feed to the original's values by name.
             shares: what each value's loss counts, 1 together; default: all alike.
             shelf: where the original's values wait; default: all of them in memory.
+            by_classes: values that are logits, whose loss is the divergence of the classes.
         """
+        self._by_classes = frozenset(by_classes)
         self._shares = shares or dict.fromkeys(values, 1.0 / max(len(values), 1))
         self._feeds = list(feeds)
         self._mask = mask
@@ -183,7 +187,7 @@ class Batches:
         return {**wide(self._feeds[index]), **self._targets(index).inputs}
 
     def energy(self, index: int, value: str) -> float:
-        """``Σ t²`` of a value in a batch."""
+        """``Σ t²`` of a value in a batch, or how many rows of classes count in it."""
         return self._targets(index).energy[value]
 
     def _targets(self, index: int) -> _Targets:
@@ -205,7 +209,11 @@ class Batches:
             spread = None if keep is None else _leading(keep, target.shape)
             if spread is not None:
                 weight = spread.astype(np.float32)
-            energy = float(np.sum(np.square(target, dtype=np.float64) * weight))
+            if value in self._by_classes:
+                rows = (*target.shape[:-1], 1)
+                energy = float(np.broadcast_to(weight, rows).sum(dtype=np.float64))
+            else:
+                energy = float(np.sum(np.square(target, dtype=np.float64) * weight))
             share = self._shares[value] / energy if energy > 0.0 else 0.0
             inputs[names.target] = target
             inputs[names.weight] = np.asarray(weight * share, np.float32)

@@ -94,7 +94,8 @@ class Healed:
         arrays: what was trained, by name, in the types it is stored in; empty if nothing is better.
         steps: how many were done.
         best_step: after which the arrays were taken; 0 is the start.
-        error_before: relative L2 error of the outputs on held-out samples, mean over the outputs.
+        error_before: relative L2 error of the outputs on held-out samples, mean over the outputs;
+            where shares of classes were compared their divergence, in nats a row.
         error_after: the same after the best step.
         values: what the descent compared.
         samples: batches that it read.
@@ -127,6 +128,7 @@ def heal(
     advance: Advance,
     show: Callable[[int, float], None] | None = None,
     memory: Memory | None = None,
+    logits: Sequence[str] = (),
 ) -> Healed:
     """Change factors so that the outputs get closer to the original's.
 
@@ -142,6 +144,7 @@ def heal(
         advance: called with 1 for each step.
         show: called with the step and the held-out error whenever that is known.
         memory: what may be held; default: without a limit.
+        logits: values of both models whose shares of classes are compared in place of the outputs.
 
     Raises:
         ShortError: the derivatives of one sample do not fit in memory.
@@ -150,7 +153,7 @@ def heal(
     """
     memory = memory or Memory()
     base = differentiable(model, trained)
-    outputs = _outputs(base, original, trained)
+    outputs = tuple(logits) or _outputs(base, original, trained)
     if not outputs and not plan.at:
         raise InputError(
             f"{named('heal')}: no output of the model is a float that depends on a factor"
@@ -171,20 +174,20 @@ def heal(
     mixed = Lazy(len(feeds), lambda index: feeds[int(order[index])])
     white = whiten(base, wide(start), mixed, mask, open_model, memory)
     adam = Adam(white.into(start), plan.rate or DEFAULT_RATE)
-    gradients = gradient_model(white.model, values, trained, ranks)
+    gradients = gradient_model(white.model, values, trained, ranks, logits)
     descend = open_model(gradients.model)
     shares = _shares(outputs, values)
-    single = Batches([one], mask, values, source, shares).inputs(0)
+    single = Batches([one], mask, values, source, shares, by_classes=logits).inputs(0)
     size = batch_size(descend, {**single, **adam.arrays}, plan.batch, memory)
     shelf = Shelf(memory)
     (fit, judging), said = joined(model, (feeds, held), size, source, shelf)
-    judged = Batches(judging, mask, outputs or values, source, shelf=shelf)
+    judged = Batches(judging, mask, outputs or values, source, shelf=shelf, by_classes=logits)
     descent = _Descent(
         adam,
         gradients,
         descend,
-        Batches(fit, mask, values, source, shares, shelf),
-        _Judge(judged, white.model, open_model),
+        Batches(fit, mask, values, source, shares, shelf, logits),
+        _Judge(judged, white.model, open_model, logits),
         plan,
         advance,
         show,
@@ -336,13 +339,16 @@ class _Descent:
 class _Judge:
     """The error of the outputs on held-out batches."""
 
-    def __init__(self, batches: Batches, base: ir.Model, open_model: OpenModel) -> None:
+    def __init__(
+        self, batches: Batches, base: ir.Model, open_model: OpenModel, logits: Sequence[str]
+    ) -> None:
         self._batches = batches
         self._values = batches.values
-        self._run = open_model(loss_model(base, batches.values))
+        self._square = not logits
+        self._run = open_model(loss_model(base, batches.values, logits))
 
     def error(self, arrays: Mapping[str, Array]) -> float:
-        """Relative L2 error over all batches, mean over the values."""
+        """Relative L2 error over all batches, mean over the values; of classes their divergence."""
         apart = dict.fromkeys(self._values, 0.0)
         energy = dict.fromkeys(self._values, 0.0)
         for index in range(len(self._batches)):
@@ -353,7 +359,8 @@ class _Judge:
                 apart[value] += float(losses[Loss.of(value).loss]) * own * len(self._values)
                 energy[value] += own
         shares = [apart[v] / energy[v] for v in self._values if energy[v] > 0.0]
-        error = math.sqrt(sum(shares) / len(shares)) if shares else 0.0
+        error = sum(shares) / len(shares) if shares else 0.0
+        error = math.sqrt(max(error, 0.0)) if self._square else error
         return error if math.isfinite(error) else math.inf
 
 

@@ -91,6 +91,7 @@ def felt(
     seed: int = 0,
     draws: int = 2048,
     memory: Memory | None = None,
+    logits: Sequence[str] = (),
 ) -> Felt:
     """The Fisher information of the outputs of layers.
 
@@ -105,6 +106,8 @@ def felt(
         seed: of the random directions.
         draws: how many of them, about, as far as there are samples for it.
         memory: what may be held; default: without a limit.
+        logits: values whose shares of classes are what is felt, in place of the outputs: then it is
+            the Fisher information of the classes, by classes that are drawn from the shares.
 
     Raises:
         ShortError: the derivatives of one sample do not fit in memory.
@@ -125,7 +128,10 @@ def felt(
     base = differentiable(model, ())
     names = list(dict.fromkeys(tap.value for tap in taps))
     reached = depends(base, names)
-    outputs = [v.name or "" for v in base.graph.outputs if v in reached and v.dtype in FLOATS]
+    if logits:
+        outputs = [name for name in logits if any(v.name == name for v in reached)]
+    else:
+        outputs = [v.name or "" for v in base.graph.outputs if v in reached and v.dtype in FLOATS]
     if not outputs:
         raise DerivativeError("no output of the model is a float that depends on a layer")
     source = tapped(base, outputs, open_model)
@@ -136,6 +142,7 @@ def felt(
         gradients = gradient_model(base, outputs, wanted, ranks)
         return gradients, open_model(gradients.model)
 
+    directions = _drawn_classes if logits else _directions
     gradients, run = opened(parts[0])
     first = [feeds[largest(feeds)]]
     size = batch_size(run, Batches(first, mask, outputs, source).inputs(0), _BATCH, memory)
@@ -155,7 +162,7 @@ def felt(
         adding = {group: Accumulator(size) for group, size in part.items()}
         for index in order:
             inputs = targets.inputs(index)
-            given = run({**inputs, **_directions(inputs, outputs, rng)})
+            given = run({**inputs, **directions(inputs, outputs, rng)})
             for tap in [tap for tap in own if tap.value in gradients.outputs]:
                 try:
                     adding[tap.group].add(tap.rows(given[gradients.outputs[tap.value]]))
@@ -214,6 +221,38 @@ def _directions(inputs: Feed, outputs: Sequence[str], rng: np.random.Generator) 
         half = np.zeros_like(weight)
         np.divide(0.5, np.sqrt(weight), out=half, where=weight > 0.0)
         found[names.target] = y - signs * half
+    return found
+
+
+def _drawn_classes(
+    inputs: Feed, outputs: Sequence[str], rng: np.random.Generator
+) -> dict[str, Array]:
+    """Targets t from which the losses ``Σ w (y − t)²`` change by ``p − e`` with the logits y.
+
+    p is softmax y and e a class that is drawn from it: the second moments of that gradient of log p
+    are the Fisher information of the classes, which is what their divergence feels of small errors
+    (Martens, "New insights and perspectives on the natural gradient method", JMLR 21, 2020).
+    Rows that do not count have none.
+
+    Args:
+        inputs: as for `_directions`.
+        outputs: the logits.
+        rng: draws the classes.
+    """
+    found = {}
+    for names in map(Loss.of, outputs):
+        y, weight = inputs[names.target], inputs[names.weight]
+        p = np.exp(y - y.max(axis=-1, keepdims=True))
+        p /= p.sum(axis=-1, keepdims=True)
+        drawn = rng.random((*y.shape[:-1], 1), np.float32)
+        # The last class where rounding leaves the sum below what was drawn.
+        chosen = np.minimum((np.cumsum(p, axis=-1) < drawn).sum(axis=-1), y.shape[-1] - 1)
+        np.put_along_axis(
+            p, chosen[..., None], np.take_along_axis(p, chosen[..., None], axis=-1) - 1.0, axis=-1
+        )
+        half = np.zeros_like(weight)
+        np.divide(0.5, weight, out=half, where=weight > 0.0)
+        found[names.target] = y - p * half
     return found
 
 

@@ -85,6 +85,7 @@ class SavedStatistics:
         curves: damage of the layers, by weight; empty where no budget asked for it.
         curves_fisher: whether the factors of the curves are fitted with ``fisher``.
         judged_at: values inside the model that counted as outputs for ``fisher`` and ``curves``.
+        damage_of: what these are of: "outputs", or shares of "classes".
     """
 
     model: str
@@ -98,6 +99,7 @@ class SavedStatistics:
     curves: Mapping[Weight, SavedCurve] = field(default_factory=dict)
     curves_fisher: bool = False
     judged_at: tuple[str, ...] = ()
+    damage_of: str = "outputs"
 
 
 def fingerprint(model: ir.Model) -> str:
@@ -202,6 +204,7 @@ def save(path: Path, saved: SavedStatistics) -> None:
         ],
         "curves_fisher": saved.curves_fisher,
         "judged_at": list(saved.judged_at),
+        "damage_of": saved.damage_of,
     }
     try:
         with (
@@ -270,6 +273,7 @@ def load(path: Path, model: ir.Model, name: str) -> SavedStatistics:
                 ),
                 curves_fisher=bool(header.get("curves_fisher", False)),
                 judged_at=tuple(header.get("judged_at", ())),
+                damage_of=str(header.get("damage_of", "outputs")),
             )
     except InputError:
         raise

@@ -8,9 +8,22 @@ from collections.abc import Iterator, Sequence
 from onnx_lowrank.compression.sweep import Point, SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport, ModelBench, TargetBench
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
-from onnx_lowrank.measures import Latency, Milliseconds, OutputCheck, speedup_text
+from onnx_lowrank.measures import (
+    Latency,
+    Milliseconds,
+    OutputCheck,
+    speedup_text,
+)
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import BudgetReport, Calibration, File, Healing, Report
+from onnx_lowrank.report import (
+    BudgetReport,
+    Calibration,
+    File,
+    Healing,
+    Report,
+    damage_kind,
+    error_kind,
+)
 from onnx_lowrank.reports.charts import Mark, Runs, scatter, timings
 from onnx_lowrank.reports.frame import again, bar, facts, notes, page, section, table, tile
 from onnx_lowrank.reports.layer_table import layer_section, where_section
@@ -143,7 +156,9 @@ def _latencies(latencies: Sequence[Latency]) -> Html | None:
 
 
 def _fitted(
-    calibration: Calibration | None, goal: BudgetReport | None, healing: Healing | None
+    calibration: Calibration | None,
+    goal: BudgetReport | None,
+    healing: Healing | None,
 ) -> Html | None:
     entries: list[tuple[str, Html | str]] = []
     if goal is not None:
@@ -156,7 +171,7 @@ def _fitted(
             ("damage achieved", goal.achieved_damage),
         ):
             if value is not None:
-                text = f"{value:.3g} (mean relative square error of the outputs)"
+                text = f"{value:.3g} ({damage_kind(goal.damage_of)})"
                 entries.append((what, text))
         if goal.evaluations:
             samples = counted(goal.samples, "sample")
@@ -172,8 +187,9 @@ def _fitted(
             entries.append(("padding", f"rows where {calibration.mask} is 0 count nowhere"))
     if healing is not None:
         text = (
-            f"{healing.error_before:.3g} → {healing.error_after:.3g} relative L2 on held-out "
-            f"batches, step {healing.best_step} of {healing.steps}"
+            f"{healing.error_before:.3g} → {healing.error_after:.3g} "
+            f"{error_kind(healing.error_of)} on held-out batches, step {healing.best_step} of "
+            f"{healing.steps}"
         )
         entries.append(("healing", text))
     return section("How it was found", facts(entries)) if entries else None

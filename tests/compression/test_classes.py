@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -11,8 +15,14 @@ from onnx_lowrank import compress
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.evaluation.reading import Reading
+from onnx_lowrank.fitting.output_gradients import felt
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.maps.find import find
+from onnx_lowrank.maps.forms import all_forms
 from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.runtime.taps import Runner
 from tests.helpers.decoder import decoder_feeds, decoder_model
+from tests.helpers.models import linear_model
 
 
 def both(count: int, seed: int = 0) -> list[Feed]:
@@ -94,3 +104,56 @@ def test_a_metric_needs_a_model_that_runs() -> None:
         compress(decoder_model(), data=feeds, metric="kl", rank=8, simplify=False)
     with pytest.raises(UsageError, match=r"metric=… and check=False exclude each other"):
         compress(decoder_model(), metric="kl", check=False)
+
+
+def test_healing_brings_the_classes_closer(prefill: list[Feed]) -> None:
+    plain, healed = (
+        compress(
+            decoder_model(), keep=0.7, uniform=True, data=prefill, metric="kl", heal=steps,
+            bench=False, simplify=False,
+        ).report
+        for steps in (0, 60)
+    )  # fmt: skip
+    healing = healed.healing
+    assert healing is not None
+    assert healing.error_of == "classes"
+    assert "logits" in healing.values
+    assert not [name for name in healing.values if name.startswith("present")]
+    assert healing.error_after < healing.error_before
+    assert plain.judged is not None
+    assert healed.judged is not None
+    assert healed.judged.loss < 0.9 * plain.judged.loss
+
+
+def opener(model: ir.Model | onnx.ModelProto, *, optimize: bool = True) -> Runner:
+    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def test_fisher_information_of_the_classes(rng: np.random.Generator) -> None:
+    """Errors that a softmax does not show are not felt: all logits of a row moved alike."""
+    model = ir.from_proto(linear_model(rng.normal(size=(12, 20)).astype(np.float32)))
+    constants = Constants(model)
+    (group,) = find(model, constants, all_forms()).groups
+    feeds = [{"x": rng.normal(size=(8, 12)).astype(np.float32)} for _ in range(40)]
+    ones, shares = np.ones(20) / np.sqrt(20), []
+    for logits in ((), tuple(value.name or "" for value in model.graph.outputs)):
+        found = felt(model, constants, [group], feeds, None, opener, lambda _: None, logits=logits)
+        weights = found.found[group].weighed(np.eye(20))  # G
+        shares.append(float(ones @ weights @ ones / np.trace(weights)))
+    assert shares[1] < 0.5 * shares[0]
+
+
+def test_statistics_know_what_they_are_of(prefill: list[Feed], tmp_path: Path) -> None:
+    file = tmp_path / "stats.npz"
+    given: dict[str, Any] = {"bench": False, "simplify": False, "keep": 0.8}
+    compress(decoder_model(), data=prefill, metric="kl", save_stats=file, **given)
+    same, other = (
+        compress(decoder_model(), data=prefill, metric=metric, load_stats=file, **given)
+        for metric in ("kl", None)
+    )
+    said = f"{file}: damage in it is of something else than metric=… says"
+    assert said not in same.report.notes
+    assert said in other.report.notes
