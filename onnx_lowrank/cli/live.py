@@ -126,8 +126,8 @@ class _Running:
         if self.total:
             text += f": {100 * min(self.done / self.total, 1.0):.0f} %"
         text += f", {time_text(seconds)}"
-        if self.total and self.done and seconds > _ESTIMATED:
-            left = seconds / self.done * max(self.total - self.done, 0)
+        if self.total and 0 < self.done < self.total and seconds > _ESTIMATED:
+            left = seconds / self.done * (self.total - self.done)
             text += f", about {time_text(left)} left"
         return f"{text}, {self.detail}" if self.detail else text
 

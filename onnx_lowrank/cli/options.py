@@ -168,7 +168,7 @@ def _value(option: Option, value: Any) -> Any:
         case "list":
             return _parts(value)
         case "numbers":
-            return tuple(_number(option, part) for part in _parts(value))
+            return tuple(_number(option, part) for part in _parts(value) if value.strip())
         case "multiple":
             return _multiple(value)
         case "shapes":

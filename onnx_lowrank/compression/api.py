@@ -244,7 +244,8 @@ def inspect(
 
     Args:
         model: as for `compress`.
-        shares: shares of the linear parameters to keep: what each would give.
+        shares: shares of the linear parameters to keep: what each would give; an empty list tries
+            none, which is faster.
         ops: forms to fit to samples and to spend ``shares`` on: default, all, or names; all others
             are listed by their weights alone.
         include: factor only nodes whose name or torch scope matches.
@@ -287,7 +288,7 @@ def inspect(
     settings = Settings.of(
         {
             **given,
-            "keep": max(shares, default=0.5),
+            **({"keep": max(shares)} if shares else {}),
             "bench": False,
             "dry_run": True,
         }

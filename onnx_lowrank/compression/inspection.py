@@ -155,7 +155,7 @@ def inspect_model(
     """
     stages = Stages(progress)
     without = settings.data is settings.calibration is settings.load_stats is None
-    known = ("load",) if without else (*stages_before(settings), "budgets")
+    known = ("load",) if without else (*stages_before(settings), *(["budgets"] if shares else []))
     stages.plan((*known, "find all", "measure all"))
     with stages("load"):
         source = load(model)

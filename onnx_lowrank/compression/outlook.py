@@ -99,8 +99,8 @@ def look_ahead(context: Context, shares: Sequence[float]) -> Looked:
     """Gather statistics, and plan budgets.
 
     Args:
-        context: a run whose goal is a budget.
-        shares: of the linear parameters to keep.
+        context: a run whose goal is a budget, where there are shares.
+        shares: of the linear parameters to keep; none tries no budget.
 
     Raises:
         InputError: the samples do not fit the model.
@@ -108,7 +108,7 @@ def look_ahead(context: Context, shares: Sequence[float]) -> Looked:
     prepared = prepare(context)
     found: list[Outlook] = []
     missed: list[str] = []
-    if prepared.measured and context.runs():
+    if shares and prepared.measured and context.runs():
         searching, _ = searching_for(context, prepared, timed=False)
         with context.stages("budgets", len(shares)) as advance:
             for share in sorted(set(shares), reverse=True):

@@ -124,6 +124,15 @@ def test_layers_that_are_left_out_say_so(place: Path) -> None:
     assert budget.linear_parameters <= 0.5 * (SIZE * 96 + 80 * 10)
 
 
+def test_no_budgets(place: Path, fitted: Inspection, capfd: pytest.CaptureFixture[str]) -> None:
+    model, data = place / "model.onnx", place / "data.npz"
+    found = onnx_lowrank.inspect(model, data=data, simplify=False, shares=[])
+    assert not found.budgets
+    assert ranks(found) == ranks(fitted)
+    assert call("inspect", model, "--data", data, "--no-simplify", "--budgets", "") == 0
+    assert "what --keep would give" not in capfd.readouterr().out
+
+
 def test_a_budget_that_cannot_be_had_is_named(place: Path) -> None:
     data = place / "data.npz"
     found = onnx_lowrank.inspect(place / "model.onnx", data=data, simplify=False, shares=[0.001])
