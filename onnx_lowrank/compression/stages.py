@@ -10,23 +10,30 @@ MADE = ("rewrite", "write", "bench", "check")
 """What every point of a sweep goes through."""
 
 
+def _sampled(settings: Settings) -> bool:
+    """Whether there are samples to fit to."""
+    sampled = settings.data is not None or settings.calibration is not None
+    return sampled and settings.calibrate
+
+
 def stages_before(settings: Settings) -> tuple[str, ...]:
     """Up to the choice of the ranks, in their order."""
-    runs = settings.check or settings.bench
-    sampled = settings.data is not None or settings.calibration is not None
-    fitted = settings.load_stats is not None or (sampled and settings.calibrate)
+    runs, loads = settings.check or settings.bench, settings.load_stats is not None
+    fitted = loads or _sampled(settings)
     budget = settings.budget
+    felt = settings.fisher or budget is not None or settings.effort_used == "thorough"
     timed = (budget is not None and budget.timed) or settings.rank_multiple == "auto"
     wanted = {
         "load": True,
         "simplify": settings.simplify,
         "find": True,
         "calibrate": fitted,
-        "fisher": fitted and settings.load_stats is None and (settings.fisher or bool(budget)),
+        "fisher": fitted and felt and not loads,
         "measure": True,
         "count": runs,
         "time layers": timed,
         "damage": budget is not None and runs,
+        "damage of formats": budget is not None and runs,
         "damage together": budget is not None and runs,
     }
     return tuple(name for name, there in wanted.items() if there)
@@ -37,9 +44,10 @@ def stages_of(settings: Settings) -> tuple[str, ...]:
     budget = settings.budget
     wanted = {
         "choose": True,
-        "refit": settings.refit,
+        "effort": _sampled(settings) and settings.effort_used != "quick" and not settings.dry_run,
+        "refit": settings.refit and not settings.dry_run,
         "rewrite": not settings.dry_run,
-        "heal": bool(settings.heal),
+        "heal": settings.heals and not settings.dry_run,
         "round": settings.weights != "fp32",
         "write": not settings.dry_run,
         "judge": budget is not None and budget.kind == "tolerance",

@@ -201,8 +201,8 @@ INSPECT = Verb(
     (
         replace(
             OPTIONS["shares"],
-            help="Shares of the linear parameters to keep: what each would give; an empty list tries "
-            "none, which is faster.",
+            help="Shares of the linear parameters to keep: what each would give; an empty list "
+            "tries none, which is faster.",
             needs=_LOOKED,
         ),
         replace(
