@@ -1,7 +1,7 @@
 """Charts as SVG in the page itself: no library, no network, readable without scripts.
 
-A charting library that works offline would be 0.2 to 5 MB in every report, and draws a thousand
-small spectra slowly.  These need a few hundred bytes each and follow the colours of the page.
+A charting library would have to be in every report.  These are a few hundred bytes each and follow
+the colours of the page.
 """
 
 from __future__ import annotations

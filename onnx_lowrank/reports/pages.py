@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
-from onnx_lowrank.compression.sweep import Point, SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport, ModelBench, TargetBench
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
 from onnx_lowrank.measures import (
@@ -24,7 +22,7 @@ from onnx_lowrank.report import (
     damage_kind,
     error_kind,
 )
-from onnx_lowrank.reports.charts import Mark, Runs, scatter, timings
+from onnx_lowrank.reports.charts import Runs, timings
 from onnx_lowrank.reports.frame import again, bar, facts, notes, page, section, table, tile
 from onnx_lowrank.reports.layer_table import layer_section, where_section
 from onnx_lowrank.reports.markup import Html, joined, name, tag
@@ -38,14 +36,12 @@ from onnx_lowrank.reports.texts import (
     file_name,
     judged_text,
     milliseconds,
-    percent,
     run_sentence,
     samples_of,
     size,
-    sweep_sentence,
 )
 
-__all__ = ["bench_page", "check_page", "run_page", "sweep_page"]
+__all__ = ["bench_page", "check_page", "run_page"]
 
 _OUTPUTS = ("Output", "Relative L2", "Max |Δ|", "Cosine", "Top-1 agreement")
 
@@ -333,76 +329,3 @@ def _times(model: ModelBench) -> Milliseconds | None:
     if model.median_ms is None or model.p90_ms is None:
         return None
     return Milliseconds(model.median_ms, model.p90_ms, model.certain_ms, model.runs_ms)
-
-
-def sweep_page(report: SweepReport) -> str:
-    """The page of a trade-off curve."""
-    model = file_name(report.input)
-    return page(
-        f"sweep: {model}",
-        report.tool,
-        sweep_sentence(report),
-        joined(["sweep ", name(model)]),
-        [
-            _curves(report),
-            _points(report),
-            notes(("missed", report.missed), ("note", report.notes)),
-            again(report.origin, [] if report.file is None else [report.file], report.settings),
-        ],
-    )
-
-
-def _curves(report: SweepReport) -> Html | None:
-    finite = [point for point in report.points if math.isfinite(point.error)]
-    if not finite:
-        return None
-    marks = [Mark(point.bytes / 1e6, point.error, f"{point.keep:g}") for point in finite]
-    parts = [tag("figure", scatter(marks, "MB", "error of the worst output"))]
-    timed = [
-        Mark(point.speedup, point.error, f"{point.keep:g}", point.certain)
-        for point in finite
-        if point.speedup is not None and point.certain is not None
-    ]
-    if timed:
-        threads = counted(report.threads, "thread")
-        across = f"times as fast ({report.provider}, {threads})"
-        parts.append(tag("figure", scatter(timed, across, "error of the worst output")))
-    return section(
-        "Trade-off",
-        tag("div", *parts, class_="figures"),
-        lead=f"A point is labelled with the share of linear parameters that it keeps. Errors are "
-        f"mean relative L2 on {samples_of(report.samples, report.data)}.",
-    )
-
-
-def _points(report: SweepReport) -> Html:
-    first = report.points[0].bytes if report.points else 0
-    rows: list[Sequence[Html | str]] = []
-    for point in report.points:
-        typed = "" if point.command is None else tag("code", point.command, class_="command")
-        rows.append(
-            (
-                f"{point.keep:g}",
-                size(point.bytes),
-                change(first, point.bytes),
-                "" if point.macs is None else count(point.macs),
-                _speed(point),
-                percent(point.error),
-                "" if point.cosine is None else f"{point.cosine:.5f}",
-                "" if point.loss is None else f"{point.loss:.3g}",
-                typed,
-            )
-        )
-    head = ["Keep", "Size", "Change", "MACs", "Speed", "Error", "Cosine", "Loss", "Command"]
-    if report.metric is None:
-        head.remove("Loss")
-        rows = [(*row[:7], row[8]) for row in rows]
-    return section("Points", table(head, rows, text=("Command",)))
-
-
-def _speed(point: Point) -> str:
-    if point.speedup is None or point.certain is None:
-        return ""
-    low, high = point.certain
-    noisy = point.verdict == "too noisy to tell"
-    return f"{'too noisy' if noisy else f'{point.speedup:.2f}×'} ({low:.2f}–{high:.2f})"

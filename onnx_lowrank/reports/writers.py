@@ -22,8 +22,9 @@ from onnx_lowrank.reports.markdown import (
     run_markdown,
     sweep_markdown,
 )
-from onnx_lowrank.reports.pages import bench_page, check_page, run_page, sweep_page
+from onnx_lowrank.reports.pages import bench_page, check_page, run_page
 from onnx_lowrank.reports.rows import check_rows, inspect_rows, run_rows
+from onnx_lowrank.reports.sweep_page import sweep_page
 
 __all__ = ["WRITERS", "endings_of", "text_of", "write_report"]
 
