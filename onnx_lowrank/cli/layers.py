@@ -75,9 +75,9 @@ def _grid(rows: Sequence[tuple[Layer, int]], layers: Sequence[Layer], *, piped: 
         *([Column("scope", left=True)] if scoped else []),
         Column("form", left=True, leave=3),
         Column("m×n"),
-        *([Column("format", left=True, leave=2)] if formats else []),
+        *([Column("format", left=True, leave=1)] if formats else []),
         *map(Column, ("rank", "kept")),
-        Column("energy", leave=1),
+        Column("energy", leave=2),
         Column("error"),
     ]
     grid = Grid(columns)
@@ -87,7 +87,7 @@ def _grid(rows: Sequence[tuple[Layer, int]], layers: Sequence[Layer], *, piped: 
             *([layer.scope or ""] if scoped else []),
             layer.form,
             _shape(layer),
-            *([layer.format or ""] if formats else []),
+            *([_format(layer, piped=piped)] if formats else []),
         ]
         if layer.rank is None:
             grid.add(*cells, rest=_DENSE + layer.reason.removeprefix(_DENSE))
@@ -172,6 +172,16 @@ def _figure(layer: Layer) -> float | None:
     fitted = layer.energy_of != "weight"
     error = layer.output_error if fitted else layer.weight_error
     return layer.predicted_error if error is None and fitted else error
+
+
+def _format(layer: Layer, *, piped: bool) -> str:
+    """As it is written, or on a terminal such as "4 bits/32"; a note has it in words."""
+    text = layer.format or ""
+    if piped:
+        return text
+    for long, short in ((", blocks of ", "/"), (", a scale for each row", "/row"), (", +", " +")):
+        text = text.replace(long, short)
+    return text
 
 
 def _shape(layer: Layer) -> str:

@@ -106,13 +106,16 @@ def test_a_module_stands_for_a_name_that_says_nothing(monkeypatch: pytest.Monkey
     assert shown(table(rows), None, monkeypatch)[2].startswith("node_MatMul_92 ")
 
 
-def test_a_number_format_has_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [dataclasses.replace(row, format="4 bits by 32") for row in layers(4)]
-    lines = shown(table(rows), 80, monkeypatch)
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_number_format_has_a_column(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [dataclasses.replace(row, format="4 bits, blocks of 32") for row in layers(4)]
+    lines = shown(table(rows), width, monkeypatch)
     assert "format" in lines[1]
-    assert sum("4 bits by 32" in line for line in lines) == 4
-    assert max(map(len, lines)) <= 80
-    assert "format" not in shown(table(layers(4)), 80, monkeypatch)[1]
+    assert sum(" 4 bits/32 " in line for line in lines) == 4
+    assert max(map(len, lines)) <= width
+    piped = shown(table(rows), None, monkeypatch)
+    assert sum(" 4 bits, blocks of 32 " in line for line in piped) == 4
+    assert "format" not in shown(table(layers(4)), width, monkeypatch)[1]
 
 
 def test_reasons_that_are_cut_are_whole_below(monkeypatch: pytest.MonkeyPatch) -> None:
