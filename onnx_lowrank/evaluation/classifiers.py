@@ -104,7 +104,7 @@ def _along_last_axis(node: ir.Node, value: ir.Value, opset: int) -> bool:
     axis = node.attributes.get_int("axis", -1 if opset >= 13 else 1)
     if axis == -1:
         return True
-    if value.shape is not None:
+    if value.shape is not None and len(value.shape):  # a declared scalar is no known shape
         return axis == len(value.shape) - 1
     # Before opset 13 the default, 1, means the last axis of the usual [rows, classes].
     return opset < 13

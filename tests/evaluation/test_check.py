@@ -336,6 +336,16 @@ def test_classifier_outputs(body: str, output: str, expected: bool) -> None:
     assert classifier_outputs(model) == ({name} if expected else set())
 
 
+def test_a_softmax_that_is_declared_a_scalar() -> None:
+    """As Paddle does where it does not know the shape; its axis is the last of [N, T, classes]."""
+    model = ir.from_onnx_text(
+        '<ir_version: 7, opset_import: ["" : 11]> g (float[N, T, 4] x) => (float y) '
+        "{ h = Relu(x) y = Softmax<axis = 2>(h) }"
+    )
+    model.graph.outputs[0].shape = ir.Shape([])
+    assert classifier_outputs(model) == {"y"}
+
+
 def test_softmax_axis_before_opset_13() -> None:
     model = ir.from_onnx_text(
         '<ir_version: 7, opset_import: ["" : 11]> g (float[N, 4] x) => (float[N, 4] y) '
