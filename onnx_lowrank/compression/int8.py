@@ -6,25 +6,38 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import onnx_ir as ir
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from onnx_lowrank.compression.candidates import TIMED_PAIRS, Candidate
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.graph.save import write, written_bytes
-from onnx_lowrank.graph.walk import stored_bytes
+from onnx_lowrank.graph.shape_for import WISHES
+from onnx_lowrank.graph.walk import all_nodes, stored_bytes
 from onnx_lowrank.measures import Check, Speedup
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.runtime.providers import CPU
 
-__all__ = ["Figured", "beside_int8", "said"]
+__all__ = ["Figured", "beside_int8", "quantized_alone", "said"]
 
-# The quantizer holds the model as one protobuf.
-_LARGEST = 1_500_000_000
-# How much larger, or further off, counts as equal.
+# Above, quantizing takes longer than a hint is worth, and several times the memory.
+_LARGEST = 500_000_000
+# Float32 weights become no smaller than this share.
+_SMALLEST = 0.25
+# How much larger, or further off, counts as equal where speed counts too.
 _EQUAL = 1.02
+# The quantizer is another program, which need not take every model.
+_FAILS = (
+    *(ArithmeticError, AttributeError, InputError, LookupError, OSError, RuntimeError),
+    *(TypeError, ValueError),
+)
+# What it writes in place of a layer.
+_INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLSTM", "MatMulInteger", "QAttention"})
 
 
 @dataclass(frozen=True)
@@ -33,76 +46,130 @@ class Figured:
 
     Attributes:
         bytes: of the file.
-        error: mean relative L2 error of the worst output.
-        speedup: against IN.
+        error: mean relative L2 error of the worst output, or the loss by the metric.
+        speedup: against IN; None where it is not compared.
+        metric: what the error is by; None for the relative L2 error.
     """
 
     bytes: int
     error: float
-    speedup: Speedup
+    speedup: Speedup | None = None
+    metric: str | None = None
 
     def __str__(self) -> str:
-        size = f"{self.bytes / 1e6:.3g} MB"
-        return f"{size}, off by {self.error:.2g}, {self.speedup.median:.2f}× as fast"
+        by = "" if self.metric is None else f" by {self.metric}"
+        text = f"{self.bytes / 1e6:.3g} MB, off by {self.error:.2g}{by}"
+        return text if self.speedup is None else f"{text}, {self.speedup.median:.2f}× as fast"
 
 
 def beside_int8(
     context: Context, prepared: Prepared, found: Candidate, check: Check | None
 ) -> str | None:
-    """A result beside int8 alone, and whether that is the better choice; None where not compared.
+    """A result beside int8 alone, where it is checked on samples of the user on the CPU.
 
-    Compared are results whose formats were chosen, where they are checked and timed.
+    Where formats were chosen and timed both stand beside each other.  A result of floats is only
+    told where int8 alone is smaller and nearer to the original, and nothing is timed.
 
     Args:
         context: the run.
         prepared: the model as it was before.
         found: the result.
         check: its outputs against the original's.
+
+    Returns:
+        The line, or why the two could not be compared; None where there is nothing to say.
     """
-    own = found.measured.latency
-    if prepared.quantized.single or own is None or check is None:
+    settings, trial, latency = context.settings, context.trial, found.measured.latency
+    real = settings.data is not None or settings.calibration is not None
+    if check is None or not real or trial.provider is not CPU:
         return None
-    if context.trial.provider is not CPU:
+    if settings.shape_for is not None and not WISHES[settings.shape_for].dynamic_int8:
         return None
-    if stored_bytes(prepared.model) > _LARGEST:
-        return "not compared with int8 alone: the model is above 1.5 GB"
-    trial = context.trial
-    with context.stages("int8", TIMED_PAIRS + len(trial.samples.feeds)) as advance:
+    before, size = stored_bytes(prepared.model), found.measured.bytes
+    chosen = not prepared.quantized.single
+    if chosen:
+        if latency is None:
+            return None
+    elif prepared.quantized.wanted or size <= _SMALLEST * before:
+        return None
+    if before > _LARGEST:
+        return f"not compared with int8 alone: the model is above {_LARGEST // 10**6} MB"
+    judged = None if chosen else found.measured.judged
+    known = dict(trial.notes)  # what is noted of the other model is not said of the result
+    speedup = None
+    with context.stages("int8", TIMED_PAIRS * chosen + len(trial.samples.feeds)) as advance:
         try:
-            plain = write(prepared.model.clone(), context.folder, "before-int8.onnx", "never")[-1]
-            path = context.folder / "int8.onnx"
-            with _quiet():
-                quantize_dynamic(plain, path, per_channel=True, weight_type=QuantType.QUInt8)
-            session = trial.open(path)
-            other = trial.check(session, advance)
-            latency = trial.time(session, TIMED_PAIRS, advance)
-        except (InputError, OSError, ValueError, RuntimeError) as error:
-            return f"not compared with int8 alone: {' '.join(str(error).split())[:200]}"
-    if latency is None:
+            plain = prepared.model.clone()
+            taken_back(plain, context.at, context.source.model)
+            path = quantized_alone(plain, context.folder)
+            if path is None or (not chosen and written_bytes((path,)) >= size):
+                return None
+            opened = trial.open(path)
+            session = trial.judged(ir.load(path), opened)
+            if judged is not None:
+                own, error = judged.loss, trial.judge(session, settings.metric_used).loss
+            else:
+                own = worst_error(check.providers)[1]
+                error = worst_error(trial.check(session, advance).providers)[1]
+            if chosen:
+                timed = trial.time(opened, TIMED_PAIRS, advance)
+                speedup = None if timed is None else timed.speedup
+        except _FAILS as failure:
+            return f"not compared with int8 alone: {' '.join(str(failure).split())[:200]}"
+        finally:
+            trial.notes.clear()
+            trial.notes.update(known)
+    if not chosen and not error < own:
         return None
-    theirs, ours = (worst_error(one.providers)[1] for one in (other, check))
+    metric = None if judged is None else judged.metric
     return said(
-        Figured(written_bytes((path,)), theirs, latency.speedup),
-        Figured(found.measured.bytes, ours, own.speedup),
+        Figured(written_bytes((path,)), error, speedup, metric),
+        Figured(size, own, None if speedup is None or latency is None else latency.speedup, metric),
     )
+
+
+def quantized_alone(model: ir.Model, folder: Path) -> Path | None:
+    """A model after one call of ``quantize_dynamic``, per channel and QUInt8.
+
+    Unsigned weights do not saturate on processors without int8 dot products.
+
+    Args:
+        model: whose weights are initializers.
+        folder: where the file goes.
+
+    Returns:
+        The file; None if no layer of it was quantized.
+    """
+    plain = write(model, folder, "before-int8.onnx", "never")[-1]
+    path = folder / "int8.onnx"
+    with _quiet():
+        quantize_dynamic(plain, path, per_channel=True, weight_type=QuantType.QUInt8)
+    plain.unlink()
+    done = any(node.op_type in _INTEGER for node in all_nodes(ir.load(path)))
+    return path if done else None
 
 
 def said(int8: Figured, own: Figured) -> str:
     """Both beside each other, and whether int8 alone is the better choice.
 
-    It is where it is no larger, no further off, and not certainly slower.
+    It is where it is no larger, no further off, and not certainly slower.  Without speeds it has to
+    be smaller and nearer.
 
     Args:
         int8: the model by int8 alone.
         own: the result.
     """
+    text = f"int8 alone (quantize_dynamic, per channel, QUInt8): {int8}; this result: {own}"
+    verdict = f"{text}; int8 alone is the better choice here"
+    if int8.speedup is None or own.speedup is None:
+        better = int8.bytes < own.bytes and int8.error < own.error
+        return f"{verdict}, but speed was not compared" if better else text
     better = (
         int8.bytes <= _EQUAL * own.bytes
         and int8.error <= _EQUAL * own.error
         and int8.speedup.certain[1] >= own.speedup.certain[0]
     )
-    text = f"int8 alone (quantize_dynamic, per channel, QUInt8): {int8}; this result: {own}"
-    return f"{text}; int8 alone is the better choice here" if better else text
+    return verdict if better else text
 
 
 @contextmanager

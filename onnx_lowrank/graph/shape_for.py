@@ -46,6 +46,7 @@ class Wishes:
         matrices: products of two axes.
         bias: Gemm with a bias, and only with one.
         right: the constant on the right, or a convolution.
+        dynamic_int8: whether it runs products of integers whose inputs are quantized in each run.
     """
 
     rank_multiple: int = 8
@@ -54,11 +55,12 @@ class Wishes:
     matrices: bool = False
     bias: bool = False
     right: bool = False
+    dynamic_int8: bool = False
 
 
 WISHES: dict[str, Wishes] = {
-    "cpu": Wishes(rank_multiple=16),
-    "arm": Wishes(rank_multiple=16),
+    "cpu": Wishes(rank_multiple=16, dynamic_int8=True),
+    "arm": Wishes(rank_multiple=16, dynamic_int8=True),
     "qnn": Wishes(rank_multiple=32, fixed=True, plain=True),
     "nnapi": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
     "coreml": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),

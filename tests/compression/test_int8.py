@@ -1,14 +1,134 @@
-"""A result whose formats were chosen stands beside int8 alone."""
+"""A result beside int8 alone: always where formats were chosen, else where that is better."""
 
 from __future__ import annotations
 
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from onnx_lowrank import compress
+from onnx_lowrank.compression import int8 as int8_alone
 from onnx_lowrank.compression.int8 import Figured, said
 from onnx_lowrank.measures import Speedup
-from tests.helpers.models import parse
+from onnx_lowrank.numerics.arrays import Array
+from tests.helpers.models import known_rank, parse, uniform
+
+_TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 96] x) => (float[N, 96] y) {
+    a = MatMul(x, w1)
+    b = Tanh(a)
+    y = MatMul(b, w2)
+}"""
+_FAST: dict[str, Any] = {"bench": False, "effort": "quick"}
+
+
+def model(rank: int | None = None) -> onnx.ModelProto:
+    rng = np.random.default_rng(4)
+    weights = {
+        name: uniform((96, 96), rng) if rank is None else known_rank(96, 96, rank, rng)
+        for name in ("w1", "w2")
+    }
+    return parse(_TEXT, weights)
+
+
+def feeds() -> list[dict[str, Array]]:
+    rng = np.random.default_rng(1)
+    return [{"x": uniform((8, 96), rng)} for _ in range(20)]
+
+
+def notes(own: onnx.ModelProto | None = None, **options: Any) -> list[str]:
+    wanted = {"data": feeds(), "keep": 0.5, **_FAST, **options}
+    report = compress(model() if own is None else own, **wanted).report
+    return [note for note in report.notes if "int8 alone" in note]
+
+
+def test_it_is_said_with_figures_that_hold(tmp_path: Path) -> None:
+    result = compress(model(), data=feeds(), calibrate=False, samples=20, keep=0.5, **_FAST)
+    (note,) = [note for note in result.report.notes if "int8 alone" in note]
+    plain, path = tmp_path / "plain.onnx", tmp_path / "int8.onnx"
+    onnx.save(model(), plain)
+    quantize_dynamic(plain, path, per_channel=True, weight_type=QuantType.QUInt8)
+    sessions = [ort.InferenceSession(file) for file in (plain, path)]
+    errors = []
+    for feed in feeds():
+        before, after = (session.run(None, feed)[0] for session in sessions)
+        errors.append(np.linalg.norm(after - before) / np.linalg.norm(before))
+    found = re.findall(r"([\d.]+) MB, off by ([\d.e-]+)", note)
+    (size, loss), (own_size, own_loss) = [tuple(map(float, pair)) for pair in found]
+    assert size == pytest.approx(path.stat().st_size / 1e6, rel=0.02)
+    assert loss == pytest.approx(np.mean(errors), rel=0.05)
+    assert result.report.check is not None
+    (output,) = result.report.check.providers[0].outputs
+    assert own_loss == pytest.approx(output.relative_l2, rel=0.05)
+    assert own_size == pytest.approx(result.report.output.bytes / 1e6, rel=0.01)
+    assert size < own_size
+    assert loss < own_loss
+    assert note.endswith("; int8 alone is the better choice here, but speed was not compared")
+
+
+def test_the_metric_of_the_user_decides() -> None:
+    (note,) = notes(metric="cosine", keep=None, tolerance=0.2, objective="size")
+    assert note.count(" by cosine;") == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data": None, "dims": {"N": 4}},  # random input is no judge
+        {"check": False},
+        {"weights": "8"},
+        {"shape_for": "qnn"},  # which runs no such model
+        {"shape_for": "webgpu"},
+        {"dry_run": True},
+        {"keep": 0.1},  # int8 cannot be as small
+    ],
+    ids=("random", "check", "weights", "qnn", "webgpu", "dry", "small"),
+)
+def test_elsewhere_nothing_is_said(options: dict[str, Any]) -> None:
+    assert notes(**options) == []
+
+
+def test_a_layer_of_low_rank_is_better_as_a_pair() -> None:
+    assert notes(model(rank=30), keep=None, energy=0.999999) == []
+
+
+def test_values_inside_that_count_as_outputs_count_for_both() -> None:
+    (note,) = notes(judge_at=("b",))
+    assert "int8 alone is the better choice" in note
+
+
+def test_a_quantizer_that_fails_is_said_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("Failed to find\n proper ai.onnx domain")
+
+    monkeypatch.setattr(int8_alone, "quantize_dynamic", fails)
+    assert notes() == ["not compared with int8 alone: Failed to find proper ai.onnx domain"]
+    monkeypatch.setattr(int8_alone, "_LARGEST", 1000)
+    assert notes() == ["not compared with int8 alone: the model is above 0 MB"]
+
+
+def test_a_model_of_which_nothing_is_quantized_is_none(tmp_path: Path) -> None:
+    text = _TEXT.replace("MatMul(x, w1)", 'Einsum <equation = "bm,mn->bn"> (x, w1)')
+    text = text.replace("MatMul(b, w2)", 'Einsum <equation = "bm,mn->bn"> (b, w2)')
+    rng = np.random.default_rng(4)
+    other = parse(text, {name: uniform((96, 96), rng) for name in ("w1", "w2")})
+    assert int8_alone.quantized_alone(ir.from_proto(other), tmp_path) is None
+    assert int8_alone.quantized_alone(ir.from_proto(model()), tmp_path) is not None
+
+
+def test_the_root_log_is_as_before(caplog: pytest.LogCaptureFixture) -> None:
+    before = logging.getLogger().disabled
+    (_,) = notes()
+    assert logging.getLogger().disabled == before
+    assert not [record for record in caplog.records if "pre-processing" in record.getMessage()]
+
 
 OWN = (10_000_000, 0.1, 1.5)
 
