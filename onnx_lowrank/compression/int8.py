@@ -23,10 +23,10 @@ from onnx_lowrank.measures import Check, Speedup
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.runtime.providers import CPU
 
-__all__ = ["Figured", "beside_int8", "quantized_alone", "said"]
+__all__ = ["LARGEST", "Figured", "beside_int8", "quantized_alone", "said"]
 
-# Above, quantizing takes longer than a hint is worth, and several times the memory.
-_LARGEST = 500_000_000
+LARGEST = 500_000_000
+"""Bytes above which quantizing takes longer than a hint is worth, and several times the memory."""
 # Float32 weights become no smaller than this share.
 _SMALLEST = 0.25
 # How much larger, or further off, counts as equal where speed counts too.
@@ -92,8 +92,8 @@ def beside_int8(
             return None
     elif prepared.quantized.wanted or size <= _SMALLEST * before:
         return None
-    if before > _LARGEST:
-        return f"not compared with int8 alone: the model is above {_LARGEST // 10**6} MB"
+    if before > LARGEST:
+        return f"not compared with int8 alone: the model is above {LARGEST // 10**6} MB"
     judged = None if chosen else found.measured.judged
     known = dict(trial.notes)  # what is noted of the other model is not said of the result
     speedup = None

@@ -110,7 +110,7 @@ def test_a_quantizer_that_fails_is_said_and_nothing_else(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(int8_alone, "quantize_dynamic", fails)
     assert notes() == ["not compared with int8 alone: Failed to find proper ai.onnx domain"]
-    monkeypatch.setattr(int8_alone, "_LARGEST", 1000)
+    monkeypatch.setattr(int8_alone, "LARGEST", 1000)
     assert notes() == ["not compared with int8 alone: the model is above 0 MB"]
 
 
