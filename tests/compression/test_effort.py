@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,18 @@ def test_a_tolerance_is_kept_by_what_is_tried_after_its_search(
     assert goal.loss is not None
     assert goal.loss <= 0.2
     assert steps_of(result.report)[REFIT].error_before is not None
+
+
+def test_a_recipe_does_it_again(model: onnx.ModelProto, feeds: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    options: dict[str, Any] = {"rank_multiple": 1, "keep": 0.6, **PLAIN}
+    many = feeds + feeds_of(np.random.default_rng(5), 60)
+    result = compress(model, data=many, save_recipe=path, **options)
+    again = compress(model, data=many, recipe=path, bench=False)
+    taken = {step.method: step.taken for step in result.report.steps}
+    assert any(taken.values())
+    assert {step.method: step.taken for step in again.report.steps} == taken
+    assert error(result.model, again.model, feeds) < 1e-4
 
 
 def test_each_step_is_a_line(
