@@ -158,10 +158,10 @@ def output_verdict(
     bad = error > _LOST_ERROR or agreement < _LOST_AGREEMENT
     parts = [f"output {worst.name!r} is off by {100 * error:.3g} % (mean relative L2 error)"]
     if agreed is not None:
-        parts.append(
-            f"the largest element of {agreed.name!r} is another one in "
-            f"{100 * (1.0 - agreement):.3g} % of the rows"
-        )
+        changed = f"another one in {100 * (1.0 - agreement):.3g} % of the rows"
+        same = "the same in every row"
+        what = same if agreement == 1.0 else changed
+        parts.append(f"the largest element of {agreed.name!r} is {what}")
     advice = (
         f"on random input; judge it on real samples: {named('data')}, {named('tolerance')}"
         if random
