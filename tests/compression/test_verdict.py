@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx_lowrank import Result, compress
 from onnx_lowrank.cli.console import print_report
 from onnx_lowrank.cli.screen import output_screen
 from onnx_lowrank.compression.summary import output_verdict
+from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.measures import Check, OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.report import OutputVerdict
@@ -83,14 +85,13 @@ def test_levels(error: float, agreement: float | None, level: str | None) -> Non
     decisions = _decisions()
     verdict = output_verdict(check, decisions, random=False)
     assert (verdict.level if isinstance(verdict, OutputVerdict) else None) == level
+    if verdict is not None and agreement == 1.0:
+        assert "the same in every row" in verdict.text
 
 
 def _decisions() -> list[Any]:
-    class Factored:
-        class choice:  # noqa: N801
-            rank = 2
-
-    return [Factored()]
+    site = SimpleNamespace(choice=Choice(2, "a rank"))
+    return [site]
 
 
 def test_what_is_excluded_counts_in_no_share() -> None:
