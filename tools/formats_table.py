@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=40, help="of the timing")
     parser.add_argument("--linear", type=float, nargs="*", default=LINEAR, help="shares to keep")
     parser.add_argument("--all", type=float, nargs="*", default=ALL, help="the same with tables")
+    parser.add_argument("--heal", type=int, default=0, help="steps for what formats are chosen for")
     parser.add_argument("--no-later", action="store_true", help="leave out the second table")
     options = parser.parse_args(arguments)
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
@@ -92,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ("auto", options.linear, ["matmul", "gemm"]),
             ("auto, tables", options.all, None),
         ):
-            for share, (path, point) in chosen(options.model, fit, judge[0], folder, shares, ops):
+            found = chosen(options.model, fit, judge[0], folder, shares, ops, options.heal)
+            for share, (path, point) in found:
                 files[f"{title}, {share:g}"] = path
                 points[f"{title}, {share:g}"] = point
         cosine = judged(options.model, judge)
@@ -158,6 +160,7 @@ def chosen(
     folder: Path,
     shares: Sequence[float],
     ops: Sequence[str] | None,
+    heal: int = 0,
 ) -> Iterator[tuple[float, tuple[Path, Point]]]:
     """Ranks and formats chosen for each layer at several shares of the bytes."""
     if not shares:
@@ -171,6 +174,7 @@ def chosen(
         shares=shares,
         weights="auto",
         quantize_ops=ops,
+        heal=heal,
         data=folder / "held.npz",
         calibration=fit,
         calibration_samples=len(fit),
