@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.samples import Samples
@@ -37,6 +39,8 @@ FISHER, REFIT = "Fisher information", "refit"
 # With so many samples Fisher information is worth a try, as samples kept aside judge it; to be sure
 # of a gain it wants more (`onnx_lowrank.fitting.sample_needs`).
 _TRY_FISHER = 64
+# Samples that judge, at most; a tolerance searches with more.
+_MOST_JUDGING = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +106,13 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
     assert samples is not None  # moments were gathered of them
     fitted_to = samples.part([n for n in range(len(samples.feeds)) if n not in split.searched])
     fitting = replace(prepared.search, held=prepared.statistics.held)
+    judging = split.search.feeds
+    places = {int(p) for p in np.linspace(0, len(judging) - 1, min(len(judging), _MOST_JUDGING))}
     with context.stages("effort"):
         probe = Probe(
             prepared.model,
             ranked,
-            split.search.feeds,
+            [judging[place] for place in sorted(places)],
             context.trial.runner,
             context.trial.mask,
             context.settings.metric_used.of_classes,
