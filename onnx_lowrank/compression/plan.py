@@ -11,7 +11,8 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.fitting import statistics_file
 from onnx_lowrank.fitting.statistics_file import SavedCurve, weight_of
-from onnx_lowrank.graph.walk import stored_bytes
+from onnx_lowrank.graph.walk import node_name, stored_bytes
+from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.ranks import cost_file
 from onnx_lowrank.ranks.budget_strategies import (
@@ -110,7 +111,16 @@ def _per_layer(context: Context, prepared: Prepared) -> PerLayer:
     if settings.goal.energy is None or prepared.calibration is None or not context.runs():
         return PerLayer(settings.goal, prepared)
     last = ByOutputs(settings.goal, prepared, trial.split.search, trial.runner, trial.reading)
-    return PerLayer(settings.goal, prepared, last.choose)
+
+    def revised(group: Group, choice: Choice) -> Choice:
+        try:
+            return last.choose(group, choice)
+        except InputError as error:
+            name = node_name(group.members[0].site.node)
+            context.say(f"the outputs have no say in the rank of {name}, the last layer: {error}")
+            return choice
+
+    return PerLayer(settings.goal, prepared, revised)
 
 
 def searching_for(

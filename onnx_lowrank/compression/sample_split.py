@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.compression.settings import Settings
@@ -25,8 +26,10 @@ __all__ = ["SampleSplit"]
 _SEARCHED, _MOST_SEARCHED = 5, 32
 # Samples that are whole batches: with so many batches at most, or with so many of their rows.
 _BATCHES_SEARCHED, _ROWS_SEARCHED = 8, 128
-# A tolerance is searched with so many more samples, at most, that neither fit nor judge.
+# For the search of a tolerance so many more samples are read, which neither fit nor judge.
 _SPARE = 256
+# Of samples that are whole batches so many judge at least, where the user does not say.
+_FEWEST = 16
 # Share of the calibration samples that judges the healing.
 _HEALED = 0.1
 
@@ -76,9 +79,8 @@ class SampleSplit:
         count = 0 if self.fitted_to is None else len(self.fitted_to.feeds)
         if self.fitted_to is None or count < _SEARCHED:
             return ()
-        leading = {array.shape[:1] for array in self.fitted_to.feeds[0].values()}
-        (rows,) = leading.pop() if len(leading) == 1 and () not in leading else (1,)
-        most = min(_MOST_SEARCHED, max(_BATCHES_SEARCHED, _ROWS_SEARCHED // max(rows, 1)))
+        rows = _rows(self.fitted_to)
+        most = min(_MOST_SEARCHED, max(_BATCHES_SEARCHED, _ROWS_SEARCHED // rows))
         spread = np.linspace(0, count - 1, min(most, count // _SEARCHED))
         return tuple(sorted({int(place) for place in spread}))
 
@@ -156,10 +158,14 @@ class SampleSplit:
             parts = loaded(judge, settings.judging), None, None
         elif judge is not None and fit is not None and not same_source(judge, fit):
             fitting = loaded(fit, settings.calibration_samples + self._wanted_spare)
-            count = len(fitting.feeds)
-            own = min(count, settings.calibration_samples)
-            spare = fitting.part(range(own, count)) if own < count else None
-            parts = loaded(judge, settings.judging), fitting.part(range(own)), spare
+            judging = loaded(judge, settings.judging)
+            count, own = len(fitting.feeds), settings.calibration_samples
+            spare = None
+            if count > own:  # a file may be in the order of its classes
+                order = np.random.default_rng(settings.seed).permutation(count)
+                spare = self._spare(fitting, order[own:])
+                fitting = fitting.part(sorted(int(index) for index in order[:own]))
+            parts = judging.part(range(self._judging(judging))), fitting, spare
         else:
             source = judge if judge is not None else fit
             assert source is not None
@@ -175,6 +181,19 @@ class SampleSplit:
         budget = self._settings.budget
         return _SPARE if budget is not None and budget.kind == "tolerance" else 0
 
+    def _judging(self, samples: Samples) -> int:
+        """How many of these judge: a default counts rows where samples are whole batches."""
+        wanted, count = self._settings.judging, len(samples.feeds)
+        if self._settings.samples is None:
+            wanted = max(min(wanted, _FEWEST), wanted // _rows(samples))
+        return min(wanted, count)
+
+    def _spare(self, samples: Samples, order: npt.NDArray[np.intp]) -> Samples | None:
+        """Those of the samples that a search of a tolerance may have beside; None without any."""
+        most = max(_BATCHES_SEARCHED, len(order) // _rows(samples))
+        chosen = sorted(int(index) for index in order[:most])
+        return samples.part(chosen) if chosen and self._wanted_spare else None
+
     def _split(self, both: Samples) -> tuple[Samples, Samples | None, Samples | None]:
         """A held-out quarter, at most as many as are to judge, samples to fit to, and the rest."""
         settings, count = self._settings, len(both.feeds)
@@ -187,14 +206,22 @@ class SampleSplit:
             self.notes[note + "the sample does both, so the check is too optimistic"] = None
             return both, both, None
         order = np.random.default_rng(settings.seed).permutation(count)
-        held = min(settings.judging, max(1, count // 4))
+        held = min(self._judging(both), max(1, count // 4))
         fitting = order[held:]
         judge = sorted(int(index) for index in order[:held])
         fit = sorted(int(index) for index in fitting[: settings.calibration_samples])
-        rest = sorted(int(index) for index in fitting[settings.calibration_samples :])
-        spare = both.part(rest) if rest and self._wanted_spare else None
-        searching = "" if spare is None else f", {len(rest)} more take part in the search"
+        spare = self._spare(both, fitting[settings.calibration_samples :])
+        searching = ""
+        if spare is not None:
+            searching = f", {len(spare.feeds)} more take part in the search"
         self.notes[
             f"{both.source}: {len(fit)} samples calibrate, {len(judge)} others judge{searching}"
         ] = None
         return both.part(judge), both.part(fit), spare
+
+
+def _rows(samples: Samples) -> int:
+    """How many rows a sample holds, by the first one: its inputs' common size of axis 0."""
+    leading = {array.shape[:1] for array in samples.feeds[0].values()}
+    (rows,) = leading.pop() if len(leading) == 1 and () not in leading else (1,)
+    return max(rows, 1)

@@ -208,3 +208,25 @@ def test_samples_that_are_left_take_part_in_the_search() -> None:
 )
 def test_how_many_samples_judge(options: dict[str, Any], count: int) -> None:
     assert Settings(**options).judging == count
+
+
+def test_batches_count_by_their_rows() -> None:
+    """Of 400 batches of 16 rows 16 judge and 21 more search; every sample has one part."""
+    x = np.random.default_rng(1).normal(size=(400, 16, 48)).astype("f4")
+    given: dict[str, Any] = {
+        "metric": "top1", "tolerance": 0.05, "objective": "size", "rank_multiple": 1,
+        "bench": False, "simplify": False, "calibration_samples": 40,
+    }  # fmt: skip
+    report = compress(classifier(), data=[{"x": own} for own in x], **given).report
+    assert report.judged is not None
+    assert report.judged.samples == 16
+    assert any(
+        "40 samples calibrate, 16 others judge, 21 more take part in the search" in note
+        for note in report.notes
+    )
+    other = {"x": np.concatenate(x[200:300])}
+    apart = compress(classifier(), data=other, calibration={"x": np.concatenate(x[:100])}, **given)
+    assert apart.report.judged is not None
+    assert apart.report.judged.samples == 256
+    assert apart.report.goal is not None
+    assert apart.report.goal.samples == 8 + 256
