@@ -224,4 +224,4 @@ def _rows(samples: Samples) -> int:
     """How many rows a sample holds, by the first one: its inputs' common size of axis 0."""
     leading = {array.shape[:1] for array in samples.feeds[0].values()}
     (rows,) = leading.pop() if len(leading) == 1 and () not in leading else (1,)
-    return max(rows, 1)
+    return max(int(rows), 1)
