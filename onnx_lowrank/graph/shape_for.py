@@ -46,6 +46,7 @@ class Wishes:
         matrices: products of two axes.
         bias: Gemm with a bias, and only with one.
         right: the constant on the right, or a convolution.
+        blocks: whether it runs weights of integers in blocks with a scale each.
         dynamic_int8: whether it runs products of integers whose inputs are quantized in each run.
     """
 
@@ -55,16 +56,17 @@ class Wishes:
     matrices: bool = False
     bias: bool = False
     right: bool = False
+    blocks: bool = False
     dynamic_int8: bool = False
 
 
 WISHES: dict[str, Wishes] = {
-    "cpu": Wishes(rank_multiple=16, dynamic_int8=True),
-    "arm": Wishes(rank_multiple=16, dynamic_int8=True),
-    "qnn": Wishes(rank_multiple=32, fixed=True, plain=True),
+    "cpu": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
+    "arm": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
+    "qnn": Wishes(rank_multiple=32, fixed=True, plain=True, dynamic_int8=True),
     "nnapi": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
     "coreml": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
-    "webgpu": Wishes(rank_multiple=4),
+    "webgpu": Wishes(rank_multiple=4, blocks=True),
     # XNNPACK's Gemm takes the number of rows from the model.
     "xnnpack": Wishes(16, fixed=True, plain=True, matrices=True, bias=True, right=True),
 }

@@ -10,15 +10,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.errors import UsageError, named
+from onnx_lowrank.graph.shape_for import WISHES
 from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Finding, Group, Selection
 from onnx_lowrank.maps.formats import Format, correctable, no_format, suited
 from onnx_lowrank.maps.tables import Tables, table_format
+from onnx_lowrank.runtime.providers import short_name
 
 __all__ = [
     "KINDS",
     "ONLY_FLOATS",
-    "WITHOUT_BLOCKS",
     "FormatWishes",
     "Formats",
     "formats_of",
@@ -30,8 +31,6 @@ __all__ = [
 
 KINDS = ("fp32", "8", "4")
 """What ``weights`` may name, beside auto."""
-WITHOUT_BLOCKS = frozenset({"coreml", "nnapi", "qnn", "xnnpack"})
-"""Targets that take no DequantizeLinear with blocks before a product."""
 
 # Forms whose weights may be integers.
 _OPS = ("gather", "gemm", "matmul")
@@ -101,12 +100,14 @@ def offered(weights: str, targets: Collection[str | None]) -> tuple[str, ...]:
 
     Args:
         weights: kinds, separated by commas, or auto: all that the targets run well.
-        targets: names of what the result is shaped for and runs on; None for no one's.
+        targets: names of what the result is shaped for and runs on, as the user or ONNX Runtime
+            writes them; None for no one's.
 
     Raises:
         UsageError: a target does not take what was asked for by name.
     """
-    without = sorted(WITHOUT_BLOCKS.intersection(target for target in targets if target))
+    names = {short_name(target) for target in targets if target}
+    without = sorted(name for name in names & WISHES.keys() if not WISHES[name].blocks)
     given = {part.strip() for part in weights.split(",")}
     if "auto" in given:
         return ("fp32",) if without else KINDS

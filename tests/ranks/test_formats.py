@@ -26,6 +26,9 @@ def test_kinds_by_target() -> None:
     assert offered("auto", ("qnn", "cpu")) == ("fp32",)
     with pytest.raises(UsageError, match="target coreml takes no weights in blocks"):
         offered("fp32,8", (None, "coreml"))
+    with pytest.raises(UsageError, match="target qnn takes no weights"):
+        offered("4", (None, "QNNExecutionProvider"))
+    assert offered("auto", ("webgpu", "openvino")) == ("fp32", "8", "4")
 
 
 def test_ops() -> None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank.graph.fixed import fix_shapes, infer_shapes
+from onnx_lowrank.graph.shape_for import WISHES
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.targets import open_target
 from onnx_lowrank.targets.base import Job
@@ -228,6 +229,62 @@ def test_rules_of_qnn_tell_the_truth(kind: str, rows: Any, axes: str, tmp_path: 
     everything = list(outcome.nodes) == ["QNNExecutionProvider"]
     assert everything == (support.model.taken == support.model.nodes)
     assert everything == (rows != "N")
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("op", ["DequantizeLinear", "QuantizeLinear"])
+def test_scales_of_blocks(op: str) -> None:
+    """The rules and what ``--for`` offers know the same of it."""
+    kind, to = ("int8", "float") if op == "DequantizeLinear" else ("float", "int8")
+    text = (
+        f"g ({kind}[8, 6] x) => ({to}[8, 6] y) {{ y = {op} <axis = 0, block_size = 4> (x, s, z) }}"
+    )
+    zero = {"z": np.zeros((2, 6), np.int8)}
+    reasons = only(text, {"s": np.ones((2, 6), np.float32), **zero})
+    why = "a scale for a tensor or a channel only, not for blocks of 4"
+    known = {name for name, reason in reasons.items() if reason == why}
+    assert {"nnapi", "qnn"} <= known
+    whole = text.replace("block_size = 4", "block_size = 0")
+    assert all(r != why for r in only(whole, {"s": np.ones((), np.float32)} | zero).values())
+    for name, wishes in WISHES.items():
+        for rules in RULES.values():
+            if rules.name.partition(" ")[0] == name:
+                assert rules.blocks == wishes.blocks
+
+
+@pytest.mark.qnn
+def test_what_qnn_takes_of_integers(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Scales of blocks are left to the CPU, products of integers are not."""
+    require("qnn")
+    head = '<ir_version: 10, opset_import: ["": 21]> g (float[4, 64] x) => (float[4, 32] y)'
+    codes = rng.integers(0, 200, (64, 32)).astype(np.uint8)
+    blocks = parse(
+        f"""{head} {{
+            w = DequantizeLinear <axis = 0, block_size = 32> (q, s)
+            y = MatMul (x, w)
+        }}""",
+        {"q": codes, "s": np.full((2, 32), 0.01, np.float32)},
+    )
+    dynamic = parse(
+        f"""{head} {{
+            i, scale, zero = DynamicQuantizeLinear (x)
+            n = MatMulInteger (i, q, zero, z)
+            f = Cast <to = 1> (n)
+            y = Mul (f, scale)
+        }}""",
+        {"q": codes, "z": np.array(100, np.uint8)},
+    )
+    feed = {"x": uniform((4, 64), rng)}
+    for name, proto, left in (("b", blocks, {"DequantizeLinear"}), ("d", dynamic, set())):
+        path = save(proto, tmp_path / f"{name}.onnx")
+        (outcome,) = open_target("qnn").run([path], [feed], Job(), lambda _: None)
+        assert outcome.nodes is not None
+        on_cpu = outcome.nodes.get("CPUExecutionProvider", ())
+        assert {node.partition("(")[2].rstrip(")") for node in on_cpu} == left
+        (said,) = (s for s in support_of(path, None, {}, {}).providers if s.provider == "qnn")
+        assert {node.op_type for node in said.model.left} == left
 
 
 # fix_shapes

@@ -22,6 +22,7 @@ from onnx_lowrank.graph.walk import attribute, float_attribute, operator, static
 __all__ = ["Graph", "Rules", "listed_operators"]
 
 Shape = tuple[int | None, ...]
+_QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 
 class Graph:
@@ -107,8 +108,8 @@ class Rules(abc.ABC):
     """Whether it takes only nodes all of whose sizes are known."""
     max_rank: ClassVar[int | None] = None
     """Largest number of axes."""
-    quantized: ClassVar[bool] = True
-    """Whether it takes QuantizeLinear and DequantizeLinear."""
+    blocks: ClassVar[bool] = False
+    """Whether it takes QuantizeLinear and DequantizeLinear with scales of blocks (opset 21)."""
     asked: ClassVar[bool] = True
     """Whether it has rules at all; without, it took whatever was tried."""
 
@@ -132,6 +133,10 @@ class Rules(abc.ABC):
             why = None if rule is None else rule(graph, node)
             if why is not None:
                 return why
+        if not self.blocks and node.op_type in _QUANTIZERS:
+            block = attribute(node, "block_size", 0)
+            if block:
+                return f"a scale for a tensor or a channel only, not for blocks of {block}"
         if self.static:
             dynamic = graph.dynamic(node)
             if dynamic is not None:

@@ -12,6 +12,7 @@ class OpenVino(Rules):
 
     name = "openvino"
     asked = False
+    blocks = True
 
     def operators(self) -> None:
         """All of them."""

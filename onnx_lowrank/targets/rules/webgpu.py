@@ -34,6 +34,7 @@ class WebGpu(Rules):
     """float32 and, where the device has it, float16; takes dynamic shapes."""
 
     name = "webgpu"
+    blocks = True
 
     def operators(self) -> frozenset[str]:
         """Those that ONNX Runtime has kernels for."""
