@@ -63,7 +63,7 @@ class Wishes:
 WISHES: dict[str, Wishes] = {
     "cpu": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
     "arm": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
-    "qnn": Wishes(rank_multiple=32, fixed=True, plain=True, dynamic_int8=True),
+    "qnn": Wishes(rank_multiple=32, fixed=True, plain=True),
     "nnapi": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
     "coreml": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
     "webgpu": Wishes(rank_multiple=4, blocks=True),

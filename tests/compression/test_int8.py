@@ -84,12 +84,12 @@ def test_the_metric_of_the_user_decides() -> None:
         {"data": None, "dims": {"N": 4}},  # random input is no judge
         {"check": False},
         {"weights": "8"},
-        {"shape_for": "nnapi"},  # which runs no such model
+        {"shape_for": "qnn"},  # which runs no such model
         {"shape_for": "webgpu"},
         {"dry_run": True},
         {"keep": 0.1},  # int8 cannot be as small
     ],
-    ids=("random", "check", "weights", "nnapi", "webgpu", "dry", "small"),
+    ids=("random", "check", "weights", "qnn", "webgpu", "dry", "small"),
 )
 def test_elsewhere_nothing_is_said(options: dict[str, Any]) -> None:
     assert notes(**options) == []

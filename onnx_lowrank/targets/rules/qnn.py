@@ -25,7 +25,6 @@ _OPERATORS = frozenset(
         *("ScatterElements", "ScatterND", "Sigmoid", "Sign", "Sin", "Slice", "Softmax"),
         *("SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "ThresholdedRelu"),
         *("Tile", "TopK", "Transpose", "Unsqueeze", "Upsample", "Where"),
-        *("DynamicQuantizeLinear", "MatMulInteger"),
         *("com.microsoft:FusedMatMul", "com.microsoft:Gelu"),
     )
 )
