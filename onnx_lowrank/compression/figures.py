@@ -42,15 +42,17 @@ class Figures:
         found = None if group is None else self.measured.get(group)
         if group is None or found is None:
             return None
-        return shown_spectrum(found, (group.shape[1], group.shape[2]), decision.choice.rank)
+        return shown_spectrum(found, group.shape[1:], decision.choice.rank, group.break_even)
 
     def bytes(self, decision: Decision) -> tuple[int | None, int | None]:
         """Bytes of the layer's weight as stored, before and after."""
         group, choice = decision.group, decision.choice
         if group is None:
-            before = self.stored.get(decision.weight)
-            return before, before
-        before = int(group.matrix.tensor.nbytes)
+            # The first map of a pair counts with the second one.
+            known = self.stored.get(decision.weight) if decision.size else 0
+            return known, known
+        head = 0 if group.head is None else group.head.matrix.tensor.nbytes
+        before = int(group.matrix.tensor.nbytes + head)
         plain = choice.rank is None and choice.format is None
         return before, before if plain else choice.bytes(group)
 
@@ -84,7 +86,7 @@ def _stored(model: ir.Model) -> dict[str, int]:
 
 
 def shown_spectrum(
-    found: Spectrum, shape: tuple[int, int], rank: int | None = None
+    found: Spectrum, shape: tuple[int, int], rank: int | None = None, even: float | None = None
 ) -> LayerSpectrum | None:
     """A spectrum at no more than 64 ranks; None where nothing of it is known.
 
@@ -92,6 +94,7 @@ def shown_spectrum(
         found: what was measured.
         shape: (m, n) of the matrix.
         rank: a rank that has to be among those shown.
+        even: the rank at which a pair is as large; None where the matrix itself stands there.
     """
     squares = found.squares
     if squares is None or not found.finite or not len(squares) or not squares[0] > 0.0:
@@ -106,7 +109,7 @@ def shown_spectrum(
     return LayerSpectrum(
         of=found.of,
         full=min(shape),
-        break_even=break_even(*shape),
+        break_even=break_even(*shape) if even is None else even,
         ranks=tuple(ranks.tolist()),
         values=tuple(float(f"{value:.4g}") for value in values),
         energy=tuple(float(f"{value:.6g}") for value in energy),

@@ -35,7 +35,7 @@ from onnx_lowrank.maps.find import (
     find,
 )
 from onnx_lowrank.maps.forms import Site, all_forms, chosen_forms
-from onnx_lowrank.numerics.ranks import break_even, largest_rank
+from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.recipe import Recipe
@@ -218,7 +218,7 @@ def _entries(
     settings: Settings,
     adapted: Merged,
 ) -> list[Inspected]:
-    others = {m.site: group.others for group in finding.groups for m in group.members}
+    own = {m.site: group for group in finding.groups for m in group.members}
     chosen = {form.name for form in chosen_forms(settings.ops)}
     rows = []
     for entry in finding.entries:
@@ -257,21 +257,24 @@ def _entries(
             found = measured.get(of[site])
             if found is not None and not found.finite:
                 reasons.append("holds NaN or Inf")
-            if others[site]:
-                reasons.append(f"its constant is also read by {listed(others[site], 2)}")
-            rows.append(_site(site, found, "; ".join(reasons), adapter))
+            if own[site].others:
+                reasons.append(f"its constant is also read by {listed(own[site].others, 2)}")
+            head = own[site].head
+            if head is not None:
+                reasons.append(f"is a pair of rank {site.m} already, with {node_name(head.node)!r}")
+            rows.append(_site(site, own[site], found, "; ".join(reasons), adapter))
     return rows
 
 
-def _site(site: Site, found: Spectrum | None, reason: str, adapter: int) -> Inspected:
+def _site(site: Site, group: Group, found: Spectrum | None, reason: str, adapter: int) -> Inspected:
     row = Inspected(
         node_name(site.node),
         f"{site.form.name} + adapter" if adapter else site.form.name,
         site.form.ops,
         site.operand.name,
         (site.slices, site.m, site.n),
-        site.operand.size + adapter,
-        break_even(site.m, site.n),
+        (site.operand.size if group.head is None else group.elements) + adapter,
+        break_even(site.m, site.n) if group.head is None else group.break_even,
         (),
         reason,
         site.node.op_type,
@@ -283,8 +286,8 @@ def _site(site: Site, found: Spectrum | None, reason: str, adapter: int) -> Insp
         row,
         ranks=tuple(found.needed(energy) for energy in ENERGIES),
         energy_of=found.of,
-        half=found.held(half) if (half := largest_rank(site.m, site.n, 0.5)) else None,
-        spectrum=shown_spectrum(found, (site.m, site.n)),
+        half=found.held(half) if (half := group.largest(0.5)) else None,
+        spectrum=shown_spectrum(found, (site.m, site.n), even=group.break_even),
     )
 
 

@@ -51,7 +51,7 @@ def fit(
         rank, joint = choices[task[0]].rank, choices[task[0]].joint
         assert rank is not None
         stacks = [group.matrix.numpy() for group in task]
-        moments = statistics.fit.get(task[0])
+        moments = statistics.inputs(task[0])
         fishers = [statistics.coordinates(group) for group in task]
         felt = [fisher.into(stack) for fisher, stack in zip(fishers, stacks, strict=True)]
         if joint is None:
@@ -99,4 +99,8 @@ def judged(
     if held is not None:
         own = None if shift is None else fisher.into(shift)
         output = achieved_error(fisher.into(stack), first, fisher.into(second), held, own)
-    return Errors(weight=relative_error(stack, first, second), output=output)
+    if group.head is None:
+        return Errors(weight=relative_error(stack, first, second), output=output)
+    plain = Statistics().inputs(group)
+    assert plain is not None
+    return Errors(weight=achieved_error(stack, first, second, plain), output=output)

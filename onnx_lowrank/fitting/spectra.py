@@ -90,11 +90,12 @@ def _components(
     energy: float | None,
     wanted: Callable[[Group, Spectrum], int | None] | None,
 ) -> tuple[Spectrum, tuple[Basis, ...]]:
-    moments, fisher = statistics.fit.get(group), statistics.coordinates(group)
+    moments, fisher = statistics.inputs(group), statistics.coordinates(group)
     stack = group.matrix.numpy()
     weighed: EnergyOf = "fisher" if fisher.known else "output"
-    of = "weight" if moments is None else weighed
-    if not all(_finite(matrix) for matrix in stack):
+    of = weighed if group in statistics.fit else "weight"
+    heads = () if group.head is None else group.head.matrix.numpy()
+    if not all(_finite(matrix) for matrix in (*stack, *heads)):
         return Spectrum(None, False, of), ()
     if not spectra:
         return Spectrum(None, True, of), ()

@@ -95,6 +95,19 @@ class Statistics:
     felt: Mapping[Group, Fisher] = field(default_factory=dict)
     bases: Mapping[Group, tuple[Basis, ...]] = field(default_factory=dict)
 
+    def inputs(self, group: Group) -> tuple[Moments, ...] | None:
+        """What a group's factors are fitted to; None fits them to the weight alone.
+
+        The second map of a pair reads ``X·A``: without samples it is fitted for inputs X that are
+        all alike, whose products have the moments ``AᵀA``.  That is the best for ``A·B`` as a whole
+        (the singular values of ``A·B`` are those of ``R·B``, ``A = Q·R``), and never makes it.
+        """
+        known = self.fit.get(group)
+        if known is not None or group.head is None:
+            return known
+        a = group.head.matrix.numpy()[0].astype(np.float64)
+        return (Moments(a.T @ a, np.zeros(a.shape[1]), 0),)
+
     def coordinates(self, group: Group) -> Fisher:
         """In what coordinates of its outputs a group's errors count alike."""
         return self.fisher.get(group, PLAIN) if group in self.fit else PLAIN

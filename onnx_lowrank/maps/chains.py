@@ -3,37 +3,63 @@
 A pair that this package wrote is known by the metadata of its first node.  Any other is known by
 its shape: the product of a map alone goes into maps whose weights, with its own, are fewer than
 those of the products ``A·B``.
+
+Where both maps are products of rows with a matrix that nothing else reads, the pair can have a
+lower rank: its second map is factored, ``B ≈ S·T``, and S goes into the first one,
+``(X·A)·B  ->  (X·(A·S))·T``.  Any other pair is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.walk import attribute, float_attribute, node_name
 from onnx_lowrank.maps.emit import PAIR
 from onnx_lowrank.maps.forms import Site
 
-__all__ = ["chained"]
+__all__ = ["Chains", "chained"]
 
 # Operators whose output is a linear map of the activation, with nothing added.
 _LINEAR = frozenset({"Conv", "Einsum", "FusedMatMul", "Gather", "Gemm", "MatMul"})
+# Forms whose two maps can be written again with another rank between them.
+_ROWS = frozenset({"gemm-right", "matmul-right"})
 
 
-def chained(sites: Iterable[Site]) -> Mapping[ir.Node, str]:
-    """Nodes that are half of a pair, and why they are left.
+@dataclass(frozen=True, eq=False)
+class Chains:
+    """Pairs that a model has already.
+
+    Attributes:
+        left: node that is half of a pair and stays as it is -> why.
+        heads: second node of a pair that can have a lower rank -> the first map.
+    """
+
+    left: Mapping[ir.Node, str] = field(default_factory=dict)
+    heads: Mapping[ir.Node, Site] = field(default_factory=dict)
+
+
+def chained(sites: Iterable[Site], constants: Constants) -> Chains:
+    """The pairs of a model.
 
     Args:
-        sites: all constant linear maps of a model that could be factored.
+        sites: all constant linear maps of the model that could be factored.
+        constants: resolver of its constants.
     """
     by_node: dict[ir.Node, Site] = {}
     for site in sites:
         by_node.setdefault(site.node, site)
     found: dict[ir.Node, str] = {}
+    heads: dict[ir.Node, Site] = {}
     for first in by_node.values():
         seconds = _seconds(first, by_node)
         if PAIR not in first.node.metadata_props and not _narrow(first, seconds):
+            continue
+        if len(seconds) == 1 and _lowerable(first, seconds[0], constants):
+            heads[seconds[0].node] = first
             continue
         rank = first.n
         names = ", ".join(repr(node_name(second.node)) for second in seconds[:3])
@@ -43,7 +69,33 @@ def chained(sites: Iterable[Site]) -> Mapping[ir.Node, str]:
             found[first.node] = _reason(rank, "first", repr(first.node.metadata_props[PAIR]))
         for second in seconds:
             found[second.node] = _reason(rank, "second", repr(node_name(first.node)))
-    return found
+    # A map between two others is the second of one pair and the first of another.
+    between = {first.node for first in heads.values()} & heads.keys()
+    for node, first in list(heads.items()):
+        if {node, first.node} & (between | found.keys()):
+            del heads[node]
+            found[node] = _reason(first.n, "second", repr(node_name(first.node)))
+            found.setdefault(first.node, _reason(first.n, "first", repr(node_name(node))))
+    return Chains(found, heads)
+
+
+def _lowerable(first: Site, second: Site, constants: Constants) -> bool:
+    """Whether both maps are rows times a matrix of their own, with nothing added between."""
+    graph = constants.model.graph
+    for site in (first, second):
+        root = site.operand.root
+        own = [(node, index) for node, index in constants.readers(root)]
+        plain = site.node.inputs[site.index] is root and not root.is_graph_input()
+        if not (plain and own == [(site.node, site.index)] and site.node.graph is graph):
+            return False
+        if site.form.name not in _ROWS or site.slices > 1 or len(site.operand.shape) != 2:
+            return False
+        if site.operand.dtype != site.operand.tensor.dtype:
+            return False
+    scaled = first.node.op_type == "Gemm" and float_attribute(first.node, "alpha", 1.0) != 1.0
+    added = len(first.node.inputs) > 2 and first.node.inputs[2] is not None
+    turned = attribute(second.node, "transA", 0)
+    return not (scaled or added or turned) and second.m == first.n
 
 
 def _reason(rank: int, place: str, other: str) -> str:

@@ -90,7 +90,8 @@ class Choice:
     leads: bool = True
     """Whether its first factor counts as its own."""
     excluded: bool = False
-    """Whether the user left it out: it counts in no share of the linear parameters."""
+    """Whether it counts in no share of the linear parameters: the user left it out, or it is half
+    of a pair that the model has already."""
     format: Format | None = None
     """In which integers its weights are stored; None leaves them floats."""
 
@@ -101,10 +102,9 @@ class Choice:
 
     def parameters(self, group: Group) -> int:
         """Parameters of the group's pair, or of its matrix where dense."""
-        slices, m, n = group.shape
         if self.rank is None:
-            return slices * m * n
-        return slices * self.rank * ((m if self.leads else 0) + n)
+            return group.elements
+        return group.pair_elements(self.rank, leads=self.leads)
 
     def bytes(self, group: Group) -> int:
         """Bytes of the same as they are stored."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -17,6 +19,7 @@ from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 from onnx_lowrank.maps.chains import chained
 from onnx_lowrank.maps.forms import Form, Refusal, Site
 from onnx_lowrank.maps.swapped import swapped
+from onnx_lowrank.numerics.ranks import break_even, largest_rank
 
 __all__ = ["Factorable", "Finding", "Group", "Member", "Refused", "Selection", "find"]
 
@@ -31,6 +34,8 @@ class Refused:
         refusal: why.
         site: how it could be factored; None where its form refuses it.
         off: whether its form was not chosen.
+        paired: "half" of a pair that is there already, which counts in no share; "head" of one
+            that counts with its second map; else "".
     """
 
     node: ir.Node
@@ -38,6 +43,7 @@ class Refused:
     refusal: Refusal
     site: Site | None = None
     off: bool = False
+    paired: Literal["", "half", "head"] = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +76,51 @@ class Group:
         others: names of whatever else reads the constant and so keeps it in the model.
         bias: the constant of n elements that is added to the products of its one site, and to
             nothing else; None if there is none.
+        head: the first map ``A[l, m]`` of the pair whose second one this group is: a pair of a
+            lower rank r takes the place of both, ``r·(l + n)`` elements for ``m·(l + n)``.
     """
 
     members: tuple[Member, ...]
     matrix: Constant
     others: tuple[str, ...]
     bias: Constant | None = None
+    head: Site | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(e, m, n) of the matrix."""
         slices, m, n = self.matrix.shape
         return slices, m, n
+
+    @property
+    def mapped(self) -> tuple[int, int]:
+        """Inputs and outputs of what a pair takes the place of."""
+        _, m, n = self.shape
+        return (m if self.head is None else self.head.m), n
+
+    @property
+    def elements(self) -> int:
+        """Of what stands there now."""
+        slices, m, n = self.shape
+        return slices * m * n if self.head is None else self.pair_elements(m)
+
+    def pair_elements(self, rank: int, *, leads: bool = True) -> int:
+        """Of a pair; without ``leads`` its first factor counts with another group."""
+        inputs, outputs = self.mapped
+        return self.shape[0] * rank * ((inputs if leads else 0) + outputs)
+
+    @property
+    def break_even(self) -> float:
+        """The rank at which a pair is as large as what stands there now."""
+        _, m, n = self.shape
+        return break_even(m, n) if self.head is None else float(m)
+
+    def largest(self, share: float) -> int:
+        """The largest rank whose pair has at most a share of the elements that stand there now."""
+        _, m, n = self.shape
+        if self.head is None:
+            return largest_rank(m, n, share)
+        return max(0, min(n, m - 1, math.floor(share * m + 1e-9)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,30 +165,55 @@ def find(
             ]
         if matches:
             entries.append(_entry(node, matches, forms if chosen is None else chosen))
-    entries = _without_chains(entries, constants)
+    entries, heads = _without_chains(entries, constants)
     sites = [site for e in entries if isinstance(e, Factorable) for site in e.sites]
-    return Finding(tuple(entries), tuple(_groups(sites, constants)))
+    return Finding(tuple(entries), tuple(_groups(sites, constants, heads)))
 
 
 def _without_chains(
     entries: Sequence[Factorable | Refused], constants: Constants
-) -> list[Factorable | Refused]:
-    """Maps that are half of a pair already are refused, and those whose adapter is fed."""
+) -> tuple[list[Factorable | Refused], Mapping[ir.Node, Site]]:
+    """Maps that are half of a pair already are refused, and those whose adapter is fed.
+
+    Returns:
+        The entries, and of pairs that can have a lower rank second node -> first map.
+    """
     sites: list[Site] = []
     for entry in entries:
         if isinstance(entry, Factorable):
             sites += entry.sites
         elif entry.site is not None:
             sites.append(entry.site)
-    chains, kept = {**chained(sites), **swapped(sites, constants)}, list[Factorable | Refused]()
+    chains, fed = chained(sites, constants), swapped(sites, constants)
+    usable = {entry.node for entry in entries if isinstance(entry, Factorable)}
+    heads = {
+        second: first
+        for second, first in chains.heads.items()
+        if {second, first.node} <= usable and not {second, first.node} & fed.keys()
+    }
+    with_second = {first.node: second for second, first in heads.items()}
+    kept: list[Factorable | Refused] = []
     for entry in entries:
-        reason = chains.get(entry.node)
-        if isinstance(entry, Factorable) and reason is not None:
-            site, constant = entry.sites[0], entry.sites[0].operand
-            refusal = Refusal(constant.name, constant.size, constant.shape, reason)
-            entry = Refused(entry.node, site.form, refusal, site)
-        kept.append(entry)
-    return kept
+        if isinstance(entry, Refused):
+            kept.append(entry)
+        elif entry.node in fed:
+            kept.append(_refused(entry, fed[entry.node]))
+        elif entry.node in chains.left:
+            kept.append(_refused(entry, chains.left[entry.node], "half"))
+        elif entry.node in with_second:
+            second = node_name(with_second[entry.node])
+            why = f"is the first map of a pair with {second!r}, with which it counts"
+            kept.append(_refused(entry, why, "head"))
+        else:
+            kept.append(entry)
+    return kept, heads
+
+
+def _refused(entry: Factorable, reason: str, paired: Literal["", "half", "head"] = "") -> Refused:
+    """A map that is left although it could be factored."""
+    site, constant = entry.sites[0], entry.sites[0].operand
+    refusal = Refusal(constant.name, constant.size, constant.shape, reason)
+    return Refused(entry.node, site.form, refusal, site, paired=paired)
 
 
 def _entry(
@@ -186,7 +250,9 @@ def _depends_on_call(node: ir.Node, names: Sequence[str], constants: Constants) 
     return None
 
 
-def _groups(sites: Sequence[Site], constants: Constants) -> Iterator[Group]:
+def _groups(
+    sites: Sequence[Site], constants: Constants, heads: Mapping[ir.Node, Site]
+) -> Iterator[Group]:
     """Sites by constant and matrix; a transposed reading counts as the same matrix."""
     groups: dict[Hashable, list[Member]] = {}
     for site in sites:
@@ -206,7 +272,11 @@ def _groups(sites: Sequence[Site], constants: Constants) -> Iterator[Group]:
             if node is None or (id(node), index) not in own
         )
         yield Group(
-            tuple(members), members[0].site.matrix, tuple(others), _bias(members, constants)
+            tuple(members),
+            members[0].site.matrix,
+            tuple(others),
+            _bias(members, constants),
+            heads.get(members[0].site.node),
         )
 
 

@@ -137,6 +137,8 @@ def no_format(group: Group, model: ir.Model) -> str | None:
             return "it is inside a subgraph or function, where weights stay floats"
         if member.transposed:
             return "its weight is also read transposed"
+    if group.head is not None:
+        return "it is the second map of a pair that the model has already"
     if slices > 1:
         return "a batch of weights has no number format"
     if group.matrix.dtype is not ir.DataType.FLOAT:

@@ -14,6 +14,7 @@ from onnx_lowrank.graph.constants import in_chain
 from onnx_lowrank.graph.elements import put_elements
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.graph.walk import attribute
 from onnx_lowrank.maps.emit import (
     Emitter,
     Pair,
@@ -21,6 +22,7 @@ from onnx_lowrank.maps.emit import (
     StoredFactor,
 )
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.pair import Errors, Factors, shifted
 
 __all__ = ["put_pair", "remove_unread", "rewrite"]
@@ -47,6 +49,9 @@ def rewrite(
     shared: dict[int, tuple[StoredFactor, npt.NDArray[np.generic], list[ir.Node]]] = {}
     for group, pair in fitted:
         errors[group] = pair.errors
+        if group.head is not None:
+            _lower(group, group.head, pair, spool)
+            continue
         first = StoredFactor(pair.first, pair.first.shape, "lowrank_A")
         if pair.shared:  # the array is kept, so that its id stays its own
             first, _, nodes = shared.setdefault(id(pair.first), (first, pair.first, []))
@@ -61,8 +66,29 @@ def rewrite(
     for _, _, nodes in shared.values():
         _merge_first(nodes)
     for group in errors:
-        remove_unread(group.matrix.root)
+        if group.head is None:
+            remove_unread(group.matrix.root)
     return errors
+
+
+def _lower(group: Group, head: Site, pair: Factors, spool: Spool) -> None:
+    """Let a pair have a lower rank: ``(X·A)·B  ->  (X·(A·S))·T``; names stay."""
+    a = head.matrix.numpy()[0]
+    first = (a.astype(np.float64) @ pair.first[0].astype(np.float64)).astype(a.dtype)
+    del a
+    for site, matrix in ((head, first), (group.members[0].site, pair.second[0])):
+        root = site.operand.root
+        stored = matrix.T if attribute(site.node, "transB", 0) else matrix
+        with contextlib.suppress(BufferError):
+            site.matrix.release()
+        put_elements(root, np.ascontiguousarray(stored), spool)
+        root.shape = ir.Shape(stored.shape)
+    if pair.shift is not None:
+        assert group.bias is not None
+        put_elements(group.bias.root, shifted(group.bias, pair.shift), spool)
+    product = head.node.outputs[0]
+    if product.shape is not None:
+        product.shape = ir.Shape([*list(product.shape)[:-1], pair.rank])
 
 
 def _merge_first(nodes: Sequence[ir.Node]) -> None:

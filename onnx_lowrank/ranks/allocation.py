@@ -48,8 +48,7 @@ def parameters_of(group: Group, variant: Variant, leads: bool = True) -> float:
     """Parameters that a group leaves in the model."""
     rank = variant.rank
     pair = Choice(rank, "", leads=leads).parameters(group)
-    slices, m, n = group.shape
-    return float(pair + (slices * m * n if group.others and rank is not None else 0))
+    return float(pair + (group.elements if group.others and rank is not None else 0))
 
 
 def bytes_of(group: Group, variant: Variant, leads: bool = True) -> float:

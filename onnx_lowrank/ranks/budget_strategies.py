@@ -118,7 +118,7 @@ def _with_overhead(group: Group, variant: Variant, leads: bool = True) -> float:
     """Bytes of a group's weights and of the nodes and names that they take."""
     form, nodes = variant.format, len(group.members)
     size = bytes_of(group, variant, leads)
-    size += 0 if variant.rank is None else _OVERHEAD * nodes
+    size += 0 if variant.rank is None or group.head is not None else _OVERHEAD * nodes
     if form is not None:
         matrices = (1 if variant.rank is None else 2) + (2 if form.correction else 0)
         size += _OVERHEAD_OF_TABLE * nodes if form.table else _OVERHEAD_OF_FORMAT * matrices

@@ -17,7 +17,6 @@ from onnx_lowrank.maps.find import (
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.numerics.ranks import (
     break_even,
-    largest_rank,
     rounded,
 )
 from onnx_lowrank.phrases import listed
@@ -42,6 +41,9 @@ def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | 
             if len(group.members) > 1:
                 left_out += "; the layers that share its weight stay too"
             return Choice(None, left_out, excluded=True)
+    if group.head is not None and (left_out := selection.excluded(group.head.node)) is not None:
+        why = f"{left_out}, the first map of the pair whose second one this is"
+        return Choice(None, why, excluded=True)
     if group.others and goal.min_gain >= 0:
         return Choice(
             None,
@@ -49,6 +51,11 @@ def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | 
             "beside the pair",
         )
     limit = goal.largest(group)
+    if group.head is not None and limit < (1 if goal.rank is None else min(goal.rank, n)):
+        return Choice(
+            None,
+            f"is a pair of rank {m} already; a lower rank has to save {_percent(goal.min_gain)}",
+        )
     if limit == 0:
         return Choice(
             None,
@@ -78,10 +85,13 @@ def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
     elif goal.energy is not None:
         needed = measured.needed(goal.energy)
         if needed > limit:
+            even = f"break-even ({group.break_even:.1f})"
+            if group.head is not None:
+                even = f"the rank of the pair that it is already ({m})"
             return Choice(
                 None,
                 f"energy {goal.energy:g} needs rank {needed}, "
-                f"{needed / break_even(m, n):.2f} of break-even ({break_even(m, n):.1f}); "
+                f"{needed / group.break_even:.2f} of {even}; "
                 f"{limit} is the largest that saves {_percent(goal.min_gain)}",
                 needed=needed,
                 of=measured.of,
@@ -90,7 +100,7 @@ def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
         why = f"energy {goal.energy:g} needs rank {needed}"
     else:
         assert goal.keep is not None
-        needed = largest_rank(m, n, goal.keep)
+        needed = group.largest(goal.keep)
         if needed == 0:
             return Choice(None, f"not even rank 1 of {m}×{n} keeps within {goal.keep:g}", needed=0)
         why = f"rank {needed} keeps {goal.keep:g} of the parameters"
@@ -127,8 +137,7 @@ def _preference(group: Group, choice: Choice, goal: Goal) -> tuple[bool, float]:
         return True, 0.0
     if goal.keep is not None:
         return False, -(choice.energy or 0.0)
-    slices, m, n = group.shape
-    return False, float(slices * choice.rank * (m + n))
+    return False, float(group.pair_elements(choice.rank))
 
 
 def _group_of(finding: Finding) -> dict[Site, Group]:
@@ -154,16 +163,17 @@ def decide(finding: Finding, choices: Mapping[Group, Choice]) -> tuple[Decision,
             decisions.append(refused)
             continue
         site = next(site for site in entry.sites if group_of[site] in choices)
+        group = group_of[site]
         decisions.append(
             Decision(
                 node=entry.node,
                 form=site.form.name,
                 site=site,
-                group=group_of[site],
-                choice=choices[group_of[site]],
+                group=group,
+                choice=choices[group],
                 weight=site.operand.name,
-                size=site.operand.size,
-                shape=(site.m, site.n),
+                size=site.operand.size if group.head is None else group.elements,
+                shape=(site.m, site.n) if group.head is None else group.mapped,
                 slices=site.slices,
             )
         )
@@ -190,9 +200,9 @@ def _refused(entry: Refused) -> Decision:
         form=entry.form.name,
         site=site,
         group=None,
-        choice=Choice(None, refusal.reason),
+        choice=Choice(None, refusal.reason, excluded=entry.paired == "half"),
         weight=refusal.weight,
-        size=refusal.size,
+        size=0 if entry.paired == "head" else refusal.size,
         shape=shape if shape is None else (shape[0], shape[1]),
         slices=slices,
         off=entry.off,

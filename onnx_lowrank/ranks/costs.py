@@ -188,6 +188,9 @@ def plan_costs(
     Raises:
         InputError: from ``run``.
     """
+    groups = list(groups)
+    paired = [group.members[0].site.node for group in groups if group.head is not None]
+    groups = [group for group in groups if group.head is None]
     sites = [member.site for group in groups for member in group.members]
     outer = [site for site in sites if site.node.graph is model.graph]
     unknown = {
@@ -198,6 +201,8 @@ def plan_costs(
     own = {
         m.site: (formats or {}).get(group, ONLY_FLOATS) for group in groups for m in group.members
     }
+    for node in paired:
+        unknown[node_name(node)] = "it is a pair already, whose maps are not timed together"
     seen = _seen(outer, model, run)
     constants = Constants(model, force_inputs=True)
     keys: dict[Site, CostKey] = {}

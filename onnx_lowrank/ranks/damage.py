@@ -323,6 +323,10 @@ def _summed(energies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _references(group: Group, tails: npt.NDArray[np.float64], goal: Goal) -> tuple[int, ...]:
     """Falling ranks at which something is lost; none where every rank is exact."""
+    if group.head is not None:
+        most = min(goal.largest(group), int(np.count_nonzero(tails > 0.0)) - 1)
+        wanted = [min(max(1, round(share * group.shape[1])), most) for share in _SHARES]
+        return tuple(rank for rank in dict.fromkeys(wanted) if rank > 0)
     _, m, n = group.shape
     return tuple(rank for rank in _below(m, n, tails, goal.min_gain) if rank <= goal.largest(group))
 

@@ -13,7 +13,6 @@ from typing import Literal
 from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.numerics.ranks import largest_rank
 
 __all__ = ["OBJECTIVES", "Budget", "Goal", "budget_of", "milliseconds_of", "seconds_of", "size_of"]
 
@@ -64,11 +63,10 @@ class Goal:
 
     def largest(self, group: Group) -> int:
         """Largest rank that the gain limit allows for a group."""
-        _, m, n = group.shape
         share = 1.0 - self.min_gain
         if group.others:  # the weight itself stays beside the pair
             share -= 1.0
-        return largest_rank(m, n, share)
+        return group.largest(share)
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,8 @@ def ranks_of(recipe: Recipe, finding: Finding, min_gain: float) -> dict[Group, R
     together = {name: own for own in recipe.shared for name in own.layers}
     for group, layer in ranks.items():
         if layer.rank is not None and layer.name not in together:
-            _check_rank(recipe, layer, group.shape[1], group.shape[2], group, min_gain)
+            share = max(1.0, 1.0 - min_gain) - (1.0 if group.others else 0.0)
+            _check_rank(recipe, layer, group.largest(share))
     for joint in _joints(recipe, ranks):
         groups, (first, *others) = joint.groups, [ranks[group] for group in joint.groups]
         for layer in others:
@@ -230,8 +231,9 @@ def ranks_of(recipe: Recipe, finding: Finding, min_gain: float) -> dict[Group, R
                     f"{first.name!r}: expected rank {first.rank}, got {layer.rank}"
                 )
         if first.rank is not None:
-            width = sum(group.shape[2] for group in groups)
-            _check_rank(recipe, first, groups[0].shape[1], width, groups[0], min_gain)
+            m, widths = groups[0].shape[1], [group.shape[2] for group in groups]
+            most = largest_rank(m, sum(widths), max(1.0, 1.0 - min_gain))
+            _check_rank(recipe, first, min(most, *widths))
     return ranks
 
 
@@ -360,13 +362,9 @@ def _site(layer: RecipeLayer, entry: Factorable, where: str) -> Site:
     return site
 
 
-def _check_rank(
-    recipe: Recipe, layer: RecipeLayer, m: int, n: int, group: Group, min_gain: float
-) -> None:
+def _check_rank(recipe: Recipe, layer: RecipeLayer, most: int) -> None:
     """Raise where a pair of the rank would be larger than its weight, or could not be."""
     assert layer.rank is not None
-    share = max(1.0, 1.0 - min_gain) - (1.0 if group.others else 0.0)
-    most = min(largest_rank(m, n, share), *group.shape[1:])
     if 1 <= layer.rank <= most:
         return
     expected = f"a rank from 1 to {most}" if most else "no rank: any pair is larger than the weight"
