@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.compression.classes import logits_of
 from onnx_lowrank.compression.context import Context
-from onnx_lowrank.compression.effort import Improved, improved, refitted
+from onnx_lowrank.compression.effort import Improved, improved, methods_of, refitted
 from onnx_lowrank.compression.prepare import find_maps
 from onnx_lowrank.compression.recording import recipe_for
 from onnx_lowrank.compression.result import Destination
@@ -142,7 +142,7 @@ def assemble(
                 pairs = fit(choices, prepared.statistics, advance)
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
-        heals = more and context.settings.heals
+        heals = more and context.settings.heals and not _dropped(context)
         healing = step = None
         if heals:
             trained = trainable(model, known)
@@ -173,7 +173,10 @@ def assemble(
     if context.settings.shape_for is None:  # else it has been said
         for change in differences(context.source.model, model):
             context.say(f"{_CHANGED}{change}")
-    recipe = recipe_for(context, prepared, decisions, goal)
+    methods = methods_of(prepared, steps)
+    if context.settings.heals:
+        methods["heal"] = heals
+    recipe = recipe_for(context, prepared, decisions, goal, methods)
     if _changed(context, decisions):
         write_metadata(model.metadata_props, to_metadata(recipe))
     destination = destination or Destination(folder / "model.onnx")
@@ -190,6 +193,12 @@ def assemble(
         rounded=rounded,
         steps=steps,
     )
+
+
+def _dropped(context: Context) -> bool:
+    """Whether healing took part in the search for the recipe's goal, and not in the result."""
+    recipe = context.settings.recipe
+    return isinstance(recipe, Recipe) and not recipe.methods.get("heal", True)
 
 
 def _changed(context: Context, decisions: Sequence[Decision]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,10 +30,11 @@ from onnx_lowrank.maps.pair import Factors, constants_of_pairs
 from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
+from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import EffortStep
 from onnx_lowrank.runtime.memory import gigabytes
 
-__all__ = ["FISHER", "REFIT", "Improved", "improved", "refitted", "untried"]
+__all__ = ["FISHER", "REFIT", "Improved", "improved", "methods_of", "refitted", "untried"]
 
 FISHER, REFIT = "Fisher information", "refit"
 # With so many samples Fisher information is worth a try, as samples kept aside judge it; to be sure
@@ -41,6 +42,20 @@ FISHER, REFIT = "Fisher information", "refit"
 _TRY_FISHER = 64
 # Samples that judge, at most; a tolerance searches with more.
 _MOST_JUDGING = 64
+
+
+# How a recipe calls them.
+_KEYS = {FISHER: "fisher", REFIT: "refit"}
+
+
+def methods_of(prepared: Prepared, steps: Sequence[EffortStep]) -> dict[str, bool]:
+    """What was tried, as a recipe has it, and whether the result has it."""
+    taken = {step.method for step in steps if step.taken}
+    return {
+        key: method in taken
+        for method, key in _KEYS.items()
+        if prepared.untried.get(method, "") is None
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +84,11 @@ def untried(
         gathered: samples that these are of.
         samples: how many there are to fit to, with those kept aside.
     """
-    if settings.effort_used == "quick" or settings.dry_run or settings.load_stats is not None:
+    if settings.load_stats is not None:
+        return {}
+    if isinstance(settings.recipe, Recipe):
+        return {method: None for method, key in _KEYS.items() if key in settings.recipe.methods}
+    if settings.effort_used == "quick" or settings.dry_run:
         return {}
     asked = {FISHER: settings.fisher, REFIT: settings.refit}
     methods = [method for method, named in asked.items() if not named]
@@ -98,6 +117,10 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
         choices: what becomes of the layers.
     """
     methods = [method for method, why in prepared.untried.items() if why is None]
+    recipe = context.settings.recipe
+    known = recipe.methods if isinstance(recipe, Recipe) else None
+    if known is not None:
+        methods = [method for method in methods if known[_KEYS[method]]]
     ranked = [group for group, choice in choices.items() if choice.rank is not None]
     if not methods or not ranked:
         return Improved(None, ())
@@ -119,10 +142,10 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
             memory=context.trial.memory,
         )
         pairs = dict(fit(choices, fitting, lambda _: None))
-        error = _error(probe, pairs)
+        error = _error(probe, pairs) if known is None else None
     of = context.settings.damage_of
     for method in methods:
-        if error is None or context.late():
+        if known is None and (error is None or context.late()):
             why = "the time is up" if context.late() else "no sample kept aside shows an error"
             steps.append(EffortStep(method, False, None, None, 0.0, why))
             continue
@@ -142,8 +165,8 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
                 continue
             tried = found.factors
         with context.stages("effort"):
-            after = _error(probe, tried)
-        taken = after is not None and after < error
+            after = _error(probe, tried) if known is None else None
+        taken = known is not None or (after is not None and error is not None and after < error)
         seconds = time.perf_counter() - start
         steps.append(EffortStep(method, taken, error, after, seconds, error_of=of))
         if taken:

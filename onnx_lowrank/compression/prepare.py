@@ -92,7 +92,7 @@ def prepare(context: Context) -> Prepared:
             advance,
             spectra=goal.needs_spectrum,
             energy=goal.energy,
-            wanted=None if context.settings.dry_run else partial(_wanted, goal, layers),
+            wanted=None if context.settings.dry_run else partial(_wanted, goal),
             folder=context.folder,
         )
     search = replace(search, bases=bases)
@@ -177,15 +177,9 @@ def _formats(
     return formats, floats, tables
 
 
-def _wanted(
-    goal: Goal, layers: Mapping[Group, RecipeLayer], group: Group, spectrum: Spectrum
-) -> int | None:
+def _wanted(goal: Goal, group: Group, spectrum: Spectrum) -> int | None:
     """How many components of a group factors may be made of, if any."""
-    most = goal.largest(group) if goal.budget else None
-    if not (goal.budget or group in layers):
-        most = choose(group, spectrum, goal).rank
-    asked = None if group not in layers else layers[group].rank
-    return max(most or 0, asked or 0) or None
+    return goal.largest(group) if goal.budget else choose(group, spectrum, goal).rank
 
 
 def _simplified(context: Context) -> tuple[ir.Model, Selection]:

@@ -67,6 +67,12 @@ def carried(settings: Settings) -> Settings:
                 f"{recipe.label} and {named(name)} exclude each other: the recipe fits its factors "
                 "to the weights alone"
             )
+    tried = any(recipe.methods.values())
+    if tried and settings.data is None and settings.calibration is None:
+        raise UsageError(
+            f"{recipe.label}: its factors are refitted or healed on samples; expected "
+            f"{named('data')} or {named('calibration')}"
+        )
     own = dict(recipe.settings)
     if settings.load_stats is not None:
         own.pop("mask", None)  # the statistics know it
@@ -100,6 +106,7 @@ def recipe_for(
     prepared: Prepared,
     decisions: Sequence[Decision],
     goal: Mapping[str, Any] | None = None,
+    methods: Mapping[str, bool] | None = None,
 ) -> Recipe:
     """What becomes of the model, for another run.
 
@@ -108,12 +115,14 @@ def recipe_for(
         prepared: what the decisions were made on.
         decisions: one for every linear map.
         goal: what led to them; None for that of the settings.
+        methods: what was tried without being named, and whether the result has it.
     """
     settings = context.settings
     layers, shared = recipe_layers(decisions), recipe_shared(decisions)
     given = settings.recipe if isinstance(settings.recipe, Recipe) else None
     if given is not None:
         own, others, digest = given.goal, given.settings, given.layers_digest
+        methods = given.methods
     else:
         own = goal_of(settings) if goal is None else goal
         others = _plain(settings, [o for o in RECORDED if o.group != GOAL])
@@ -122,6 +131,8 @@ def recipe_for(
         if prepared.calibration is None:
             others = {k: v for k, v in others.items() if k not in _OF_SAMPLES}
             others["calibrate"] = False
+        else:
+            others["samples"] = settings.judging  # others than these are fitted to
         digest = digest_of_layers(layers, shared)
     return Recipe(
         tool=tool_name(),
@@ -130,6 +141,7 @@ def recipe_for(
         settings=others,
         layers=layers,
         shared=shared,
+        methods=methods or {},
         layers_digest=digest,
     )
 

@@ -407,6 +407,8 @@ def _timed(settings: Settings, put_back: Sequence[str]) -> list[str]:
         decided.append(budget.named)
     if settings.rank_multiple == "auto":
         decided.append(named("rank_multiple", "auto"))
+    if settings.time_limit is not None:
+        decided.append(named("time_limit", settings.time_limit))
     if put_back:
         decided.append("what is dense again because the model was slower")
     if not decided:

@@ -85,7 +85,7 @@ def _lower(group: Group, head: Site, pair: Factors, spool: Spool) -> None:
         root.shape = ir.Shape(stored.shape)
     if pair.shift is not None:
         assert group.bias is not None
-        put_elements(group.bias.root, shifted(group.bias, pair.shift), spool)
+        put_elements(group.bias.root, shifted(group.bias.tensor.numpy(), pair.shift), spool)
     product = head.node.outputs[0]
     if product.shape is not None:
         product.shape = ir.Shape([*list(product.shape)[:-1], pair.rank])

@@ -94,6 +94,8 @@ class Recipe:
         settings: the other options that decide about the result, where they are not the defaults.
         layers: in the order of the graph; a layer that is not named stays dense.
         shared: which of them share their first factor.
+        methods: "fisher", "refit" or "heal", where it was tried without being named -> whether the
+            result has it.
         layers_digest: of the layers that the goal led to (`digest_of_layers`).
         path: where it was read; None for one in memory.
     """
@@ -104,6 +106,7 @@ class Recipe:
     settings: Mapping[str, Any]
     layers: tuple[RecipeLayer, ...]
     shared: tuple[SharedFirst, ...] = ()
+    methods: Mapping[str, bool] = field(default_factory=dict)
     layers_digest: str = ""
     path: Path | None = field(default=None, compare=False)
 

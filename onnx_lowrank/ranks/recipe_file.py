@@ -23,7 +23,18 @@ from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer, SharedFirst
 __all__ = ["from_metadata", "load_recipe", "recipe_text", "to_metadata"]
 
 _VERSION = 1
-_KEYS = ("recipe", "tool", "input", "goal", "settings", "layers", "shared", "layers_digest")
+_KEYS = (
+    "recipe",
+    "tool",
+    "input",
+    "goal",
+    "settings",
+    "methods",
+    "layers",
+    "shared",
+    "layers_digest",
+)
+_METHODS = ("fisher", "refit", "heal")
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -34,6 +45,7 @@ def recipe_text(recipe: Recipe) -> str:
         "input": recipe.input,
         "goal": dict(recipe.goal),
         "settings": dict(recipe.settings),
+        "methods": dict(recipe.methods),
     }
     parts = [f"  {json.dumps(key)}: {_json(value)}" for key, value in head.items()]
     parts.append(_lines("layers", [_layer(layer) for layer in recipe.layers]))
@@ -71,6 +83,8 @@ def to_metadata(recipe: Recipe) -> dict[str, str]:
     found = {"tool": recipe.tool, "input": recipe.input}
     found["goal"] = _compact(dict(recipe.goal))
     found["settings"] = _compact(dict(recipe.settings))
+    if recipe.methods:
+        found["methods"] = _compact(dict(recipe.methods))
     found["recipe"] = _compact(layers)
     if recipe.shared:
         found["shared"] = _compact([_shared(own) for own in recipe.shared])
@@ -104,6 +118,7 @@ def from_metadata(properties: Mapping[str, str], source: str) -> Recipe | None:
             "input": found.get("input", ""),
             "goal": json.loads(found.get("goal", "{}")),
             "settings": json.loads(found.get("settings", "{}")),
+            "methods": json.loads(found.get("methods", "{}")),
             "layers": [dict(zip(keys, row, strict=False)) for row in rows],
             "shared": json.loads(found.get("shared", "[]")),
             "layers_digest": found.get("layers_digest", ""),
@@ -174,10 +189,18 @@ class _Reader:
             input=self._text(found.get("input", ""), "input"),
             goal=self._table(found.get("goal", {}), "goal"),
             settings=self._table(found.get("settings", {}), "settings"),
+            methods=self._methods(found.get("methods", {})),
             layers=tuple(self._layer(row, number) for number, row in enumerate(layers, 1)),
             shared=tuple(self._shared(row, number) for number, row in enumerate(shared, 1)),
             layers_digest=self._text(found.get("layers_digest", ""), "layers_digest"),
         )
+
+    def _methods(self, row: Any) -> dict[str, bool]:
+        found = self._table(row, "methods", _METHODS)
+        for name, taken in found.items():
+            if not isinstance(taken, bool):
+                raise self._wrong(f"methods: {name}", "true or false", taken)
+        return found
 
     def _layer(self, row: Any, number: int) -> RecipeLayer:
         where = f"layer {number}"

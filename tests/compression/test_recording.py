@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights[name] = (common @ turn + 0.02 * weights[name]).astype(np.float32)
     onnx.save(parse(TEXT, weights), place / "in.onnx")
     mix = rng.standard_normal((20, D)) / 4
-    x = rng.standard_normal((60, 20)) @ mix + 0.05 * rng.standard_normal((60, D))
+    x = rng.standard_normal((400, 20)) @ mix + 0.05 * rng.standard_normal((400, D))
     np.savez(place / "data.npz", x=x.astype(np.float32))
     return place
 
@@ -64,7 +64,8 @@ def again(folder: Path, place: Path, *, data: bool, options: dict[str, Any]) -> 
     first = compress(folder / "in.onnx", **given, **common, **options, save_recipe=place / "1.json")
     first.save(place / "1.onnx")
     for recipe in (place / "1.json", place / "1.onnx", first.recipe):
-        more: dict[str, Any] = {"threads": 2, "bench": False}
+        # Neither a check nor other threads have a part in it.
+        more: dict[str, Any] = {"threads": 2, "bench": False, "check": recipe is not first.recipe}
         found = compress(
             folder / "in.onnx", recipe=recipe, **given, **more, save_recipe=place / "2.json"
         )
@@ -92,6 +93,7 @@ def again(folder: Path, place: Path, *, data: bool, options: dict[str, Any]) -> 
         (True, {"max_size": "24KB", "exclude": ("k",)}),
         (True, {"keep": 0.15, "weights": "8"}),
         (True, {"keep": 0.12, "weights": "auto"}),
+        (True, {"keep": 0.4, "effort": "thorough", "calibration_samples": 40}),
         (False, {"energy": 0.8, "shape_for": "qnn", "dims": {"batch": 2}}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -426,7 +428,7 @@ def test_the_model_says_how_it_was_made(folder: Path, tmp_path: Path) -> None:
     assert own["tool"].startswith("onnx-lowrank ")
     assert own["input"].startswith("sha256:")
     assert json.loads(own["goal"]) == {"keep": 0.5}
-    assert json.loads(own["settings"]) == {"seed": 2, "simplify": False}
+    assert json.loads(own["settings"]) == {"seed": 2, "samples": 16, "simplify": False}
     text = "".join(own.values())
     assert str(tmp_path) not in text
     assert "data.npz" not in text

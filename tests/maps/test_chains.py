@@ -223,7 +223,13 @@ def test_its_rank_is_that_of_the_product_and_of_what_is_multiplied(
     plane = rng.standard_normal((2, D))
     x = (rng.standard_normal((200, 2)) @ plane).astype(np.float32)
     fitted = compress(
-        given, energy=0.9999, rank_multiple=1, data={"x": x}, simplify=False, bench=False
+        given,
+        energy=0.9999,
+        rank_multiple=1,
+        data={"x": x},
+        simplify=False,
+        bench=False,
+        effort="quick",
     )
     assert fitted.report.layers[1].rank == 2
     assert fitted.report.check is not None
