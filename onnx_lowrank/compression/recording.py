@@ -67,10 +67,9 @@ def carried(settings: Settings) -> Settings:
                 f"{recipe.label} and {named(name)} exclude each other: the recipe fits its factors "
                 "to the weights alone"
             )
-    tried = any(recipe.methods.values())
-    if tried and settings.data is None and settings.calibration is None:
+    if recipe.methods and settings.data is None and settings.calibration is None:
         raise UsageError(
-            f"{recipe.label}: its factors are refitted or healed on samples; expected "
+            f"{recipe.label}: samples judged how its factors are fitted; expected "
             f"{named('data')} or {named('calibration')}"
         )
     own = dict(recipe.settings)
@@ -89,7 +88,7 @@ def _given(option: Option, settings: Settings) -> bool:
 def _check(values: Mapping[str, Any], key: str, recipe: Recipe) -> None:
     """Raise InputError where a part of a recipe holds what is no option, or no value of one."""
     known = [o.name for o in RECORDED if (o.group == GOAL) == (key == "goal")]
-    known += ["metric", "rank_multiple"] if key == "goal" else []
+    known.append("rank_multiple" if key == "goal" else "metric")
     for name, value in values.items():
         if name not in known:
             raise InputError(
@@ -128,6 +127,9 @@ def recipe_for(
         others = _plain(settings, [o for o in RECORDED if o.group != GOAL])
         others.pop("rank_multiple", None)
         others.pop("calibrate", None)
+        metric = settings.metric_used
+        if metric.kind != "function" and OPTIONS["metric"].given(settings.metric):
+            others["metric"] = metric.text  # a function may be in any folder
         if prepared.calibration is None:
             others = {k: v for k, v in others.items() if k not in _OF_SAMPLES}
             others["calibrate"] = False
@@ -149,9 +151,6 @@ def recipe_for(
 def goal_of(settings: Settings) -> dict[str, Any]:
     """What a run looks for, as plain values of options."""
     found = _plain(settings, [o for o in RECORDED if o.group == GOAL])
-    metric = settings.metric_used
-    if metric.kind != "function" and OPTIONS["metric"].given(settings.metric):
-        found["metric"] = metric.text  # a function may be in any folder
     if settings.rank_multiple == "auto":
         found["rank_multiple"] = "auto"
     return found

@@ -178,8 +178,7 @@ class SampleSplit:
 
     @property
     def _wanted_spare(self) -> int:
-        budget = self._settings.budget
-        return _SPARE if budget is not None and budget.kind == "tolerance" else 0
+        return _SPARE if self._settings.limited else 0
 
     def _judging(self, samples: Samples) -> int:
         """How many of these judge: a default counts rows where samples are whole batches."""

@@ -166,6 +166,13 @@ class Settings:
         return self.budget is not None
 
     @property
+    def limited(self) -> bool:
+        """Whether the loss has a limit, or had one where a recipe's ranks were found."""
+        if isinstance(self.recipe, Recipe):
+            return self.recipe.goal.get("tolerance") is not None
+        return self.tolerance is not None
+
+    @property
     def judging(self) -> int:
         """How many samples judge, at most; a limit of the loss wants more than a look at it."""
         real = self.data is not None or self.calibration is not None

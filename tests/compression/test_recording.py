@@ -327,7 +327,7 @@ def test_the_recipe_decides_alone(folder: Path, recipe: Path) -> None:
 def test_a_recipe_of_samples_asks_for_them(folder: Path, tmp_path: Path) -> None:
     data = folder / "data.npz"
     first = compress(
-        folder / "in.onnx", data=data, rank=9, simplify=False, bench=False,
+        folder / "in.onnx", data=data, rank=9, simplify=False, bench=False, effort="quick",
         save_stats=tmp_path / "s.npz",
     )  # fmt: skip
     with pytest.raises(UsageError, match="fitted to samples"):
