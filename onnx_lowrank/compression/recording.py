@@ -12,6 +12,7 @@ from onnx_lowrank.compression.options import GOAL, OPTIONS
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.verbs import RECORDED
 from onnx_lowrank.errors import InputError, UsageError, named
+from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.graph.shape_for import Wishes
 from onnx_lowrank.maps.choice import Decision
 from onnx_lowrank.ranks.prepared import Prepared
@@ -75,6 +76,13 @@ def carried(settings: Settings) -> Settings:
     own = dict(recipe.settings)
     if settings.load_stats is not None:
         own.pop("mask", None)  # the statistics know it
+    if not settings.check and "metric" in own:
+        # Only a metric of classes has a part in the fit.
+        if Metric.parse(own.pop("metric")).of_classes:
+            raise UsageError(
+                f"{recipe.label} and {named('check', False)} exclude each other: its factors are "
+                "fitted by a metric of classes"
+            )
     return settings.carrying(recipe, own)
 
 
