@@ -76,13 +76,12 @@ def carried(settings: Settings) -> Settings:
     own = dict(recipe.settings)
     if settings.load_stats is not None:
         own.pop("mask", None)  # the statistics know it
-    if not settings.check and "metric" in own:
-        # Only a metric of classes has a part in the fit.
-        if Metric.parse(own.pop("metric")).of_classes:
-            raise UsageError(
-                f"{recipe.label} and {named('check', False)} exclude each other: its factors are "
-                "fitted by a metric of classes"
-            )
+    metric = None if settings.check else own.pop("metric", None)
+    if metric is not None and Metric.parse(metric).of_classes:  # no other has a part in the fit
+        raise UsageError(
+            f"{recipe.label} and {named('check', False)} exclude each other: its factors are "
+            "fitted by a metric of classes"
+        )
     return settings.carrying(recipe, own)
 
 
