@@ -8,6 +8,8 @@ import onnx_ir as ir
 
 from onnx_lowrank.compression.api import compress
 from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.compression.verbs import SETTINGS
+from onnx_lowrank.phrases import near_names
 from onnx_lowrank.report import Report
 
 __all__ = ["LowRankPass"]
@@ -27,6 +29,10 @@ class LowRankPass(ir.passes.FunctionalPass):
             UsageError: an option is out of its range, or two exclude each other.
             TypeError: there is no such option.
         """
+        known = {option.name for option in SETTINGS}
+        for name in options:
+            if name not in known:
+                raise TypeError(f"LowRankPass: no option {name!r}; {near_names(name, known)}")
         Settings.of(options)  # now, not after the passes before this one
         self.options = options
         self.report: Report | None = None

@@ -49,7 +49,23 @@ def given_weights(model: ir.Model, constants: Constants) -> list[ir.Node]:
         and _gives_weights(node, constants)
         and (counts[node.op_identifier()] == 1 or _bytes(functions[node.op_identifier()]) <= _SMALL)
         and _fits(model, node, functions[node.op_identifier()])
+        and _takes(node, functions[node.op_identifier()])
     ]
+
+
+def _takes(call: ir.Node, function: ir.Function) -> bool:
+    """Whether the attributes of a call are of the types that the nodes of the function read."""
+    references = (
+        item
+        for node in ir.traversal.RecursiveGraphIterator(function)
+        for item in node.attributes.values()
+        if item.is_ref()
+    )
+    for item in references:
+        given = call.attributes.get(item.ref_attr_name or "")
+        if given is not None and not given.is_ref() and given.type != item.type:
+            return False
+    return True
 
 
 def inline(model: ir.Model, calls: Collection[ir.Node]) -> None:

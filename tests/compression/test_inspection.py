@@ -97,7 +97,7 @@ def test_forms_that_are_off_are_measured_by_their_weights(place: Path, fitted: I
 def test_budgets_are_those_of_a_run(place: Path, fitted: Inspection, tmp_path: Path) -> None:
     assert [budget.keep for budget in fitted.budgets] == [0.5, 0.3]
     for budget in fitted.budgets:
-        report = run(place, tmp_path, "--keep", budget.keep)
+        report = run(place, tmp_path, "--keep", budget.keep, "--effort", "quick")
         totals, goal = report["totals"], report["goal"]
         assert budget.linear_parameters == totals["linear_parameters_after"]
         assert budget.parameters == totals["parameters_after"]

@@ -28,7 +28,7 @@ def test_it_stands_among_other_passes() -> None:
 def test_options_are_checked_when_it_is_made() -> None:
     with pytest.raises(UsageError, match=r"keep=…: expected a number above 0"):
         LowRankPass(keep=2)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="did you mean 'keep'"):
         LowRankPass(kep=0.5)
 
 

@@ -135,7 +135,7 @@ def test_a_sweep_counts_it() -> None:
 def test_statistics_of_other_values_do_not_tell_the_damage(tmp_path: Path) -> None:
     path = tmp_path / "stats.npz"
     compressed(save_stats=path)
-    note = f"{path}: damage in it is of other values than judge_at=… names"
+    note = f"{path}: damage in it is of something else than judge_at=… says"
     assert note not in compressed(load_stats=path).report.notes
     loaded = compressed(load_stats=path, judge_at=["token"])
     assert note in loaded.report.notes
