@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -65,6 +66,7 @@ def agrees_with_files(report: dict[str, Any], source: Path, out: Path) -> None:
             "path": str(path),
             "bytes": path.stat().st_size,
             "parameters": counted,
+            "digest": hashlib.sha256(path.read_bytes()).hexdigest() if key == "input" else None,
         }
         side = {"input": "before", "output": "after"}[key]
         assert report["totals"][f"parameters_{side}"] == counted
