@@ -5,7 +5,6 @@ simplify → find → calibrate → measure
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,22 +12,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnx_lowrank.compression.classes import logits_of
+from onnx_lowrank.compression.calibrated import calibrated
 from onnx_lowrank.compression.context import Context
-from onnx_lowrank.compression.effort import FISHER, untried
-from onnx_lowrank.errors import DerivativeError, InputError, named
-from onnx_lowrank.fitting import statistics_file
-from onnx_lowrank.fitting.output_gradients import felt
-from onnx_lowrank.fitting.sample_needs import wanted_samples
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.spectra import measure
-from onnx_lowrank.fitting.statistics import (
-    Gathered,
-    MomentsKey,
-    Statistics,
-    gather,
-    statistics_of,
-)
-from onnx_lowrank.fitting.statistics_file import SavedStatistics, fingerprint, weight_of
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
@@ -40,8 +27,6 @@ from onnx_lowrank.maps.find import Finding, Group, Selection, find
 from onnx_lowrank.maps.formats import OPSET
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.maps.tables import Tables, find_tables
-from onnx_lowrank.numerics.arrays import Feed
-from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.phrases import by_reason, counted, listed
 from onnx_lowrank.ranks.choose import choose, worth_measuring
 from onnx_lowrank.ranks.formats import Formats, formats_of
@@ -49,15 +34,8 @@ from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer, formats_in, ranks_of, tables_in
-from onnx_lowrank.report import Calibration
 
 __all__ = ["find_maps", "prepare"]
-
-# Random directions that are taken back: where factors are fitted to what the outputs feel because
-# the user says so; where that is tried; where only the shape of a damage curve hangs on it.  Each
-# direction gives a row for every position of its sample, so that few tell much.  Measured: on a
-# vision transformer 512 fit as well as 2048; on a sentence encoder 128 choose ranks as 512 do.
-_DRAWS, _DRAWS_TRIED, _DRAWS_OF_DAMAGE = 2048, 512, 128
 
 
 def find_maps(context: Context, model: ir.Model) -> Finding:
@@ -84,7 +62,7 @@ def prepare(context: Context) -> Prepared:
         layers = _of_recipe(context, finding)
         early |= {group: None for group, layer in layers.items() if layer.rank is not None}
     undecided = [group for group, choice in early.items() if choice is None]
-    statistics, search, calibration, saved, methods = _calibrated(context, model, undecided)
+    statistics, search, calibration, saved, methods = calibrated(context, model, undecided)
     with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
         measured, bases = measure(
             undecided,
@@ -244,217 +222,6 @@ def _merge_adapters(context: Context, model: ir.Model, selection: Selection) -> 
             f"{sum(found.nodes.values()):,} parameters: {listed(names, 4)}; linear parameters and "
             "MACs before are those of the merged model"
         )
-
-
-def _calibrated(
-    context: Context, model: ir.Model, groups: Sequence[Group]
-) -> tuple[
-    Statistics, Statistics, Calibration | None, SavedStatistics | None, dict[str, str | None]
-]:
-    """Moments of what the groups' weights are multiplied with, where there are samples.
-
-    Returns:
-        What the final factors are fitted to; what others are fitted to before; both in short; what
-        is saved; the methods that the effort asks for (see `onnx_lowrank.compression.effort`).
-    """
-    if not groups:
-        return Statistics(), Statistics(), None, None, {}
-    load = context.settings.load_stats is not None
-    saved, searched = (_loaded(context), None) if load else _gathered(context, model, groups)
-    if saved is None:
-        if context.settings.fisher:
-            context.say("errors are not weighted by Fisher information: there are no samples")
-        return Statistics(), Statistics(), None, None, {}
-    found = statistics_of(model, groups, saved.gathered)
-    settings = context.settings
-    own = found if searched is None else statistics_of(model, groups, searched[0])
-    apart = 0 if searched is None else len(context.trial.split.searched)
-    methods = untried(settings, own, saved.samples - apart, saved.samples)
-    tries = any(why is None for why in methods.values())
-    if searched is not None and not settings.searched:
-        # Nothing is searched.  What judges the methods is left out of the fit, if any is tried.
-        found, searched = own if tries else found, None
-    damaged = settings.budget is not None and (settings.check or settings.bench)
-    if (settings.fisher or damaged or methods.get(FISHER, "") is None) and not load:
-        tried = methods.get(FISHER, "") is None
-        draws = _DRAWS if settings.fisher else _DRAWS_TRIED if tried else _DRAWS_OF_DAMAGE
-        felt_by = _felt(context, model, list(found.fit), draws)
-        by_weight = None if felt_by is None else {weight_of(g): own for g, own in felt_by.items()}
-        if not felt_by and methods.get(FISHER, "") is None:
-            methods[FISHER] = "what the outputs feel of the layers is not known"
-        saved = replace(saved, fisher=by_weight)
-    if context.settings.save_stats is not None:
-        statistics_file.save(Path(context.settings.save_stats), saved)
-    if saved.fisher is not None:
-        roots, fitted = saved.fisher, found.fit
-        known = {group: roots[weight_of(group)] for group in fitted if weight_of(group) in roots}
-        found = replace(found, felt=known, fisher=known if settings.fisher else {})
-    search = replace(found, held={})
-    if searched is not None:
-        own, aside = (statistics_of(model, groups, part) for part in searched)
-        search = replace(own, held=aside.fit, fisher=found.fisher, felt=found.felt)
-    for note in found.notes:
-        context.say(note)
-    _say_needs(context, found, saved.samples)
-    names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
-    for note in by_reason(names, "fitted to the weight alone"):
-        context.say(note)
-    return (
-        found,
-        search,
-        Calibration(
-            data=saved.data,
-            samples=saved.samples,
-            held_out=saved.held_out,
-            mask=saved.mask,
-            layers=len(found.fit),
-            missing=names,
-        ),
-        saved,
-        methods,
-    )
-
-
-def _loaded(context: Context) -> SavedStatistics:
-    """Moments of an earlier run."""
-    path = Path(os.fspath(context.settings.load_stats or ""))
-    with context.stages("calibrate"):
-        saved = statistics_file.load(path, context.source.model, context.source.name)
-    wanted = context.at, context.settings.damage_of
-    if (saved.judged_at, saved.damage_of) != wanted:
-        option = named("judge_at") if saved.judged_at != context.at else named("metric")
-        if context.settings.fisher:
-            raise InputError(
-                f"{named('load_stats', path)}: its Fisher information is for other outputs: "
-                f"expected {option} as when it was written"
-            )
-        context.say(f"{path}: damage in it is of something else than {option} says")
-        saved = replace(saved, fisher=None, curves={}, judged_at=context.at, damage_of=wanted[1])
-    if context.settings.fisher and saved.fisher is None:
-        raise InputError(
-            f"{named('load_stats', path)}: holds no Fisher information; expected what "
-            f"{named('save_stats')} writes with {named('fisher', True)}"
-        )
-    context.say(f"{path}: moments of {saved.samples} samples of {saved.data} are used")
-    return saved
-
-
-def _gathered(
-    context: Context, model: ir.Model, groups: Sequence[Group]
-) -> tuple[SavedStatistics | None, tuple[Mapping[MomentsKey, Gathered], ...] | None]:
-    """Moments of all samples; those without the ones a search judges with, and those of these."""
-    settings, trial = context.settings, context.trial
-    source = settings.calibration if settings.calibration is not None else settings.data
-    if source is None or not settings.calibrate:
-        return None, None
-    with context.stages("prepare"):
-        unavailable = trial.unavailable
-    if unavailable is not None:
-        if settings.calibration is not None:
-            raise InputError(f"{named('calibration')}: {unavailable}")
-        return None, None
-    samples = trial.split.fitted_to
-    if samples is None:
-        return None, None
-    mask = trial.mask
-    held = trial.samples.feeds
-    aside = trial.split.searched if settings.keeps_aside else ()
-    fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
-    rest = [samples.feeds[number] for number in aside]
-    with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
-
-        def gathered(own: Sequence[Feed], judge: Sequence[Feed]) -> dict[MomentsKey, Gathered]:
-            return gather(
-                model,
-                groups,
-                trial.runner,
-                own,
-                judge,
-                mask,
-                advance,
-                trial.memory,
-                must_fit=settings.mask is not None,
-            )
-
-        first = gathered(fit, held)
-        second = gathered(rest, ()) if rest else None
-    whole = first
-    if second is not None:
-        whole = {key: part.joined(second[key]) for key, part in first.items()}
-    saved = SavedStatistics(
-        model=fingerprint(context.source.model),
-        name=context.source.name,
-        data=samples.source,
-        samples=len(samples.feeds),
-        held_out=len(held),
-        mask=mask,
-        gathered=whole,
-        judged_at=context.at,
-        damage_of=settings.damage_of,
-    )
-    return saved, None if second is None else (first, second)
-
-
-def _say_needs(context: Context, found: Statistics, samples: int) -> None:
-    """Note the methods that want more samples than there are."""
-    settings = context.settings
-    used = {
-        "Fisher information": settings.fisher,
-        "refit": settings.refit,
-        "healing": bool(settings.heal),
-    }
-    wanted = wanted_samples(found, samples, [method for method, own in used.items() if own])
-    few = [f"{method} about {count}" for method, count in wanted.items() if count > samples]
-    if few:
-        context.say(
-            f"{samples} samples to fit to are few for these layers, {', '.join(few)} would be "
-            "enough; expect little gain from these methods, or none"
-        )
-
-
-def _felt(
-    context: Context, model: ir.Model, groups: Sequence[Group], draws: int
-) -> Mapping[Group, Fisher] | None:
-    """How each layer's errors change the model's outputs; None where there are no derivatives.
-
-    Samples that a search judges with have no part in it.
-    """
-    settings, samples = context.settings, context.trial.split.fitted_to
-    assert samples is not None  # moments were gathered of them
-    aside = set(context.trial.split.searched if settings.keeps_aside else ())
-    feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
-    mask = context.trial.mask
-    constants = Constants(model, settings.constant_inputs)
-    with context.stages("fisher", len(feeds)) as advance:
-        try:
-            found = felt(
-                model,
-                constants,
-                groups,
-                feeds,
-                mask,
-                context.trial.runner,
-                advance,
-                settings.seed,
-                draws,
-                context.trial.memory,
-                logits_of(context, model),
-            )
-        except DerivativeError as error:
-            what = (
-                "errors are"
-                if settings.fisher or draws > _DRAWS_OF_DAMAGE
-                else "the damage of other ranks is"
-            )
-            context.say(f"{what} not weighted by Fisher information: {error}")
-            return None
-    if not settings.fisher:
-        return found.found
-    for note in found.notes:
-        context.say(note)
-    for note in by_reason(found.left, "not weighted by Fisher information"):
-        context.say(note)
-    return found.found
 
 
 def _macs(context: Context, model: ir.Model, finding: Finding) -> Macs | None:

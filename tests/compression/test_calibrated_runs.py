@@ -203,7 +203,7 @@ def seen(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, **options: Any
         parts.extend([float(feed["x"].flat[0]) for feed in part] for part in arguments[3:5])
         return gather(*arguments, **options)
 
-    monkeypatch.setattr("onnx_lowrank.compression.prepare.gather", spy)
+    monkeypatch.setattr("onnx_lowrank.compression.calibrated.gather", spy)
     report = factored(model, rank=3, dims={"N": 1}, effort="quick", **options).report
     return report, parts
 

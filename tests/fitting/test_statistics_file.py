@@ -43,7 +43,7 @@ def test_loaded_statistics_give_the_same(
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("samples were run")
 
-    monkeypatch.setattr("onnx_lowrank.compression.prepare.gather", refuse)
+    monkeypatch.setattr("onnx_lowrank.compression.calibrated.gather", refuse)
     second = factored(shared, rank=2, load_stats=path)
     for (name, one), (other, two) in itertools.zip_longest(
         initializers(first), initializers(second)
@@ -230,7 +230,7 @@ def test_fisher_information_is_saved_too(
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("samples were run")
 
-    monkeypatch.setattr("onnx_lowrank.compression.prepare.felt", refuse)
+    monkeypatch.setattr("onnx_lowrank.compression.calibrated.felt", refuse)
     second = factored(shared, rank=2, fisher=True, load_stats=path)
     pairs = itertools.zip_longest(initializers(first), initializers(second))
     for (name, one), (other, two) in pairs:
