@@ -220,6 +220,9 @@ def _fitted(
     """
     settings = context.settings
     found = improved(context, prepared, choices) if more and work else Improved(None, ())
+    measured = any(step.error_after is not None for step in found.steps)
+    if measured and any(choice.format is not None for choice in choices.values()):
+        context.say("the errors of fits that were tried are those before weights are rounded")
     if not settings.refit:
         return None if found.factors is None else found.factors.items(), found.steps
     samples = context.trial.split.fitted_to

@@ -358,10 +358,26 @@ class _Run:
 
 
 def _predicted(plan: Plan, made: Assembled | None) -> float | None:
-    """Damage on the samples of the search, with the methods that were taken; not with healing."""
-    steps = () if made is None or plan.damage is None else made.steps
-    taken = [s.error_after for s in steps if s.taken and s.method in (FISHER, REFIT)]
-    return plan.damage if not taken or taken[-1] is None else taken[-1] ** 2
+    """Damage on the samples of the search, with the methods that were taken; not with healing.
+
+    Their errors are those of the pairs alone: what the rounding of weights loses stays as it was.
+    """
+    steps = () if made is None else made.steps
+    taken = [step for step in steps if step.taken and step.method in (FISHER, REFIT)]
+    before = _damage(taken[0], taken[0].error_before) if taken else None
+    after = _damage(taken[-1], taken[-1].error_after) if taken else None
+    if plan.damage is None or before is None or after is None:
+        return plan.damage
+    if any(choice.format is not None for choice in plan.choices.values()):
+        return max(plan.damage - before + after, after)
+    return after
+
+
+def _damage(step: EffortStep, error: float | None) -> float | None:
+    """An error as a damage."""
+    if error is None:
+        return None
+    return error if step.error_of == "classes" else error**2
 
 
 def _untried(prepared: Prepared, made: Assembled | None) -> tuple[EffortStep, ...]:
