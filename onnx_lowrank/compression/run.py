@@ -222,13 +222,29 @@ class _Run:
         budget, before = self._context.settings.budget, found.measured.loss
         better = self._candidates.make(found.plan, chosen.metric, self._target, more=True)
         after = better.measured.loss
-        if budget is None or before is None or after is None or after <= max(budget.value, before):
+        if budget is None or before is None or after is None:
+            return better
+        if after <= budget.value:
+            return self._further(chosen, better)
+        if after <= before:
             return better
         self._context.say(
             f"{budget.named}: the steps for accuracy are dropped, the loss was {after:.3g} with "
             f"them and is {before:.3g} without"
         )
         return self._candidates.make(found.plan, chosen.metric, self._target)
+
+    def _further(self, chosen: Chosen, found: Candidate) -> Candidate:
+        """Smaller or faster ones, as far as what the steps for accuracy gained allows.
+
+        Healing is too long for several models.
+        """
+        gained = any(step.taken for step in found.assembled.steps)
+        if not gained or self._context.settings.heals or not chosen.strategy.further():
+            return found
+        while (following := chosen.strategy.revise(found.plan, found.measured)) is not None:
+            found = self._candidates.make(following, chosen.metric, self._target, more=True)
+        return found
 
     def _times(self, prepared: Prepared, plan: Plan) -> CostTable:
         """How long the factored layers take, dense and as pairs."""

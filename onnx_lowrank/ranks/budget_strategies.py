@@ -200,6 +200,12 @@ class Tolerance(Strategy):
         self._at = wanted
         return self._plan()
 
+    def further(self) -> bool:
+        """Forget what other fits of the same steps lost."""
+        self._held, self._missed = None, len(self._steps)
+        self._tries = self._ahead = 0
+        return True
+
     def _room(self, judged: Judged) -> bool:
         """Whether a step ahead may be worth an assembly."""
         limit, last = self._budget.value, len(self._steps) - 1

@@ -108,6 +108,14 @@ class Strategy(abc.ABC):
         """
         return None
 
+    def further(self) -> bool:
+        """Look again from the plan that was accepted, now that it loses less than it did.
+
+        Returns:
+            Whether there is anything to look for; `revise` then goes on from there.
+        """
+        return False
+
 
 class PerLayer(Strategy):
     """Every layer for itself: an energy, a rank, or the same share of each."""

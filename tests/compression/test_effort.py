@@ -104,16 +104,20 @@ def test_a_method_that_is_named_is_all_that_is_done(
     assert any(layer.refit for layer in both.report.layers)
 
 
-def test_under_a_budget_fisher_information_is_tried(feeds: list[Any]) -> None:
+def hardly_felt(rng: np.random.Generator) -> onnx.ModelProto:
     """Half of what the first layer gives is multiplied by almost 0."""
-    rng = np.random.default_rng(4)
     felt = np.where(np.arange(32) % 2, 1.0, 0.01).astype("f4")
     text = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 24] x) => (float[N, 8] y) <float[24, 32] w, float[32] s, float[32, 8] v>
     { h = MatMul(x, w)  t = Tanh(h)  m = Mul(t, s)  y = MatMul(m, v) }"""
     shapes = {"w": (24, 32), "v": (32, 8)}
     arrays = {name: rng.normal(size=s).astype("f4") * 0.2 for name, s in shapes.items()}
-    model = parse(text, {**arrays, "s": felt})
+    return parse(text, {**arrays, "s": felt})
+
+
+def test_under_a_budget_fisher_information_is_tried(feeds: list[Any]) -> None:
+    rng = np.random.default_rng(4)
+    model = hardly_felt(rng)
     many = feeds_of(rng, 120)
     options: dict[str, Any] = {"keep": 0.6, "rank_multiple": 1, "calibration": many, **PLAIN}
     result = compress(model, data=feeds[:16], **options)
@@ -158,6 +162,25 @@ def test_a_tolerance_is_kept_by_what_is_tried_after_its_search(
     assert goal.loss is not None
     assert goal.loss <= 0.2
     assert steps_of(result.report)[REFIT].error_before is not None
+
+
+def test_a_tolerance_uses_what_is_gained() -> None:
+    """What is tried after the search leaves room: the result gets smaller, and holds."""
+    rng = np.random.default_rng(4)
+    model, many = hardly_felt(rng), feeds_of(rng, 200)
+    options: dict[str, Any] = {
+        "tolerance": 0.3, "objective": "size", "rank_multiple": 1, "min_gain": 0.0, **PLAIN
+    }  # fmt: skip
+    quick, standard = (
+        compress(model, data=many, effort=effort, **options).report
+        for effort in ("quick", "standard")
+    )
+    assert any(step.taken for step in standard.steps)
+    assert quick.goal is not None
+    assert standard.goal is not None
+    assert standard.goal.loss is not None
+    assert standard.goal.loss <= 0.3
+    assert standard.totals.linear_parameters_after < quick.totals.linear_parameters_after
 
 
 def test_a_recipe_does_it_again(model: onnx.ModelProto, feeds: list[Any], tmp_path: Path) -> None:
