@@ -230,8 +230,8 @@ def device_of(plugin: Plugin) -> Any:
             return device
     hint = f"; it needs {plugin.needs}" if plugin.needs else ""
     raise InputError(
-        f"{what}: the plugin offers no device on this machine, only "
-        f"{', '.join(offered) or 'none'} are there{hint}"
+        f"{what}: the plugin offers no device on this machine, which has "
+        f"{', '.join(offered) or 'none'}{hint}"
     )
 
 
