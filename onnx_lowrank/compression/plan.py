@@ -23,11 +23,12 @@ from onnx_lowrank.ranks.budget_strategies import (
     cost_of,
 )
 from onnx_lowrank.ranks.costs import CostTable, measure_costs, plan_costs
+from onnx_lowrank.ranks.from_recipe import FromRecipe
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.last import ByOutputs
 from onnx_lowrank.ranks.microbench import clock_for, session_timer
 from onnx_lowrank.ranks.prepared import Prepared
-from onnx_lowrank.ranks.recipe import FromRecipe, Recipe
+from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import PerLayer, Strategy
 from onnx_lowrank.ranks.times import Place

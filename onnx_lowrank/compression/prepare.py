@@ -30,10 +30,11 @@ from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.phrases import by_reason, counted, listed
 from onnx_lowrank.ranks.choose import choose, worth_measuring
 from onnx_lowrank.ranks.formats import Formats, formats_of
+from onnx_lowrank.ranks.from_recipe import formats_in, ranks_of, tables_in
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
-from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer, formats_in, ranks_of, tables_in
+from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer
 
 __all__ = ["find_maps", "prepare"]
 

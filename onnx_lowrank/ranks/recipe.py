@@ -9,40 +9,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.errors import named
 from onnx_lowrank.graph.walk import node_name
-from onnx_lowrank.maps.choice import Choice, Decision, Joint
-from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
-from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, suited
+from onnx_lowrank.maps.choice import Decision
+from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import Site
-from onnx_lowrank.maps.tables import Tables, table_format
-from onnx_lowrank.numerics.ranks import largest_rank
-from onnx_lowrank.phrases import near_names
-from onnx_lowrank.ranks.choose import settle
-from onnx_lowrank.ranks.formats import Formats, formatted
 from onnx_lowrank.ranks.goals import Goal
-from onnx_lowrank.ranks.prepared import Prepared
-from onnx_lowrank.ranks.strategy import Plan, Strategy
 
 __all__ = [
-    "FromRecipe",
     "Recipe",
     "RecipeLayer",
     "SharedFirst",
     "digest_of_layers",
-    "formats_in",
-    "ranks_of",
+    "labels_of",
     "recipe_layers",
     "recipe_shared",
-    "tables_in",
+    "shape_of",
 ]
 
 
@@ -147,12 +136,12 @@ def digest_of_layers(layers: Sequence[RecipeLayer], shared: Sequence[SharedFirst
 
 def recipe_layers(decisions: Sequence[Decision]) -> tuple[RecipeLayer, ...]:
     """What became of every layer that could have been factored."""
-    labels = _labels([decision.node for decision in decisions])
+    labels = labels_of([decision.node for decision in decisions])
     return tuple(
         RecipeLayer(
             labels[decision.node],
             decision.form,
-            _shape(decision.site),
+            shape_of(decision.site),
             decision.choice.rank,
             decision.choice.format,
         )
@@ -163,7 +152,7 @@ def recipe_layers(decisions: Sequence[Decision]) -> tuple[RecipeLayer, ...]:
 
 def recipe_shared(decisions: Sequence[Decision]) -> tuple[SharedFirst, ...]:
     """Which of them share their first factor."""
-    labels = _labels([decision.node for decision in decisions])
+    labels = labels_of([decision.node for decision in decisions])
     joints = dict.fromkeys(d.choice.joint for d in decisions if d.choice.joint is not None)
     return tuple(
         SharedFirst(
@@ -173,11 +162,12 @@ def recipe_shared(decisions: Sequence[Decision]) -> tuple[SharedFirst, ...]:
     )
 
 
-def _shape(site: Site) -> tuple[int, ...]:
+def shape_of(site: Site) -> tuple[int, ...]:
+    """The shape of a site's matrix, ``(m, n)``, or ``(slices, m, n)`` of several."""
     return (site.m, site.n) if site.slices == 1 else (site.slices, site.m, site.n)
 
 
-def _labels(nodes: Sequence[ir.Node]) -> dict[ir.Node, str]:
+def labels_of(nodes: Sequence[ir.Node]) -> dict[ir.Node, str]:
     """Node -> its name, or where an earlier one has that, with the smallest number it has not."""
     taken: set[str] = set()
     labels = {}
@@ -190,270 +180,3 @@ def _labels(nodes: Sequence[ir.Node]) -> dict[ir.Node, str]:
         taken.add(label)
         labels[node] = label
     return labels
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """A layer of a recipe in a model."""
-
-    layer: RecipeLayer
-    group: Group
-
-
-def ranks_of(recipe: Recipe, finding: Finding, min_gain: float) -> dict[Group, RecipeLayer]:
-    """What the recipe says of the groups that it names.
-
-    Args:
-        recipe: the recipe.
-        finding: the linear maps of the model.
-        min_gain: below 0 pairs may be larger than their weights.
-
-    Raises:
-        InputError: a layer does not exist, or is another one, or a rank cannot be had.
-    """
-    ranks: dict[Group, RecipeLayer] = {}
-    for found in _found(recipe, finding):
-        layer, group = found.layer, found.group
-        other = ranks.setdefault(group, layer)
-        if (other.rank, other.format) != (layer.rank, layer.format):
-            raise InputError(
-                f"{recipe.label}: layer {layer.name!r} reads the weight of {other.name!r}: "
-                f"expected the same rank and format, {_fate(other)}, got {_fate(layer)}"
-            )
-    together = {name: own for own in recipe.shared for name in own.layers}
-    for group, layer in ranks.items():
-        if layer.rank is not None and layer.name not in together:
-            share = max(1.0, 1.0 - min_gain) - (1.0 if group.others else 0.0)
-            _check_rank(recipe, layer, group.largest(share))
-    for joint in _joints(recipe, ranks):
-        groups, (first, *others) = joint.groups, [ranks[group] for group in joint.groups]
-        for layer in others:
-            if layer.rank != first.rank:
-                raise InputError(
-                    f"{recipe.label}: layer {layer.name!r} shares its first factor with "
-                    f"{first.name!r}: expected rank {first.rank}, got {layer.rank}"
-                )
-        if first.rank is not None:
-            m, widths = groups[0].shape[1], [group.shape[2] for group in groups]
-            most = largest_rank(m, sum(widths), max(1.0, 1.0 - min_gain))
-            _check_rank(recipe, first, min(most, *widths))
-    return ranks
-
-
-def formats_in(
-    recipe: Recipe,
-    ranks: Mapping[Group, RecipeLayer],
-    formats: Mapping[Group, Formats],
-    left: Mapping[Group, str],
-) -> tuple[dict[Group, Formats], dict[Group, str]]:
-    """The formats of a recipe in place of those of the settings, and why others have none.
-
-    Args:
-        recipe: the recipe.
-        ranks: its layers, by group.
-        formats: of every layer that may have some.
-        left: why the others have none.
-
-    Returns:
-        the only format of each layer, and the reasons.
-
-    Raises:
-        InputError: a layer cannot have its format.
-    """
-    found: dict[Group, Formats] = {}
-    floats = dict(left)
-    for group, layer in ranks.items():
-        wanted = layer.format
-        if wanted is None:
-            if group in formats:
-                floats[group] = "the recipe has no format for it"
-            continue
-        where = f"{recipe.label}: layer {layer.name!r}: format"
-        if group not in formats:
-            why = left.get(group, f"{named('weights')} is not among the settings of the recipe")
-            raise InputError(f"{where}: {why}")
-        if wanted.table or group.members[0].site.form.indices:
-            found[group] = _of_table(group, wanted, where)
-            continue
-        corrected = layer.rank is None and correctable(group)
-        most = min(group.shape[1:]) if corrected else 0
-        if not 0 <= wanted.correction <= most:
-            raise InputError(
-                f"{where}: expected a correction of a rank from 0 to {most}, got "
-                f"{wanted.correction}"
-            )
-        block = wanted.block if layer.rank is not None else suited(wanted.block, group.shape[1])
-        if block != wanted.block or block & (block - 1) or block < SMALLEST:
-            raise InputError(
-                f"{where}: expected a block that is a power of two from {SMALLEST} to "
-                f"{suited(1 << 30, group.shape[1])}, got {wanted.block}"
-            )
-        found[group] = Formats((wanted,), (wanted,))
-    return found, floats
-
-
-def tables_in(recipe: Recipe, finding: Finding, tables: Tables) -> dict[Group, Formats]:
-    """The formats that a recipe has for tables of a form that is off.
-
-    Args:
-        recipe: the recipe.
-        finding: the linear maps of the model.
-        tables: of the model.
-
-    Raises:
-        InputError: a table cannot have its format.
-    """
-    labels = _labels([entry.node for entry in finding.entries])
-    site_of = {labels[e.node]: e.site for e in finding.entries if isinstance(e, Refused)}
-    group_of = {m.site: group for group in tables.groups.values() for m in group.members}
-    found: dict[Group, Formats] = {}
-    for layer in recipe.layers:
-        site = site_of.get(layer.name)
-        if layer.format is None or site is None:
-            continue
-        where = f"{recipe.label}: layer {layer.name!r}: format"
-        group = group_of.get(site)
-        if group is None:
-            why = tables.left.get(
-                site.matrix.name, f"{named('weights')} is not among the settings of the recipe"
-            )
-            raise InputError(f"{where}: {why}")
-        found[group] = _of_table(group, layer.format, where)
-    return found
-
-
-def _of_table(group: Group, form: Format, where: str) -> Formats:
-    expected = table_format(group.shape[2], form.bits)
-    if form != expected:
-        raise InputError(f"{where}: expected {expected} of a table, got {form}")
-    return Formats((form,))
-
-
-def _found(recipe: Recipe, finding: Finding) -> Iterator[_Found]:
-    """Every layer of the recipe with the group that it is."""
-    group_of = {member.site: group for group in finding.groups for member in group.members}
-    labels = _labels([entry.node for entry in finding.entries])
-    entries = {labels[entry.node]: entry for entry in finding.entries}
-    counts = Counter(layer.name for layer in recipe.layers)
-    for layer in recipe.layers:
-        where = f"{recipe.label}: layer {layer.name!r}"
-        if counts[layer.name] > 1:
-            raise InputError(f"{where}: expected it once, got it {counts[layer.name]} times")
-        entry = entries.get(layer.name)
-        if entry is None:
-            near = near_names(layer.name, entries)
-            raise InputError(f"{where}: the model has no linear map of that name; {near}")
-        if isinstance(entry, Refused):
-            if layer.kept or (layer.format is not None and layer.format.table):
-                continue  # of a table see `tables_in`
-            raise InputError(
-                f"{where}: expected a layer that can be factored; {entry.refusal.reason}"
-            )
-        yield _Found(layer, group_of[_site(layer, entry, where)])
-
-
-def _site(layer: RecipeLayer, entry: Factorable, where: str) -> Site:
-    site = next((site for site in entry.sites if site.form.name == layer.form), None)
-    if site is None:
-        forms = " or ".join(site.form.name for site in entry.sites)
-        raise InputError(f"{where}: the recipe has form {layer.form!r}, the model has {forms}")
-    if _shape(site) != layer.shape:
-        raise InputError(
-            f"{where}: the recipe has shape {_times(layer.shape)}, the model has "
-            f"{_times(_shape(site))}"
-        )
-    return site
-
-
-def _check_rank(recipe: Recipe, layer: RecipeLayer, most: int) -> None:
-    """Raise where a pair of the rank would be larger than its weight, or could not be."""
-    assert layer.rank is not None
-    if 1 <= layer.rank <= most:
-        return
-    expected = f"a rank from 1 to {most}" if most else "no rank: any pair is larger than the weight"
-    raise InputError(f"{recipe.label}: layer {layer.name!r}: expected {expected}, got {layer.rank}")
-
-
-def _joints(recipe: Recipe, ranks: Mapping[Group, RecipeLayer]) -> list[Joint]:
-    """The groups that share their first factor.
-
-    Raises:
-        InputError: a layer is not there, or cannot share it.
-    """
-    groups = {layer.name: group for group, layer in ranks.items()}
-    joints = []
-    for own in recipe.shared:
-        for name in own.layers:
-            if name not in groups:
-                raise InputError(f"{recipe.label}: shared layer {name!r}: it is none of the layers")
-        members = [groups[name] for name in own.layers]
-        sites = [group.members[0].site for group in members]
-        for group, site, name in zip(members, sites, own.layers, strict=True):
-            first = sites[0]
-            alike = (
-                site.form.shares_first
-                and site.form.activation(site) is first.form.activation(first)
-                and site.form.reading(site) == first.form.reading(first)
-                and site.m == first.m
-            )
-            alone = len(group.members) == 1 and site.slices == 1 and not group.others
-            if not (alike and alone):
-                raise InputError(
-                    f"{recipe.label}: layer {name!r} cannot share its first factor with "
-                    f"{own.layers[0]!r}: expected products of one activation with weights of "
-                    "their own"
-                )
-        joints.append(Joint(tuple(members), own.scales))
-    return joints
-
-
-class FromRecipe(Strategy):
-    """The ranks of a recipe: nothing is searched, and no time decides."""
-
-    once = True
-    may_put_back = False
-
-    def __init__(self, recipe: Recipe, prepared: Prepared, min_gain: float) -> None:
-        self._recipe, self._prepared, self._min_gain = recipe, prepared, min_gain
-
-    def first(self) -> Plan:
-        """The only plan.
-
-        Raises:
-            InputError: the recipe does not fit the model.
-        """
-        recipe, prepared = self._recipe, self._prepared
-        ranks = ranks_of(recipe, prepared.finding, self._min_gain)
-        joints = {group: joint for joint in _joints(recipe, ranks) for group in joint.groups}
-        choices = {}
-        for group in prepared.finding.groups:
-            layer = ranks.get(group)
-            choices[group] = self._choice(group, layer, joints.get(group))
-        goal = recipe.limits(self._min_gain)
-        settled = settle(prepared.finding, choices, goal)
-        return Plan(formatted(settled, prepared.formats, prepared.floats))
-
-    def _choice(self, group: Group, layer: RecipeLayer | None, joint: Joint | None) -> Choice:
-        if layer is None or layer.rank is None:
-            dense = "the recipe leaves it dense"
-            return self._prepared.early.get(group) or Choice(None, dense)
-        measured = self._prepared.measured[group]
-        if not measured.finite:
-            raise InputError(
-                f"{self._recipe.label}: layer {layer.name!r}: {group.matrix.name} holds NaN or Inf"
-            )
-        why = f"rank {layer.rank} of the recipe"
-        if joint is None:
-            energy = measured.held(layer.rank)
-            return Choice(layer.rank, why, energy, of=measured.of)
-        leads = joint.groups[0] is group
-        return Choice(layer.rank, why, of=measured.of, joint=joint, leads=leads)
-
-
-def _fate(layer: RecipeLayer) -> str:
-    rank = "dense" if layer.rank is None else f"rank {layer.rank}"
-    return rank if layer.format is None else f"{rank} in {layer.format}"
-
-
-def _times(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
