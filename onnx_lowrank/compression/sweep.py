@@ -16,6 +16,7 @@ from typing import Any
 
 from onnx_lowrank.compression.candidates import Candidates
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.int8 import beside_int8
 from onnx_lowrank.compression.option import check_values
 from onnx_lowrank.compression.origin import command_line, origin_of
 from onnx_lowrank.compression.places import read_files, side_outputs
@@ -297,7 +298,8 @@ def sweep(
         for number, budget in enumerate(budgets, 2):
             stages.plan(MADE, f"point {number} of {len(budgets) + 1}")
             try:
-                points.append(work.point(budget.value, _planned(searching, budget)))
+                plan, last = _planned(searching, budget), number == len(budgets) + 1
+                points.append(work.point(budget.value, plan, beside=last))
             except Unreachable as error:
                 missed.append(str(error))
         held = context.trial.samples
@@ -362,17 +364,26 @@ class _Sweep:
         inputs: tuple[Path, ...],
     ) -> None:
         self._context, self._metric = context, metric
-        self._candidates = Candidates(context, prepared)
+        self._candidates, self._prepared = Candidates(context, prepared), prepared
         self._places, self._inputs = places, inputs
         self._macs: Macs | None = prepared.macs
 
-    def point(self, keep: float, plan: Plan) -> Point:
-        """Assemble and measure one budget."""
+    def point(self, keep: float, plan: Plan, *, beside: bool = False) -> Point:
+        """Assemble and measure one budget.
+
+        Args:
+            keep: the share of the linear parameters.
+            plan: what becomes of the layers.
+            beside: whether a note puts it beside int8 alone.
+        """
         destination = self._places.get(keep)
         found = self._candidates.make(
             plan, self._metric, destination, more=True, goal={"keep": keep}
         )
         check = self._candidates.check()
+        if beside:
+            hint = beside_int8(self._context, self._prepared, found, check)
+            self._context.say(None if hint is None else f"at {named('shares')} {keep:g}: {hint}")
         assembled, latency = found.assembled, found.measured.latency
         rows = layers(assembled.decisions, assembled.errors, self._macs, assembled.rounded)
         parameters = elements(assembled.model)

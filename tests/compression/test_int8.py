@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from onnx_lowrank import compress
+from onnx_lowrank import compress, sweep
 from onnx_lowrank.compression import int8 as int8_alone
 from onnx_lowrank.compression.int8 import Figured, said
 from onnx_lowrank.measures import Speedup
@@ -71,6 +71,14 @@ def test_it_is_said_with_figures_that_hold(tmp_path: Path) -> None:
     assert size < own_size
     assert loss < own_loss
     assert note.endswith("; int8 alone is the better choice here, but speed was not compared")
+
+
+def test_a_sweep_says_it_once_beside_its_smallest_point() -> None:
+    curve = sweep(model(), data=feeds(), shares=(0.8, 0.5), **_FAST)
+    (note,) = [note for note in curve.notes if "int8 alone" in note]
+    assert note.startswith("at shares=… 0.5: int8 alone ")
+    size = re.findall(r"this result: ([\d.]+) MB", note)[0]
+    assert float(size) == pytest.approx(curve.points[-1].bytes / 1e6, rel=0.01)
 
 
 def test_the_metric_of_the_user_decides() -> None:
