@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         python = ensure_environment(["dev", "docs"])
         if exporters:
             try:
-                python = ensure_environment(["dev", "docs", "exporters"], first=[TORCH])
+                python = ensure_environment(["dev", "docs", "exporters", "olive"], first=[TORCH])
             except SetupError as error:
                 print(f"going on without the exporters: {error}", flush=True)
                 exporters = False

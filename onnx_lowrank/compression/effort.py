@@ -37,6 +37,7 @@ from onnx_lowrank.runtime.memory import gigabytes
 __all__ = ["FISHER", "REFIT", "Improved", "improved", "methods_of", "refitted", "untried"]
 
 FISHER, REFIT = "Fisher information", "refit"
+_NOT_REFITTED = "not refitted"
 # With so many samples Fisher information is worth a try, as samples kept aside judge it; to be sure
 # of a gain it wants more (`onnx_lowrank.fitting.sample_needs`).
 _TRY_FISHER = 64
@@ -217,7 +218,10 @@ def refitted(
             return str(error)
     if found.spilled:
         context.say(f"refit: {gigabytes(found.spilled)} of values waited in files: memory")
-    for note in by_reason(found.left, "not refitted"):
+    # What was said of a model that was tried before is not said of this one.
+    for note in [note for note in context.notes if note.startswith(_NOT_REFITTED)]:
+        del context.notes[note]
+    for note in by_reason(found.left, _NOT_REFITTED):
         context.say(note)
     return found
 
