@@ -20,9 +20,10 @@ from onnx_lowrank.errors import (
 from onnx_lowrank.report import Report
 
 if TYPE_CHECKING:
-    from onnx_lowrank.compression.api import bench, check, compress, inspect, providers, support
+    from onnx_lowrank.compression.api import compress, inspect
     from onnx_lowrank.compression.inspection import Inspection
     from onnx_lowrank.compression.ir_pass import LowRankPass
+    from onnx_lowrank.compression.judging import bench, check, providers, support
     from onnx_lowrank.compression.result import Result
     from onnx_lowrank.compression.sweep import SweepReport, sweep
     from onnx_lowrank.evaluation.bench import BenchReport
@@ -68,12 +69,12 @@ _HOMES = {
     "Result": "compression.result",
     "SupportReport": "targets.support",
     "SweepReport": "compression.sweep",
-    "bench": "compression.api",
-    "check": "compression.api",
+    "bench": "compression.judging",
+    "check": "compression.judging",
     "compress": "compression.api",
     "inspect": "compression.api",
-    "providers": "compression.api",
-    "support": "compression.api",
+    "providers": "compression.judging",
+    "support": "compression.judging",
     "sweep": "compression.sweep",
     "write_report": "reports.writers",
 }

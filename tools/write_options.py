@@ -50,16 +50,25 @@ _STORED = {
 }
 
 
+# Module -> the verbs whose functions stand there.
+_FUNCTIONS = {
+    "api.py": (COMPRESS, INSPECT),
+    "judging.py": (CHECK, BENCH, SUPPORT),
+    "sweep.py": (SWEEP,),
+}
+
+
 def written() -> dict[Path, str]:
     """Every file and what has to be in it."""
-    api = (_PACKAGE / "api.py").read_text(encoding="utf-8")
-    for verb in (COMPRESS, CHECK, BENCH, INSPECT, SUPPORT):
-        api = _function(api, verb)
-    sweep = (_PACKAGE / "sweep.py").read_text(encoding="utf-8")
+    functions = {}
+    for name, verbs in _FUNCTIONS.items():
+        source = (_PACKAGE / name).read_text(encoding="utf-8")
+        for verb in verbs:
+            source = _function(source, verb)
+        functions[_PACKAGE / name] = source
     settings = (_PACKAGE / "settings.py").read_text(encoding="utf-8")
     return {
-        _PACKAGE / "api.py": api,
-        _PACKAGE / "sweep.py": _function(sweep, SWEEP),
+        **functions,
         _PACKAGE / "settings.py": _settings(settings),
         _REFERENCE: _reference(),
     }

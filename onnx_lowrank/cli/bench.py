@@ -29,7 +29,7 @@ def command(models: tuple[Path, ...], **options: Any) -> None:
     """Time models in turns on every target."""
     from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.tables import print_bench_report
-    from onnx_lowrank.compression.api import bench
+    from onnx_lowrank.compression.judging import bench
     from onnx_lowrank.runtime.session import OrtLog
 
     values = values_of(BENCH, options)

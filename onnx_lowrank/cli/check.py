@@ -28,7 +28,7 @@ def command(before: Path, after: Path, **options: Any) -> None:
     """Compare the outputs of B with those of A."""
     from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.tables import print_check_report
-    from onnx_lowrank.compression.api import check
+    from onnx_lowrank.compression.judging import check
     from onnx_lowrank.runtime.session import OrtLog
 
     values = values_of(CHECK, options)

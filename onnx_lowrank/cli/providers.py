@@ -24,7 +24,7 @@ def command(**options: Any) -> None:
         return
     from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.tables import print_offers
-    from onnx_lowrank.compression.api import providers
+    from onnx_lowrank.compression.judging import providers
 
     offers = providers(progress=terminal_progress())
     with reader_may_leave():

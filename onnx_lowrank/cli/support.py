@@ -20,7 +20,7 @@ def command(model: Path, **options: Any) -> None:
     """Say which nodes each provider would take."""
     from onnx_lowrank.cli.screen import output_screen
     from onnx_lowrank.cli.tables import print_support
-    from onnx_lowrank.compression.api import support
+    from onnx_lowrank.compression.judging import support
 
     values = values_of(SUPPORT, options)
     quiet = values.pop("quiet")

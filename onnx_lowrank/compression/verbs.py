@@ -5,10 +5,11 @@ As light as the table: ``--help`` reads both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onnx_lowrank.compression.option import Option
+from onnx_lowrank.compression.option import Option, check_relations, check_values
 from onnx_lowrank.compression.options import OPTIONS, OUTPUT, RUNS, SAMPLES
 
 __all__ = [
@@ -65,6 +66,15 @@ class Verb:
     def option(self, name: str) -> Option:
         """One option as this verb has it."""
         return next(option for option in self.options if option.name == name)
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Check the arguments of the function: each, and what they need or exclude.
+
+        Raises:
+            UsageError: a value is out of its range, lacks another one, or excludes one.
+        """
+        check_values(self.arguments, values)
+        check_relations(self.arguments, values)
 
     @property
     def arguments(self) -> tuple[Option, ...]:
