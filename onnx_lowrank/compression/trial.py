@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from onnx_lowrank.data.samples import Samples, largest
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
 from onnx_lowrank.errors import CrashError, InputError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
-from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.outputs import compare_outputs, mean_damage, run_check
 from onnx_lowrank.evaluation.reading import Reading, reading_of
 from onnx_lowrank.evaluation.unchanged import change, same_bits
@@ -392,16 +391,18 @@ class Trial:
 
     def judge(self, candidate: ort.InferenceSession, metric: Metric) -> Judged:
         """A model by a metric, on the samples of the check."""
-        meter = metric.meter(self.reading)
-        labels = self.samples.labels
-        for number, feed in enumerate(self.samples.feeds):
-            before = self._opener.run(self._judge_of_original, feed, "the original")
-            after = self._opener.run(candidate, feed, "the result")
-            keep = self.reading.kept(feed)
-            own = metric.labels(feed, None if labels is None else labels[number], self.reading.mask)
-            meter.add(after, before, own, keep)
-        self.notes.update(meter.notes)
-        return replace(meter.result(), metric=metric.text)
+        runs = (
+            Ran(
+                feed,
+                labels,
+                self._opener.run(self._judge_of_original, feed, "the original"),
+                self._opener.run(candidate, feed, "the result"),
+            )
+            for feed, labels in self.samples.labelled()
+        )
+        judged, notes = metric.judge(runs, self.reading)
+        self.notes.update(dict.fromkeys(notes))
+        return judged
 
     def time(self, candidate: ort.InferenceSession, pairs: int, advance: Advance) -> Latency | None:
         """Latency of a model against the original's, run in turns; none of an emulator."""

@@ -77,6 +77,11 @@ class Samples:
         """Input -> sizes in the first sample."""
         return {name: tuple(array.shape) for name, array in self.feeds[0].items()}
 
+    def labelled(self) -> Iterator[tuple[Feed, Array | None]]:
+        """Each sample, read once, and its labels."""
+        for number, feed in enumerate(self.feeds):
+            yield feed, None if self.labels is None else self.labels[number]
+
     def part(self, indices: Sequence[int]) -> Samples:
         """Some of the samples, in the given order."""
         labels = self.labels

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from onnx_lowrank.data.mask import chosen_mask, mask_note
 from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
-from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.outputs import Comparison, worst_error
 from onnx_lowrank.evaluation.reading import Reading, reading_of
 from onnx_lowrank.evaluation.subjects import Subject, Subjects
@@ -249,13 +249,16 @@ def _judged(
     notes: dict[str, None],
 ) -> Judged:
     """The second model by a metric, on one target."""
-    meter, given = metric.meter(reading), subjects.samples.labels
     before, after = outcomes
-    for number, feed in enumerate(subjects.samples.feeds):
-        labels = metric.labels(feed, None if given is None else given[number], reading.mask)
-        meter.add(after.outputs[number], before.outputs[number], labels, reading.kept(feed))
-    notes.update(meter.notes)
-    return replace(meter.result(), metric=metric.text)
+    runs = (
+        Ran(feed, labels, original, own)
+        for (feed, labels), original, own in zip(
+            subjects.samples.labelled(), before.outputs, after.outputs, strict=True
+        )
+    )
+    judged, found = metric.judge(runs, reading)
+    notes.update(dict.fromkeys(found))
+    return judged
 
 
 def _missed(entries: Sequence[TargetCheck], limit: float | None) -> str | None:

@@ -20,11 +20,12 @@ itself, or how far the score drops below the original's own.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -38,7 +39,7 @@ from onnx_lowrank.evaluation.top1 import Top1
 from onnx_lowrank.measures import Judged
 from onnx_lowrank.numerics.arrays import Array, Feed
 
-__all__ = ["Metric", "Score"]
+__all__ = ["Metric", "Ran", "Score"]
 
 Score = Callable[[Feed, Feed, Array | None], Any]
 MetricKind = Literal["relative-l2", "cosine", "top1", "kl", "perplexity", "function"]
@@ -50,6 +51,15 @@ _KINDS: dict[str, MetricKind] = {
     "kl": "kl",
     "perplexity": "perplexity",
 }
+
+
+class Ran(NamedTuple):
+    """One sample, its labels if it has any, and what the original and the model gave for it."""
+
+    feed: Feed
+    labels: Array | None
+    before: Feed
+    after: Feed
 
 
 @dataclass(frozen=True)
@@ -155,6 +165,25 @@ class Metric:
         if self.kind == "perplexity":
             return Perplexity(reading)
         return _Distance(self.kind, reading)
+
+    def judge(self, runs: Iterable[Ran], reading: Reading) -> tuple[Judged, tuple[str, ...]]:
+        """A model by this metric; one sample at a time is in memory.
+
+        Args:
+            runs: of each sample what both models gave.
+            reading: what is known of the outputs.
+
+        Returns:
+            The figures, and notes for the user.
+
+        Raises:
+            InputError: as `Meter.add`, or there are no labels where they are needed.
+        """
+        meter = self.meter(reading)
+        for run in runs:
+            labels = self.labels(run.feed, run.labels, reading.mask)
+            meter.add(run.after, run.before, labels, reading.kept(run.feed))
+        return dataclasses.replace(meter.result(), metric=self.text), tuple(meter.notes)
 
     def evaluate(
         self,

@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_lowrank.data.samples import Samples
-from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.reading import Reading
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.graph.flow import flow_from
@@ -129,11 +129,10 @@ class ByOutputs:
         text = f"relative error {damage**0.5:.2g}"
         changed = 0.0
         if self._reading.classifiers:
-            meter = Metric.parse("top1").meter(self._reading)
-            outputs = zip(probe.outputs(pairs), probe.reference, probe.feeds, strict=True)
-            for own, before, feed in outputs:
-                meter.add(own, before, None, self._reading.kept(feed))
-            changed = max(meter.result().loss, meter.result().smooth)
+            outputs = zip(probe.feeds, probe.reference, probe.outputs(pairs), strict=True)
+            runs = (Ran(feed, None, before, own) for feed, before, own in outputs)
+            judged, _ = Metric.parse("top1").judge(runs, self._reading)
+            changed = max(judged.loss, judged.smooth)
             text += f", other answers in {100 * changed:.2g} % of the rows"
         lost = max(1.0 - energy, _ROUNDING)
         return damage <= lost and changed <= lost, text

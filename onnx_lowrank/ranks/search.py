@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_lowrank.data.samples import Samples
-from onnx_lowrank.evaluation.metrics import Metric
+from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.rounding import (
@@ -221,23 +221,23 @@ class Searching:
     def loss(self, priced: Priced, solution: Solution, metric: Metric) -> float:
         """A solution by a metric, as smooth as it is known, without assembling it."""
         constants = self._constants(priced, solution)
-        meter = metric.meter(self._reading)
         parts: list[tuple[Samples, Iterable[Feed], Iterable[Feed]]]
         parts = [(self._samples, self.probe.reference, self.probe.outputs(constants))]
         if self._spare is not None:
             feeds = self._spare.feeds
             again = self.probe.outputs(constants, feeds)
             parts.append((self._spare, self._referred(feeds), again))
-        for samples, reference, outputs in parts:
-            labelled = samples.labels
-            for number, (own, before) in enumerate(zip(outputs, reference, strict=True)):
-                feed = samples.feeds[number]
-                given = None if labelled is None else labelled[number]
-                labels = metric.labels(feed, given, self._reading.mask)
-                meter.add(own, before, labels, self._reading.kept(feed))
-        for note in meter.notes:
+        runs = (
+            Ran(feed, labels, before, own)
+            for samples, reference, outputs in parts
+            for (feed, labels), before, own in zip(
+                samples.labelled(), reference, outputs, strict=True
+            )
+        )
+        judged, notes = metric.judge(runs, self._reading)
+        for note in notes:
             self.say(note)
-        return meter.result().smooth
+        return judged.smooth
 
     def _referred(self, feeds: Sequence[Feed]) -> Iterable[Feed]:
         """The original's outputs on further samples; kept where they take little memory."""
