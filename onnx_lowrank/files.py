@@ -292,10 +292,11 @@ def copy_beside(source: Path, target: Path, without: Sequence[Path]) -> None:
     Raises:
         OSError: a file cannot be read or written.
     """
+    own = target.resolve()
     for file in sorted(source.rglob("*")):
         inside = file.relative_to(source)
         hidden = any(part.startswith(".") for part in inside.parts)
-        if hidden or not file.is_file() or same_file(target, source / inside.parts[0]):
+        if hidden or not file.is_file() or file.resolve().is_relative_to(own):
             continue
         if any(same_file(file, other) for other in without):
             continue

@@ -61,7 +61,7 @@ def methods_of(prepared: Prepared, steps: Sequence[EffortStep]) -> dict[str, boo
 
 @dataclass(frozen=True, eq=False)
 class Improved:
-    """Pairs, and how they came to be.
+    """The pairs, and what was tried to make them better.
 
     Attributes:
         factors: for every group that has a rank; None where the plain fit is best.

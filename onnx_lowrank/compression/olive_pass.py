@@ -28,6 +28,7 @@ from onnx_lowrank.compression.api import compress
 from onnx_lowrank.compression.option import Kind, Option
 from onnx_lowrank.compression.options import OPTIONS
 from onnx_lowrank.compression.verbs import SETTINGS
+from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import Output, write_text
 from onnx_lowrank.graph.serialize import data_locations
 
@@ -118,5 +119,18 @@ def package_config() -> dict[str, Any]:
     return config
 
 
+def main(arguments: list[str]) -> int:
+    """Write the package configuration; returns the exit code."""
+    if len(arguments) != 1:
+        print("expected one file to write, such as olive-package.json", file=sys.stderr)
+        return 2
+    try:
+        write_text(Output(Path(arguments[0])), json.dumps(package_config(), indent=2))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    write_text(Output(Path(sys.argv[1])), json.dumps(package_config(), indent=2))
+    sys.exit(main(sys.argv[1:]))

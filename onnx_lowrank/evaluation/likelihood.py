@@ -15,7 +15,7 @@ import numpy.typing as npt
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.meter import Meter
 from onnx_lowrank.evaluation.reading import Reading
-from onnx_lowrank.evaluation.top1 import classes_of, rows_of_classes
+from onnx_lowrank.evaluation.top1 import both, classes_of, rows_of_classes
 from onnx_lowrank.measures import Judged
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.divergence import are_shares, divergences, surprises
@@ -99,12 +99,7 @@ class _Likelihood(Meter):
         if note is not None:
             self.notes[note] = None
         for name in chosen:
-            original, own = reference[name], outputs.get(name)
-            if own is None or own.shape != original.shape:
-                got = "none" if own is None else f"shape {list(own.shape)}"
-                raise InputError(
-                    f"{where}: output {name!r}: expected shape {list(original.shape)}, got {got}"
-                )
+            original, own = both(name, reference, outputs, where)
             first, second = self._figures(name, original, own, labels, keep, where)
             rows += len(first)
             before += float(first.sum())
@@ -199,6 +194,11 @@ class Perplexity(_Likelihood):
                 f"{named('metric', 'perplexity')}: expected rows with labels, got none"
             )
         before, after = (_exp(math.fsum(own) / rows) for own in (self._before, self._after))
+        if math.isinf(before):
+            raise InputError(
+                f"{named('metric', 'perplexity')}: expected the original to leave each right class "
+                "a share, got none in a row: its perplexity is infinite"
+            )
         loss = math.inf if math.isinf(after) else after / before - 1.0
         return Judged(loss, before, after, self.samples)
 

@@ -23,7 +23,7 @@ from onnx_lowrank.evaluation.reading import Reading
 from onnx_lowrank.measures import Judged
 from onnx_lowrank.numerics.arrays import Array, Feed
 
-__all__ = ["Top1", "classes_of", "rows_of_classes"]
+__all__ = ["Top1", "both", "classes_of", "rows_of_classes"]
 
 # Rows from which on their margins' errors tell a size.
 _ROWS = 4
@@ -51,12 +51,7 @@ class Top1(Meter):
         if note is not None:
             self.notes[note] = None
         for name in chosen:
-            original, own = reference[name], outputs.get(name)
-            if own is None or own.shape != original.shape:
-                got = "none" if own is None else f"shape {list(own.shape)}"
-                raise InputError(
-                    f"{where}: output {name!r}: expected shape {list(original.shape)}, got {got}"
-                )
+            original, own = both(name, reference, outputs, where)
             where_name = f"{where}: output {name!r}"
             before, after, judged = (
                 self._reading.counted(name, found, keep)
@@ -183,6 +178,21 @@ def rows_of_classes(
             f"{where}: expected one output [rows, classes] of a classifier{other}, got {shapes}"
         )
     return suitable, None
+
+
+def both(name: str, reference: Feed, outputs: Feed, where: str) -> tuple[Array, Array]:
+    """An output of the original and of the model.
+
+    Raises:
+        InputError: the model has none of that name and shape.
+    """
+    original, own = reference[name], outputs.get(name)
+    if own is None or own.shape != original.shape:
+        got = "none" if own is None else f"shape {list(own.shape)}"
+        raise InputError(
+            f"{where}: output {name!r}: expected shape {list(original.shape)}, got {got}"
+        )
+    return original, own
 
 
 def classes_of(

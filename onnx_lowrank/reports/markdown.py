@@ -34,6 +34,7 @@ from onnx_lowrank.reports.texts import (
     samples_of,
     size,
     sweep_sentence,
+    totals_of,
 )
 
 __all__ = [
@@ -182,21 +183,10 @@ def _head(title: str, sentence: Sentence) -> Iterator[str]:
 
 
 def _totals(report: Report) -> list[str]:
-    totals = report.totals
-    rows = []
-    for title, before, after, write in (
-        ("size", report.input.bytes, report.output.bytes, size),
-        ("parameters", totals.parameters_before, totals.parameters_after, count),
-        (
-            "in linear layers",
-            totals.linear_parameters_before,
-            totals.linear_parameters_after,
-            count,
-        ),
-        ("MACs of an inference", totals.macs_before, totals.macs_after, count),
-    ):
-        if before is not None and after is not None:
-            rows.append((title, write(before), write(after), change(before, after)))
+    rows = [
+        (total.title, total.text(total.before), total.text(total.after), total.change)
+        for total in totals_of(report)
+    ]
     for latency in report.latency:
         speedup = latency.speedup
         old, new = latency.before_ms.median, latency.after_ms.median

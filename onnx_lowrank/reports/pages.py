@@ -39,6 +39,7 @@ from onnx_lowrank.reports.texts import (
     run_sentence,
     samples_of,
     size,
+    totals_of,
 )
 
 __all__ = ["bench_page", "check_page", "run_page"]
@@ -72,23 +73,11 @@ def run_page(report: Report) -> str:
 
 
 def _totals(report: Report) -> Html:
-    totals = report.totals
     tiles = []
-    for title, before, after, write in (
-        ("Size", report.input.bytes, report.output.bytes, size),
-        ("Parameters", totals.parameters_before, totals.parameters_after, count),
-        (
-            "In linear layers",
-            totals.linear_parameters_before,
-            totals.linear_parameters_after,
-            count,
-        ),
-        ("MACs", totals.macs_before, totals.macs_after, count),
-    ):
-        if before is None or after is None:
-            continue
-        bars = bar(before, after, max(before, after))
-        tiles.append(tile(title, write(before), write(after), change(before, after), bars))
+    for total in totals_of(report):
+        title, text = f"{total.title[:1].upper()}{total.title[1:]}", total.text
+        bars = bar(total.before, total.after, max(total.before, total.after))
+        tiles.append(tile(title, text(total.before), text(total.after), total.change, bars))
     for latency in report.latency[:1]:
         old, new = latency.before_ms.median, latency.after_ms.median
         bars = bar(old, new, max(old, new))

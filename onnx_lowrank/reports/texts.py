@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
+from typing import NamedTuple
 
 from onnx_lowrank.compression.inspection import Inspection
 from onnx_lowrank.compression.sweep import SweepReport
@@ -16,6 +17,7 @@ from onnx_lowrank.phrases import counted
 from onnx_lowrank.report import Report
 
 __all__ = [
+    "Total",
     "bench_sentence",
     "change",
     "check_sentence",
@@ -31,6 +33,7 @@ __all__ = [
     "samples_of",
     "size",
     "sweep_sentence",
+    "totals_of",
     "without_common",
 ]
 
@@ -107,6 +110,41 @@ def judged_text(judged: Judged) -> str:
     sure = "" if judged.standard_error is None else f" ± {judged.standard_error:.2g}"
     samples = counted(judged.samples, "sample")
     return f"{judged.before:.4g} → {judged.after:.4g}, loss {judged.loss:.3g}{sure} on {samples}"
+
+
+class Total(NamedTuple):
+    """A sum over a model before and after, and how it is written."""
+
+    title: str
+    before: int
+    after: int
+    text: Callable[[float], str]
+
+    @property
+    def change(self) -> str:
+        """Such as "−64 %"."""
+        return change(self.before, self.after)
+
+
+def totals_of(report: Report) -> list[Total]:
+    """The sums that are known of both models."""
+    totals = report.totals
+    sums: list[tuple[str, int | None, int | None, Callable[[float], str]]] = [
+        ("size", report.input.bytes, report.output.bytes, size),
+        ("parameters", totals.parameters_before, totals.parameters_after, count),
+        (
+            "in linear layers",
+            totals.linear_parameters_before,
+            totals.linear_parameters_after,
+            count,
+        ),
+        ("MACs of an inference", totals.macs_before, totals.macs_after, count),
+    ]
+    return [
+        Total(title, before, after, text)
+        for title, before, after, text in sums
+        if before is not None and after is not None
+    ]
 
 
 def run_sentence(report: Report) -> Sentence:

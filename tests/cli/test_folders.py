@@ -127,3 +127,7 @@ def test_out_is_another_folder(
     assert "expected a folder" in capsys.readouterr().err
     assert call(exported, exported / "small", *FAST) == 0  # inside: not copied into itself
     assert "small" not in {Path(name).parts[0] for name in names(exported / "small")}
+    deep = exported / "onnx" / "small"
+    assert call(exported, deep, *FAST) == 0
+    assert call(exported, deep, *FAST, "--force") == 0
+    assert not [name for name in names(deep) if name.startswith("onnx/small")]

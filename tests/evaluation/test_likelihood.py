@@ -155,3 +155,15 @@ def test_no_rows_that_count() -> None:
     meter.add({"y": rows(1, 1, 5)}, {"y": rows(1, 1, 5)}, np.array([[-1]]))
     with pytest.raises(InputError, match="expected rows with labels, got none"):
         meter.result()
+
+
+def test_an_original_that_rules_the_right_class_out_cannot_be_judged() -> None:
+    before, after = rows(1, 2, 5), rows(1, 2, 5, seed=1)
+    before[0, 0, 1] = -np.inf
+    meter = PERPLEXITY.meter(LOGITS)
+    meter.add({"y": after}, {"y": before}, np.array([[2, 2]]))
+    assert math.isfinite(meter.result().loss)
+    other = PERPLEXITY.meter(LOGITS)
+    other.add({"y": after}, {"y": before}, np.array([[1, 2]]))
+    with pytest.raises(InputError, match=r"its perplexity is infinite"):
+        other.result()
