@@ -66,7 +66,11 @@ def runnable_shapes(
         return concrete_shapes(specs, input_shapes, dims, **guess)  # type: ignore[arg-type]
 
     def tried(guess: ConcreteShapes) -> bool | None:
-        return runs(random_samples(model, specs, guess, count=1, seed=0).feeds[0])
+        try:
+            feed = random_samples(model, specs, guess, count=1, seed=0).feeds[0]
+        except InputError:  # no random input can be made, whatever the sizes
+            return None
+        return runs(feed)
 
     first = made()
     images = [made(image=size) for size in IMAGE_SIZES]
@@ -83,10 +87,7 @@ def runnable_shapes(
         return first
     if not lengths or not _guessed(specs, first, made(length=SEQUENCE + 1)):
         return first
-    try:
-        if tried(first) is not False:
-            return first
-    except InputError:  # no random input can be made, whatever the sizes
+    if tried(first) is not False:
         return first
     guesses: list[ConcreteShapes] = []
     for length in dict.fromkeys([SEQUENCE, *_sides(model, specs), *_LENGTHS]):

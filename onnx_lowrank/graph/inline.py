@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
+from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.walk import all_nodes, graph_values, static_shape
 
 __all__ = ["call_of", "given_weights", "inline", "put_back"]
@@ -108,13 +109,25 @@ def put_back(model: ir.Model, inlined: ir.Model, original: ir.Model) -> None:
         original: the model before that.
     """
     before, after = _by_call(inlined), _by_call(model)
-    nodes = {call: own for call, own in after.items() if _same(own, before.get(call, []))}
-    if not nodes:
-        return
     olds = {node.outputs[0].name: node for node in original.graph if node.outputs}
     values = {value.name: value for value in graph_values(model.graph)}
+    nodes = {
+        call: own
+        for call, own in after.items()
+        if _same(own, before.get(call, []))
+        and all(
+            v is None or v.name in values or v.const_value is not None for v in olds[call].inputs
+        )
+    }
+    if not nodes:
+        return
     for name, inner in nodes.items():
         old = olds[name]
+        for value in old.inputs:
+            if value is not None and value.name not in values:  # dropped: the body does not read it
+                assert value.const_value is not None
+                values[value.name] = constant_value(value.const_value)
+                model.graph.register_initializer(values[value.name])
         new = ir.Node(
             *(old.domain, old.op_type),
             [None if value is None else values[value.name] for value in old.inputs],

@@ -74,6 +74,8 @@ WISHES: dict[str, Wishes] = {
 
 # Before, a Gemm and an Add say in an attribute whether and how they broadcast.
 _OLDEST = 7
+# So much of a scaled constant may be rounding, as a share of its norm: float16 has 3 digits.
+_SLACK = 1e-2
 # ONNX Runtime has no kernels for others on the CPU, which computes what the target leaves.
 _CONV_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 _GEMM_TYPES = _CONV_TYPES | {ir.DataType.DOUBLE}
@@ -225,7 +227,7 @@ class _Shaper:
         if deep:
             flat = self._matrix.get(x)
             if flat is None:
-                flat = self._reshape(node, x, [-1, _dim(x.shape[-1])])
+                flat = self._reshape(node, x, [-1, weight.shape[0]])
                 self.done["products made 2-D"] += 1
             else:
                 self.done["products kept 2-D behind another"] += 1
@@ -412,13 +414,17 @@ def _third(node: ir.Node) -> ir.Value | None:
 
 
 def _scaled(array: npt.NDArray[np.generic], scale: float) -> npt.NDArray[np.generic] | None:
-    """A constant times a scale, in its own type; None where that is too small for it."""
+    """A constant times a scale, in its own type; None where its range or its digits end."""
     if scale == 1.0:
         return array
     exact = array.astype(np.float64) * scale
     with np.errstate(over="ignore"):
         found = exact.astype(array.dtype)
-    return found if np.isfinite(found).all() or not np.isfinite(exact).all() else None
+    if not np.isfinite(exact).all():
+        return found
+    # The smallest numbers of a type have few digits, and below them there is 0.
+    lost = np.linalg.norm(found.astype(np.float64) - exact) > _SLACK * np.linalg.norm(exact)
+    return found if np.isfinite(found).all() and not lost else None
 
 
 def _dim(size: object) -> int:

@@ -25,6 +25,7 @@ from onnx_lowrank.numerics.arrays import Array
 __all__ = ["SparseTensor", "check_sparse", "dense", "keep", "made_dense", "put_back", "set_aside"]
 
 _ATTRIBUTE, _DENSE = "sparse_value", "value"
+_MARK = "onnx_lowrank.sparse."
 _LARGEST = 1 << 31
 
 
@@ -133,8 +134,10 @@ def made_dense(
                 before = onnx.AttributeProto()
                 before.CopyFrom(attribute)
                 changed.append((attribute, before))
-                found[node.output[0]] = before.sparse_tensor
-                attribute.CopyFrom(onnx.helper.make_attribute(_DENSE, dense(before.sparse_tensor)))
+                tensor = dense(before.sparse_tensor)
+                tensor.name = f"{_MARK}{len(changed)}"  # values of other graphs may share its name
+                found[tensor.name] = before.sparse_tensor
+                attribute.CopyFrom(onnx.helper.make_attribute(_DENSE, tensor))
     try:
         yield found
     finally:
@@ -157,7 +160,8 @@ def keep(model: ir.Model, proto: onnx.ModelProto, found: dict[str, onnx.SparseTe
             name = sparse.values.name
             graph.initializers[name].const_value = SparseTensor(_array(sparse), sparse, name)
     for node, message in node_pairs(model, proto):
-        stored = found.get(message.output[0]) if message.op_type == "Constant" else None
+        named = (item.t.name for item in message.attribute if item.name == _DENSE)
+        stored = found.get(next(named, "")) if message.op_type == "Constant" else None
         if stored is not None:
             node.attributes[_DENSE] = ir.AttrTensor(
                 _DENSE, SparseTensor(_array(stored), stored, None)

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.targets.setup import Say, hint, packages, renewed, run
+from onnx_lowrank.targets.setup import Say, hint, packages, renewed, run, stamped
 
 __all__ = ["CPUS", "NEEDED", "counter_source", "set_up"]
 
@@ -39,6 +39,8 @@ CPUS: dict[str, tuple[str, str]] = {
 }
 _PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
 _NEWEST_PLUGIN_VERSION = 9
+# What is in the folder.
+_OWN = ("cpu", "libcount.so", "setup.json", "site", "sysroot", "wheels")
 
 
 def set_up(target: Path, say: Say, version: str | None = None, *, force: bool = False) -> None:
@@ -57,7 +59,7 @@ def set_up(target: Path, say: Say, version: str | None = None, *, force: bool = 
     sources = b"".join(path.read_bytes() for path in (Path(__file__), counter_source()))
     wanted = {"onnxruntime": version, "sources": hashlib.sha256(sources).hexdigest()}
     stamp = target / "setup.json"
-    if not force and stamp.is_file() and json.loads(stamp.read_text("utf-8"))["wanted"] == wanted:
+    if not force and stamped(stamp, "wanted") == wanted:
         say(f"{target} is there")
         return
     missing = [word for word in ("qemu-aarch64", "gcc", "apt-get", "dpkg-deb") if not _has(word)]
@@ -74,7 +76,7 @@ def set_up(target: Path, say: Say, version: str | None = None, *, force: bool = 
         (new / "setup.json").write_text(json.dumps(content), encoding="utf-8")
         say(f"{target}: onnxruntime {found} for aarch64, {python}, {qemu}")
 
-    renewed(target, make)
+    renewed(target, make, _OWN)
 
 
 def _has(program: str) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.phrases import listed
 
-__all__ = ["Say", "folder_of", "hint", "packages", "renewed", "run", "user_cache"]
+__all__ = ["Say", "folder_of", "hint", "packages", "renewed", "run", "stamped", "user_cache"]
 
 Say = Callable[[str], None]
 """Takes one line on what is being done."""
@@ -85,16 +87,33 @@ def run(command: Sequence[str | Path], what: str, folder: Path | None = None) ->
     return done.stdout
 
 
-def renewed(target: Path, make: Callable[[Path], None]) -> None:
+def stamped(file: Path, key: str) -> object:
+    """An entry of a JSON file; None where the file or the entry is not there, or is damaged."""
+    try:
+        found: object = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get(key) if isinstance(found, dict) else None
+
+
+def renewed(target: Path, make: Callable[[Path], None], own: Collection[str]) -> None:
     """Make a folder anew: beside it first, so that what is there is whole.
 
     Args:
         target: the folder.
         make: fills an empty folder that will take its place.
+        own: names of what an earlier set-up left in it; nothing else is removed.
 
     Raises:
-        InputError: from ``make``, or a file cannot be written.
+        InputError: from ``make``, the folder holds something else, or a file cannot be written.
     """
+    inside = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    foreign = [name for name in inside if name not in own]
+    if foreign:
+        raise InputError(
+            f"{target}: expected a folder for this target alone, got one that also holds "
+            f"{listed(foreign, 3)}"
+        )
     new = target.with_name(f"{target.name}.new")
     try:
         shutil.rmtree(new, ignore_errors=True)

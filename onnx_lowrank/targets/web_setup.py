@@ -5,17 +5,18 @@ Needs Node 18 or newer and npm.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.targets.setup import Say, hint, packages, renewed, run
+from onnx_lowrank.targets.setup import Say, hint, packages, renewed, run, stamped
 
 __all__ = ["VERSION", "set_up"]
 
 VERSION = "1.30.0"
 """Of onnxruntime-web."""
+# What npm leaves in the folder.
+_OWN = ("node_modules", "package-lock.json", "package.json")
 
 
 def set_up(target: Path, say: Say) -> None:
@@ -29,7 +30,7 @@ def set_up(target: Path, say: Say) -> None:
         InputError: there is no npm, or it failed.
     """
     package = target / "node_modules" / "onnxruntime-web" / "package.json"
-    if package.is_file() and json.loads(package.read_text("utf-8"))["version"] == VERSION:
+    if stamped(package, "version") == VERSION:
         say(f"{target} is there")
         return
     npm = shutil.which("npm")
@@ -42,5 +43,5 @@ def set_up(target: Path, say: Say) -> None:
         run([*command, f"onnxruntime-web@{VERSION}"], "npm", new)
 
     say("getting onnxruntime-web")
-    renewed(target, make)
+    renewed(target, make, _OWN)
     say(f"{target}: onnxruntime-web {VERSION}")

@@ -216,3 +216,31 @@ def test_a_branch_at_the_end_whose_size_is_computed(tmp_path: Path) -> None:
         )
         assert factored(result)
         assert (checked(result).damage or 0) > 0
+
+
+def test_samples_bring_the_size_of_an_image_beside_a_sequence(tmp_path: Path) -> None:
+    """No sequence can be made at random, and none has to be."""
+    text = f"""{HEAD} g (float[1, 3, H, B] image, seq(float[32]) s) => (float[1, 16] y) {{
+        p = GlobalAveragePool (image)
+        f = Flatten (p)
+        e = MatMul (f, U)
+        zero = Constant <value = int64 {{0}}> ()
+        b = SequenceAt (s, zero)
+        moved = Add (e, b)
+        h = MatMul (moved, V)
+        y = MatMul (h, W)
+    }}"""
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((3, 32)).astype(np.float32)
+    feeds = [
+        {
+            "image": rng.standard_normal((1, 3, 20, 24)).astype(np.float32),
+            "s": [rng.standard_normal(32).astype(np.float32)],
+        }
+        for _ in range(4)
+    ]
+    result = compress(
+        parse(text, {**WEIGHTS, "U": start}), data=feeds, rank=8, bench=False, simplify=False
+    )
+    assert result.report.check is not None
+    assert factored(result)

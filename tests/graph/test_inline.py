@@ -151,3 +151,26 @@ def test_one_call_comes_back_the_other_stays(rng: np.random.Generator) -> None:
     assert [function.name for function in changed.functions.values()] == [
         *("linear", "block", "scale"),
     ]
+
+
+def test_an_argument_that_the_body_does_not_read_comes_back(rng: np.random.Generator) -> None:
+    proto = parse(
+        f"""<ir_version: 9, opset_import: ["": 17, "own": 1]>
+        main (float[N, {SIZE}] x) => (float[N, {SIZE}] y) {{
+            h = own.linear(x, W, u)
+            y = own.linear(h, V, v)
+        }}
+        <domain: "own", opset_import: ["": 17]>
+        linear (x, w, unused) => (z) {{ t = MatMul (x, w) z = Tanh (t) }}""",
+        {
+            "W": known_rank(SIZE, SIZE, RANK, rng, scale=0.125),
+            "V": known_rank(SIZE, SIZE, SIZE, rng, scale=0.125),
+            "u": uniform((3,), rng),
+            "v": uniform((5,), rng),
+        },
+    )
+    result = factored(proto, energy=0.999)
+    assert [layer.rank is None for layer in result.report.layers] == [False, True]
+    call = next(node for node in as_proto(result.model).graph.node if node.op_type == "linear")
+    assert list(call.input) == ["h", "V", "v"]
+    assert_same(proto, result.model, {"x": uniform((3, SIZE), rng)}, within=1e-4)

@@ -480,3 +480,33 @@ def test_random_graphs_compute_the_same_for_every_target() -> None:
                 continue
             off, limit = distance(after[name], array), 30 * ROUNDING[case.coarsest]
             assert off <= limit, f"seed {seed}, {target}: {name} is off by {off:.2g}"
+
+
+@pytest.mark.parametrize("target", ["nnapi", "coreml", "xnnpack"])
+def test_a_last_axis_that_only_the_weight_tells(target: str, rng: np.random.Generator) -> None:
+    proto = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1, 4, 40] x, int64[1] e) => (float[1, 4, 24] y) {
+            v = Slice(x, s, e, a)
+            y = MatMul(v, W)
+        }""",
+        {
+            "W": known_rank(32, 24, 8, rng, scale=0.125),
+            "s": np.array([0]),
+            "a": np.array([2]),
+        },
+    )
+    shaped(proto, target, {"x": uniform((1, 4, 40), rng), "e": np.array([32])})
+
+
+def test_an_alpha_that_a_weight_cannot_take_stays(rng: np.random.Generator) -> None:
+    """In float16 a hundred-thousandth of a small weight is 0."""
+    proto = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float16[4, 32] x) => (float16[4, 16] y) {
+            y = Gemm<alpha = 0.00001>(x, W) }""",
+        {"W": uniform((32, 16), rng, np.float16) * np.float16(1e-3)},
+    )
+    model = ir.from_proto(proto)
+    shape_for(model, "qnn", {"x": (4, 32)})
+    assert model.graph[0].attributes["alpha"].as_float() == pytest.approx(1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -148,3 +149,45 @@ def test_damage_is_one_line(change: object, message: str) -> None:
         load(model)
     assert "'S'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_branches_may_call_other_values_alike() -> None:
+    """A dense and two sparse constants of one name, each in a branch of its own."""
+
+    def branch(kind: str, *, dense: bool) -> onnx.GraphProto:
+        array = np.zeros(4, np.float32)
+        array[2] = len(kind)
+        given: dict[str, Any] = (
+            {"value": onnx.numpy_helper.from_array(array)}
+            if dense
+            else {"sparse_value": sparse(array, "")}
+        )
+        constant = onnx.helper.make_node("Constant", [], ["w"], **given)
+        answer = onnx.helper.make_node("Identity", ["w"], [kind])
+        output = onnx.helper.make_tensor_value_info(kind, onnx.TensorProto.FLOAT, [4])
+        return onnx.helper.make_graph([constant, answer], kind, [], [output])
+
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (bool c, bool d) => (float[4] p, float[4] q) {
+            p = Identity(c)
+            q = Identity(d)
+        }""",
+        {},
+    )
+    for node, kinds, dense in zip(
+        model.graph.node, (("a", "bb"), ("ccc", "dddd")), (True, False), strict=True
+    ):
+        node.op_type = "If"
+        for name, kind, own in zip(
+            ("then_branch", "else_branch"), kinds, (False, dense), strict=True
+        ):
+            node.attribute.append(onnx.helper.make_attribute(name, branch(kind, dense=own)))
+    for first in (True, False):
+        feed = {"c": np.array(first), "d": np.array(first)}
+        before, after = run_ort(model, feed), run_ort(written(model), feed)
+        assert {name: array.tolist() for name, array in before.items()} == {
+            name: array.tolist() for name, array in after.items()
+        }
+    assert before["p"][2] == 2
+    assert before["q"][2] == 4

@@ -13,7 +13,7 @@ from onnx_lowrank.runtime import plugins
 from onnx_lowrank.runtime.plugins import PLUGINS, no_use
 from onnx_lowrank.targets import arm64_setup, installing, local, setup, web, web_setup
 from onnx_lowrank.targets.installing import INSTALLABLE, install
-from onnx_lowrank.targets.setup import folder_of, packages, renewed, run
+from onnx_lowrank.targets.setup import folder_of, packages, renewed, run, stamped
 from tests.helpers.commands import call, error
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="a shell script plays npm")
@@ -109,11 +109,23 @@ def test_what_is_made_takes_the_place_of_the_old_one_at_the_end(tmp_path: Path) 
         raise InputError("no more")
 
     with pytest.raises(InputError, match="no more"):
-        renewed(target, fails)
+        renewed(target, fails, ["old", "new"])
     assert [path.name for path in target.iterdir()] == ["old"]
-    renewed(target, lambda new: (new / "new").touch())
+    with pytest.raises(InputError, match=r"for this target alone, got one that also holds old$"):
+        renewed(target, lambda new: (new / "new").touch(), ["new"])
+    assert [path.name for path in target.iterdir()] == ["old"]
+    renewed(target, lambda new: (new / "new").touch(), ["old", "new"])
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"other": 1}'])
+def test_a_damaged_stamp_is_none(text: str, tmp_path: Path) -> None:
+    assert stamped(tmp_path / "setup.json", "wanted") is None
+    (tmp_path / "setup.json").write_text(text)
+    assert stamped(tmp_path / "setup.json", "wanted") is None
+    (tmp_path / "setup.json").write_text('{"wanted": {"a": 1}}')
+    assert stamped(tmp_path / "setup.json", "wanted") == {"a": 1}
 
 
 def test_a_program_that_fails_is_one_line(tmp_path: Path) -> None:
