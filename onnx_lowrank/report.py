@@ -30,8 +30,10 @@ __all__ = [
     "Report",
     "TargetsReport",
     "Totals",
+    "achieved_error",
     "damage_kind",
     "error_kind",
+    "outcome_of",
     "tool_name",
 ]
 
@@ -57,6 +59,18 @@ def damage_kind(of: DamageOf) -> str:
     if of == "outputs":
         return "mean relative square error of the outputs"
     return "Kullback-Leibler divergence of the classes, nats a row"
+
+
+def outcome_of(step: EffortStep) -> str:
+    """Whether the result has what was tried, or why it was not."""
+    if step.why_not:
+        return f"not tried: {step.why_not}"
+    return "taken" if step.taken else "dropped"
+
+
+def achieved_error(layer: Layer) -> float | None:
+    """Of the outputs on held-out samples where there are any, else of the weight."""
+    return layer.output_error if layer.energy_of != "weight" else layer.weight_error
 
 
 class JsonReport:

@@ -8,7 +8,15 @@ from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import print_outputs, samples_text
 from onnx_lowrank.measures import Check, Latency, judged_text, speedup_text
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import BudgetReport, EffortStep, Healing, Report, damage_kind, error_kind
+from onnx_lowrank.report import (
+    BudgetReport,
+    EffortStep,
+    Healing,
+    Report,
+    damage_kind,
+    error_kind,
+    outcome_of,
+)
 
 __all__ = ["print_report"]
 
@@ -42,11 +50,11 @@ def print_report(report: Report, screen: Screen) -> None:
 
 def _step_line(step: EffortStep) -> str:
     if step.error_before is None or step.error_after is None:
-        return f"{step.method}: not tried: {step.why_not}"
+        return f"{step.method}: {outcome_of(step)}{'' if step.why_not else ', as the recipe says'}"
     return (
         f"{step.method}: error on samples kept aside {step.error_before:.3g} → "
         f"{step.error_after:.3g} ({error_kind(step.error_of)}), {step.seconds:.0f} s: "
-        f"{'taken' if step.taken else 'dropped'}"
+        f"{outcome_of(step)}"
     )
 
 

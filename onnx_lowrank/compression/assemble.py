@@ -174,7 +174,8 @@ def assemble(
         for change in differences(context.source.model, model):
             context.say(f"{_CHANGED}{change}")
     methods = methods_of(prepared, steps)
-    if context.settings.heals:
+    given = context.settings.data, context.settings.calibration
+    if context.settings.heals and context.settings.calibrate and any(s is not None for s in given):
         methods["heal"] = heals
     recipe = recipe_for(context, prepared, decisions, goal, methods)
     if _changed(context, decisions):

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_lowrank.compression.classes import logits_of
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.effort import FISHER, untried
+from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.fitting import statistics_file
 from onnx_lowrank.fitting.output_gradients import felt
@@ -30,6 +31,7 @@ from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.phrases import by_reason
+from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import Calibration
 
 __all__ = ["calibrated"]
@@ -73,11 +75,15 @@ def calibrated(
     own = found if searched is None else statistics_of(model, groups, searched[0])
     apart = 0 if searched is None else len(context.trial.split.searched)
     methods = untried(settings, own, saved.samples - apart, saved.samples)
+    if not apart and not isinstance(settings.recipe, Recipe):
+        methods = {m: w or "no sample is kept aside" for m, w in methods.items()}
     tries = any(why is None for why in methods.values())
     if searched is not None and not settings.searched:
         # Nothing is searched.  What judges the methods is left out of the fit, if any is tried.
         found, searched = own if tries else found, None
-    damaged = settings.budget is not None and (settings.check or settings.bench)
+    # Corrections take what the outputs feel most of, in a recipe's run as in the search of it.
+    searches = settings.budget is not None and (settings.check or settings.bench)
+    damaged = searches or _corrects(settings)
     if (settings.fisher or damaged or methods.get(FISHER, "") is None) and not load:
         tried = methods.get(FISHER, "") is None
         draws = _DRAWS if settings.fisher else _DRAWS_TRIED if tried else _DRAWS_OF_DAMAGE
@@ -115,6 +121,16 @@ def calibrated(
         ),
         saved,
         methods,
+    )
+
+
+def _corrects(settings: Settings) -> bool:
+    """Whether a recipe has layers whose rounding a pair corrects, of a search that knew more."""
+    recipe = settings.recipe
+    return (
+        isinstance(recipe, Recipe)
+        and settings.searched
+        and any(own.format is not None and own.format.correction for own in recipe.layers)
     )
 
 

@@ -103,7 +103,7 @@ class Candidates:
         before, after = self._prepared.model, trial.giving_out(self._assembled.model)
         changed = [d for d in self._assembled.decisions if d.choice.changed]
         by_classes = self._context.settings.metric_used.of_classes
-        seen = watched(before, [decision.node for decision in changed], trial.mask, by_classes)
+        seen = watched(before, [decision.node for decision in changed], trial.reading, by_classes)
         if not (seen.instead or by_classes):
             return check
         with self._context.stages("check", len(trial.samples.feeds)) as advance:

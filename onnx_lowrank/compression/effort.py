@@ -138,7 +138,7 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
             ranked,
             [judging[place] for place in sorted(places)],
             context.trial.runner,
-            context.trial.mask,
+            context.trial.reading,
             context.settings.metric_used.of_classes,
             memory=context.trial.memory,
         )

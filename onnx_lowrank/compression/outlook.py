@@ -17,7 +17,7 @@ from onnx_lowrank.compression.plan import searching_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.summary import layers, totals
 from onnx_lowrank.fitting.statistics import Statistics
-from onnx_lowrank.graph.walk import elements, stored_bytes
+from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.ranks.budget_strategies import Keep
@@ -131,14 +131,12 @@ def _outlook(context: Context, prepared: Prepared, share: float, plan: Plan) -> 
     parameters, size = predicted(prepared, decisions)
     rows = layers(decisions, {}, prepared.macs, {})
     sums = totals(decisions, rows, prepared.macs, elements(prepared.model), parameters)
-    source = context.source
-    frame = max(source.bytes - stored_bytes(source.model), 0)
     return Outlook(
         keep=share,
         factored=sum(decision.choice.rank is not None for decision in decisions),
         linear_parameters=sums.linear_parameters_after,
         parameters=parameters,
-        bytes=size + frame,
+        bytes=size + context.source.frame_bytes,
         macs=sums.macs_after,
         damage=plan.damage,
     )

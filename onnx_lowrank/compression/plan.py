@@ -11,7 +11,7 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.fitting import statistics_file
 from onnx_lowrank.fitting.statistics_file import SavedCurve, weight_of
-from onnx_lowrank.graph.walk import node_name, stored_bytes
+from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.ranks import cost_file
@@ -71,7 +71,8 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
     """
     settings = context.settings
     if isinstance(settings.recipe, Recipe):
-        return Chosen(FromRecipe(settings.recipe, prepared, settings.min_gain))
+        metric = settings.metric_given if context.runs() else None
+        return Chosen(FromRecipe(settings.recipe, prepared, settings.min_gain), metric)
     budget = settings.budget
     if settings.metric_given is not None and not context.runs():
         why = context.trial.unavailable or "neither check nor timing may run it"
@@ -96,7 +97,7 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
         case "keep":
             return Chosen(Keep(searching, budget), metric, table, searching)
         case "max-size":
-            frame = max(context.source.bytes - stored_bytes(context.source.model), 0)
+            frame = context.source.frame_bytes
             return Chosen(MaxSize(searching, budget, frame), metric, table, searching)
         case "tolerance":
             cost = cost_of(prepared, budget.objective, table)

@@ -76,6 +76,15 @@ def carried(settings: Settings) -> Settings:
     own = dict(recipe.settings)
     if settings.load_stats is not None:
         own.pop("mask", None)  # the statistics know it
+    if settings.metric is not None and own.get("metric", settings.metric) != settings.metric:
+        texts = own.pop("metric"), settings.metric_used.text
+        if any(Metric.parse(text).of_classes for text in texts[:1]) or (
+            settings.metric_used.of_classes
+        ):
+            raise UsageError(
+                f"{recipe.label} and {named('metric', texts[1])} exclude each other: its factors "
+                f"are fitted by {texts[0]}"
+            )
     metric = None if settings.check else own.pop("metric", None)
     if metric is not None and Metric.parse(metric).of_classes:  # no other has a part in the fit
         raise UsageError(
@@ -140,8 +149,6 @@ def recipe_for(
         if prepared.calibration is None:
             others = {k: v for k, v in others.items() if k not in _OF_SAMPLES}
             others["calibrate"] = False
-        else:
-            others["samples"] = settings.judging  # others than these are fitted to
         digest = digest_of_layers(layers, shared)
     return Recipe(
         tool=tool_name(),

@@ -167,7 +167,7 @@ class _Run:
         decisions = decide(prepared.finding, plan.choices)
         self._context.say(nothing_gained(decisions))
         parameters, size = predicted(prepared, decisions)
-        after = File(None, size, parameters)
+        after = File(None, size + self._context.source.frame_bytes, parameters)
         return self._report(prepared, chosen, plan, after, decisions)
 
     def _accepted(self, prepared: Prepared, chosen: Chosen, plan: Plan) -> Candidate:
@@ -222,7 +222,7 @@ class _Run:
         budget, before = self._context.settings.budget, found.measured.loss
         better = self._candidates.make(found.plan, chosen.metric, self._target, more=True)
         after = better.measured.loss
-        if budget is None or before is None or after is None:
+        if budget is None or budget.kind != "tolerance" or before is None or after is None:
             return better
         if after <= budget.value:
             return self._further(chosen, better)
@@ -239,8 +239,12 @@ class _Run:
 
         Healing is too long for several models.
         """
+        settings = self._context.settings
         gained = any(step.taken for step in found.assembled.steps)
-        if not gained or self._context.settings.heals or not chosen.strategy.further():
+        # Where the time may end between two models, the later one may lack what was gained.
+        if not gained or settings.heals or self._context.until is not None:
+            return found
+        if not chosen.strategy.further():
             return found
         while (following := chosen.strategy.revise(found.plan, found.measured)) is not None:
             found = self._candidates.make(following, chosen.metric, self._target, more=True)

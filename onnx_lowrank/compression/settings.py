@@ -176,7 +176,7 @@ class Settings:
     def judging(self) -> int:
         """How many samples judge, at most; a limit of the loss wants more than a look at it."""
         real = self.data is not None or self.calibration is not None
-        return self.samples or (_LIMITED if real and self.tolerance is not None else _SAMPLES)
+        return self.samples or (_LIMITED if real and self.limited else _SAMPLES)
 
     @property
     def keeps_aside(self) -> bool:

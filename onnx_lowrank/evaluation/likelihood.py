@@ -23,8 +23,11 @@ from onnx_lowrank.numerics.divergence import are_shares, divergences, surprises
 __all__ = ["Divergence", "Perplexity", "divergence", "next_tokens"]
 
 # Inputs of token ids by their usual name, and integer inputs that are none.
-_TOKENS = "input_ids"
-_NO_TOKENS = frozenset({"attention_mask", "cache_position", "position_ids", "token_type_ids"})
+_TOKENS = ("decoder_input_ids", "input_ids")
+_DECODER_MASK = "decoder_attention_mask"
+_NO_TOKENS = frozenset(
+    {"attention_mask", _DECODER_MASK, "cache_position", "position_ids", "token_type_ids"}
+)
 
 
 def next_tokens(feed: Feed, mask: str | None, where: str) -> Array:
@@ -43,13 +46,15 @@ def next_tokens(feed: Feed, mask: str | None, where: str) -> Array:
         for name, array in feed.items()
         if array.ndim == 2 and array.dtype.kind in "iu" and name not in _NO_TOKENS and name != mask
     ]
-    chosen = [_TOKENS] if _TOKENS in whole else whole
+    chosen = [name for name in _TOKENS if name in whole][:1] or whole
     if len(chosen) != 1:
         found = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
         raise InputError(
             f"{where}: expected labels, or one input of token ids [batch, tokens], whose next "
             f"tokens are the labels, got {found}"
         )
+    if chosen[0] == _TOKENS[0]:  # the mask of the encoder's tokens says nothing of these
+        mask = _DECODER_MASK if _DECODER_MASK in feed else None
     tokens = feed[chosen[0]].astype(np.int64)
     labels = np.full_like(tokens, -1)
     labels[:, :-1] = tokens[:, 1:]
@@ -73,11 +78,18 @@ def divergence(name: str, before: Array, after: Array, reading: Reading, keep: A
         reading: what is known of the outputs.
         keep: which rows count (see `Reading.kept`); None for all of them.
     """
-    one, other = (
-        counted.reshape(-1, counted.shape[-1])
-        for counted in (reading.counted(name, array, keep) for array in (before, after))
-    )
+    one, other = (_counted(name, array, reading, keep) for array in (before, after))
     return divergences(one, other, are_shares(one) and are_shares(other))
+
+
+def _counted(name: str, array: Array, reading: Reading, keep: Array | None) -> Array:
+    """The rows of classes that count, shape [rows, classes].
+
+    A mask that covers the last axis, as that of a pointer into the tokens does, is one of classes.
+    """
+    covered = keep is not None and array.ndim <= keep.ndim
+    own = array if covered else reading.counted(name, array, keep)
+    return own.reshape(-1, own.shape[-1])
 
 
 class _Likelihood(Meter):
@@ -168,10 +180,10 @@ class Perplexity(_Likelihood):
         if labels is None:
             raise InputError(f"{where}: expected labels, got none")
         right = classes_of(labels, original.shape, f"{where}: output {name!r}", scores=True)
-        judged = self._reading.counted(name, right, keep).reshape(-1)
+        judged = _counted(name, right[..., np.newaxis], self._reading, keep)[:, 0]
         found = []
         for array in (original, own):
-            rows = self._reading.counted(name, array, keep).reshape(-1, array.shape[-1])
+            rows = _counted(name, array, self._reading, keep)
             rows = rows[judged >= 0]
             found.append(surprises(rows, judged[judged >= 0], are_shares(rows)))
         return found[0], found[1]

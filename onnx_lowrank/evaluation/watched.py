@@ -86,19 +86,19 @@ class Watched:
 
 
 def watched(
-    model: ir.Model, nodes: Collection[ir.Node], mask: str | None, by_classes: bool = False
+    model: ir.Model, nodes: Collection[ir.Node], reading: Reading, by_classes: bool = False
 ) -> Watched:
     """What tells the damage of layers.
 
     Args:
         model: the model.
         nodes: the layers; outputs that do not depend on them stay as they are.
-        mask: the input that marks padding; None without.
+        reading: what is known of the outputs.
         by_classes: whether shares of classes are compared, which only outputs can hold.
     """
     if by_classes:
         outputs = frozenset(value.name or "" for value in model.graph.outputs)
-        return Watched(outputs, {}, reading_of(model, mask), by_classes=True)
+        return Watched(outputs, {}, reading, by_classes=True)
     flow = flow_from(model, nodes=nodes)
     sources = {
         output.name or "": flow.sources(output)
@@ -109,5 +109,5 @@ def watched(
     return Watched(
         outputs=frozenset(value.name or "" for value in model.graph.outputs),
         instead={n: tuple(v.name or "" for v in values) for n, values in sources.items()},
-        reading=reading_of(model, mask, inside),
+        reading=reading_of(model, reading.mask, inside),
     )

@@ -207,9 +207,12 @@ class Batches:
                 raise DerivativeError(f"{value!r} of the original holds NaN or Inf")
             weight = np.ones((1,) * target.ndim, np.float32)
             spread = None if keep is None else _leading(keep, target.shape)
+            classes = value in self._by_classes
+            if classes and spread is not None and spread.shape[-1] != 1:
+                spread = None  # it marks classes, as that of a pointer into the tokens does
             if spread is not None:
                 weight = spread.astype(np.float32)
-            if value in self._by_classes:
+            if classes:
                 rows = (*target.shape[:-1], 1)
                 energy = float(np.broadcast_to(weight, rows).sum(dtype=np.float64))
             else:

@@ -169,7 +169,11 @@ def _correction(
 
 
 def round_factors(
-    factors: Factors, form: Format, moments: Moments | None, centre: Float64 | None = None
+    factors: Factors,
+    form: Format,
+    moments: Moments | None,
+    centre: Float64 | None = None,
+    inverse: Inverse | None = None,
 ) -> Factors:
     """A pair of one slice as it is stored in a format.
 
@@ -178,9 +182,10 @@ def round_factors(
         form: its format.
         moments: C of the inputs; None rounds to nearest.
         centre: of the inputs, where a bias makes up for it.
+        inverse: of the moments, where it is at hand.
     """
     exact, second = factors.first[0], factors.second[0]
-    first = _first(exact, form, moments).values()
+    first = _first(exact, form, moments if inverse is None else inverse).values()
     found = _second(exact, first, second, form, moments)
     values = found.values() if isinstance(found, Blocks) else found
     more = shift_by(centre, exact @ second, first @ values)
@@ -347,7 +352,7 @@ def _write_pair(
     return rounded_as, shift_by(inputs.centre, product, stored)
 
 
-def _first(first: Array, form: Format, moments: Moments | None) -> Blocks:
+def _first(first: Array, form: Format, moments: Moments | Inverse | None) -> Blocks:
     return rounded(first, moments, form.bits, suited(form.block, len(first)))
 
 

@@ -75,6 +75,11 @@ class LoadedModel:
     runs_only: bool = False
 
     @property
+    def frame_bytes(self) -> int:
+        """Bytes of its file that are no weights: the nodes, names and metadata."""
+        return max(self.bytes - stored_bytes(self.model), 0)
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The model's file and its external data."""
         return self.data_files if self.path is None else (self.path, *self.data_files)

@@ -210,6 +210,10 @@ def _adapter(total: ir.Node, constants: Constants, chosen: Mapping[str, Form]) -
         value = total.inputs[side]
         if base is None or value is None or value is total.inputs[1 - side]:
             continue
+        kept, whole = total.inputs[1 - side], total.outputs[0]
+        shapes = None if kept is None else kept.shape, whole.shape
+        if shapes[0] is not None and shapes[1] is not None and len(shapes[0]) != len(shapes[1]):
+            continue  # a scale or a bias of the adapter adds axes
         walked = _walked(value, base, constants, chosen)
         if walked is not None:
             steps, nodes, elements = walked
@@ -262,7 +266,7 @@ def _walked(
             products, width = products + 1, product.site.m
             elements += product.site.operand.size
             if product.bias is not None:
-                steps.append(_Step("shift", _row(product.bias, product.site.n, product.beta)))
+                steps.append(_Step("shift", _row(product.bias, product.bias.size, product.beta)))
             matrix, scale = product.site.matrix, product.scale
             steps.append(_Step("matrix", _matrix(matrix, scale)))
             value = product.x

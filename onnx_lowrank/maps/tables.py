@@ -190,6 +190,8 @@ class _Rows:
         axis = [ir.AttrInt64("axis", 0)]
         final = self._node("Concat", [sizes, self._integers([width])], ir.DataType.INT64, axis)
         self._become("Reshape", [values, final])
+        # Where there are no indices a size is 0, which else means that the input's is taken.
+        self._gather.attributes.add(ir.AttrInt64("allowzero", 1))
 
     @property
     def _graph(self) -> ir.Graph:

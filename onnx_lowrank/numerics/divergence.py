@@ -40,8 +40,9 @@ def are_shares(rows: Array) -> bool:
 def divergences(reference: Array, found: Array, shares: bool = False) -> npt.NDArray[np.float64]:
     """``Σ p (log p − log q)`` of every row in nats, of p by the reference and q by the other one.
 
-    Infinite where only one of the two rows holds NaN, or the other one rules out a class that the
-    reference does not.
+    Infinite where only one of the two rows holds NaN, or the other one's logits rule out a class
+    that the reference does not.  A share of 0 is taken for the smallest number, as rounding
+    makes zeros of small shares.
 
     Args:
         reference: shape [rows, classes].

@@ -243,7 +243,13 @@ class Tolerance(Strategy):
 
     def _plan(self) -> Plan:
         if not self._at and not self._steps[0].damage:
-            return self._searching.dense("nothing that was tried keeps within the tolerance")
+            nothing = "nothing that was tried keeps within the tolerance"
+            if len(self._steps) == 1:
+                size = named("objective", "size")
+                nothing = f"no choice costs less by the objective; {size} counts bytes"
+                if self._budget.objective == "size":
+                    nothing = "no choice is smaller"
+            return self._searching.dense(nothing)
         return self._searching.plan(self._priced, self._steps[self._at])
 
     def _guess(self, step: Solution) -> float:

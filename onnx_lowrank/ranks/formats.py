@@ -231,7 +231,11 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
 
 
 def formatted(
-    choices: Mapping[Group, Choice], formats: Mapping[Group, Formats], left: Mapping[Group, str]
+    choices: Mapping[Group, Choice],
+    formats: Mapping[Group, Formats],
+    left: Mapping[Group, str],
+    *,
+    smallest: bool = False,
 ) -> dict[Group, Choice]:
     """The choices of ranks with the first format of each layer, or why it has none.
 
@@ -239,6 +243,7 @@ def formatted(
         choices: without formats.
         formats: of layers and tables.
         left: why others have none.
+        smallest: whether a pair that is stored in no fewer bytes than the whole layer gives way.
     """
     found = {}
     for group, choice in choices.items():
@@ -248,6 +253,12 @@ def formatted(
             own = formats[group]
             form = own.dense[0] if choice.rank is None else own.pairs[0]
             found[group] = _with(choice, form)
+            if not smallest or choice.rank is None:
+                continue
+            whole = _with(dataclasses.replace(choice, rank=None, energy=None), own.dense[0])
+            if whole.bytes(group) <= found[group].bytes(group):
+                why = f"dense: in {own.dense[0] or 'floats'} it is no larger than a pair in {form}"
+                found[group] = dataclasses.replace(whole, reason=f"{why} of rank {choice.rank}")
         else:
             found[group] = unformatted(group, choice, left)
     for group, own in formats.items():

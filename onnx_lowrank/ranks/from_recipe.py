@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.maps.choice import Choice, Joint
 from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
-from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, suited
+from onnx_lowrank.maps.formats import SMALLEST, correctable, suited
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.tables import Tables, table_format
 from onnx_lowrank.numerics.ranks import largest_rank
@@ -59,6 +59,12 @@ def ranks_of(recipe: Recipe, finding: Finding, min_gain: float) -> dict[Group, R
     for joint in _joints(recipe, ranks):
         groups, (first, *others) = joint.groups, [ranks[group] for group in joint.groups]
         for layer in others:
+            if layer.format != first.format:
+                raise InputError(
+                    f"{recipe.label}: layer {layer.name!r} shares its first factor with "
+                    f"{first.name!r}: expected format {first.format or 'floats'}, got "
+                    f"{layer.format or 'floats'}"
+                )
             if layer.rank != first.rank:
                 raise InputError(
                     f"{recipe.label}: layer {layer.name!r} shares its first factor with "
@@ -104,7 +110,7 @@ def formats_in(
             why = left.get(group, f"{named('weights')} is not among the settings of the recipe")
             raise InputError(f"{where}: {why}")
         if wanted.table or group.members[0].site.form.indices:
-            found[group] = _of_table(group, wanted, where)
+            found[group] = _of_table(group, layer, where)
             continue
         corrected = layer.rank is None and correctable(group)
         most = min(group.shape[1:]) if corrected else 0
@@ -149,11 +155,15 @@ def tables_in(recipe: Recipe, finding: Finding, tables: Tables) -> dict[Group, F
                 site.matrix.name, f"{named('weights')} is not among the settings of the recipe"
             )
             raise InputError(f"{where}: {why}")
-        found[group] = _of_table(group, layer.format, where)
+        found[group] = _of_table(group, layer, where)
     return found
 
 
-def _of_table(group: Group, form: Format, where: str) -> Formats:
+def _of_table(group: Group, layer: RecipeLayer, where: str) -> Formats:
+    form = layer.format
+    assert form is not None
+    if layer.rank is not None:
+        raise InputError(f"{where}: a table has a format or a rank, got both (rank {layer.rank})")
     expected = table_format(group.shape[2], form.bits)
     if form != expected:
         raise InputError(f"{where}: expected {expected} of a table, got {form}")
@@ -175,7 +185,8 @@ def _found(recipe: Recipe, finding: Finding) -> Iterator[_Found]:
             near = near_names(layer.name, entries)
             raise InputError(f"{where}: the model has no linear map of that name; {near}")
         if isinstance(entry, Refused):
-            if layer.kept or (layer.format is not None and layer.format.table):
+            table = layer.format is not None and layer.format.table
+            if layer.kept or (table and layer.rank is None):
                 continue  # of a table see `tables_in`
             raise InputError(
                 f"{where}: expected a layer that can be factored; {entry.refusal.reason}"

@@ -85,9 +85,7 @@ class ByOutputs:
         energy = self._goal.energy
         if choice.rank is None or energy is None or group not in self.groups:
             return choice
-        probe = Probe(
-            self._prepared.model, [group], self._samples.feeds, self._open, self._reading.mask
-        )
+        probe = Probe(self._prepared.model, [group], self._samples.feeds, self._open, self._reading)
         if group not in probe.groups:
             return choice
         limit = self._goal.largest(group)

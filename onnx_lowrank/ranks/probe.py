@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.evaluation.outputs import mean_damage
+from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array, Feed
@@ -39,7 +40,7 @@ class Probe:
         groups: Sequence[Group],
         feeds: Sequence[Feed],
         open_model: OpenModel,
-        mask: str | None = None,
+        reading: Reading = PLAIN,
         by_classes: bool = False,
         memory: Memory | None = None,
     ) -> None:
@@ -50,7 +51,7 @@ class Probe:
             groups: whose weights are to be exchanged.
             feeds: samples, at least one.
             open_model: makes a runner of a model.
-            mask: the input that marks padding; None without.
+            reading: what is known of the outputs.
             by_classes: whether damage is measured at shares of classes (see `watched`).
             memory: what may be held; outputs that do not fit wait in files.
 
@@ -69,7 +70,7 @@ class Probe:
         for name in self._dense:
             _open_weight(copy, name)
         nodes = [member.site.node for group in groups for member in group.members]
-        self.watched = watched(model, nodes, mask, by_classes)
+        self.watched = watched(model, nodes, reading, by_classes)
         give_out(copy, self.watched.inside)
         self._run: Runner = open_model(copy)
         self.feeds = tuple(feeds)

@@ -242,7 +242,7 @@ def _product(
             pairs[form] = dense[next(iter(dense))] / whole if whole > 0.0 else 0.0
             continue
         error = pair.product()[0].astype(np.float64)
-        error -= round_factors(pair, form, moments).product()[0]
+        error -= round_factors(pair, form, moments, inverse=inverse).product()[0]
         energy = curve.held(pair.rank)
         pairs[form] = felt_error(error, judge, fisher) / energy if energy > 0.0 else 0.0
     reference = _reference(own)

@@ -115,7 +115,7 @@ class Searching:
                 changed,
                 samples.feeds,
                 open_model,
-                reading.mask,
+                reading,
                 by_classes,
                 memory,
             )
@@ -168,7 +168,7 @@ class Searching:
         settled = self._settled(priced.choices(solution))
         with self.stages("search"):
             together = self.probe.damage(self._constants(priced, solution))
-        if together is not None:  # the probe's kernels are those of floats
+        if together:  # 0 is no finding; and the probe's kernels are those of floats
             together += self.ladders.lost_by_inputs(priced.choices(solution))
         plan = Plan(settled, together, solution.damage)
         # Exactly 0 of pairs that lose something: no sample reaches them.

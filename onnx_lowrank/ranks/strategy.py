@@ -147,4 +147,7 @@ class PerLayer(Strategy):
         settled = settle(prepared.finding, ordered, goal)
         if not prepared.quantized.wanted:
             return Plan(settled)
-        return Plan(formatted(settled, prepared.formats, prepared.floats))
+        # A rank that the user named is taken as it is.
+        return Plan(
+            formatted(settled, prepared.formats, prepared.floats, smallest=self._goal.rank is None)
+        )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import Layer, Report
+from onnx_lowrank.report import Layer, Report, achieved_error
 from onnx_lowrank.reports.charts import spark
 from onnx_lowrank.reports.frame import bar, section
 from onnx_lowrank.reports.markup import Html, joined, name, tag
@@ -185,7 +185,7 @@ def _row(layer: Layer) -> TableRow:
         TableCell("" if layer.spectrum is None else spark(layer.spectrum, layer.rank)),
         TableCell("" if energy is None else f"{energy:.4f}", energy),
         TableCell(error(layer.predicted_error), layer.predicted_error),
-        TableCell(error(_achieved(layer)), _achieved(layer)),
+        TableCell(error(achieved_error(layer)), achieved_error(layer)),
         TableCell(_fate(layer), layer.reason),
     ]
     return TableRow("off" if layer.off else layer.status, cells)
@@ -219,11 +219,6 @@ def _kept(layer: Layer) -> Html | str:
         return ""
     share = _share(layer)
     return joined([percent(share), bar(1.0, share, max(1.0, share))])
-
-
-def _achieved(layer: Layer) -> float | None:
-    """Of the outputs on held-out samples where there are any, else of the weight."""
-    return layer.output_error if layer.energy_of != "weight" else layer.weight_error
 
 
 def _fate(layer: Layer) -> Html | str:

@@ -13,10 +13,18 @@ from onnx_lowrank.compression.provenance import provenance_line
 from onnx_lowrank.compression.sweep import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
-from onnx_lowrank.measures import OutputCheck, speedup_text
+from onnx_lowrank.measures import OutputCheck, judged_text, speedup_text
 from onnx_lowrank.phrases import counted, printable
-from onnx_lowrank.report import EffortStep, File, Layer, Origin, Report
-from onnx_lowrank.reports.steps_table import outcome_of
+from onnx_lowrank.report import (
+    EffortStep,
+    File,
+    Layer,
+    Origin,
+    Report,
+    achieved_error,
+    error_kind,
+    outcome_of,
+)
 from onnx_lowrank.reports.texts import (
     Sentence,
     bench_sentence,
@@ -26,7 +34,6 @@ from onnx_lowrank.reports.texts import (
     error,
     file_name,
     inspect_sentence,
-    judged_text,
     maps_of,
     milliseconds,
     percent,
@@ -48,6 +55,8 @@ __all__ = [
 _MOST = 20
 """Layers, outputs and notes that are shown: a comment holds 65,536 characters."""
 _LONGEST = 96
+# A command is whole: it is there to be run.
+_WHOLE = 4000
 _ALERTS = {"bad": "CAUTION", "warning": "WARNING"}
 
 
@@ -65,7 +74,7 @@ def run_markdown(report: Report) -> str:
             rows = [(output, "") for output in provider.outputs]
             parts += _outputs(rows, f"outputs on {samples}, {provider.provider}")
     if report.judged is not None:
-        parts += [_plain(f"{report.judged.metric}: {judged_text(report.judged)}"), ""]
+        parts += [_plain(judged_text(report.judged)), ""]
     parts += [*_worst(report.layers), *_steps(report.steps), *_notes(report.notes)]
     parts += _foot(report.tool, report.origin)
     return "\n".join(parts) + "\n"
@@ -87,7 +96,7 @@ def check_markdown(report: CheckReport) -> str:
         if rows:
             parts += _outputs(rows, f"outputs on {entry.target}")
         if entry.judged is not None:
-            parts += [_plain(f"{entry.judged.metric}: {judged_text(entry.judged)}"), ""]
+            parts += [_plain(judged_text(entry.judged)), ""]
     parts += [*_notes(report.notes), *_foot(report.tool, report.origin)]
     return "\n".join(parts) + "\n"
 
@@ -129,14 +138,21 @@ def sweep_markdown(report: SweepReport) -> str:
                 change(first, point.bytes),
                 "too noisy" if noisy else speed,
                 percent(point.error),
+                *(() if report.metric is None else (_loss(point.loss),)),
             )
         )
-    parts += _table(("keep", "size", "change", "speed", "error of the worst output"), rows, text=0)
-    commands = [_code(point.command) for point in report.points if point.command is not None]
+    head = ["keep", "size", "change", "speed", "error of the worst output"]
+    head += [] if report.metric is None else [f"loss by {_plain(report.metric)}"]
+    parts += _table(head, rows, text=0)
+    commands = [_code(point.command, _WHOLE) for point in report.points if point.command]
     if commands:
         parts += _details("The command of each point", [f"- {command}" for command in commands])
     notes = [*(f"missed: {text}" for text in report.missed), *report.notes]
     return "\n".join([*parts, *_notes(notes), *_foot(report.tool, report.origin)]) + "\n"
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.3g}"
 
 
 def inspect_markdown(report: Inspection) -> str:
@@ -233,9 +249,9 @@ def _outputs(rows: Sequence[tuple[OutputCheck, str]], title: str) -> list[str]:
 def _worst(layers: Sequence[Layer]) -> list[str]:
     """The factored layers that are furthest off."""
 
-    def off(layer: Layer) -> float:
-        achieved = layer.weight_error if layer.energy_of == "weight" else layer.output_error
-        return achieved or layer.predicted_error or 0.0
+    def off(layer: Layer) -> float:  # for the order alone
+        found = achieved_error(layer)
+        return (layer.predicted_error or 0.0) if found is None else found
 
     factored = [layer for layer in layers if layer.status == "factored"]
     if not factored:
@@ -248,7 +264,7 @@ def _worst(layers: Sequence[Layer]) -> list[str]:
             str(layer.rank),
             percent(layer.parameters_after / max(layer.parameters_before, 1)),
             error(layer.predicted_error),
-            f"{off(layer):.3g}",
+            error(achieved_error(layer)),
         )
         for layer in worst
     ]
@@ -266,7 +282,8 @@ def _steps(steps: Sequence[EffortStep]) -> list[str]:
         for step in steps
     ]
     table = _table(("method", "error before", "error after", "outcome"), rows)
-    return _details("More accuracy at the same ranks", table)
+    kind = error_kind(steps[0].error_of)
+    return _details(f"More accuracy at the same ranks (errors: {kind}, samples kept aside)", table)
 
 
 def _notes(notes: Sequence[str]) -> list[str]:

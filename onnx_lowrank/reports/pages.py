@@ -10,6 +10,7 @@ from onnx_lowrank.measures import (
     Latency,
     Milliseconds,
     OutputCheck,
+    judged_text,
     speedup_text,
 )
 from onnx_lowrank.phrases import counted
@@ -34,7 +35,6 @@ from onnx_lowrank.reports.texts import (
     count,
     error,
     file_name,
-    judged_text,
     milliseconds,
     run_sentence,
     samples_of,
@@ -96,7 +96,7 @@ def _checked(report: Report) -> Html | None:
         parts.append(tag("h3", provider.provider))
         parts.append(_outputs((output, ()) for output in provider.outputs))
     if report.judged is not None:
-        parts.append(tag("p", f"{report.judged.metric}: {judged_text(report.judged)}"))
+        parts.append(tag("p", judged_text(report.judged)))
     return section("Outputs", *parts, lead=f"On {samples_of(check.samples, check.data)}.")
 
 
@@ -243,7 +243,7 @@ def _target_check(entry: TargetCheck) -> Html:
     if found:
         parts.append(_outputs(iter(found), ("Compared",)))
     if entry.judged is not None:
-        parts.append(tag("p", f"{entry.judged.metric}: {judged_text(entry.judged)}"))
+        parts.append(tag("p", judged_text(entry.judged)))
     return section(f"Outputs on {_target(entry.target, entry.emulated)}", *parts)
 
 

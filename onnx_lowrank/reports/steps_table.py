@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_lowrank.report import EffortStep
+from onnx_lowrank.report import EffortStep, error_kind, outcome_of
 from onnx_lowrank.reports.frame import section, table
 from onnx_lowrank.reports.markup import Html
 from onnx_lowrank.reports.texts import error
 
-__all__ = ["outcome_of", "steps_section"]
+__all__ = ["steps_section"]
 
 
 def steps_section(steps: Sequence[EffortStep]) -> Html | None:
@@ -30,13 +30,6 @@ def steps_section(steps: Sequence[EffortStep]) -> Html | None:
     return section(
         "More accuracy at the same ranks",
         table(head, rows, text=("Method", "Outcome")),
-        lead="Errors are relative, of the outputs on samples kept aside. What does not lower them "
-        "is dropped.",
+        lead=f"Errors: {error_kind(steps[0].error_of)}, on samples kept aside. What does not lower "
+        "them is dropped.",
     )
-
-
-def outcome_of(step: EffortStep) -> str:
-    """Whether the result has it, or why it was not tried."""
-    if step.why_not:
-        return f"not tried: {step.why_not}"
-    return "taken" if step.taken else "dropped"

@@ -12,7 +12,7 @@ from onnx_lowrank.compression.inspection import Inspection
 from onnx_lowrank.compression.sweep import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
-from onnx_lowrank.measures import Judged, speedup_text
+from onnx_lowrank.measures import speedup_text
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.report import Report
 
@@ -25,7 +25,6 @@ __all__ = [
     "error",
     "file_name",
     "inspect_sentence",
-    "judged_text",
     "maps_of",
     "milliseconds",
     "percent",
@@ -40,6 +39,9 @@ __all__ = [
 _SHORT = 12
 """Common beginnings up to this length stay."""
 
+_THREE = 0.9995
+"""From here on a number is 1 in three digits."""
+
 Sentence = tuple[str, str]
 """How it went ("good", "warning", "bad" or "plain"), and the sentence."""
 
@@ -47,7 +49,7 @@ Sentence = tuple[str, str]
 def size(number: float) -> str:
     """Bytes, such as "3.36 MB"."""
     for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if number >= 10**power:
+        if number >= _THREE * 10**power:
             return f"{number / 10**power:.3g} {unit}"
     return f"{number:,.0f} B"
 
@@ -57,14 +59,14 @@ def count(number: float | None) -> str:
     if number is None:
         return "unknown"
     for unit, power in (("G", 9), ("M", 6), ("k", 3)):
-        if number >= 10**power:
+        if number >= _THREE * 10**power:
             return f"{number / 10**power:.3g} {unit}"
     return f"{number:,.0f}"
 
 
 def milliseconds(number: float) -> str:
-    """Such as "1.32 ms"."""
-    return f"{number:.3g} ms"
+    """Such as "1.32 ms" or "2.5 s"."""
+    return f"{number:.3g} ms" if number < 1e3 * _THREE else f"{number / 1e3:.3g} s"
 
 
 def percent(share: float) -> str:
@@ -103,13 +105,6 @@ def samples_of(samples: int, data: str) -> str:
     """Such as "16 samples of data.npz"."""
     source = "random input, not real data" if data == "random" else PurePath(data).name or data
     return f"{counted(samples, 'sample')} of {source}"
-
-
-def judged_text(judged: Judged) -> str:
-    """A model by the metric that the user named."""
-    sure = "" if judged.standard_error is None else f" ± {judged.standard_error:.2g}"
-    samples = counted(judged.samples, "sample")
-    return f"{judged.before:.4g} → {judged.after:.4g}, loss {judged.loss:.3g}{sure} on {samples}"
 
 
 class Total(NamedTuple):
@@ -169,7 +164,8 @@ def check_sentence(report: CheckReport) -> Sentence:
     worst, target = max(found)
     samples = samples_of(report.samples, report.data)
     before, after = (file_name(model) for model in report.models[:2])
-    off = "the same as" if worst == 0.0 else f"off by {percent(worst)} at most from"
+    far = f"off by {percent(worst)} at most" if math.isfinite(worst) else percent(worst)
+    off = "the same as" if worst == 0.0 else f"{far} from"
     return "plain", f"outputs of {after} are {off} those of {before} on {target}, {samples}"
 
 

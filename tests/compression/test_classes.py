@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from scipy.special import log_softmax
 
 from onnx_lowrank import compress
 from onnx_lowrank.errors import InputError, UsageError
@@ -19,10 +21,10 @@ from onnx_lowrank.fitting.output_gradients import felt
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.forms import all_forms
-from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.taps import Runner
 from tests.helpers.decoder import decoder_feeds, decoder_model
-from tests.helpers.models import linear_model
+from tests.helpers.models import known_rank, linear_model, parse
 
 
 def both(count: int, seed: int = 0) -> list[Feed]:
@@ -157,3 +159,58 @@ def test_statistics_know_what_they_are_of(prefill: list[Feed], tmp_path: Path) -
     said = f"{file}: damage in it is of something else than metric=… says"
     assert said not in same.report.notes
     assert said in other.report.notes
+
+
+def test_a_value_inside_is_no_row_of_classes(prefill: list[Feed]) -> None:
+    """It counts as an output, but not where shares of classes are compared."""
+    reports = [
+        compress(
+            decoder_model(), keep=0.85, data=prefill, metric="kl", bench=False, simplify=False,
+            judge_at=at,
+        ).report
+        for at in ((), ("norm",))
+    ]  # fmt: skip
+    for report in reports:
+        assert report.goal is not None
+        assert report.judged is not None
+        assert report.goal.achieved_damage == pytest.approx(report.judged.loss)
+    assert [layer.rank for layer in reports[0].layers] == [
+        layer.rank for layer in reports[1].layers
+    ]
+
+
+def test_a_pointer_into_the_tokens_has_its_mask_among_the_classes() -> None:
+    rng = np.random.default_rng(0)
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[batch, 8, 12] x, int64[batch, 8] attention_mask) => (float[batch, 8] y) {
+            h = MatMul(x, V)
+            s = MatMul(h, w)
+            last = Constant<value = int64[1] {2}>()
+            y = Squeeze(s, last)
+        }""",
+        {"V": known_rank(12, 12, 8, rng), "w": rng.normal(size=(12, 1)).astype("f4")},
+    )
+    feeds = []
+    for _ in range(24):
+        mask = np.ones((1, 8), np.int64)
+        mask[:, 6:] = 0
+        x = rng.normal(size=(1, 8, 12)).astype("f4")
+        feeds.append({"x": x, "attention_mask": mask, "labels": np.array([1])})
+    data = [{name: feed[name] for name in ("x", "attention_mask")} for feed in feeds]
+    options: dict[str, Any] = {"rank": 4, "data": data, "bench": False, "simplify": False}
+    result = compress(model, metric="kl", min_gain=-1, heal=8, **options)
+    assert result.report.judged is not None
+    original, found = logits_of(model, data), logits_of(result.model, data)
+    p, q = (log_softmax(np.concatenate(array).astype(np.float64), axis=-1) for array in (
+        original[-16:], found[-16:]
+    ))  # fmt: skip
+    assert np.isfinite(result.report.judged.loss)
+    assert (np.exp(p) * (p - q)).sum(axis=-1).mean() > 0.0
+
+
+def logits_of(model: onnx.ModelProto | ir.Model, feeds: Sequence[Feed]) -> list[Array]:
+    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = {given.name for given in session.get_inputs()}
+    return [session.run(None, {k: v for k, v in feed.items() if k in names})[0] for feed in feeds]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from onnx_lowrank import Result, compress
@@ -153,6 +154,10 @@ def test_tables(bits: str, width: int, rng: np.random.Generator) -> None:
         assert output.relative_l2 < LOST[bits if width == 128 else "8"]
     assert "E" not in result.model.graph.initializers
     assert result.report.output.bytes < result.report.input.bytes
+    session = ort.InferenceSession(ir.to_proto(result.model).SerializeToString())
+    for shape in ((2, 0), (0, 3), (0, 0)):  # no indices are rows, none of them
+        feed = {"i": np.zeros(shape, np.int64), "j": np.array(0)}
+        assert session.run(["y"], feed)[0].shape == (*shape, width)
     kind = bits if width == 128 else "8"
     assert any(note.startswith(f"tables in {kind} bits") for note in result.report.notes)
     assert {str(layer.format)[:6] for layer in result.report.layers} == {f"{kind} bits"}

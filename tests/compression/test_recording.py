@@ -93,6 +93,7 @@ def again(folder: Path, place: Path, *, data: bool, options: dict[str, Any]) -> 
         (True, {"max_size": "24KB", "exclude": ("k",)}),
         (True, {"keep": 0.15, "weights": "8"}),
         (True, {"keep": 0.12, "weights": "auto"}),
+        (True, {"keep": 0.17, "weights": "fp32,4", "effort": "quick"}),
         (True, {"keep": 0.4, "effort": "thorough", "calibration_samples": 40}),
         (False, {"energy": 0.8, "shape_for": "qnn", "dims": {"batch": 2}}),
     ],
@@ -428,7 +429,7 @@ def test_the_model_says_how_it_was_made(folder: Path, tmp_path: Path) -> None:
     assert own["tool"].startswith("onnx-lowrank ")
     assert own["input"].startswith("sha256:")
     assert json.loads(own["goal"]) == {"keep": 0.5}
-    assert json.loads(own["settings"]) == {"seed": 2, "samples": 16, "simplify": False}
+    assert json.loads(own["settings"]) == {"seed": 2, "simplify": False}
     text = "".join(own.values())
     assert str(tmp_path) not in text
     assert "data.npz" not in text
@@ -493,3 +494,43 @@ def test_the_report_names_the_recipe(folder: Path, recipe: Path, tmp_path: Path)
         factored(folder / "in.onnx", rank=9).model,
         {"x": uniform((4, D), np.random.default_rng(0))},
     )
+
+
+def test_how_many_samples_judge_is_the_same_for_batches(folder: Path) -> None:
+    """Under a tolerance the rows of batches are counted; a recipe of one does so too."""
+    x = np.load(folder / "data.npz")["x"]
+    feeds = [{"x": x[start : start + 8]} for start in range(0, 400, 8)]
+    options: dict[str, Any] = {"data": feeds, "bench": False, "simplify": False}
+    first = compress(folder / "in.onnx", tolerance=0.5, objective="size", effort="quick", **options)
+    second = compress(folder / "in.onnx", recipe=first.recipe, data=feeds, bench=False)
+    told = [
+        [note for note in result.report.notes if "samples calibrate" in note]
+        for result in (first, second)
+    ]
+    assert told[0] == told[1] != []
+    for name, value in first.model.graph.initializers.items():
+        assert value.const_value is not None
+        again = second.model.graph.initializers[name].const_value
+        assert again is not None
+        np.testing.assert_array_equal(value.const_value.numpy(), again.numpy())
+
+
+def test_a_metric_judges_what_a_recipe_makes(folder: Path, recipe: Path) -> None:
+    data = folder / "data.npz"
+    result = compress(folder / "in.onnx", recipe=recipe, data=data, metric="cosine", bench=False)
+    assert result.report.judged is not None
+    assert result.report.judged.metric == "cosine"
+    other = compress(
+        folder / "in.onnx", keep=0.5, data=data, metric="kl", bench=False, simplify=False
+    ).recipe
+    with pytest.raises(UsageError, match=r"metric='?cosine'? exclude each other: .* by kl$"):
+        compress(folder / "in.onnx", recipe=other, data=data, metric="cosine", bench=False)
+
+
+def test_effort_without_samples_asks_for_none(folder: Path) -> None:
+    options: dict[str, Any] = {"bench": False, "check": False}
+    first = compress(folder / "in.onnx", rank=8, effort="thorough", simplify=False, **options)
+    second = compress(folder / "in.onnx", recipe=first.recipe, **options)
+    assert [layer.rank for layer in second.report.layers] == [
+        layer.rank for layer in first.report.layers
+    ]

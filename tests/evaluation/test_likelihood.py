@@ -167,3 +167,27 @@ def test_an_original_that_rules_the_right_class_out_cannot_be_judged() -> None:
     other.add({"y": after}, {"y": before}, np.array([[1, 2]]))
     with pytest.raises(InputError, match=r"its perplexity is infinite"):
         other.result()
+
+
+def test_the_tokens_of_a_decoder_come_before_those_of_its_encoder() -> None:
+    feed = {
+        "input_ids": np.array([[5, 6, 7, 8]]),
+        "attention_mask": np.array([[1, 1, 0, 0]]),
+        "decoder_input_ids": np.array([[0, 1, 2, 3]]),
+    }
+    assert next_tokens(feed, "attention_mask", "metric").tolist() == [[1, 2, 3, -1]]
+    feed["decoder_attention_mask"] = np.array([[1, 1, 1, 0]])
+    assert next_tokens(feed, "attention_mask", "metric").tolist() == [[1, 2, -1, -1]]
+
+
+def test_a_mask_over_the_classes_takes_no_rows_apart() -> None:
+    """Scores of positions: the last axis is the mask's own."""
+    reading = Reading(classifiers=frozenset({"y"}), masked=frozenset({"y"}))
+    before, after = rows(2, 6), rows(2, 6, seed=1)
+    keep = np.array([[True] * 6, [True] * 3 + [False] * 3])
+    meter = KL.meter(reading)
+    meter.add({"y": after}, {"y": before}, None, keep)
+    assert meter.result().loss == pytest.approx(plain_kl(before, after).mean())
+    other = PERPLEXITY.meter(reading)
+    other.add({"y": after}, {"y": before}, np.array([1, 2]), keep)
+    assert math.isfinite(other.result().loss)

@@ -361,3 +361,24 @@ def test_old_files_whose_weights_are_constant_nodes() -> None:
     assert not result.graph.initializer
     assert sum(node.op_type == "Constant" for node in all_node_protos(result)) == 3
     assert_same(proto, result, fed(), within=2e-6, in_reference=False)
+
+
+def test_a_bias_of_one_element_in_an_adapter() -> None:
+    proto = model("w = MatMul(x, W) a = Gemm(x, A, d) b1 = Gemm(a, B, e) y = Add(w, b1)",
+                  e=np.array([0.4], np.float32))  # fmt: skip
+    result, found = merged(proto)
+    assert len(found.nodes) == 1
+    assert products(result) == 1
+    assert_same(proto, result, fed(), within=2e-6)
+
+
+def test_a_scale_that_adds_an_axis_leaves_all_as_it_is() -> None:
+    body = (
+        "w = MatMul(x, W) a = MatMul(x, A) b1 = MatMul(a, B) b2 = Mul(b1, t) z = Add(w, b2) "
+        f"flat = Constant<value = int64[2] {{-1, {N}}}>() y = Reshape(z, flat)"
+    )
+    proto = model(body, t=np.full((1, 1, 1), 0.5, np.float32))
+    shaped = onnx.shape_inference.infer_shapes(proto)
+    result, found = merged(shaped)
+    assert not found.nodes
+    onnx.checker.check_model(result, full_check=True)

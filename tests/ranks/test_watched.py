@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import Result, compress, sweep
-from onnx_lowrank.evaluation.reading import reading_of
+from onnx_lowrank.evaluation.reading import PLAIN, reading_of
 from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.numerics.arrays import Array
 from tests.helpers.models import parse
@@ -117,7 +117,7 @@ def test_a_sweep_over_boxes() -> None:
 def test_what_stands_for_outputs() -> None:
     flow = ir.from_onnx_text(BOXES.replace("w1", "x").replace("w2", "x"))
     node = next(node for node in flow.graph if node.op_type == "Tanh")
-    seen = watched(flow, [node], None)
+    seen = watched(flow, [node], PLAIN)
     assert set(seen.instead) == {"kept", "y"}
     assert set(seen.instead["kept"]) == {"boxes", "ranked"}
     assert reading_of(flow).loose == {"kept", "y"}

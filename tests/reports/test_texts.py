@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from onnx_lowrank.reports.texts import change, count, error, percent, size, without_common
+from onnx_lowrank.reports.texts import (
+    change,
+    count,
+    error,
+    milliseconds,
+    percent,
+    size,
+    without_common,
+)
 
 
 @pytest.mark.parametrize(
@@ -12,6 +20,12 @@ from onnx_lowrank.reports.texts import change, count, error, percent, size, with
     [
         (size(999), "999 B"),
         (size(3_359_126), "3.36 MB"),
+        (size(999_600), "1 MB"),
+        (size(999_999_999), "1 GB"),
+        (count(999_999), "1 M"),
+        (milliseconds(1.32), "1.32 ms"),
+        (milliseconds(1234.5), "1.23 s"),
+        (milliseconds(25_000), "25 s"),
         (size(7e9), "7 GB"),
         (count(803_098), "803 k"),
         (count(12), "12"),
