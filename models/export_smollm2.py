@@ -180,7 +180,7 @@ def texts(first: str, last: str) -> Iterator[str]:
         parts = file.relative_to(library).parts
         if not first <= parts[0][0].lower() <= last or OTHERS.intersection(parts):
             continue
-        found = {}
+        found: dict[str, None] = {}
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
                 text = ast.get_docstring(node) or ""
