@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import importlib.resources
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ __all__ = ["Graph", "Rules", "listed_operators"]
 
 Shape = tuple[int | None, ...]
 _QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
+# Nodes whose weight may have a scale for each channel.
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 class Graph:
@@ -69,6 +72,38 @@ class Graph:
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """Element type; None where it is not known."""
         return None if value is None else value.dtype
+
+    def dequantizer(self, value: ir.Value | None) -> ir.Node | None:
+        """The DequantizeLinear that a value comes out of; None where there is none."""
+        node = None if value is None else value.producer()
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def coded(self, value: ir.Value) -> ir.Value | None:
+        """What a value is made of by a DequantizeLinear; itself where there is none."""
+        node = self.dequantizer(value)
+        return value if node is None else node.inputs[0]
+
+    def in_integers(self, node: ir.Node) -> bool:
+        """Whether a product or a convolution is one of integers.
+
+        That is how ONNX Runtime sees it where both factors come out of a DequantizeLinear and the
+        result goes into one QuantizeLinear and nowhere else.
+        """
+        if node.op_type not in _PRODUCTS or not all(map(self.dequantizer, node.inputs[:2])):
+            return False
+        output = node.outputs[0]
+        readers = [use.node.op_type for use in output.uses()]
+        return readers == ["QuantizeLinear"] and not output.is_graph_output()
+
+    def serves_integers(self, node: ir.Node) -> bool:
+        """Whether all that reads what a DequantizeLinear gives are products of integers."""
+        uses = node.outputs[0].uses()
+        return bool(uses) and all(self.in_integers(use.node) for use in uses)
+
+    def scales(self, node: ir.Node) -> int | None:
+        """How many scales a QuantizeLinear or DequantizeLinear has; None where not known."""
+        shape = static_shape(node.inputs[1].shape) if node.inputs[1] is not None else None
+        return None if shape is None else math.prod(shape)
 
 
 @dataclass(frozen=True)
@@ -133,10 +168,10 @@ class Rules(abc.ABC):
             why = None if rule is None else rule(graph, node)
             if why is not None:
                 return why
-        if not self.blocks and node.op_type in _QUANTIZERS:
-            block = attribute(node, "block_size", 0)
-            if block:
-                return f"a scale for a tensor or a channel only, not for blocks of {block}"
+        if node.op_type in _QUANTIZERS:
+            why = self.quantizer(graph, node)
+            if why is not None:
+                return why
         if self.static:
             dynamic = graph.dynamic(node)
             if dynamic is not None:
@@ -156,6 +191,14 @@ class Rules(abc.ABC):
     def convolution(self, graph: Graph, node: ir.Node) -> str | None:
         """The rule that refuses a Conv; None if none does."""
         del graph, node
+        return None
+
+    def quantizer(self, graph: Graph, node: ir.Node) -> str | None:
+        """The rule that refuses a QuantizeLinear or DequantizeLinear; None if none does."""
+        del graph
+        block = attribute(node, "block_size", 0)
+        if block and not self.blocks:
+            return f"a scale for a tensor or a channel only, not for blocks of {block}"
         return None
 
 
