@@ -51,6 +51,7 @@ def compress(
     rank_multiple: int | str | None = None,
     shape_for: str | None = None,
     weights: str = "fp32",
+    activations: str = "float",
     quantize_ops: Sequence[str] | None = None,
     data: SampleSource | None = None,
     labels: str | os.PathLike[str] | None = None,
@@ -127,6 +128,8 @@ def compress(
         weights: numbers in which weights of MatMul, Gemm and embeddings may be stored: fp32, as
             they are; 8 or 4 bits in blocks with a scale each, which takes opset 21; several, to
             choose from for each layer; auto: all that ``shape_for``'s target runs well.
+        activations: numbers that weights of 8 bits may be multiplied with: float; int8: what MatMul
+            and Gemm read is rounded to 8 bits in every run, where that pays.
         quantize_ops: forms whose weights ``weights`` may store as integers, as for ``ops``:
             default, all, or some of matmul, gemm and gather.
         data: samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a

@@ -26,7 +26,7 @@ from onnx_lowrank.errors import DerivativeError, InputError, ShortError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.heal import HealPlan, heal
-from onnx_lowrank.fitting.rounding import Rounded, close_corrections
+from onnx_lowrank.fitting.rounding import Rounded, close_rounding
 from onnx_lowrank.fitting.trainable import beside, constant_names, trainable
 from onnx_lowrank.graph.elements import install
 from onnx_lowrank.graph.face import differences, drop_inferred
@@ -153,14 +153,15 @@ def assemble(
         rounded, opened = round_model(
             context, prepared, model, choices, finding, spool, open_corrections=heals
         )
-        if opened:
-            nodes = [node for own in opened.values() for node in own.beside]
-            pairs_of = [name for own in opened.values() for name in own.names]
+        if opened.corrections:
+            corrections = opened.corrections.values()
+            nodes = [node for own in corrections for node in own.beside]
+            pairs_of = [name for own in corrections for name in own.names]
             trained = (*pairs_of, *beside(model, nodes))
             again, step = _healed(context, prepared, model, trained, spool)
             healing = _both(healing, again)
             steps += () if step is None else (step,)
-            close_corrections(model, opened, prepared.statistics, spool)
+        close_rounding(model, opened, prepared.statistics, spool)
         if heals and healing is None and step is None:
             context.say("nothing to heal: no layer of the main graph was factored or corrected")
         if context.settings.shape_for is not None:

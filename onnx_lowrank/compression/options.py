@@ -151,6 +151,12 @@ _TABLE = (
         choices=("auto", "fp32", "8", "4"),
     ),
     Option(
+        "activations", "choice",
+        "Numbers that weights of 8 bits may be multiplied with: float; int8: what MatMul and Gemm "
+        "read is rounded to 8 bits in every run, where that pays.",
+        LAYERS, default="float", metavar="FORMAT", choices=("float", "int8"), needs=("weights",),
+    ),
+    Option(
         "quantize_ops", "list",
         "Forms whose weights {weights} may store as integers, as for {ops}: default, all, or some "
         "of matmul, gemm and gather.",

@@ -17,6 +17,7 @@ from onnx_lowrank.compression.context import Context
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.spectra import measure
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.fixed import opset_of
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
 from onnx_lowrank.graph.spool import Spool
@@ -29,12 +30,13 @@ from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.phrases import by_reason, counted, listed
 from onnx_lowrank.ranks.choose import choose, worth_measuring
-from onnx_lowrank.ranks.formats import Formats, formats_of
+from onnx_lowrank.ranks.formats import Formats, formats_of, without_opset
 from onnx_lowrank.ranks.from_recipe import formats_in, ranks_of, tables_in
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer
+from onnx_lowrank.runtime.saturation import saturates
 
 __all__ = ["find_maps", "prepare"]
 
@@ -130,6 +132,10 @@ def _formats(
     formats: dict[Group, Formats] = {}
     floats: dict[Group, str] = {}
     tables = Tables()
+    if wanted.dynamic:
+        # Integers without a sign are exact on every machine; elsewhere than here that is safe.
+        here = context.settings.shape_for in (None, "cpu")
+        wanted = replace(wanted, signed=here and not saturates())
     if wanted.wanted:
         constants = Constants(model, context.settings.constant_inputs)
         tables = find_tables(finding, model, constants, selection)
@@ -149,10 +155,16 @@ def _formats(
         # Each result is raised at its end; what cannot be is known before the work.
         raise_opset(model.clone(), OPSET)
     except InputError as error:
-        if wanted.forced or recipe is not None:
+        rest = without_opset(formats, opset_of(model))
+        if len(rest) < len(formats) and (wanted.forced or recipe is not None):
             raise
-        context.say(f"all weights stay floats: {error}")
-        return {}, {}, Tables()
+        if not rest:
+            context.say(f"all weights stay floats: {error}")
+            return {}, {}, Tables()
+        if rest != formats:
+            context.say(f"formats that need opset {OPSET} are left out: {error}")
+        floats |= dict.fromkeys(formats.keys() - rest.keys(), "its formats need a newer opset")
+        formats = rest
     return formats, floats, tables
 
 

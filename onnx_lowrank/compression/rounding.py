@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping
 import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
-from onnx_lowrank.fitting.rounding import Rounded, round_weights
+from onnx_lowrank.fitting.rounding import Opened, Rounded, round_weights
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Finding, Group
-from onnx_lowrank.maps.formats import OPSET, Correction
 from onnx_lowrank.maps.tables import find_tables, round_table
 from onnx_lowrank.numerics.correction import felt_error
 from onnx_lowrank.phrases import counted
@@ -24,7 +23,8 @@ from onnx_lowrank.ranks.prepared import Prepared
 __all__ = ["ROUNDING_NOTES", "round_model"]
 
 _TABLES, _WEIGHTS, _NEAREST = "tables in ", "weights in ", "rounded to nearest"
-ROUNDING_NOTES = (_TABLES, _WEIGHTS, _NEAREST)
+_SIGNED = "weights per channel are stored with a sign"
+ROUNDING_NOTES = ("opset ", _TABLES, _WEIGHTS, _NEAREST, _SIGNED)
 """How its notes begin."""
 
 
@@ -37,7 +37,7 @@ def round_model(
     spool: Spool,
     *,
     open_corrections: bool,
-) -> tuple[dict[Group, Rounded], dict[Group, Correction]]:
+) -> tuple[dict[Group, Rounded], Opened]:
     """Integers in place of the weights and tables with a format, in place.
 
     Args:
@@ -50,12 +50,13 @@ def round_model(
         open_corrections: leave the pairs that correct roundings floats.
 
     Returns:
-        what became of the weights, and the nodes of corrections that are floats.
+        what became of the weights, and what is floats until the corrections are healed.
     """
     stored = {group: choice for group, choice in choices.items() if choice.format is not None}
     if not stored:
-        return {}, {}
-    context.say(raise_opset(model, OPSET))
+        return {}, Opened()
+    opset = max(c.format.opset for c in stored.values() if c.format is not None)
+    context.say(raise_opset(model, opset))
     own = dict(zip(prepared.finding.groups, finding.groups, strict=True))
     settings = context.settings
     with context.stages("round", sum(group.matrix.size for group in stored)) as advance:
@@ -111,3 +112,8 @@ def _rounded_notes(
         size = sum(rounded[group].bytes for group in layers) / 1e6
         each = "; ".join(f"{counted(n, 'layer')} in {form}" for form, n in counts.most_common())
         yield f"{_WEIGHTS}integers: {each}; {size:.3g} MB"
+    if any(form.dynamic and form.signed for own in stored.values() if (form := own.format)):
+        yield (
+            f"{_SIGNED}, as kernels compute them exactly where that was chosen; on x86 processors "
+            "without VNNI their sums may saturate, and a search there stores them unsigned"
+        )

@@ -17,7 +17,12 @@ from onnx_lowrank.evaluation.metrics import Metric, Score
 from onnx_lowrank.graph.shape_for import WISHES, Wishes
 from onnx_lowrank.maps.find import Selection
 from onnx_lowrank.maps.forms import chosen_forms
-from onnx_lowrank.ranks.formats import FormatWishes, offered, quantized_ops
+from onnx_lowrank.ranks.formats import (
+    FormatWishes,
+    offered,
+    quantized_ops,
+    rounds_activations,
+)
 from onnx_lowrank.ranks.goals import Budget, Goal, budget_of, seconds_of, size_of
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import DamageOf
@@ -59,6 +64,7 @@ class Settings:
     rank_multiple: int | str | None = None
     shape_for: str | None = None
     weights: str = "fp32"
+    activations: str = "float"
     quantize_ops: tuple[str, ...] | None = None
     data: SampleSource | None = None
     labels: str | os.PathLike[str] | None = None
@@ -247,8 +253,10 @@ class Settings:
     @cached_property
     def quantized(self) -> FormatWishes:
         """In which numbers weights may be stored."""
-        kinds = offered(self.weights, (self.shape_for, self.ep))
-        return FormatWishes(kinds, quantized_ops(self.quantize_ops))
+        targets = self.shape_for, self.ep
+        kinds = offered(self.weights, targets)
+        dynamic = rounds_activations(self.activations, kinds, targets)
+        return FormatWishes(kinds, quantized_ops(self.quantize_ops), dynamic)
 
     @property
     def selection(self) -> Selection:

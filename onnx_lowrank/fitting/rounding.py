@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -44,10 +44,11 @@ from onnx_lowrank.numerics.quantized_pair import (
 from onnx_lowrank.progress import Advance
 
 __all__ = [
+    "Opened",
     "Rounded",
     "RoundedWeight",
     "centre_of",
-    "close_corrections",
+    "close_rounding",
     "moments_of",
     "round_factors",
     "round_weight",
@@ -71,6 +72,20 @@ class Rounded:
 
     bytes: int
     error: float
+
+
+@dataclass(eq=False)
+class Opened:
+    """What is left as floats while the pairs that correct roundings are healed.
+
+    Attributes:
+        corrections: nodes of these pairs.
+        products: products that multiply with what codes stand for, until their inputs are rounded
+            too: no derivative goes through that.
+    """
+
+    corrections: dict[Group, Correction] = field(default_factory=dict)
+    products: list[tuple[list[ir.Node], Blocks, Format]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +158,7 @@ def round_weight(
         inverse = Inverse(moments)
 
     def rounding(own: Array) -> Blocks:
-        return rounded(own, inverse, form.bits, form.block)
+        return rounded(own, inverse, form.bits, form.rows(len(own)))
 
     if not form.correction:
         return RoundedWeight(rounding(matrix))
@@ -204,7 +219,7 @@ def round_weights(
     advance: Advance,
     *,
     open_corrections: bool = False,
-) -> tuple[dict[Group, Rounded], dict[Group, Correction]]:
+) -> tuple[dict[Group, Rounded], Opened]:
     """Round the weights of groups with a format.
 
     Args:
@@ -217,10 +232,10 @@ def round_weights(
         open_corrections: leave the pairs that correct roundings floats, to be healed.
 
     Returns:
-        what became of the weights, and the nodes of corrections that are still floats.
+        what became of the weights, and what is still floats.
     """
-    writer = FormatWriter(model, spool)
-    opened: dict[Group, Correction] = {}
+    opened = Opened()
+    writer = _Writer(FormatWriter(model, spool), opened if open_corrections else None)
     firsts: dict[ir.Node, _First] = {}
     found = {}
     for group, choice in choices.items():
@@ -233,11 +248,9 @@ def round_weights(
         )
         nodes = [member.site.node for member in own[group].members]
         if choice.rank is None:
-            found[group], shift, correction = _write_dense(
-                writer, nodes, choice.format, inputs, open_corrections=open_corrections
-            )
+            found[group], shift, correction = _write_dense(writer, nodes, choice.format, inputs)
             if correction is not None and open_corrections:
-                opened[group] = correction
+                opened.corrections[group] = correction
         else:
             found[group], shift = _write_pair(writer, nodes, choice.format, inputs, firsts)
         if shift is not None:
@@ -249,25 +262,45 @@ def round_weights(
     return found, opened
 
 
-def close_corrections(
-    model: ir.Model, opened: Mapping[Group, Correction], statistics: Statistics, spool: Spool
-) -> None:
-    """Round the pairs that `round_weights` left floats.
+def close_rounding(model: ir.Model, opened: Opened, statistics: Statistics, spool: Spool) -> None:
+    """Round what `round_weights` left as floats.
 
     Args:
-        model: that holds them; it is changed.
-        opened: their nodes.
+        model: that holds it; it is changed.
+        opened: what it left.
         statistics: moments of the inputs of the groups.
         spool: where the integers wait until they are saved.
     """
     writer = FormatWriter(model, spool)
-    for group, nodes in opened.items():
+    for group, nodes in opened.corrections.items():
         moments = moments_of(statistics, group)
         inverse = None if moments is None else Inverse(moments)
         a, b = (np.array(writer.weight(own[0]).numpy()) for own in (nodes.inner, nodes.outer))
         first, second = _correction(a @ b, a, b, moments, inverse)
         writer.put(nodes.inner, first)
         writer.put(nodes.outer, second)
+    for products, codes, form in opened.products:
+        writer.put(products, codes, form)
+
+
+@dataclass(frozen=True, eq=False)
+class _Writer:
+    """Writes codes, or notes what waits for healing.
+
+    Attributes:
+        formats: writes into the model.
+        opened: takes what waits; None writes everything.
+    """
+
+    formats: FormatWriter
+    opened: Opened | None
+
+    def put(self, nodes: list[ir.Node], codes: Blocks | Array, form: Format) -> None:
+        if self.opened is None or not form.dynamic or not isinstance(codes, Blocks):
+            self.formats.put(nodes, codes, form)
+            return
+        self.opened.products.append((nodes, codes, form))
+        self.formats.put(nodes, codes.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,30 +335,25 @@ class _First:
 
 
 def _write_dense(
-    writer: FormatWriter,
-    nodes: list[ir.Node],
-    form: Format,
-    inputs: _Inputs,
-    *,
-    open_corrections: bool,
+    writer: _Writer, nodes: list[ir.Node], form: Format, inputs: _Inputs
 ) -> tuple[Rounded, Float64 | None, Correction | None]:
-    matrix = np.array(writer.weight(nodes[0]).numpy())
+    matrix = np.array(writer.formats.weight(nodes[0]).numpy())
     found = round_weight(matrix, form, inputs.moments, inputs.fisher)
     values = found.values()
-    writer.put(nodes, found.codes)
+    writer.put(nodes, found.codes, form)
     correction = None
     if found.correction is not None:
         first, second = found.correction
-        if open_corrections:
-            correction = writer.correct(nodes, first.values(), second.values())
+        if writer.opened is not None:
+            correction = writer.formats.correct(nodes, first.values(), second.values())
         else:
-            correction = writer.correct(nodes, first, second)
+            correction = writer.formats.correct(nodes, first, second)
     rounded_as = Rounded(found.nbytes, inputs.relative(matrix, values))
     return rounded_as, shift_by(inputs.centre, matrix, values), correction
 
 
 def _write_pair(
-    writer: FormatWriter,
+    writer: _Writer,
     nodes: list[ir.Node],
     form: Format,
     inputs: _Inputs,
@@ -334,18 +362,18 @@ def _write_pair(
     """Both factors; a first one that several groups share is rounded with the first of them."""
     moments = inputs.moments
     heads = [_head(node) for node in nodes]
-    second = writer.weight(nodes[0]).numpy()
+    second = writer.formats.weight(nodes[0]).numpy()
     size = 0
     if heads[0] not in firsts:
-        first = writer.weight(heads[0]).numpy()
+        first = writer.formats.weight(heads[0]).numpy()
         codes = _first(first, form, moments)
         size = codes.nbytes
         known = _First(np.array(first, np.float64), codes.values())
-        writer.put(heads, codes)
+        writer.put(heads, codes, form)
         firsts |= dict.fromkeys(heads, known)
     exact, inner = firsts[heads[0]].exact, firsts[heads[0]].values
     found = _second(exact, inner, second, form, moments)
-    writer.put(nodes, found)
+    writer.put(nodes, found, form)
     values = found.values() if isinstance(found, Blocks) else found
     product, stored = exact @ second, inner @ values
     rounded_as = Rounded(size + found.nbytes, inputs.relative(product, stored))
@@ -353,7 +381,7 @@ def _write_pair(
 
 
 def _first(first: Array, form: Format, moments: Moments | Inverse | None) -> Blocks:
-    return rounded(first, moments, form.bits, suited(form.block, len(first)))
+    return rounded(first, moments, form.bits, form.rows(len(first)))
 
 
 def _second(
@@ -363,7 +391,7 @@ def _second(
     matrix = np.asarray(exact, np.float64) @ second
     if len(second) < SMALLEST:
         return refitted_second(matrix, first, second, moments).astype(np.float32)
-    block = suited(form.block, len(second))
+    block = form.rows(len(second))
     return rounded_second(matrix, first, second, moments, form.bits, block)
 
 

@@ -3,13 +3,15 @@
 ``x @ W``  ->  ``x @ DequantizeLinear(q, s)``  with blocks along the axis that is summed over
 ``x @ W``  ->  ``x @ DequantizeLinear(q, s) + (x @ A) @ B``  with a pair that corrects the rounding
 
-That is what ONNX Runtime makes MatMulNBits of, by itself; it needs opset 21.
+That is what ONNX Runtime makes MatMulNBits of, by itself; it needs opset 21.  Products whose inputs
+are integers too are in `onnx_lowrank.maps.dynamic`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +21,7 @@ from onnx_lowrank.graph.constants import Constant, Constants
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import attribute, float_attribute, node_name
+from onnx_lowrank.maps.dynamic import DynamicWriter
 from onnx_lowrank.maps.emit import Storage, TypedShape
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.rewrite import remove_unread
@@ -29,6 +32,7 @@ __all__ = [
     "CORRECTION",
     "OPSET",
     "SMALLEST",
+    "Activations",
     "Correction",
     "Format",
     "FormatWriter",
@@ -41,10 +45,14 @@ __all__ = [
 OPSET = 21
 """The first one whose DequantizeLinear knows blocks and 4 bits."""
 
+# Of products whose inputs are rounded in every run, and of tables by their bits.
+_DYNAMIC_OPSET, _TABLE_OPSETS = 11, {8: 11, 4: 18}
+
 SMALLEST = 16
 """The smallest block of the kernels that multiply with one."""
 # Forms whose weight may stand behind a DequantizeLinear that runtimes fuse with the product.
 _PRODUCTS = frozenset({"matmul-right", "gemm-right"})
+Activations = Literal["float", "dynamic"]
 _KINDS = {(4, True): ml_dtypes.int4, (4, False): ml_dtypes.uint4, (8, True): np.int8}
 
 
@@ -54,21 +62,46 @@ class Format:
 
     Attributes:
         bits: of a weight.
-        block: weights of a column that share a scale; of a table the elements of a row that do.
+        block: weights of a column that share a scale; of a table the elements of a row that do.  0
+            of a whole column.
         correction: rank of the pair that corrects the rounding, in 8 bits itself; 0 without.
         table: whether the weight is a table of rows that are gathered.
+        activations: what the weight is multiplied with: floats, or integers of 8 bits whose range
+            is found in every run.
+        signed: whether the integers of a whole column are stored with a sign.
     """
 
     bits: Bits
     block: int
     correction: int = 0
     table: bool = False
+    activations: Activations = "float"
+    signed: bool = True
 
     def __str__(self) -> str:
         if self.table and self.bits == 8:
             return "8 bits, a scale for each row"
+        if self.dynamic:
+            text = f"{self.bits} bits per channel, inputs in 8 bits"
+            return text if self.signed else f"{text}, unsigned"
         text = f"{self.bits} bits, blocks of {self.block}"
         return f"{text}, + rank {self.correction}" if self.correction else text
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether inputs are rounded to integers in every run."""
+        return self.activations == "dynamic"
+
+    @property
+    def opset(self) -> int:
+        """The first opset that has its operators."""
+        if self.table:
+            return _TABLE_OPSETS[self.bits]
+        return _DYNAMIC_OPSET if self.dynamic else OPSET
+
+    def rows(self, m: int) -> int:
+        """How many of m weights of a column share a scale."""
+        return suited(self.block, m) if self.block else m
 
     def bytes(self, m: int, n: int, rank: int | None = None, *, leads: bool = True) -> int:
         """Bytes of a weight ``[m, n]``, or of its pair: codes, and scales in float16.
@@ -85,6 +118,8 @@ class Format:
             return (self.bytes(m, rank) if leads else 0) + self.bytes(rank, n)
         if m < SMALLEST:
             return 4 * m * n
+        if not self.block:
+            return m * n + 4 * n
         size = _coded(m, n, self.bits, suited(self.block, m))
         if self.correction:
             a, b = CORRECTION, suited(CORRECTION.block, self.correction)
@@ -187,6 +222,7 @@ class FormatWriter:
         self._model, self._spool = model, spool
         self._storage = Storage(model, Names(model), spool)
         self._constants = Constants(model)
+        self._products = DynamicWriter(model.graph, self._storage)
 
     def weight(self, node: ir.Node) -> Constant:
         """The matrix that a product multiplies with, in × out."""
@@ -195,15 +231,22 @@ class FormatWriter:
         transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
         return found.transpose(1, 0) if transposed else found
 
-    def put(self, nodes: Sequence[ir.Node], matrix: Blocks | Array) -> None:
+    def put(
+        self, nodes: Sequence[ir.Node], matrix: Blocks | Array, form: Format | None = None
+    ) -> None:
         """Let products read codes, or another matrix of floats, in × out.
 
         Args:
             nodes: products that read the same constant now.
             matrix: stored once for all of them; what nobody reads any more is removed.
+            form: of the codes, which decides whether the inputs are rounded too.
         """
         root = self.weight(nodes[0]).root
         base, in_node = node_name(nodes[0]), root.producer() is not None
+        if isinstance(matrix, Blocks) and form is not None and form.dynamic:
+            self._products.write(nodes, matrix, signed=form.signed, in_node=in_node)
+            remove_unread(root)
+            return
         if isinstance(matrix, Blocks):
             value = self._dequantized(matrix, f"{base}.q{matrix.bits}", in_node=in_node)
         else:
@@ -213,6 +256,27 @@ class FormatWriter:
             node.replace_input_with(1, value)
             node.attributes.pop("transB", None)
         remove_unread(root)
+
+    def split(self, nodes: Sequence[ir.Node], first: Array, second: Array) -> list[ir.Node]:
+        """Let MatMul or Gemm nodes multiply with B, and new ones before them with A.
+
+        Args:
+            nodes: products that read the same constant now.
+            first: A, in × rank; stored once for all of them.
+            second: B.
+
+        Returns:
+            the new nodes.
+        """
+        base = node_name(nodes[0])
+        a = self._stored(first, f"{base}.first")
+        heads = []
+        for node in nodes:
+            inner = self._before(node, "MatMul", [node.inputs[0], a], "first")
+            node.replace_input_with(0, inner)
+            heads.append(inner.producer())
+        self.put(nodes, second)
+        return [head for head in heads if head is not None]
 
     def correct(
         self, nodes: Sequence[ir.Node], first: Blocks | Array, second: Blocks | Array

@@ -215,9 +215,11 @@ class Ladders:
         return choices
 
     def lost_by_inputs(self, choices: Mapping[Group, Choice]) -> float:
-        """Damage of kernels that round what they multiply, of all groups together."""
+        """Damage of kernels that round what they multiply, as far as exchanged weights hide it."""
         return sum(
-            self._rounding[group].of_inputs(Variant(choice.rank, choice.format))
+            self._rounding[group].unseen(
+                Variant(choice.rank, choice.format), self._curves.get(group)
+            )
             for group, choice in choices.items()
             if group in self._rounding
         )

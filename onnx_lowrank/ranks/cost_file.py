@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import Output, write_text
+from onnx_lowrank.maps.formats import Activations
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.times import CostKey, FormatTimes, Place, Times
 
@@ -121,7 +122,13 @@ def _format(item: Mapping[str, Any], count: int) -> FormatTimes:
     pairs = _numbers(item, "pair_ns", count if item["pair_ns"] else 0)
     if not dense or not all(pairs):
         raise ValueError(f"'formats': expected times above 0, got {item!r}")
-    return FormatTimes(_whole(item, "bits"), _whole(item, "block"), dense, pairs)
+    activations = item.get("activations", "float")
+    if activations not in get_args(Activations):
+        some = ", ".join(get_args(Activations))
+        raise ValueError(f"'activations': expected one of {some}, got {activations!r}")
+    column = activations != "float" and item["block"] == 0
+    block = 0 if column else _whole(item, "block")
+    return FormatTimes(_whole(item, "bits"), block, dense, pairs, activations)
 
 
 def _text(item: Mapping[str, Any], name: str) -> str:

@@ -342,7 +342,9 @@ def _measured(
         rounds=timing.rounds,
         multiple=None if likes is None else likes.multiple,
         formats=tuple(
-            FormatTimes(form.bits, form.block, behind[form], factors.get(form, ()))
+            FormatTimes(
+                form.bits, form.block, behind[form], factors.get(form, ()), form.activations
+            )
             for form in dense
         ),
     )

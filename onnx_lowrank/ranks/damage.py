@@ -109,6 +109,11 @@ class DamageCurve:
         rank, damage = self.points[0]
         return damage / self._tail(rank)
 
+    @property
+    def full(self) -> int:
+        """The largest rank of the curve."""
+        return len(self.tails) - 1
+
     def held(self, rank: int) -> float:
         """The energy, as far as it is felt, that a pair of a rank holds."""
         return max(float(self.tails[0]) - self._tail(rank), 0.0)

@@ -12,12 +12,14 @@ import onnx_ir as ir
 from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.graph.shape_for import WISHES
 from onnx_lowrank.maps.choice import Choice, Spectrum
+from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Finding, Group, Selection
 from onnx_lowrank.maps.formats import Format, correctable, no_format, suited
 from onnx_lowrank.maps.tables import Tables, table_format
 from onnx_lowrank.runtime.providers import short_name
 
 __all__ = [
+    "ACTIVATIONS",
     "KINDS",
     "ONLY_FLOATS",
     "FormatWishes",
@@ -26,11 +28,16 @@ __all__ = [
     "formatted",
     "offered",
     "quantized_ops",
+    "rounds_activations",
     "unformatted",
+    "without_opset",
 ]
 
 KINDS = ("fp32", "8", "4")
 """What ``weights`` may name, beside auto."""
+
+ACTIVATIONS = ("float", "int8")
+"""What ``activations`` may name."""
 
 # Forms whose weights may be integers.
 _OPS = ("gather", "gemm", "matmul")
@@ -40,6 +47,8 @@ _DENSE: Mapping[str, tuple[Format, ...]] = {
     "8": (Format(8, 128),),
     "4": (Format(4, 32), Format(4, 16), Format(4, 128)),
 }
+# Of 8 bits where inputs may be rounded too: it comes first.
+_DYNAMIC = Format(8, 0, activations="dynamic")
 _PAIRS: Mapping[str, Format] = {"8": Format(8, 128), "4": Format(4, 32)}
 # Blocks of 4 bits whose rounding may be corrected, and by which ranks.
 _CORRECTED, _RANKS = (32, 128), (4, 8, 16, 32)
@@ -56,6 +65,11 @@ class Formats:
 
     dense: tuple[Format | None, ...] = (None,)
     pairs: tuple[Format | None, ...] = (None,)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether inputs may be rounded in every run."""
+        return any(form is not None and form.dynamic for form in (*self.dense, *self.pairs))
 
     def joined(self, other: Formats) -> Formats:
         """Those of both."""
@@ -74,10 +88,14 @@ class FormatWishes:
     Attributes:
         kinds: of `KINDS`, in their order.
         ops: forms whose weights may be integers.
+        dynamic: whether inputs of products may be rounded to 8 bits in every run.
+        signed: whether the weights of such products are stored with a sign.
     """
 
     kinds: tuple[str, ...] = ("fp32",)
     ops: frozenset[str] = frozenset(_OPS)
+    dynamic: bool = False
+    signed: bool = False
 
     @property
     def wanted(self) -> bool:
@@ -117,6 +135,37 @@ def offered(weights: str, targets: Collection[str | None]) -> tuple[str, ...]:
             "integers; expected fp32 or auto"
         )
     return tuple(kind for kind in KINDS if kind in given)
+
+
+def rounds_activations(
+    activations: str, kinds: Collection[str], targets: Collection[str | None]
+) -> bool:
+    """Whether products may multiply integers, as ``activations`` says.
+
+    Args:
+        activations: of `ACTIVATIONS`.
+        kinds: of weights, from `offered`.
+        targets: as for `offered`.
+
+    Raises:
+        UsageError: a target does not take that, or no weights may have 8 bits.
+    """
+    if activations == "float":
+        return False
+    option = named("activations", activations)
+    names = {short_name(target) for target in targets if target}
+    without = sorted(n for n in names & WISHES.keys() if not WISHES[n].dynamic_int8)
+    if without:
+        raise UsageError(
+            f"{option}: target {without[0]} takes no inputs that are quantized in every run; "
+            f"expected {named('activations', 'float')}"
+        )
+    if "8" not in kinds:
+        raise UsageError(
+            f"{option} needs 8 among {named('weights')}, or auto: integers are multiplied with "
+            f"weights of 8 bits; got {', '.join(kinds)}"
+        )
+    return True
 
 
 def quantized_ops(names: Sequence[str] | None) -> frozenset[str]:
@@ -217,6 +266,10 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
             pairs.append(None)
             continue
         plain = [dataclasses.replace(f, block=suited(f.block, m)) for f in _DENSE[kind]]
+        if kind == "8" and wanted.dynamic and rounds_inputs(_nodes(group)):
+            dynamic = dataclasses.replace(_DYNAMIC, signed=wanted.signed)
+            dense.append(dynamic)
+            pairs.append(dynamic)
         dense += plain
         pairs.append(_PAIRS[kind])
         if kind == "4" and correctable(group):
@@ -228,6 +281,29 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
                 if 4 * rank <= min(m, n)
             ]
     return Formats(tuple(dict.fromkeys(dense)), tuple(pairs))
+
+
+def _nodes(group: Group) -> list[ir.Node]:
+    return [member.site.node for member in group.members]
+
+
+def without_opset(formats: Mapping[Group, Formats], opset: int) -> dict[Group, Formats]:
+    """The formats that an opset has; what is left with none but floats is left out.
+
+    Args:
+        formats: of layers and tables.
+        opset: of a model that cannot be raised.
+    """
+
+    def had(forms: tuple[Format | None, ...]) -> tuple[Format | None, ...]:
+        return tuple(form for form in forms if form is None or form.opset <= opset)
+
+    found = {}
+    for group, own in formats.items():
+        rest = Formats(had(own.dense), had(own.pairs))
+        if any(rest.dense):
+            found[group] = rest
+    return found
 
 
 def formatted(

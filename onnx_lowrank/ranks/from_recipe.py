@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.maps.choice import Choice, Joint
+from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
-from onnx_lowrank.maps.formats import SMALLEST, correctable, suited
+from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, suited
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.tables import Tables, table_format
 from onnx_lowrank.numerics.ranks import largest_rank
@@ -119,6 +120,12 @@ def formats_in(
                 f"{where}: expected a correction of a rank from 0 to {most}, got "
                 f"{wanted.correction}"
             )
+        if wanted.dynamic:
+            _check_dynamic(group, wanted, where)
+            found[group] = Formats((wanted,), (wanted,))
+            continue
+        if not wanted.signed:
+            raise InputError(f"{where}: expected signed integers in blocks, got unsigned ones")
         block = wanted.block if layer.rank is not None else suited(wanted.block, group.shape[1])
         if block != wanted.block or block & (block - 1) or block < SMALLEST:
             raise InputError(
@@ -127,6 +134,17 @@ def formats_in(
             )
         found[group] = Formats((wanted,), (wanted,))
     return found, floats
+
+
+def _check_dynamic(group: Group, wanted: Format, where: str) -> None:
+    """Raise where products of a group cannot round their inputs, or not in such a format."""
+    if not rounds_inputs([member.site.node for member in group.members]):
+        raise InputError(f"{where}: a Gemm with transA, alpha or beta does not round its inputs")
+    if (wanted.bits, wanted.block, wanted.correction) != (8, 0, 0):
+        raise InputError(
+            f"{where}: expected 8 bits, a block of 0 and no correction where inputs are rounded, "
+            f"got {wanted.bits} bits, a block of {wanted.block} and rank {wanted.correction}"
+        )
 
 
 def tables_in(recipe: Recipe, finding: Finding, tables: Tables) -> dict[Group, Formats]:

@@ -2,12 +2,13 @@
 
 The weights of its groups become inputs of the graph.  A pair is judged by feeding its product in
 the weight's place, integers by feeding what they stand for: that computes what the nodes that are
-written compute, with the graph as it was.
+written compute, with the graph as it was.  Where products may round their inputs a switch before
+each of them does the same with DynamicQuantizeLinear, the operator that is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ import onnx_ir as ir
 from onnx_lowrank.evaluation.outputs import mean_damage
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.evaluation.watched import watched
+from onnx_lowrank.graph.names import Names
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.memory import Memory
@@ -43,6 +45,7 @@ class Probe:
         reading: Reading = PLAIN,
         by_classes: bool = False,
         memory: Memory | None = None,
+        rounding: Collection[Group] = (),
     ) -> None:
         """Open the session and run the reference.
 
@@ -54,12 +57,14 @@ class Probe:
             reading: what is known of the outputs.
             by_classes: whether damage is measured at shares of classes (see `watched`).
             memory: what may be held; outputs that do not fit wait in files.
+            rounding: groups whose inputs may be rounded (see `rounds`).
 
         Raises:
             InputError: the model does not run.
         """
         self.model, self._open = model, open_model
         copy = model.clone()
+        self._switches = _switched(model, copy, rounding)
         self.groups = tuple(g for g in groups if _is_open(model, g))
         self._dense = {
             constant.name: constant.tensor
@@ -76,6 +81,14 @@ class Probe:
         self.feeds = tuple(feeds)
         shelf = Shelf(memory)
         self._before = tuple(shelf.values(values) for values in self._values({}))
+
+    def rounds(self, group: Group) -> dict[str, Array]:
+        """Constants, as for `outputs`, that let products round what they multiply.
+
+        Args:
+            group: of the products; one that was named as such at the start.
+        """
+        return {self._switches[group]: np.array(True)}
 
     @property
     def reference(self) -> Iterator[Feed]:
@@ -133,9 +146,49 @@ class Probe:
     ) -> Iterator[Feed]:
         """Outputs, and what stands for them, of every sample in turn."""
         weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
+        weights |= dict.fromkeys(self._switches.values(), np.array(False))
         weights |= constants
         for feed in self.feeds if feeds is None else feeds:
             yield self._run({**weights, **feed})
+
+
+def _switched(model: ir.Model, copy: ir.Model, groups: Collection[Group]) -> dict[Group, str]:
+    """Put a switch before the products of groups, in a copy of the model; group -> its input."""
+    node_of = dict(zip(model.graph, copy.graph, strict=True)) if groups else {}
+    names, switches = Names(copy), {}
+    for group in groups:
+        switch = ir.Value(
+            name=names.new(f"{group.matrix.name}.rounds"),
+            type=ir.TensorType(ir.DataType.BOOL),
+            shape=ir.Shape([]),
+        )
+        copy.graph.inputs.append(switch)
+        switches[group] = switch.name or ""
+        for member in group.members:
+            node = node_of[member.site.node]
+            x = node.inputs[0]
+            assert x is not None
+            chosen = ir.Node("", "If", [switch], _branches(x, names), name=names.new("rounds"))
+            value = chosen.outputs[0]
+            value.name, value.type, value.shape = names.new("rounded"), x.type, x.shape
+            copy.graph.insert_before(node, chosen)
+            node.replace_input_with(0, value)
+    return switches
+
+
+def _branches(x: ir.Value, names: Names) -> list[ir.Attr]:
+    """What an If gives: a value as integers stand for it, or as it is."""
+    quantized = ir.Node("", "DynamicQuantizeLinear", [x], num_outputs=3)
+    again = ir.Node("", "DequantizeLinear", list(quantized.outputs))
+    branches = {"then_branch": [quantized, again], "else_branch": [ir.Node("", "Identity", [x])]}
+    found = []
+    for name, nodes in branches.items():
+        for value in (value for node in nodes for value in node.outputs):
+            value.name = names.new("rounding")
+        result = nodes[-1].outputs[0]
+        result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), x.shape
+        found.append(ir.AttrGraph(name, ir.Graph([], [result], nodes=nodes, name=name)))
+    return found
 
 
 def _is_open(model: ir.Model, group: Group) -> bool:

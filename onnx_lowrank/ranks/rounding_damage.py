@@ -10,6 +10,12 @@ bits, against what the weights alone do, says how much that loses; layers share 
 an input of m elements that is rounded with a step s has errors of ``s²/12`` each, and s goes with
 the largest element of a block, about ``√(2 ln b)`` times the root mean square of b normal ones.
 
+Products that round their inputs with one range in every run do that in the model that is run to
+measure damage, too, each layer alone and all that are chosen together.  What the second factor of
+a pair multiplies is not there: one run of the model with every weight W as two exact factors, W·Q
+and Qᵀ with Q a rotation, both in integers, says how much its rounding loses; layers share that in
+proportion to the energy of what is rounded, as far as it is felt.
+
 A correction of rank r leaves the energy of E outside of its r leading components.  The factors of a
 pair are rounded at one rank; what that loses is taken to be the same share of the energy that the
 pair holds at any other one.
@@ -47,6 +53,7 @@ from onnx_lowrank.numerics.correction import corrected_energies, felt_error
 from onnx_lowrank.numerics.fisher import PLAIN
 from onnx_lowrank.numerics.gptq import Inverse
 from onnx_lowrank.numerics.parallel import map_layers
+from onnx_lowrank.numerics.rotation import rotated_first
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.formats import Formats
@@ -56,6 +63,9 @@ __all__ = ["RoundingDamage", "rounding_damages"]
 
 # Elements of an input that are rounded with one step, where 8 bits are tried.
 _BLOCK = 128
+# What 10,000 normal numbers lose by 8 bits for their range, as a share of their mean square: for
+# layers where the outputs show nothing.
+_LOST = (2.0 * math.sqrt(2.0 * math.log(10_000)) / 255.0) ** 2 / 12.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,29 +77,40 @@ class RoundingDamage:
         pairs: damage of the factors in each format, for each unit of energy that the pair holds.
         known_from: what it is known from.
         inputs: damage of the rounding of what it multiplies, by blocks of `_BLOCK`.
+        ranged: the same with one range for all of a run.
+        inside: of what the second factor multiplies, of a pair that holds all of the energy.
     """
 
     dense: Mapping[Format, float]
     pairs: Mapping[Format, float]
     known_from: DamageFrom = "outputs"
     inputs: float = 0.0
+    ranged: float = 0.0
+    inside: float = 0.0
 
     def at(self, variant: Variant, curve: DamageCurve | None) -> float:
         """What a variant's format adds to the damage of its rank; 0 for floats."""
         if variant.format is None:
             return 0.0
-        inputs = self.of_inputs(variant)
-        if variant.rank is None:
-            return self.dense[variant.format] + inputs
+        form, rank = variant.format, variant.rank
+        inputs = self.unseen(variant, curve) + (self.ranged if form.dynamic else 0.0)
+        if rank is None:
+            return self.dense[form] + inputs
         assert curve is not None
-        return self.pairs[variant.format] * curve.held(variant.rank) + inputs
+        return self.pairs[form] * curve.held(rank) + inputs
 
-    def of_inputs(self, variant: Variant) -> float:
-        """The part of it that comes from rounded inputs."""
-        if variant.format is None or variant.format.table:
+    def unseen(self, variant: Variant, curve: DamageCurve | None) -> float:
+        """The part of it that runs with weights exchanged do not show: that of rounded inputs."""
+        form, rank = variant.format, variant.rank
+        if form is None or form.table:
             return 0.0
-        own = self.inputs * math.log(variant.format.block) / math.log(_BLOCK)
-        return own if variant.rank is None else 2.0 * own  # B's are rounded too
+        if form.dynamic:
+            if rank is None or curve is None:
+                return 0.0
+            whole = curve.held(curve.full)
+            return self.inside * curve.held(rank) / whole if whole > 0.0 else self.inside
+        own = self.inputs * math.log(form.block) / math.log(_BLOCK)
+        return own if rank is None else 2.0 * own  # B's are rounded too
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +124,7 @@ class _Felt:
         values: the weight in it.
         relative: the error of that, as a share of all that the group gives.
         inputs: what is felt of inputs with errors in proportion to their mean square.
+        inside: the same of what a second factor multiplies.
         shift: what the bias adds; None where there is none.
     """
 
@@ -112,6 +134,7 @@ class _Felt:
     values: Array
     relative: float
     inputs: float = 0.0
+    inside: float = 0.0
     shift: npt.NDArray[np.float64] | None = None
 
 
@@ -141,6 +164,7 @@ def rounding_damages(
 
     found = {}
     inputs: dict[Group, float] = {}
+    inside: dict[Group, float] = {}
     within = set(probe.groups)
     for group, felt in map_layers(work, largest_first(groups), group_memory):
         damage = None
@@ -161,12 +185,75 @@ def rounding_damages(
             {form: scale * error for form, error in felt.dense.items()},
             {form: scale * error for form, error in felt.pairs.items()},
             known,
+            ranged=_lost_by_range(group, formats[group], probe, scale * felt.inputs),
         )
-        inputs[group] = scale * felt.inputs
+        if any(form is not None and not form.dynamic for form in formats[group].dense):
+            inputs[group] = scale * felt.inputs
+        if formats[group].dynamic:
+            inside[group] = scale * felt.inside
         advance(1)
-    total, whole = _lost_by_inputs(groups, probe), sum(inputs.values())
-    each = total / whole if whole > 0.0 else 0.0
-    return {group: replace(found[group], inputs=each * inputs[group]) for group in groups}
+    pairs_of = ((group, formats[group].pairs) for group in inside)
+    ranged = {g: form for g, own in pairs_of for form in own if form is not None and form.dynamic}
+    by_inputs = _shared(_lost_by_inputs(list(inputs), probe), inputs)
+    by_inside = _shared(_lost_inside(ranged, probe), inside)
+    return {
+        group: replace(
+            found[group], inputs=by_inputs.get(group, 0.0), inside=by_inside.get(group, 0.0)
+        )
+        for group in groups
+    }
+
+
+def _shared(total: float, shares: Mapping[Group, float]) -> dict[Group, float]:
+    """A total in proportion to shares."""
+    whole = sum(shares.values())
+    return {group: total * own / whole if whole > 0.0 else 0.0 for group, own in shares.items()}
+
+
+def _lost_by_range(group: Group, own: Formats, probe: Probe, felt: float) -> float:
+    """Damage of products of a group alone that round their inputs in every run.
+
+    Args:
+        group: the group.
+        own: its formats.
+        probe: runs the model.
+        felt: damage of errors as large as the inputs, where the run shows nothing.
+    """
+    if not own.dynamic:
+        return 0.0
+    return probe.damage(probe.rounds(group)) or _LOST * felt
+
+
+def _lost_inside(formats: Mapping[Group, Format], probe: Probe) -> float:
+    """Damage of rounding what second factors multiply, all layers together, all else aside."""
+    if not formats:
+        return 0.0
+    model = probe.model.clone()
+    node_of = dict(zip(probe.model.graph, model.graph, strict=True))
+    constants: dict[str, Array] = {}
+    with Spool() as spool:
+        writer = FormatWriter(model, spool)
+        for group, form in formats.items():
+            first, second = _turned(group.matrix.numpy()[0])
+            codes = [round_blocks(factor, 8, len(factor)) for factor in (first, second)]
+            nodes = [node_of[member.site.node] for member in group.members]
+            heads = writer.split(nodes, first, second)
+            for own, part in zip((heads, nodes), codes, strict=True):
+                writer.put(own, part, form)
+            product = codes[0].values() @ codes[1].values()
+            constants |= constants_of(group, product[None]) | probe.rounds(group)
+        together = probe.damage_of(model)
+    alone = probe.damage(constants)
+    return 0.0 if together is None or alone is None else max(together - alone, 0.0)
+
+
+def _turned(matrix: Array) -> tuple[Array, Array]:
+    """``W[m, n]`` as two exact factors, one of which is a rotation of its smaller side."""
+    m, n = matrix.shape
+    turn = rotated_first(np.eye(min(m, n)))
+    w = np.asarray(matrix, np.float64)
+    first, second = (w @ turn, turn.T) if n <= m else (turn, turn.T @ w)
+    return first.astype(np.float32), np.ascontiguousarray(second, np.float32)
 
 
 def _lost_by_inputs(groups: Sequence[Group], probe: Probe) -> float:
@@ -249,8 +336,13 @@ def _product(
     relative = dense[reference] / whole if whole > 0.0 else 0.0
     power = 1.0 if moments is None else statistics.fit[group][0].trace / len(matrix)
     inputs = power * felt_error(matrix, None, fisher)
+    m, n = matrix.shape
+    inside = inputs
+    if own.dynamic and n <= m:  # what is rounded is a rotation of the outputs
+        given = felt_error(matrix, moments) if moments is not None else felt_error(matrix, None)
+        inside = given / n * felt_error(np.eye(n, dtype=np.float32), None, fisher)
     shift = shift_by(centre, matrix, values[reference])
-    return _Felt(dense, pairs, reference, values[reference], relative, inputs, shift)
+    return _Felt(dense, pairs, reference, values[reference], relative, inputs, inside, shift)
 
 
 def _table(group: Group, own: Formats, statistics: Statistics) -> _Felt:

@@ -118,6 +118,7 @@ class Searching:
                 reading,
                 by_classes,
                 memory,
+                [group for group, own in prepared.formats.items() if own.dynamic],
             )
             curves = damage_curves(
                 groups,
@@ -275,6 +276,9 @@ class Searching:
         constants: dict[str, Array] = {}
         for own in self._tried.values():
             constants |= own.constants
+        for group, choice in priced.choices(solution).items():
+            if choice.format is not None and choice.format.dynamic:
+                constants |= self.probe.rounds(group)
         return constants
 
 

@@ -22,7 +22,7 @@ from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.emit import Storage, StoredFactor
 from onnx_lowrank.maps.find import find
-from onnx_lowrank.maps.formats import OPSET, SMALLEST, Format, FormatWriter, suited
+from onnx_lowrank.maps.formats import SMALLEST, Format, FormatWriter
 from onnx_lowrank.maps.forms.base import Site
 from onnx_lowrank.maps.rewrite import put_pair, remove_unread
 from onnx_lowrank.numerics.arrays import Array
@@ -79,14 +79,14 @@ class Specimen:
             InputError: the node means something else in the opset that formats need.
         """
         model = self.dense() if rank is None else self.pair(rank)
-        raise_opset(model, OPSET)
+        raise_opset(model, form.opset)
         with Spool() as spool:
             writer = FormatWriter(model, spool)
             for node in list(model.graph):
                 if node.op_type in ("MatMul", "Gemm"):
                     m, n = writer.weight(node).shape
                     if m >= SMALLEST or rank is None:
-                        writer.put([node], _codes(m, n, form))
+                        writer.put([node], _codes(m, n, form), form)
         return model
 
     def feed(self) -> dict[str, Array]:
@@ -179,7 +179,7 @@ def _random(shape: Sequence[int], dtype: ir.DataType, terms: int) -> Array:
 
 def _codes(m: int, n: int, form: Format) -> Blocks:
     """Random codes of a matrix."""
-    block = suited(form.block, m)
+    block = form.rows(m)
     generator = np.random.default_rng(0)
     most = 1 << form.bits - 1
     codes = generator.integers(-most, most, (m, n), np.int8)

@@ -38,15 +38,22 @@ class FormatTimes:
 
     Attributes:
         bits: of a weight.
-        block: weights that share a scale.
+        block: weights that share a scale; 0: those of a column.
         dense_ns: of the map as it is.
         pair_ns: of its pairs, at the ranks of its `Times`; empty where they were not timed.
+        activations: as those of a `Format`.
     """
 
     bits: int
     block: int
     dense_ns: float
     pair_ns: tuple[float, ...] = ()
+    activations: str = "float"
+
+    def fits(self, form: Format) -> bool:
+        """Whether these are the times of a format; each place has its own sign of integers."""
+        own = self.bits, self.block, self.activations
+        return own == (form.bits, form.block, form.activations)
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,7 @@ class Times:
 
     def of(self, form: Format) -> FormatTimes | None:
         """What was timed of a format; None if nothing."""
-        alike = (own for own in self.formats if (own.bits, own.block) == (form.bits, form.block))
-        return next(alike, None)
+        return next((own for own in self.formats if own.fits(form)), None)
 
     def dense(self, form: Format) -> float | None:
         """Nanoseconds of a dense weight in a format, with the pair that corrects it."""

@@ -93,6 +93,7 @@ def again(folder: Path, place: Path, *, data: bool, options: dict[str, Any]) -> 
         (True, {"max_size": "24KB", "exclude": ("k",)}),
         (True, {"keep": 0.15, "weights": "8"}),
         (True, {"keep": 0.12, "weights": "auto"}),
+        (True, {"keep": 0.2, "weights": "auto", "activations": "int8"}),
         (True, {"keep": 0.17, "weights": "fp32,4", "effort": "quick"}),
         (True, {"keep": 0.4, "effort": "thorough", "calibration_samples": 40}),
         (False, {"energy": 0.8, "shape_for": "qnn", "dims": {"batch": 2}}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -12,8 +14,16 @@ from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import Finding, Selection, find
 from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
-from onnx_lowrank.maps.tables import find_tables
-from onnx_lowrank.ranks.formats import FormatWishes, formats_of, offered, quantized_ops
+from onnx_lowrank.maps.tables import Tables, find_tables
+from onnx_lowrank.ranks.formats import (
+    Formats,
+    FormatWishes,
+    formats_of,
+    offered,
+    quantized_ops,
+    rounds_activations,
+    without_opset,
+)
 from tests.helpers.models import parse
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -29,6 +39,21 @@ def test_kinds_by_target() -> None:
     with pytest.raises(UsageError, match="target qnn takes no weights"):
         offered("4", (None, "QNNExecutionProvider"))
     assert offered("auto", ("webgpu", "openvino")) == ("fp32", "8", "4")
+
+
+def test_activations_by_target() -> None:
+    assert not rounds_activations("float", ("fp32",), (None, "cpu"))
+    for target in ("cpu", "arm", "openvino"):
+        assert rounds_activations("int8", ("fp32", "8"), (target, "cpu"))
+    for target in ("qnn", "coreml", "nnapi", "xnnpack", "webgpu"):
+        with pytest.raises(UsageError, match=f"='int8': target {target} takes no inputs"):
+            rounds_activations("int8", ("fp32", "8"), (None, target))
+    with pytest.raises(UsageError, match=r"'int8' needs 8 among .*got fp32, 4"):
+        rounds_activations("int8", ("fp32", "4"), ("cpu",))
+    with pytest.raises(UsageError, match="activations=… needs weights=…"):
+        Settings(activations="int8")
+    with pytest.raises(UsageError, match="one of float, int8"):
+        Settings(weights="8", activations="int4")
 
 
 def test_ops() -> None:
@@ -86,6 +111,24 @@ def test_formats_of_layers_and_tables() -> None:
     assert own["W"].pairs == (None, Format(8, 128), Format(4, 32))
 
 
+DYNAMIC = Format(8, 0, activations="dynamic", signed=False)
+
+
+def test_formats_whose_inputs_are_rounded_come_first() -> None:
+    finding, model = mixed()
+    wanted = FormatWishes(("fp32", "8", "4"), dynamic=True)
+    found, _ = formats_of(finding, {}, Tables(), model, wanted, Selection())
+    own = {group.matrix.name: formats for group, formats in found.items()}
+    assert own["W"].dense[:3] == (None, DYNAMIC, Format(8, 64))
+    assert own["V"].pairs == (None, DYNAMIC, Format(8, 128), Format(4, 32))
+    assert not own["U"].dynamic  # its alpha would have to go into the scales
+    old = without_opset(found, 11)
+    assert {g.matrix.name: f for g, f in old.items()} == dict.fromkeys(
+        ("W", "V"), Formats((None, DYNAMIC), (None, DYNAMIC))
+    )
+    assert not without_opset(found, 10)
+
+
 def test_forms_and_nodes_that_are_left_out() -> None:
     finding, model = mixed()
     tables = find_tables(finding, model, Constants(model), Selection())
@@ -103,6 +146,7 @@ def test_forms_and_nodes_that_are_left_out() -> None:
         (Format(4, 32), 64 * 96 // 2 + 2 * 2 * 96),
         (Format(8, 128), 64 * 96 + 2 * 96),
         (Format(8, 96, table=True), 64 * 96 + 2 * 64),
+        (Format(8, 0, activations="dynamic"), 64 * 96 + 4 * 96),
         (
             Format(4, 32, correction=8),
             64 * 96 // 2 + 2 * 2 * 96 + (64 * 8 + 2 * 8) + (8 * 96 + 2 * 96),
@@ -117,3 +161,11 @@ def test_bytes_of_pairs() -> None:
     assert Format(8, 128).bytes(64, 96, 32) == 64 * 32 + 2 * 32 + 32 * 96 + 2 * 96
     assert Format(8, 128).bytes(64, 96, 32, leads=False) == 32 * 96 + 2 * 96
     assert Format(8, 128).bytes(64, 96, 8, leads=False) == 4 * 8 * 96  # too narrow for a block
+    assert DYNAMIC.bytes(64, 96, 32) == 64 * 32 + 4 * 32 + 32 * 96 + 4 * 96
+
+
+def test_names() -> None:
+    assert str(DYNAMIC) == "8 bits per channel, inputs in 8 bits, unsigned"
+    assert str(dataclasses.replace(DYNAMIC, signed=True)) == "8 bits per channel, inputs in 8 bits"
+    opsets = [DYNAMIC, Format(8, 8, table=True), Format(4, 32, table=True), Format(8, 128)]
+    assert [form.opset for form in opsets] == [11, 11, 18, 21]
