@@ -31,7 +31,8 @@ from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from onnx_lowrank import compress
-from onnx_lowrank.fitting.statistics import gather, statistics_of
+from onnx_lowrank.fitting.gather import gather
+from onnx_lowrank.fitting.statistics import statistics_of
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms

@@ -42,10 +42,12 @@ def main(arguments: list[str]) -> int:
     options, for_pytest = parser.parse_known_args(arguments)
     exporters = options.exporters
     try:
-        python = ensure_environment(["dev", "docs"])
+        python = ensure_environment(["dev", "docs", "dask"])
         if exporters:
             try:
-                python = ensure_environment(["dev", "docs", "exporters", "olive"], first=[TORCH])
+                python = ensure_environment(
+                    ["dev", "docs", "dask", "exporters", "olive"], first=[TORCH]
+                )
             except SetupError as error:
                 print(f"going on without the exporters: {error}", flush=True)
                 exporters = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 
 from onnx_lowrank.compression import verbs
@@ -79,6 +80,7 @@ def compress(
     ep: str = "cpu",
     custom_ops: Sequence[str | os.PathLike[str]] = (),
     memory: int | str | None = None,
+    executor: str | Executor | None = None,
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
     save_recipe: str | os.PathLike[str] | None = None,
@@ -179,6 +181,9 @@ def compress(
         memory: memory that the process may hold while it works with samples: batches get smaller,
             and what waits goes into files. A whole number is bytes; a text has a unit, such as
             '4GB'. Default: half of what is free.
+        executor: hand spectra, factors and the moments of samples to a running Dask cluster:
+            dask://HOST:PORT of its scheduler. Any `concurrent.futures.Executor` does as well.
+            Default: this process.
         save_costs: write the measured latencies of single layers (JSON), for runs on other
             machines.
         load_costs: read the latencies of single layers, such as a board's, instead of measuring

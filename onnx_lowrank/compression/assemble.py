@@ -139,7 +139,7 @@ def assemble(
         pairs, steps = _fitted(context, prepared, choices, work, more=more)
         with context.stages("rewrite", work) as advance:
             if pairs is None:
-                pairs = fit(choices, prepared.statistics, advance)
+                pairs = fit(choices, prepared.statistics, advance, context.crew)
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
         heals = more and context.settings.heals and not _dropped(context)
@@ -237,7 +237,7 @@ def _fitted(
     statistics, pairs = prepared.statistics, found.factors
     if pairs is None:
         with context.stages("fit", work) as advance:
-            pairs = dict(fit(choices, statistics, advance))
+            pairs = dict(fit(choices, statistics, advance, context.crew))
     else:  # Fisher information was taken
         statistics = replace(statistics, fisher=prepared.search.felt)
     again = refitted(context, prepared, pairs, statistics, samples)

@@ -15,16 +15,12 @@ from onnx_lowrank.compression.effort import FISHER, untried
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.errors import DerivativeError, InputError, named
 from onnx_lowrank.fitting import statistics_file
+from onnx_lowrank.fitting.gather import Away, gather
 from onnx_lowrank.fitting.output_gradients import felt
 from onnx_lowrank.fitting.sample_needs import wanted_samples
-from onnx_lowrank.fitting.statistics import (
-    Gathered,
-    MomentsKey,
-    Statistics,
-    gather,
-    statistics_of,
-)
+from onnx_lowrank.fitting.statistics import Gathered, Statistics, statistics_of
 from onnx_lowrank.fitting.statistics_file import SavedStatistics, fingerprint, weight_of
+from onnx_lowrank.fitting.streams import MomentsKey
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
@@ -193,6 +189,7 @@ def _gathered(
                 advance,
                 trial.memory,
                 must_fit=settings.mask is not None,
+                away=_away(context),
             )
 
         first = gathered(fit, held)
@@ -212,6 +209,31 @@ def _gathered(
         damage_of=settings.damage_of,
     )
     return saved, None if second is None else (first, second)
+
+
+def _away(context: Context) -> Away | None:
+    """How moments are gathered by the workers of an executor; None without one."""
+    settings, trial = context.settings, context.trial
+    if context.crew.executor is None:
+        return None
+    option = named("executor")
+    if settings.custom_ops:
+        context.say(
+            f"{option}: moments are gathered in this process: the workers do not have the libraries"
+            f" of {named('custom_ops')}"
+        )
+        return None
+
+    def packed(model: ir.Model) -> bytes | None:
+        found = trial.packed(model)
+        if found is None:
+            context.say(
+                f"{option}: moments are gathered in this process: the model is too large to be sent"
+            )
+        return found
+
+    crew = replace(context.crew, keeper=None)
+    return Away(crew, packed, trial.threads, settings.ops, settings.constant_inputs)
 
 
 def _say_needs(context: Context, found: Statistics, samples: int) -> None:

@@ -17,6 +17,7 @@ from onnx_lowrank.graph.fixed import fix_shapes
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.shape_for import WISHES
 from onnx_lowrank.graph.validity import invalid
+from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
 from onnx_lowrank.runtime.session import OrtLog
@@ -37,6 +38,7 @@ class Context:
         folder: a workspace that is removed at the end.
         stages: times and shows what is being done.
         log: collects ONNX Runtime's messages.
+        crew: who works on layers.
         trial: runs the original and others against it.
         notes: what the user should know.
         until: time by `time.monotonic` after which no further step for accuracy begins; None
@@ -44,8 +46,15 @@ class Context:
     """
 
     def __init__(
-        self, source: LoadedModel, settings: Settings, folder: Path, stages: Stages, log: OrtLog
+        self,
+        source: LoadedModel,
+        settings: Settings,
+        folder: Path,
+        stages: Stages,
+        log: OrtLog,
+        crew: Crew = HERE,
     ) -> None:
+        self.crew = crew
         self.source, self.settings, self.folder = source, settings, folder
         self.stages, self.log = stages, log
         self.notes: dict[str, None] = {}

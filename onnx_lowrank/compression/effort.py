@@ -142,7 +142,7 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
             context.settings.metric_used.of_classes,
             memory=context.trial.memory,
         )
-        pairs = dict(fit(choices, fitting, lambda _: None))
+        pairs = dict(fit(choices, fitting, lambda _: None, context.crew))
         error = _error(probe, pairs) if known is None else None
     of = context.settings.damage_of
     for method in methods:
@@ -156,7 +156,9 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
         if method == FISHER:
             other = replace(fitting, fisher=fitting.felt, bases={})
             with context.stages("effort"):
-                tried: Mapping[Group, Factors] = dict(fit(choices, other, lambda _: None))
+                tried: Mapping[Group, Factors] = dict(
+                    fit(choices, other, lambda _: None, context.crew)
+                )
         else:
             found = refitted(context, prepared, pairs, fitting, fitted_to)
             if isinstance(found, str):
@@ -180,7 +182,7 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
     # Samples that judged have a part in the last fit, as they have where nothing is tried.
     whole = replace(prepared.statistics, fisher=prepared.search.felt, bases={})
     with context.stages("fit", sum(group.matrix.size for group in ranked)) as advance:
-        return Improved(dict(fit(choices, whole, advance)), tuple(steps))
+        return Improved(dict(fit(choices, whole, advance, context.crew)), tuple(steps))
 
 
 def refitted(

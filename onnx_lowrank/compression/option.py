@@ -7,6 +7,7 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ Kind = Literal[
     "samples",  # a path or a callable's place; for a function also arrays
     "recipe",  # a path; for a function also a recipe in memory
     "metric",  # a name or a callable's place; for a function also a callable
+    "executor",  # an address; for a function also a concurrent.futures.Executor
     "size",  # bytes, or a text with a unit
     "time",  # milliseconds, or a text with a unit
     "multiple",  # a whole number or "auto"
@@ -58,6 +60,7 @@ _TYPES: dict[Kind, str] = {
     "samples": "SampleSource | None",
     "recipe": "str | os.PathLike[str] | Recipe | None",
     "metric": "str | Score",
+    "executor": "str | Executor | None",
     "size": "int | str | None",
     "time": "float | str | None",
     "multiple": "int | str | None",
@@ -71,6 +74,7 @@ _EXPECTED: dict[Kind, str] = {
     "text": "a text",
     "texts": "texts",
     "list": "texts",
+    "executor": "dask://HOST:PORT, or for a function a concurrent.futures.Executor",
     "path": "a path",
     "paths": "paths",
     "dims": "a mapping from dimensions to whole numbers from 0",
@@ -197,6 +201,8 @@ class Option:
                 )
             case "text" | "texts" | "list":
                 return isinstance(value, str)
+            case "executor":
+                return isinstance(value, str | Executor)
             case "path" | "paths":
                 return isinstance(value, str | os.PathLike)
             case "dims":

@@ -302,6 +302,13 @@ _TABLE = (
         also="A whole number is bytes; a text has a unit, such as '4GB'.",
     ),
     Option(
+        "executor", "executor",
+        "Hand spectra, factors and the moments of samples to a running Dask cluster: "
+        "dask://HOST:PORT of its scheduler.",
+        RUNS, shown="this process", metavar="ADDRESS",
+        also="Any `concurrent.futures.Executor` does as well.",
+    ),
+    Option(
         "save_costs", "path",
         "Write the measured latencies of single layers (JSON), for runs on other machines.",
         RUNS, metavar="FILE",

@@ -52,7 +52,7 @@ def command_line(verb: Verb, values: Mapping[str, Any], files: Sequence[object])
             continue
         if callable(value) or (option.kind == "samples" and not _typed(value)):
             return None
-        if option.kind in ("model", "recipe") and not _typed(value):
+        if option.kind in ("model", "recipe", "executor") and not _typed(value):
             return None
         words += _words(option, value)
     return shlex.join(words)

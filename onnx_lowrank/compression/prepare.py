@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -29,10 +28,9 @@ from onnx_lowrank.maps.formats import OPSET
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.phrases import by_reason, counted, listed
-from onnx_lowrank.ranks.choose import choose, worth_measuring
+from onnx_lowrank.ranks.choose import wanted, worth_measuring
 from onnx_lowrank.ranks.formats import Formats, formats_of, without_opset
 from onnx_lowrank.ranks.from_recipe import formats_in, ranks_of, tables_in
-from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer
@@ -73,8 +71,9 @@ def prepare(context: Context) -> Prepared:
             advance,
             spectra=goal.needs_spectrum,
             energy=goal.energy,
-            wanted=None if context.settings.dry_run else partial(_wanted, goal),
+            wanted=None if context.settings.dry_run else lambda group: wanted(group, goal),
             folder=context.folder,
+            crew=context.crew,
         )
     search = replace(search, bases=bases)
     # Components that were found with the same moments, or by the weights alone.
@@ -96,6 +95,7 @@ def prepare(context: Context) -> Prepared:
         floats=floats,
         tables=tables,
         untried=methods,
+        crew=context.crew,
     )
 
 
@@ -166,11 +166,6 @@ def _formats(
         floats |= dict.fromkeys(formats.keys() - rest.keys(), "its formats need a newer opset")
         formats = rest
     return formats, floats, tables
-
-
-def _wanted(goal: Goal, group: Group, spectrum: Spectrum) -> int | None:
-    """How many components of a group factors may be made of, if any."""
-    return goal.largest(group) if goal.budget else choose(group, spectrum, goal).rank
 
 
 def _simplified(context: Context) -> tuple[ir.Model, Selection]:

@@ -58,6 +58,7 @@ from onnx_lowrank.report import (
     Report,
     tool_name,
 )
+from onnx_lowrank.runtime.cluster import working
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -102,8 +103,9 @@ def execute(
         place = dataclasses.replace(target, force=True) if settings.dry_run else target
         place.check(inputs, outputs)
     home = workspace(None) if target is None or settings.dry_run else target.workspace()
-    with home as folder, with_custom_ops(settings.custom_ops):
-        context = Context(source, settings, folder, stages, log)
+    crew = working(settings.executor)
+    with home as folder, with_custom_ops(settings.custom_ops), crew as own:
+        context = Context(source, settings, folder, stages, log, own)
         return _Run(context, target, inputs).result()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,7 @@ from onnx_lowrank.ranks.formats import (
 from onnx_lowrank.ranks.goals import Budget, Goal, budget_of, seconds_of, size_of
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import DamageOf
+from onnx_lowrank.runtime.cluster import scheduler_of
 
 __all__ = ["Settings"]
 
@@ -92,6 +94,7 @@ class Settings:
     ep: str = "cpu"
     custom_ops: tuple[str | os.PathLike[str], ...] = ()
     memory: int | str | None = None
+    executor: str | Executor | None = None
     save_costs: str | os.PathLike[str] | None = None
     load_costs: str | os.PathLike[str] | None = None
     save_recipe: str | os.PathLike[str] | None = None
@@ -109,6 +112,8 @@ class Settings:
             object.__setattr__(self, "rank_multiple", wishes.rank_multiple)
         _ = chosen_forms(self.ops), self.metric_used, self.budget
         _ = self.memory_limit, self.time_limit_seconds
+        if isinstance(self.executor, str):
+            scheduler_of(self.executor)
         if not self.quantized.single and self.budget is None and self.recipe is None:
             raise UsageError(
                 f"{named('weights', self.weights)} needs a goal for the whole model to choose by, "
@@ -270,6 +275,8 @@ class Settings:
             value = plain[option.name]
             if value is not None and option.kind == "samples":
                 plain[option.name] = source_name(value)
+            elif option.kind == "executor" and isinstance(value, Executor):
+                plain[option.name] = type(value).__name__
             elif isinstance(value, Recipe):
                 plain[option.name] = None if value.path is None else str(value.path)
             elif value is not None and option.kind in ("path", "recipe"):

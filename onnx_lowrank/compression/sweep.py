@@ -10,6 +10,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
 from onnx_lowrank.report import File, JsonReport, Origin, tool_name
+from onnx_lowrank.runtime.cluster import working
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -177,6 +179,7 @@ def sweep(
     ep: str = "cpu",
     custom_ops: Sequence[str | os.PathLike[str]] = (),
     memory: int | str | None = None,
+    executor: str | Executor | None = None,
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
     simplify: bool = True,
@@ -252,6 +255,9 @@ def sweep(
         memory: memory that the process may hold while it works with samples: batches get smaller,
             and what waits goes into files. A whole number is bytes; a text has a unit, such as
             '4GB'. Default: half of what is free.
+        executor: hand spectra, factors and the moments of samples to a running Dask cluster:
+            dask://HOST:PORT of its scheduler. Any `concurrent.futures.Executor` does as well.
+            Default: this process.
         save_costs: write the measured latencies of single layers (JSON), for runs on other
             machines.
         load_costs: read the latencies of single layers, such as a board's, instead of measuring
@@ -288,8 +294,9 @@ def sweep(
         [*(place.output for place in places.values()), *side_outputs(settings), *outputs], inputs
     )
     home = workspace(None if models is None else Path(models))
-    with home as folder, with_custom_ops(settings.custom_ops):
-        context = Context(source, settings, folder, stages, log or OrtLog())
+    crew = working(settings.executor)
+    with home as folder, with_custom_ops(settings.custom_ops), crew as own:
+        context = Context(source, settings, folder, stages, log or OrtLog(), own)
         prepared = prepare(context)
         if not context.runs():
             why = context.trial.unavailable or "neither check nor timing may run it"

@@ -25,6 +25,8 @@ from onnx_lowrank.evaluation.watched import Watched
 from onnx_lowrank.graph.draws import drawing, steady
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.save import runnable_file
+from onnx_lowrank.graph.simplify import SIZE_LIMIT
+from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.measures import Check, Judged, Latency
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.phrases import listed
@@ -340,6 +342,16 @@ class Trial:
             model = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
             model = self._steady(model)
         return self._opener.runner(model, optimize=optimize)
+
+    def packed(self, model: ir.Model) -> bytes | None:
+        """A model made from the original as the bytes that `runner` would load; None if too large.
+
+        It goes with every part of the samples.
+        """
+        if stored_bytes(model) > SIZE_LIMIT:
+            return None
+        found: bytes = ir.to_proto(self._steady(model)).SerializeToString()
+        return found
 
     def outputs(self, model: ir.Model) -> Feed:
         """Outputs of a model with the original's inputs on the first sample."""

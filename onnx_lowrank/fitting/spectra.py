@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from onnx_lowrank.fitting.layers import LayerArrays, arrays_of
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import EnergyOf, Spectrum
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Basis
-from onnx_lowrank.numerics.parallel import map_layers, working_set
+from onnx_lowrank.numerics.crew import HERE, Crew
+from onnx_lowrank.numerics.parallel import working_set
 from onnx_lowrank.numerics.sketch import sketch
 from onnx_lowrank.numerics.spectrum import row_blocks, squared_norm
 from onnx_lowrank.numerics.stacks import StackComponents
 
-__all__ = ["group_memory", "largest_first", "measure"]
+__all__ = ["Wish", "group_memory", "largest_first", "measure", "measured"]
+
+Wish = Callable[[Spectrum], int | None]
+"""By the spectrum of a layer, of how many components the vectors are wanted; None for none."""
 
 
 def largest_first(groups: Sequence[Group]) -> list[Group]:
@@ -39,8 +45,9 @@ def measure(
     *,
     spectra: bool = True,
     energy: float | None = None,
-    wanted: Callable[[Group, Spectrum], int | None] | None = None,
+    wanted: Callable[[Group], Wish] | None = None,
     folder: Path | None = None,
+    crew: Crew = HERE,
 ) -> tuple[dict[Group, Spectrum], dict[Group, tuple[Basis, ...]]]:
     """The spectrum of every group's matrix, and its leading components where they are wanted.
 
@@ -51,61 +58,72 @@ def measure(
         spectra: False only looks whether the weights are finite.
         energy: the only share of the energy that is asked about, if so: only so many components
             are found then where they are few.
-        wanted: of how many components of a group the vectors are wanted, None for none.
+        wanted: of a group a function that can be pickled: of how many components the vectors are
+            wanted, by the spectrum; None for none.
         folder: where vectors wait; default: the system's temporary one.
+        crew: who does the work.
     """
-    measured: dict[Group, Spectrum] = {}
+    found: dict[Group, Spectrum] = {}
     bases: dict[Group, tuple[Basis, ...]] = {}
 
-    def work(group: Group) -> tuple[Spectrum, tuple[Basis, ...]]:
-        return _measured(group, statistics, spectra, energy, wanted)
+    def given(group: Group) -> _Measuring:
+        return _Measuring(
+            arrays_of(group, statistics, judged=False),
+            _weighed(group, statistics),
+            spectra,
+            energy,
+            None if wanted is None else wanted(group),
+        )
+
+    def after(group: Group) -> None:
+        # All views of the weight are gone with the work, else its file could not be closed.
+        group.matrix.release()
 
     with Spool(folder) as spool:
-        for group, (spectrum, own) in map_layers(work, largest_first(groups), group_memory):
-            measured[group] = spectrum
+        items = largest_first(groups)
+        answers = crew.map(measured, items, given, group_memory, after=after)
+        for group, (spectrum, own) in answers:
+            found[group] = spectrum
             if own:
                 bases[group] = tuple(_spooled(basis, spool) for basis in own)
             advance(group.matrix.size)
-    return measured, bases
+    return found, bases
 
 
-def _measured(
-    group: Group,
-    statistics: Statistics,
-    spectra: bool,
-    energy: float | None,
-    wanted: Callable[[Group, Spectrum], int | None] | None,
-) -> tuple[Spectrum, tuple[Basis, ...]]:
-    try:
-        return _components(group, statistics, spectra, energy, wanted)
-    finally:
-        # All views of the weight are gone with the call, else its file could not be closed.
-        group.matrix.release()
+@dataclass(frozen=True, eq=False)
+class _Measuring:
+    """What is measured of a layer."""
+
+    layer: LayerArrays
+    of: EnergyOf
+    spectra: bool
+    energy: float | None
+    wanted: Wish | None
 
 
-def _components(
-    group: Group,
-    statistics: Statistics,
-    spectra: bool,
-    energy: float | None,
-    wanted: Callable[[Group, Spectrum], int | None] | None,
-) -> tuple[Spectrum, tuple[Basis, ...]]:
-    moments, fisher = statistics.inputs(group), statistics.coordinates(group)
-    stack = group.matrix.numpy()
-    weighed: EnergyOf = "fisher" if fisher.known else "output"
-    of = weighed if group in statistics.fit else "weight"
-    heads = () if group.head is None else group.head.matrix.numpy()
+def _weighed(group: Group, statistics: Statistics) -> EnergyOf:
+    """What a group's squares are the energy of."""
+    if group not in statistics.fit:
+        return "weight"
+    return "fisher" if statistics.coordinates(group).known else "output"
+
+
+def measured(task: _Measuring) -> tuple[Spectrum, tuple[Basis, ...]]:
+    """The spectrum of a layer, and its leading components."""
+    layer, of = task.layer, task.of
+    stack, moments = layer.stack, layer.moments
+    heads = () if layer.head is None else layer.head
     if not all(_finite(matrix) for matrix in (*stack, *heads)):
         return Spectrum(None, False, of), ()
-    if not spectra:
+    if not task.spectra:
         return Spectrum(None, True, of), ()
-    if moments is None and energy is not None and len(stack) == 1:
-        found = sketch(stack[0], energy=energy)
+    if moments is None and task.energy is not None and len(stack) == 1:
+        found = sketch(stack[0], energy=task.energy)
         if found is not None:
             return Spectrum(found.squares, True, of, found.rest), (found.basis,)
-    components = StackComponents(fisher.into(stack), moments)
+    components = StackComponents(layer.fisher.into(stack), moments)
     spectrum = Spectrum(components.squares, True, of)
-    rank = None if wanted is None else wanted(group, spectrum)
+    rank = None if task.wanted is None else task.wanted(spectrum)
     bases: tuple[Basis, ...] = ()
     if rank:
         bases = components.bases(rank)

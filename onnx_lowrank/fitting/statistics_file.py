@@ -23,7 +23,8 @@ import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import atomic, is_file
-from onnx_lowrank.fitting.statistics import Gathered, MomentsKey
+from onnx_lowrank.fitting.statistics import Gathered
+from onnx_lowrank.fitting.streams import MomentsKey
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.fisher import Fisher

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["BLOCK", "MEMORY", "Accumulator", "Moments", "passes"]
+__all__ = ["BLOCK", "MEMORY", "Accumulator", "Moments", "Sums", "passes"]
 
 Float64 = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
@@ -79,6 +79,12 @@ class Moments:
             known[0].rows / rows * known[0].mean,
         )
         return cls(second, mean, rows)
+
+    @classmethod
+    def mapped(cls, a: Array) -> Moments:
+        """Those of ``x·A`` for rows x that are all alike: ``AᵀA`` of ``A[l, m]``."""
+        exact = a.astype(np.float64)
+        return cls(exact.T @ exact, np.zeros(exact.shape[1]), 0)
 
     def full(self) -> Moments:
         """The same with all of C."""
@@ -165,8 +171,28 @@ def _gram(block: Array) -> Array:
         return np.asarray(block.T @ block)
 
 
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Sums over some rows, which sums over others are added to.
+
+    Attributes:
+        second: ``Σ xᵀx``, shape [m, m], or of one-hot rows its diagonal [m]; in float32 where it is
+            the product of a single block.
+        first: ``Σ x``, shape [m].
+        rows: how many rows there are.
+    """
+
+    second: Array
+    first: Float64
+    rows: int
+
+
 class Accumulator:
-    """Adds up the moments of one stream of rows."""
+    """Adds up the moments of one stream of rows.
+
+    Rows may come in parts: what each part adds is summed by itself, and the parts one after the
+    other.  The moments are then the same to the last bit wherever a part was summed.
+    """
 
     def __init__(self, size: int, *, diagonal: bool = False, block: int = BLOCK) -> None:
         """Moments without rows.
@@ -176,8 +202,9 @@ class Accumulator:
             diagonal: rows are one-hot and given as indices.
             block: rows that wait until they are multiplied together, at most.
         """
-        shape = (size,) if diagonal else (size, size)
-        self._second = np.zeros(shape, np.float64)
+        self._size = size
+        self._total: Sums | None = None
+        self._part: Array | None = None
         self._sum = np.zeros(size, np.float64)
         self._rows = 0
         self._waiting: list[Array] = []
@@ -191,9 +218,10 @@ class Accumulator:
             FloatingPointError: a row holds NaN or Inf.
         """
         if self._diagonal:
-            size = len(self._sum)
+            size = self._size
             indices = np.where(rows < 0, rows + size, rows).astype(np.int64)
-            self._second += np.bincount(indices, minlength=size)
+            counts = np.bincount(indices, minlength=size)
+            self._sum += counts
             self._rows += len(rows)
             return
         if not _finite(rows):
@@ -217,14 +245,54 @@ class Accumulator:
                 product = _gram(block)
             if not np.isfinite(product).all():
                 raise FloatingPointError("numbers whose squares are beyond float64")
-            self._second += product
+            # The first product stays as it is: most parts are a single block.
+            self._part = product if self._part is None else _sum(self._part, product)
             self._sum += np.ones(len(block), block.dtype) @ block
             self._rows += len(block)
 
-    def moments(self) -> Moments | None:
-        """The moments of all rows so far; None if there were none."""
+    def part(self) -> Sums | None:
+        """The sums over the rows since the last call, which are taken out; None without rows.
+
+        Raises:
+            FloatingPointError: squares are beyond float64.
+        """
         self._flush()
         if self._rows == 0:
             return None
-        mean = self._second if self._diagonal else self._sum
-        return Moments(self._second / self._rows, mean / self._rows, self._rows)
+        second = self._sum if self._diagonal else self._part
+        assert second is not None
+        found = Sums(second, self._sum, self._rows)
+        self._part, self._rows, self._sum = None, 0, np.zeros(self._size, np.float64)
+        return found
+
+    def merge(self, part: Sums | None) -> None:
+        """Add the sums over other rows."""
+        if part is None:
+            return
+        if self._total is None:
+            # The two sums of one-hot rows are one array.
+            second = part.second.astype(np.float64, copy=self._diagonal)
+            self._total = Sums(second, part.first, part.rows)
+            return
+        second = _sum(self._total.second, part.second)
+        self._total = Sums(second, self._total.first + part.first, self._total.rows + part.rows)
+
+    @property
+    def total(self) -> Sums | None:
+        """The sums over all parts so far; None if there were no rows."""
+        self.merge(self.part())
+        return self._total
+
+    def moments(self) -> Moments | None:
+        """The moments of all rows so far; None if there were none."""
+        total = self.total
+        if total is None:
+            return None
+        return Moments(total.second / total.rows, total.first / total.rows, total.rows)
+
+
+def _sum(total: Array, part: Array) -> Array:
+    """A sum in float64, in place where the first array is in it already."""
+    total = total.astype(np.float64, copy=False)
+    total += part
+    return total

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-__all__ = ["MEMORY", "cores", "map_layers", "working_set"]
+__all__ = ["MEMORY", "cores", "in_turn", "map_layers", "working_set"]
 
 Work = TypeVar("Work")
 Answer = TypeVar("Answer")
@@ -60,26 +60,57 @@ def map_layers(
         the caller stops the iteration or the user interrupts it.
     """
     count = max(1, min(workers or cores(), len(items)))
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
+        # Some more than there are workers are begun, so that none idles behind a large one.
+        yield from in_turn(
+            lambda item: pool.submit(work, item),
+            Future.result,
+            items,
+            memory,
+            MEMORY,
+            2 * count + 1,
+        )
+
+
+def in_turn(
+    submit: Callable[[Work], Future[Answer]],
+    result: Callable[[Future[Answer]], Answer],
+    items: Sequence[Work],
+    memory: Callable[[Work], int],
+    room: int,
+    ahead: int,
+) -> Iterator[tuple[Work, Answer]]:
+    """Submit items, and yield (item, answer) in their order.
+
+    Args:
+        submit: begins the work on an item.
+        result: waits for its answer.
+        items: what to work on.
+        memory: bytes that an item takes until its answer was used.
+        room: bytes that all that is begun may take, unless it is a single item.
+        ahead: how many are begun at once, at most.
+
+    Raises:
+        Whatever ``submit`` and ``result`` raise; what has not begun is then cancelled.
+    """
     waiting = deque(items)
     pending: deque[tuple[Work, Future[Answer]]] = deque()
     used = 0
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
-        try:
-            while waiting or pending:
-                # An item that is too large for the memory left waits until it is alone.  Some
-                # more than there are workers are begun, so that none idles behind a large one.
-                while (
-                    waiting
-                    and len(pending) <= 2 * count
-                    and (not pending or used + memory(waiting[0]) <= MEMORY)
-                ):
-                    used += memory(waiting[0])
-                    pending.append((waiting[0], pool.submit(work, waiting[0])))
-                    waiting.popleft()
-                item, future = pending.popleft()
-                answer = future.result()
-                yield item, answer
-                used -= memory(item)
-        finally:
-            for _, future in pending:
-                future.cancel()
+    try:
+        while waiting or pending:
+            # An item that is too large for the memory left waits until it is alone.
+            while (
+                waiting
+                and len(pending) < ahead
+                and (not pending or used + memory(waiting[0]) <= room)
+            ):
+                used += memory(waiting[0])
+                pending.append((waiting[0], submit(waiting[0])))
+                waiting.popleft()
+            item, future = pending.popleft()
+            answer = result(future)
+            yield item, answer
+            used -= memory(item)
+    finally:
+        for _, future in pending:
+            future.cancel()

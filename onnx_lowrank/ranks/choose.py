@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from onnx_lowrank.maps.choice import Choice, Decision, Spectrum
 from onnx_lowrank.maps.find import (
@@ -23,9 +23,11 @@ from onnx_lowrank.phrases import listed
 from onnx_lowrank.ranks.goals import Goal
 
 __all__ = [
+    "Wanted",
     "choose",
     "decide",
     "settle",
+    "wanted",
     "worth_measuring",
 ]
 
@@ -96,7 +98,7 @@ def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
                 needed=needed,
                 of=measured.of,
             )
-        rank = rounded(needed, goal.rank_multiple, limit, up=True)
+        rank = Wanted(limit, goal.energy, goal.rank_multiple)(measured) or 0
         why = f"energy {goal.energy:g} needs rank {needed}"
     else:
         assert goal.keep is not None
@@ -115,6 +117,40 @@ def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
     if not measured.squares.any():
         why += "; the weight is all zeros"
     return Choice(rank, why, measured.held(rank), needed, measured.of)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Of how many components of a layer factors may be made, by its spectrum; picklable.
+
+    Attributes:
+        limit: the largest rank that is allowed.
+        energy: the share of the energy that the rank has to hold; None takes the limit itself.
+        multiple: of which the rank is, where the limit allows that.
+    """
+
+    limit: int
+    energy: float | None = None
+    multiple: int = 1
+
+    def __call__(self, measured: Spectrum) -> int | None:
+        """So many; None where no allowed rank holds the energy."""
+        if self.energy is None or not measured.finite:
+            return self.limit if measured.finite else None
+        needed = measured.needed(self.energy)
+        if needed > self.limit:
+            return None
+        return rounded(needed, self.multiple, self.limit, up=True)
+
+
+def wanted(group: Group, goal: Goal) -> Wanted:
+    """What `choose`, or a budget at most, will want of a group that is measured."""
+    limit = goal.largest(group)
+    if goal.energy is not None:
+        return Wanted(limit, goal.energy, goal.rank_multiple)
+    if goal.budget:
+        return Wanted(limit)
+    return Wanted(choose(group, Spectrum(None, True), goal).rank or 0)  # the numbers do not decide
 
 
 def settle(finding: Finding, choices: Mapping[Group, Choice], goal: Goal) -> dict[Group, Choice]:

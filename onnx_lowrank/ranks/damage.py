@@ -30,6 +30,7 @@ from onnx_lowrank.fitting.spectra import group_memory, largest_first
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.numerics.felt import Weigh
 from onnx_lowrank.numerics.joint import joint_tails
 from onnx_lowrank.numerics.parallel import map_layers
@@ -130,6 +131,7 @@ def damage_curves(
     probe: Probe,
     advance: Advance,
     earlier: Callable[[Group], DamageCurve | None] = lambda _: None,
+    crew: Crew = HERE,
 ) -> dict[Group, DamageCurve]:
     """Factor each group alone and run the samples.
 
@@ -142,6 +144,7 @@ def damage_curves(
         probe: runs the model.
         advance: called with 1 for every group.
         earlier: a group's curve where it is known already; it is taken if it goes far enough.
+        crew: who fits the factors.
     """
     taken = {}
     for group in groups:
@@ -165,7 +168,7 @@ def damage_curves(
             for group, own in ranks.items()
             if number < len(own) and group in within
         }
-        for group, factors in fit(choices, fitted, lambda _: None):
+        for group, factors in fit(choices, fitted, lambda _: None, crew):
             constants = factors.constants(group)
             # What so few samples do not show, another one may.
             damage = probe.damage(constants, _SAMPLES) or probe.damage(constants)

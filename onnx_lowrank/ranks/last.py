@@ -121,7 +121,9 @@ class ByOutputs:
     def _holds(self, probe: Probe, group: Group, rank: int, energy: float) -> tuple[bool, str]:
         """Whether the outputs hold the energy with a pair of this rank, and what they lose."""
         statistics = dataclasses.replace(self._prepared.search, held={})
-        fitted = dict(fit({group: Choice(rank, "tried")}, statistics, lambda _: None))
+        fitted = dict(
+            fit({group: Choice(rank, "tried")}, statistics, lambda _: None, self._prepared.crew)
+        )
         pairs = constants_of_pairs(fitted)
         damage = probe.damage(pairs) or 0.0
         text = f"relative error {damage**0.5:.2g}"

@@ -13,6 +13,7 @@ from onnx_lowrank.fitting.statistics_file import SavedStatistics, weight_of
 from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Finding, Group
 from onnx_lowrank.maps.tables import Tables
+from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.formats import Formats, FormatWishes
 from onnx_lowrank.ranks.macs import Macs
@@ -41,6 +42,7 @@ class Prepared:
         floats: why the others do, where formats were asked for.
         tables: of embeddings, whose rows may be stored in integers too.
         untried: methods that the effort asks for -> why one is not tried, None where it is.
+        crew: who works on its layers.
     """
 
     model: ir.Model
@@ -57,6 +59,7 @@ class Prepared:
     floats: Mapping[Group, str] = field(default_factory=dict)
     tables: Tables = field(default_factory=Tables)
     untried: Mapping[str, str | None] = field(default_factory=dict)
+    crew: Crew = HERE
 
     def known_curve(self, group: Group, fisher: bool) -> DamageCurve | None:
         """The damage of a group that was measured in an earlier run.

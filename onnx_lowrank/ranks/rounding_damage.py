@@ -50,6 +50,7 @@ from onnx_lowrank.maps.tables import table_codes
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import round_blocks
 from onnx_lowrank.numerics.correction import corrected_energies, felt_error
+from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.numerics.fisher import PLAIN
 from onnx_lowrank.numerics.gptq import Inverse
 from onnx_lowrank.numerics.parallel import map_layers
@@ -144,6 +145,7 @@ def rounding_damages(
     statistics: Statistics,
     probe: Probe,
     advance: Advance,
+    crew: Crew = HERE,
 ) -> dict[Group, RoundingDamage]:
     """Round each group alone and run the samples.
 
@@ -153,9 +155,10 @@ def rounding_damages(
         statistics: what is rounded on, and judged by its held moments, if any.
         probe: runs the model.
         advance: called with 1 for every group.
+        crew: who fits the factors.
     """
     groups = [group for group in formats if any(formats[group].dense)]
-    pairs = _references(groups, formats, curves, statistics)
+    pairs = _references(groups, formats, curves, statistics, crew)
 
     def work(group: Group) -> _Felt:
         if group.members[0].site.form.indices:
@@ -282,6 +285,7 @@ def _references(
     formats: Mapping[Group, Formats],
     curves: Mapping[Group, DamageCurve],
     statistics: Statistics,
+    crew: Crew,
 ) -> dict[Group, Factors]:
     """A pair of every group that may have one in a format."""
     choices = {}
@@ -289,7 +293,7 @@ def _references(
         curve = curves.get(group)
         if any(formats[group].pairs) and curve is not None and curve.points:
             choices[group] = Choice(curve.points[0][0], "reference")
-    return dict(fit(choices, replace(statistics, held={}), lambda _: None))
+    return dict(fit(choices, replace(statistics, held={}), lambda _: None, crew))
 
 
 def _product(

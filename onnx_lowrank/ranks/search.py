@@ -128,13 +128,14 @@ class Searching:
                 self.probe,
                 advance,
                 lambda group: prepared.known_curve(group, bool(prepared.search.fisher)),
+                prepared.crew,
             )
         for note in self.probe.watched.notes:
             self.say(note)
         self.curves = curves
         with stages("damage of formats", len(prepared.formats)) as advance:
             self.rounding = rounding_damages(
-                prepared.formats, curves, prepared.search, self.probe, advance
+                prepared.formats, curves, prepared.search, self.probe, advance, prepared.crew
             )
         known = [(group, curve.known_from) for group, curve in curves.items()]
         known += [(group, own.known_from) for group, own in self.rounding.items()]
@@ -265,7 +266,7 @@ class Searching:
         }
         missing = {group: choice for group, choice in choices.items() if group not in kept}
         statistics = replace(self.prepared.search, held={})
-        pairs = dict(fit(missing, statistics, lambda _: None))
+        pairs = dict(fit(missing, statistics, lambda _: None, self.prepared.crew))
 
         def work(group: Group) -> _Tried:
             return _Tried(

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_lowrank.graph.types_aside import unread
 from onnx_lowrank.numerics.arrays import Array, Feed
 
-__all__ = ["OpenModel", "Run", "Runner", "Seen", "give_out", "look", "tapped"]
+__all__ = ["OpenModel", "Run", "Runner", "Seen", "give_out", "look", "tapped", "tapped_model"]
 
 Run = Callable[[ir.Model], Feed]
 """Runs a model on one sample and gives its outputs by name."""
@@ -94,16 +94,29 @@ def tapped(model: ir.Model, names: Iterable[str], open_model: OpenModel) -> Runn
         names: inputs, or outputs of nodes; others are left out.
         open_model: makes a runner of a model that gives its outputs by name.
     """
+    copy = tapped_model(model, names)
+    if copy is None:
+        return lambda feed: feed
+    run = open_model(copy)
+    return lambda feed: {**feed, **run(feed)}
+
+
+def tapped_model(model: ir.Model, names: Iterable[str]) -> ir.Model | None:
+    """A copy that gives out values of the main graph, and nothing else; None if all are inputs.
+
+    Args:
+        model: the model; it is not changed.
+        names: inputs, or outputs of nodes; others are left out.
+    """
     wanted = set(names)
     if wanted.issubset(value.name for value in model.graph.inputs):
-        return lambda feed: feed
+        return None
     copy, found = _without_outputs(model, wanted)
     for value in found.values():
         if value.producer() is not None:
             value.shape = None  # a declared shape may be too narrow for what is fed
             copy.graph.outputs.append(value)
-    run = open_model(copy)
-    return lambda feed: {**feed, **run(feed)}
+    return copy
 
 
 def give_out(model: ir.Model, names: Collection[str]) -> None:

@@ -20,7 +20,7 @@ from onnx_lowrank import (
     UsageError,
     compress,
 )
-from onnx_lowrank.fitting.statistics import gather
+from onnx_lowrank.fitting.gather import gather
 from onnx_lowrank.numerics.arrays import Feed
 from tests.helpers.calibrated import (
     narrow,

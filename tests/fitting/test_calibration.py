@@ -13,8 +13,9 @@ import pytest
 
 from onnx_lowrank import InputError
 from onnx_lowrank.data.mask import find_mask
-from onnx_lowrank.fitting import statistics as module
-from onnx_lowrank.fitting.statistics import Statistics, gather, statistics_of
+from onnx_lowrank.fitting import gather as module
+from onnx_lowrank.fitting.gather import gather
+from onnx_lowrank.fitting.statistics import Statistics, statistics_of
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import Group, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms

@@ -1,0 +1,362 @@
+"""Gather: run the samples and add up the moments of what every linear map multiplies.
+
+The model is run with the activations of its linear maps as outputs.  The samples are summed in
+parts whose size depends on their number alone, and the parts are added in their order: so the
+moments are the same to the last bit whether the parts are summed here or by the workers of an
+executor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnx_lowrank.data.mask import kept_rows
+from onnx_lowrank.data.samples import largest
+from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.fitting.statistics import Gathered
+from onnx_lowrank.fitting.streams import MomentsKey, Stream, streams_by_key, streams_of
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.maps.find import Group, find
+from onnx_lowrank.maps.forms import Site, all_forms, chosen_forms
+from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.crew import Crew
+from onnx_lowrank.numerics.moments import BLOCK, Accumulator, Moments, Sums
+from onnx_lowrank.progress import Advance
+from onnx_lowrank.runtime.log import OrtLog
+from onnx_lowrank.runtime.memory import Memory, gigabytes
+from onnx_lowrank.runtime.session import open_session
+from onnx_lowrank.runtime.session import run as run_session
+from onnx_lowrank.runtime.taps import OpenModel, Runner, look, tapped, tapped_model
+
+__all__ = ["MEMORY", "Away", "gather"]
+
+# Accumulators of one pass over the samples; moments above this wait in a file.
+MEMORY = 1 << 30
+# Rows that wait to be multiplied take at most this share of what may be held.
+_WAITING = 0.25
+# Samples of a part, at least, and how many parts there are, at most.
+_PART, _PARTS = 16, 8
+
+
+@dataclass(frozen=True, eq=False)
+class Away:
+    """How parts of the samples are summed elsewhere.
+
+    Attributes:
+        crew: whose executor does it.
+        packed: a model as the bytes of a file; None where it cannot be sent.
+        threads: of a session.
+        ops: the forms that were looked for, as the user names them.
+        constant_inputs: whether weights that are also inputs are constants.
+    """
+
+    crew: Crew
+    packed: Callable[[ir.Model], bytes | None]
+    threads: int
+    ops: tuple[str, ...] | None = None
+    constant_inputs: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Samples that are summed together.
+
+    Attributes:
+        first: number of the first one.
+        feeds: the samples.
+        held: whether they judge.
+    """
+
+    first: int
+    feeds: Sequence[Feed]
+    held: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Summed:
+    """What a part adds.
+
+    Attributes:
+        sums: of each stream, by slice.
+        masked: whether the mask fitted an activation.
+    """
+
+    sums: Mapping[MomentsKey, tuple[Sums | None, ...]]
+    masked: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Errand:
+    """A part that is summed by a worker, with all that it takes.
+
+    Attributes:
+        model: gives the activations out.
+        part: the samples, all in memory.
+        keys: the streams.
+        mask: input whose zeros mark rows to leave out.
+        block: rows that are multiplied at a time.
+        threads: of the session.
+        ops: as in `Away`.
+        constant_inputs: as in `Away`.
+    """
+
+    model: bytes
+    part: _Part
+    keys: tuple[MomentsKey, ...]
+    mask: str | None
+    block: int
+    threads: int
+    ops: tuple[str, ...] | None
+    constant_inputs: bool
+
+
+def _spooled(moments: Moments, spool: Spool) -> Moments:
+    second = np.asarray(spool.store(moments.second, "moments").numpy())
+    return Moments(second, moments.mean, moments.rows)
+
+
+def gather(
+    model: ir.Model,
+    groups: Sequence[Group],
+    open_model: OpenModel,
+    fit: Sequence[Feed],
+    held: Sequence[Feed],
+    mask: str | None,
+    advance: Advance,
+    memory: Memory | None = None,
+    *,
+    must_fit: bool = True,
+    away: Away | None = None,
+) -> dict[MomentsKey, Gathered]:
+    """Run the samples and add up the moments.
+
+    Args:
+        model: the model; it is not changed.
+        groups: whose activations are wanted.
+        open_model: makes a runner of a model that gives its outputs by name.
+        fit: samples to fit to.
+        held: samples to judge with.
+        mask: input whose zeros mark rows to leave out.
+        advance: called so that the numbers add up to one for each sample.
+        memory: what may be held, and where moments wait that do not fit; default: no limit.
+        must_fit: whether a mask that fits no activation is an error.
+        away: how parts are summed elsewhere; default: all are summed here.
+
+    Raises:
+        InputError: an activation holds NaN or Inf, the mask does not fit or masks everything, or a
+            part was lost.
+    """
+    streams, _ = streams_of(model, groups)
+    if not streams:
+        advance(len(fit) + len(held))
+        return {}
+    if mask is not None:
+        _check_mask(mask, fit)
+    memory = memory or Memory()
+    passes, block = _planned(model, streams, open_model, (*fit, *held), memory)
+    total, done, masked = len(fit) + len(held), 0, False
+    gathered: dict[MomentsKey, Gathered] = {}
+    with Spool(memory.folder) as spool:
+        for chosen in passes:
+            adding = {
+                (key, judges): stream.accumulators(block)
+                for key, stream in chosen.items()
+                for judges in (False, True)
+            }
+            parts = [*_parts(fit, held=False), *_parts(held, held=True)]
+            for part, found in _summed(model, chosen, open_model, parts, mask, block, away):
+                masked |= found.masked
+                for key, sums in found.sums.items():
+                    for accumulator, own in zip(adding[key, part.held], sums, strict=True):
+                        accumulator.merge(own)
+                for _ in part.feeds:
+                    done += 1
+                    advance(done // len(passes) - (done - 1) // len(passes))
+            for key in chosen:
+                place = spool if len(passes) > 1 else None
+                closed = [_closed(adding.pop((key, judges)), place) for judges in (False, True)]
+                gathered[key] = Gathered(*closed)
+    assert done == total * len(passes)
+    if mask is not None and must_fit and not masked:
+        shape = list(fit[0][mask].shape)
+        raise InputError(
+            f"{named('mask', mask)}: its shape {shape} fits no activation to calibrate"
+        )
+    return gathered
+
+
+def _parts(feeds: Sequence[Feed], *, held: bool) -> list[_Part]:
+    """The samples in parts, by their number alone."""
+    size = max(_PART, -(-len(feeds) // _PARTS))
+    return [_Part(start, feeds[start : start + size], held) for start in range(0, len(feeds), size)]
+
+
+def _closed(accumulators: list[Accumulator], spool: Spool | None) -> tuple[Moments | None, ...]:
+    """The moments, in place of what they were added up in."""
+    found = [accumulator.moments() for accumulator in accumulators]
+    accumulators.clear()
+    return tuple(part and _spooled(part, spool) if spool is not None else part for part in found)
+
+
+def _summed(
+    model: ir.Model,
+    streams: Mapping[MomentsKey, Stream],
+    open_model: OpenModel,
+    parts: Sequence[_Part],
+    mask: str | None,
+    block: int,
+    away: Away | None,
+) -> Iterator[tuple[_Part, _Summed]]:
+    """What every part adds, in their order."""
+    names = [name for stream in streams.values() for name in stream.sites]
+    copy = None if away is None else tapped_model(model, names)
+    packed = None if away is None or copy is None else away.packed(copy)
+    if away is None or packed is None:
+        run = tapped(model, names, open_model)
+        for part in parts:
+            yield part, _sums(run, streams, part, mask, block)
+        return
+    whole = packed
+
+    def given(part: _Part) -> _Errand:
+        there = replace(part, feeds=[dict(feed) for feed in part.feeds])
+        return _Errand(
+            whole, there, tuple(streams), mask, block, away.threads, away.ops, away.constant_inputs
+        )
+
+    size = len(whole) + sum(stream.memory // 2 for stream in streams.values())
+    yield from away.crew.map(summed_elsewhere, parts, given, lambda _: size)
+
+
+def summed_elsewhere(errand: _Errand) -> _Summed:
+    """What a part adds, by a worker that has nothing but the errand."""
+    model = ir.from_proto(onnx.load_from_string(errand.model))
+    constants = Constants(model, errand.constant_inputs)
+    groups = find(model, constants, all_forms(), chosen_forms(errand.ops)).groups
+    streams = streams_by_key(model, groups, errand.keys)
+    session = open_session(errand.model, threads=errand.threads, planned=False, log=OrtLog())
+    wanted = {item.name for item in session.get_inputs()}
+
+    def run(feed: Feed) -> Feed:
+        given = {name: array for name, array in feed.items() if name in wanted}
+        return {**feed, **run_session(session, given, "the model with its activations as outputs")}
+
+    return _sums(run, streams, errand.part, errand.mask, errand.block)
+
+
+def _sums(
+    run: Runner,
+    streams: Mapping[MomentsKey, Stream],
+    part: _Part,
+    mask: str | None,
+    block: int,
+) -> _Summed:
+    """What a part adds.
+
+    Raises:
+        InputError: an activation holds NaN or Inf.
+    """
+    adding = {key: stream.accumulators(block) for key, stream in streams.items()}
+    masked = False
+    for number, feed in enumerate(part.feeds, part.first):
+        keep = kept_rows(feed, mask)
+        outputs, counted = run(feed), dict[Hashable, Array | None]()
+        for key, stream in streams.items():
+            for name, site in stream.sites.items():
+                try:
+                    masked |= stream.add(outputs[name], keep, adding[key], counted)
+                except FloatingPointError as error:
+                    raise _not_finite(site, error, part, f"sample {number}") from error
+    sums = {}
+    for key, stream in streams.items():
+        try:
+            sums[key] = tuple(accumulator.part() for accumulator in adding.pop(key))
+        except FloatingPointError as error:
+            last = part.first + len(part.feeds) - 1
+            raise _not_finite(stream.site, error, part, f"samples {part.first}–{last}") from error
+    return _Summed(sums, masked)
+
+
+def _not_finite(site: Site, error: FloatingPointError, part: _Part, where: str) -> InputError:
+    return InputError(
+        f"calibration: the input of {node_name(site.node)!r} holds {error} in "
+        f"{'held-out ' if part.held else ''}{where}"
+    )
+
+
+def _planned(
+    model: ir.Model,
+    streams: Mapping[MomentsKey, Stream],
+    open_model: OpenModel,
+    feeds: Sequence[Feed],
+    memory: Memory,
+) -> tuple[list[dict[MomentsKey, Stream]], int]:
+    """The streams in passes over the samples that fit in memory, and the rows that may wait.
+
+    Raises:
+        InputError: what one stream takes on one sample does not fit.
+    """
+    planned = memory.planned()
+    given = dict.fromkeys(streams, 0)  # bytes of activations in the largest sample
+    block = BLOCK
+    if planned is not None:
+        number = largest(feeds)
+        names = [name for stream in streams.values() for name in stream.sites]
+        shapes = look(model, names, lambda copy: open_model(copy)(feeds[number])).shapes
+        for key, stream in streams.items():
+            given[key] = sum(4 * math.prod(shapes.get(name, ())) for name in stream.sites)
+            if given[key] > planned:
+                site = stream.site
+                raise InputError(
+                    f"calibration: the input of {node_name(site.node)!r} in sample {number} takes "
+                    f"{gigabytes(given[key])}, expected at most {gigabytes(planned)} "
+                    f"({named('memory')})"
+                )
+        waiting = sum(4 * BLOCK * s.site.m * s.site.slices for s in streams.values())
+        block = max(1, min(BLOCK, int(BLOCK * _WAITING * planned / max(waiting, 1))))
+        planned -= int(_WAITING * planned)
+    return list(_passes(list(streams.items()), given, planned)), block
+
+
+def _passes(
+    streams: Sequence[tuple[MomentsKey, Stream]],
+    given: Mapping[MomentsKey, int],
+    planned: int | None,
+) -> Iterator[dict[MomentsKey, Stream]]:
+    """The streams in groups whose accumulators fit in the working memory.
+
+    Args:
+        streams: all of them.
+        given: bytes of the activations that a stream reads at once.
+        planned: bytes that accumulators and activations may take; None if that is not known.
+    """
+    chosen: dict[MomentsKey, Stream] = {}
+    used = whole = 0
+    for key, stream in streams:
+        own = stream.memory
+        full = planned is not None and whole + own + given[key] > planned
+        if chosen and (full or used + own > MEMORY):
+            yield chosen
+            chosen, used, whole = {}, 0, 0
+        chosen[key] = stream
+        used += own
+        whole += own + given[key]
+    if chosen:
+        yield chosen
+
+
+def _check_mask(mask: str, samples: Sequence[Feed]) -> None:
+    if mask not in samples[0]:
+        raise InputError(
+            f"{named('mask', mask)}: expected one of the inputs {', '.join(samples[0])}"
+        )
+    if not any(np.any(feed[mask] != 0) for feed in samples):
+        raise InputError(f"{named('mask', mask)}: masks all rows of all {len(samples)} samples")

@@ -1,0 +1,70 @@
+"""Layers as arrays: what the fit of one needs, without its graph.
+
+What is computed of it is a function of these arrays alone, wherever that is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.components import Basis
+from onnx_lowrank.numerics.fisher import PLAIN, Fisher
+from onnx_lowrank.numerics.moments import Moments
+
+__all__ = ["LayerArrays", "arrays_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerArrays:
+    """One layer.
+
+    Attributes:
+        stack: ``W[e, m, n]``.
+        moments: what its factors are fitted to, by slice; None fits them to the weight alone.
+        fisher: in what coordinates of its outputs errors count alike.
+        held: moments of samples that judge the fit; None without.
+        head: ``A[e, l, m]``, the first map of the pair whose second one the layer is.
+        bases: leading components by slice, where they are known.
+    """
+
+    stack: Array
+    moments: tuple[Moments, ...] | None = None
+    fisher: Fisher = PLAIN
+    held: tuple[Moments, ...] | None = None
+    head: Array | None = None
+    bases: tuple[Basis, ...] = ()
+
+
+def arrays_of(
+    group: Group, statistics: Statistics, *, judged: bool = True, leads: bool = True
+) -> LayerArrays:
+    """A group as arrays; its weight is read, or mapped into memory.
+
+    Args:
+        group: the group.
+        statistics: what is known of its inputs and outputs.
+        judged: whether what judges a fit belongs to it, and components that are known.
+        leads: whether it is fitted by itself, or as the first of several that share a factor.
+    """
+    return LayerArrays(
+        _in_order(group.matrix.numpy()),
+        statistics.inputs(group) if leads else None,
+        statistics.coordinates(group),
+        statistics.held.get(group) if judged and group in statistics.fit else None,
+        None if group.head is None else _in_order(group.head.matrix.numpy()),
+        statistics.bases.get(group, ()) if judged and leads else (),
+    )
+
+
+def _in_order(array: Array) -> Array:
+    """An array in C or Fortran order, which it keeps on its way to another process.
+
+    The order decides which product of BLAS is called, and so about the last bits.
+    """
+    plain = array.flags.c_contiguous or array.flags.f_contiguous
+    return array if plain else np.ascontiguousarray(array)
