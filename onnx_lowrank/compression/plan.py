@@ -146,7 +146,8 @@ def searching_for(
     table = None
     if timed or auto:
         groups = [group for group, found in prepared.measured.items() if found.finite]
-        more = (g for g in prepared.formats if not g.members[0].site.form.indices)
+        apart = {*prepared.tables.groups.values(), *prepared.finding.off}
+        more = (group for group in prepared.formats if group not in apart)
         groups = list(dict.fromkeys([*groups, *more]))
         table = cost_table(context, prepared, groups, multiples=auto)
     samples = trial.split.search

@@ -30,7 +30,7 @@ from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.phrases import by_reason, counted, listed
 from onnx_lowrank.ranks.choose import wanted, worth_measuring
 from onnx_lowrank.ranks.formats import Formats, formats_of, without_opset
-from onnx_lowrank.ranks.from_recipe import formats_in, ranks_of, tables_in
+from onnx_lowrank.ranks.from_recipe import formats_in, formats_off_in, ranks_of
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer
@@ -141,8 +141,9 @@ def _formats(
         tables = find_tables(finding, model, constants, selection)
         formats, floats = formats_of(finding, measured, tables, model, wanted, selection)
     if isinstance(recipe, Recipe):
+        off = formats_off_in(recipe, finding, tables, formats, floats)
         formats, floats = formats_in(recipe, layers, formats, floats)
-        formats |= tables_in(recipe, finding, tables)
+        formats |= off
     if not wanted.wanted:
         return formats, floats, tables
     if "gather" in wanted.ops:

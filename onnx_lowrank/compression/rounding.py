@@ -57,7 +57,8 @@ def round_model(
         return {}, Opened()
     opset = max(c.format.opset for c in stored.values() if c.format is not None)
     context.say(raise_opset(model, opset))
-    own = dict(zip(prepared.finding.groups, finding.groups, strict=True))
+    known, others = ((*found.groups, *found.off) for found in (prepared.finding, finding))
+    own = dict(zip(known, others, strict=True))
     settings = context.settings
     with context.stages("round", sum(group.matrix.size for group in stored)) as advance:
         rounded, opened = round_weights(

@@ -361,8 +361,7 @@ def _write_pair(
 ) -> tuple[Rounded, Float64 | None]:
     """Both factors; a first one that several groups share is rounded with the first of them."""
     moments = inputs.moments
-    heads = [_head(node) for node in nodes]
-    second = writer.formats.weight(nodes[0]).numpy()
+    heads = [writer.formats.head(node) for node in nodes]
     size = 0
     if heads[0] not in firsts:
         first = writer.formats.weight(heads[0]).numpy()
@@ -372,6 +371,7 @@ def _write_pair(
         writer.put(heads, codes, form)
         firsts |= dict.fromkeys(heads, known)
     exact, inner = firsts[heads[0]].exact, firsts[heads[0]].values
+    second = writer.formats.weight(nodes[0]).numpy().reshape(exact.shape[1], -1)
     found = _second(exact, inner, second, form, moments)
     writer.put(nodes, found, form)
     values = found.values() if isinstance(found, Blocks) else found
@@ -393,11 +393,3 @@ def _second(
         return refitted_second(matrix, first, second, moments).astype(np.float32)
     block = form.rows(len(second))
     return rounded_second(matrix, first, second, moments, form.bits, block)
-
-
-def _head(node: ir.Node) -> ir.Node:
-    """The first product of a pair."""
-    assert node.inputs[0] is not None
-    head = node.inputs[0].producer()
-    assert head is not None
-    return head

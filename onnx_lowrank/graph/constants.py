@@ -36,6 +36,9 @@ FLOAT_FIRST = "factor the float model first, then quantize"
 # Operators that only move or relabel the elements of their first input.
 _CHAIN = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
+# Types of the codes of a quantized weight.
+_CODES = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4})
+
 _DEQUANTIZERS = frozenset({"DequantizeLinear", "DequantizeBFP", "DequantizeWithOrder"})
 
 
@@ -147,6 +150,8 @@ class Constants:
             return self._given(node) if unresolved(node) else _constant_node(node, value)
         if node.op_type in _DEQUANTIZERS:
             return self._dequantized(node)
+        if node.op_type == "Mul":
+            return self._scaled(node)
         if in_chain(node, 0):
             source = self.resolve(node.inputs[0] if node.inputs else None)
             if isinstance(source, Constant) and (open_ := unresolved(node)):
@@ -267,6 +272,31 @@ class Constants:
             source.shape,
             f"is quantized ({node.op_type}); {FLOAT_FIRST}",
         )
+
+    def _scaled(self, node: ir.Node) -> Unusable | None:
+        """Integers and their scales, both constant, as `onnx_lowrank.maps.folded` writes them."""
+        for value, other in (node.inputs, reversed(node.inputs)):
+            cast = None if value is None else value.producer()
+            if cast is None or cast.op_type != "Cast":
+                continue
+            source = self.resolve(cast.inputs[0])
+            if isinstance(source, Constant) and source.dtype in _CODES and self._known(other):
+                return Unusable(
+                    source.name,
+                    source.size,
+                    source.shape,
+                    f"is quantized (Cast and Mul); {FLOAT_FIRST}",
+                )
+        return None
+
+    def _known(self, value: ir.Value | None, depth: int = 6) -> bool:
+        """Whether a value is computed of constants alone."""
+        if value is None or self.resolve(value) is not None:
+            return True
+        node = value.producer()
+        if node is None or not node.inputs or not depth:
+            return False
+        return all(self._known(own, depth - 1) for own in node.inputs)
 
     def _step(self, node: ir.Node, source: Constant) -> Constant | Unusable | None:
         """The constant after one more node of its chain."""

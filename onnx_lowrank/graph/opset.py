@@ -1,28 +1,28 @@
 """Raise the opset of a model, in place and only where nothing changes its meaning.
 
 An operator that was only given more types, or attributes and inputs that may be left out, means
-the same in the newer opset.  Those whose axes became an input are rewritten; any other change is
-an error that names the node.
+the same in the newer opset.  Others are written anew by the rules of
+`onnx_lowrank.graph.opset_rules`; any other change is an error that names the node.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterator, MutableMapping
 
 import onnx
 import onnx.defs
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.graph.names import Names
-from onnx_lowrank.graph.walk import all_nodes, node_name
+from onnx_lowrank.graph.opset_rules import RULES, Editor, Rule
+from onnx_lowrank.graph.walk import node_name
 
 __all__ = ["raise_opset"]
 
-# Older opsets have Softmax, Squeeze and others with another meaning.
-_OLDEST = 13
+# Below it operators stretch their inputs in another way.
+_OLDEST = 7
 # A change of meaning that the signature does not show.
 _CHANGED = {"GroupNormalization": 21}
-# Operators whose attribute `axes` became the second input, and the opset of that.
-_AXES = 18
 
 
 def raise_opset(model: ir.Model, opset: int) -> str | None:
@@ -38,49 +38,86 @@ def raise_opset(model: ir.Model, opset: int) -> str | None:
     Raises:
         InputError: an operator means something else in the newer opset.
     """
-    imports = [model.opset_imports, *(f.opset_imports for f in model.functions.values())]
-    current = min(own.get("", own.get("ai.onnx", opset)) for own in imports)
+    owners = list(_owners(model))
+    current = min(_version(own, opset) for own, _ in owners)
     needed = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     if current < opset:
-        nodes = [node for node in all_nodes(model) if node.domain in ("", "ai.onnx")]
-        for node in nodes:
-            why = _differs(node, current, opset)
+        nodes = [(_version(own, opset), node) for own, nodes in owners for node in nodes]
+        for version, node in nodes:
+            why = _differs(node, version, opset)
             if why is not None:
                 raise InputError(
-                    f"node {node_name(node)!r}: {node.op_type} of opset {current} {why}; expected "
+                    f"node {node_name(node)!r}: {node.op_type} of opset {version} {why}; expected "
                     f"a model of opset {opset}, export it again"
                 )
-        names = Names(model)
-        for node in nodes:
-            if _moved_axes(node, current, opset):
-                _move_axes(node, names)
-            elif _splits(node, current, opset):
-                node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
-        for own in imports:
+        edit = Editor(model)
+        for version, node in nodes:
+            for rule in _rules(node.op_type, version, opset):
+                rule.apply(node, edit)
+        for own, _ in owners:
             key = "ai.onnx" if "ai.onnx" in own else ""
             own[key] = max(own.get(key, opset), opset)
     model.ir_version = max(model.ir_version or 0, needed)
     return None if current >= opset else f"opset {current} was raised to {opset}"
 
 
+def _owners(model: ir.Model) -> Iterator[tuple[MutableMapping[str, int], list[ir.Node]]]:
+    """What the main graph and each function import, and their nodes of ONNX itself."""
+    for body in (model.graph, *model.functions.values()):
+        nodes = ir.traversal.RecursiveGraphIterator(body)
+        yield body.opset_imports, [node for node in nodes if node.domain in ("", "ai.onnx")]
+
+
+def _version(imports: MutableMapping[str, int], opset: int) -> int:
+    """Which opset a graph or function imports; the wanted one where it imports none."""
+    return imports.get("", imports.get("ai.onnx", opset))
+
+
+def _rules(op_type: str, current: int, opset: int) -> Iterator[Rule]:
+    """The rules for an operator on its way from one opset to another, in their order."""
+    while True:
+        rule = next((r for r in RULES.get(op_type, ()) if current < r.since <= opset), None)
+        if rule is None:
+            return
+        yield rule
+        op_type, current = rule.becomes or op_type, rule.since
+
+
 def _differs(node: ir.Node, current: int, opset: int) -> str | None:
     """What changed of an operator between opsets, as the end of a sentence; None if nothing."""
     if current < _OLDEST:
         return f"is older than opset {_OLDEST}"
+    op_type, given = node.op_type, set(node.attributes)
+    for rule in _rules(op_type, current, opset):
+        why = _unlike(op_type, given, current, rule.since - 1) or rule.refused(node)
+        if why is not None:
+            return why
+        op_type, current = rule.becomes or op_type, rule.since
+        given -= set(rule.attributes)
+    return _unlike(op_type, given, current, opset)
+
+
+def _unlike(op_type: str, given: Collection[str], current: int, opset: int) -> str | None:
+    """What changed of an operator between opsets without a rule, in the same way.
+
+    Args:
+        op_type: the operator.
+        given: names of the attributes that its node has.
+        current: the opset of the node.
+        opset: the newer one.
+    """
     try:
-        before = onnx.defs.get_schema(node.op_type, current, "")
-        after = onnx.defs.get_schema(node.op_type, opset, "")
+        before = onnx.defs.get_schema(op_type, current, "")
+        after = onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:
         return "is not known to this version of onnx"
     if after.deprecated:
         return f"is gone in opset {opset}"
-    if before.since_version < _CHANGED.get(node.op_type, 0) <= after.since_version:
+    if before.since_version < _CHANGED.get(op_type, 0) <= after.since_version:
         return f"means something else in opset {opset}"
-    if _moved_axes(node, current, opset) or _splits(node, current, opset):
-        return None
     for name, attribute in before.attributes.items():
         newer = after.attributes.get(name)
-        if newer is None and name not in node.attributes:
+        if newer is None and name not in given:
             continue
         if newer is None or newer.type != attribute.type:
             return f"has an attribute {name!r} that opset {opset} has not"
@@ -95,32 +132,3 @@ def _differs(node: ir.Node, current: int, opset: int) -> str | None:
     if len(names[0]) > len(names[1]) or after.min_input > before.min_input:
         return f"has other inputs in opset {opset}"
     return None
-
-
-def _moved_axes(node: ir.Node, current: int, opset: int) -> bool:
-    """Whether the axes of a Reduce operator become an input on the way."""
-    reduces = node.op_type.startswith("Reduce") and node.op_type != "ReduceSum"
-    return reduces and current < _AXES <= opset
-
-
-def _move_axes(node: ir.Node, names: Names) -> None:
-    axes = node.attributes.pop("axes", None)
-    if axes is None:
-        return
-    name = names.new(f"{node_name(node)}.axes")
-    attribute = ir.AttrInt64s("value_ints", axes.as_ints())
-    constant = ir.Node("", "Constant", [], [attribute], name=name)
-    value = constant.outputs[0]
-    value.name, value.dtype = names.new(f"{name}_out"), ir.DataType.INT64
-    value.shape = ir.Shape([len(axes.as_ints())])
-    graph = node.graph
-    assert graph is not None
-    graph.insert_before(node, constant)
-    node.resize_inputs(2)
-    node.replace_input_with(1, value)
-
-
-def _splits(node: ir.Node, current: int, opset: int) -> bool:
-    """Whether a Split has to say its number of outputs from now on."""
-    given = len(node.inputs) > 1 and node.inputs[1] is not None
-    return node.op_type == "Split" and current < _AXES <= opset and not given

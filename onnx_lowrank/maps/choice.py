@@ -16,6 +16,7 @@ from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.numerics.ranks import energy_at, energy_rank
 
 __all__ = [
+    "STAYS",
     "Choice",
     "Decision",
     "Joint",
@@ -25,6 +26,9 @@ __all__ = [
     "removed_parameters",
 ]
 
+
+STAYS = "weights stay floats: "
+"""How the reason begins why a layer has no format."""
 
 EnergyOf = Literal["weight", "output", "fisher"]
 

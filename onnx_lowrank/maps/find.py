@@ -125,10 +125,17 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """All linear maps of a model, in the order of its nodes, and the groups they form."""
+    """All linear maps of a model.
+
+    Attributes:
+        entries: in the order of its nodes.
+        groups: those of them that may be factored.
+        off: of those whose form was not chosen; their weights may be stored in integers.
+    """
 
     entries: tuple[Factorable | Refused, ...]
     groups: tuple[Group, ...]
+    off: tuple[Group, ...] = ()
 
 
 def find(
@@ -167,7 +174,10 @@ def find(
             entries.append(_entry(node, matches, forms if chosen is None else chosen))
     entries, heads = _without_chains(entries, constants)
     sites = [site for e in entries if isinstance(e, Factorable) for site in e.sites]
-    return Finding(tuple(entries), tuple(_groups(sites, constants, heads)))
+    off = [e.site for e in entries if isinstance(e, Refused) and e.off and e.site is not None]
+    off = [site for site in off if not site.form.indices]  # for tables see `maps.tables`
+    groups = _groups(sites, constants, heads), _groups(off, constants, {})
+    return Finding(tuple(entries), *map(tuple, groups))
 
 
 def _without_chains(

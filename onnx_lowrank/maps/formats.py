@@ -24,6 +24,7 @@ from onnx_lowrank.graph.walk import attribute, float_attribute, node_name
 from onnx_lowrank.maps.dynamic import DynamicWriter
 from onnx_lowrank.maps.emit import Storage, TypedShape
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.folded import FOLDED, FoldedWriter, folded_site, is_product
 from onnx_lowrank.maps.rewrite import remove_unread
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks
@@ -38,6 +39,7 @@ __all__ = [
     "FormatWriter",
     "Variant",
     "correctable",
+    "folded",
     "no_format",
     "suited",
 ]
@@ -53,6 +55,8 @@ SMALLEST = 16
 # Forms whose weight may stand behind a DequantizeLinear that runtimes fuse with the product.
 _PRODUCTS = frozenset({"matmul-right", "gemm-right"})
 Activations = Literal["float", "dynamic"]
+# Bytes of the nodes and names that make floats of integers.
+_FOLDING = 1000
 _KINDS = {(4, True): ml_dtypes.int4, (4, False): ml_dtypes.uint4, (8, True): np.int8}
 
 
@@ -166,8 +170,10 @@ def no_format(group: Group, model: ir.Model) -> str | None:
     slices, m, n = group.shape
     for member in group.members:
         site = member.site
-        if site.form.name not in _PRODUCTS:
+        if site.form.name not in _PRODUCTS | FOLDED:
             return f"form {site.form.name} has no number format"
+        if (site.form.name in FOLDED) != folded(group):
+            return "one weight is read by nodes that multiply with integers and by others"
         if site.node.graph is not model.graph:
             return "it is inside a subgraph or function, where weights stay floats"
         if member.transposed:
@@ -182,11 +188,20 @@ def no_format(group: Group, model: ir.Model) -> str | None:
         return f"{group.matrix.name} is also read by {group.others[0]}: the floats would stay"
     if m < SMALLEST:
         return f"{m}×{n} is narrower than a block of {SMALLEST}"
+    if folded(group) and 4 * m * n <= Format(8, 128).bytes(m, n) + _FOLDING:
+        return f"{m}×{n} is so small that integers save nothing"
     return None
+
+
+def folded(group: Group) -> bool:
+    """Whether a runtime makes floats of a group's integers once, so that its speed is theirs."""
+    return group.members[0].site.form.name in FOLDED
 
 
 def correctable(group: Group) -> bool:
     """Whether ``(x·A)·B`` can be added to what the nodes of a group compute."""
+    if folded(group):
+        return False
     nodes = [member.site.node for member in group.members]
     plain = (
         attribute(n, "transA", 0) == 0 and float_attribute(n, "alpha", 1.0) == 1.0 for n in nodes
@@ -223,13 +238,26 @@ class FormatWriter:
         self._storage = Storage(model, Names(model), spool)
         self._constants = Constants(model)
         self._products = DynamicWriter(model.graph, self._storage)
+        self._folded = FoldedWriter(model.graph, self._storage)
 
     def weight(self, node: ir.Node) -> Constant:
-        """The matrix that a product multiplies with, in × out."""
+        """The matrix that a node multiplies with, in × out."""
+        if not is_product(node, self._constants):
+            matrix = folded_site(node, self._constants).matrix
+            return matrix.reshape(*matrix.shape[1:])
         found = self._constants.resolve(node.inputs[1])
         assert isinstance(found, Constant)
         transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
         return found.transpose(1, 0) if transposed else found
+
+    def head(self, node: ir.Node) -> ir.Node:
+        """The first map of the pair whose second one a node is."""
+        product = is_product(node, self._constants)
+        activation = 0 if product else 1 - folded_site(node, self._constants).index
+        value = node.inputs[activation]
+        producer = None if value is None else value.producer()
+        assert producer is not None
+        return producer
 
     def put(
         self, nodes: Sequence[ir.Node], matrix: Blocks | Array, form: Format | None = None
@@ -237,12 +265,16 @@ class FormatWriter:
         """Let products read codes, or another matrix of floats, in × out.
 
         Args:
-            nodes: products that read the same constant now.
+            nodes: those that read the same constant now, all products or none of them.
             matrix: stored once for all of them; what nobody reads any more is removed.
             form: of the codes, which decides whether the inputs are rounded too.
         """
         root = self.weight(nodes[0]).root
         base, in_node = node_name(nodes[0]), root.producer() is not None
+        if not is_product(nodes[0], self._constants):
+            self._folded.put([folded_site(node, self._constants) for node in nodes], matrix, base)
+            remove_unread(root)
+            return
         if isinstance(matrix, Blocks) and form is not None and form.dynamic:
             self._products.write(nodes, matrix, signed=form.signed, in_node=in_node)
             remove_unread(root)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from onnx_lowrank.maps.choice import Choice, Decision, Spectrum
+from onnx_lowrank.maps.choice import STAYS, Choice, Decision, Spectrum
 from onnx_lowrank.maps.find import (
     Factorable,
     Finding,
@@ -185,7 +185,8 @@ def decide(finding: Finding, choices: Mapping[Group, Choice]) -> tuple[Decision,
 
     Args:
         finding: the linear maps.
-        choices: what becomes of their groups, one for each node (see `settle`), and of tables.
+        choices: what becomes of their groups, one for each node (see `settle`), and of tables and
+            layers of forms that are off.
     """
     group_of = _group_of(finding)
     tables = {m.site: g for g in choices for m in g.members if m.site not in group_of}
@@ -217,7 +218,7 @@ def decide(finding: Finding, choices: Mapping[Group, Choice]) -> tuple[Decision,
 
 
 def _of_table(refused: Decision, choice: Choice) -> Choice:
-    if choice.format is None:
+    if choice.format is None and not choice.reason.startswith(STAYS):
         return refused.choice
     return replace(choice, reason=f"{refused.choice.reason}; {choice.reason}")
 

@@ -17,7 +17,7 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.formats import CORRECTION, Format, Variant
+from onnx_lowrank.maps.formats import CORRECTION, Format, Variant, folded
 from onnx_lowrank.maps.forms.base import Site
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.progress import Advance
@@ -120,7 +120,7 @@ class CostTable:
             variant: what its layers become.
             leads: as for `pair`.
         """
-        rank, form = variant.rank, variant.format
+        rank, form = variant.rank, None if folded(group) else variant.format
         if form is None:
             return self.dense(group) if rank is None else self.pair(group, rank, leads)
         if rank is None:
@@ -199,7 +199,9 @@ def plan_costs(
         if site.node.graph is not model.graph
     }
     own = {
-        m.site: (formats or {}).get(group, ONLY_FLOATS) for group in groups for m in group.members
+        m.site: ONLY_FLOATS if folded(group) else (formats or {}).get(group, ONLY_FLOATS)
+        for group in groups
+        for m in group.members
     }
     for node in paired:
         unknown[node_name(node)] = "it is a pair already, whose maps are not timed together"

@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.graph.shape_for import WISHES
-from onnx_lowrank.maps.choice import Choice, Spectrum
+from onnx_lowrank.maps.choice import STAYS, Choice, Spectrum
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Finding, Group, Selection
-from onnx_lowrank.maps.formats import Format, correctable, no_format, suited
+from onnx_lowrank.maps.formats import Format, correctable, folded, no_format, suited
 from onnx_lowrank.maps.tables import Tables, table_format
 from onnx_lowrank.runtime.providers import short_name
 
@@ -40,7 +40,7 @@ ACTIVATIONS = ("float", "int8")
 """What ``activations`` may name."""
 
 # Forms whose weights may be integers.
-_OPS = ("gather", "gemm", "matmul")
+_OPS = ("conv", "einsum", "gather", "gemm", "gru", "lstm", "matmul", "rnn")
 # Of each kind: formats of a dense weight, the first one where there is no budget to choose by, and
 # of the factors of a pair.
 _DENSE: Mapping[str, tuple[Format, ...]] = {
@@ -211,7 +211,7 @@ def formats_of(
     """
     found: dict[Group, Formats] = {}
     left: dict[Group, str] = {}
-    for group in finding.groups:
+    for group in (*finding.groups, *finding.off):
         if group.members[0].site.form.indices:
             continue  # a table
         why = _left(group, measured, model, wanted, selection)
@@ -219,6 +219,9 @@ def formats_of(
             found[group] = _of_product(group, wanted)
         else:
             left[group] = why
+    for group in finding.off:
+        if group in found:
+            found[group] = dataclasses.replace(found[group], pairs=(None,))
     if "gather" in wanted.ops:
         for group in tables.groups.values():
             width = group.shape[2]
@@ -266,7 +269,7 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
             pairs.append(None)
             continue
         plain = [dataclasses.replace(f, block=suited(f.block, m)) for f in _DENSE[kind]]
-        if kind == "8" and wanted.dynamic and rounds_inputs(_nodes(group)):
+        if kind == "8" and wanted.dynamic and not folded(group) and rounds_inputs(_nodes(group)):
             dynamic = dataclasses.replace(_DYNAMIC, signed=wanted.signed)
             dense.append(dynamic)
             pairs.append(dynamic)
@@ -310,6 +313,7 @@ def formatted(
     choices: Mapping[Group, Choice],
     formats: Mapping[Group, Formats],
     left: Mapping[Group, str],
+    off: Collection[Group] = (),
     *,
     smallest: bool = False,
 ) -> dict[Group, Choice]:
@@ -319,6 +323,7 @@ def formatted(
         choices: without formats.
         formats: of layers and tables.
         left: why others have none.
+        off: layers of forms that are off.
         smallest: whether a pair that is stored in no fewer bytes than the whole layer gives way.
     """
     found = {}
@@ -338,8 +343,18 @@ def formatted(
         else:
             found[group] = unformatted(group, choice, left)
     for group, own in formats.items():
-        if group not in choices and group.members[0].site.form.indices:  # a table that is off
-            found[group] = _with(Choice(None, "its rows are not factored"), own.dense[0])
+        table = group.members[0].site.form.indices
+        if group not in choices and (table or group in off):
+            form = own.dense[0]
+            why = "its rows are not factored" if table else "as it is"
+            found[group] = (
+                _with(Choice(None, why), form)
+                if table or form is None
+                else Choice(None, f"weights in {form}", format=form)
+            )
+    for group in off:
+        if group in left:
+            found[group] = Choice(None, f"{STAYS}{left[group]}")
     return found
 
 
@@ -347,7 +362,7 @@ def unformatted(group: Group, choice: Choice, left: Mapping[Group, str]) -> Choi
     """A choice with the reason why its weights stay floats, where that says more."""
     if group not in left or left[group] == choice.reason:
         return choice
-    why = f"{choice.reason}; weights stay floats: {left[group]}"
+    why = f"{choice.reason}; {STAYS}{left[group]}"
     return dataclasses.replace(choice, reason=why)
 
 

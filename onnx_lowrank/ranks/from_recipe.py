@@ -10,7 +10,7 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.maps.choice import Choice, Joint
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
-from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, suited
+from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, folded, suited
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.tables import Tables, table_format
 from onnx_lowrank.numerics.ranks import largest_rank
@@ -21,7 +21,7 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer, labels_of, shape_of
 from onnx_lowrank.ranks.strategy import Plan, Strategy
 
-__all__ = ["FromRecipe", "formats_in", "ranks_of", "tables_in"]
+__all__ = ["FromRecipe", "formats_in", "formats_off_in", "ranks_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,32 +113,14 @@ def formats_in(
         if wanted.table or group.members[0].site.form.indices:
             found[group] = _of_table(group, layer, where)
             continue
-        corrected = layer.rank is None and correctable(group)
-        most = min(group.shape[1:]) if corrected else 0
-        if not 0 <= wanted.correction <= most:
-            raise InputError(
-                f"{where}: expected a correction of a rank from 0 to {most}, got "
-                f"{wanted.correction}"
-            )
-        if wanted.dynamic:
-            _check_dynamic(group, wanted, where)
-            found[group] = Formats((wanted,), (wanted,))
-            continue
-        if not wanted.signed:
-            raise InputError(f"{where}: expected signed integers in blocks, got unsigned ones")
-        block = wanted.block if layer.rank is not None else suited(wanted.block, group.shape[1])
-        if block != wanted.block or block & (block - 1) or block < SMALLEST:
-            raise InputError(
-                f"{where}: expected a block that is a power of two from {SMALLEST} to "
-                f"{suited(1 << 30, group.shape[1])}, got {wanted.block}"
-            )
+        _check_format(wanted, layer, group, where)
         found[group] = Formats((wanted,), (wanted,))
     return found, floats
 
 
 def _check_dynamic(group: Group, wanted: Format, where: str) -> None:
     """Raise where products of a group cannot round their inputs, or not in such a format."""
-    if not rounds_inputs([member.site.node for member in group.members]):
+    if folded(group) or not rounds_inputs([member.site.node for member in group.members]):
         raise InputError(f"{where}: a Gemm with transA, alpha or beta does not round its inputs")
     if (wanted.bits, wanted.block, wanted.correction) != (8, 0, 0):
         raise InputError(
@@ -147,32 +129,66 @@ def _check_dynamic(group: Group, wanted: Format, where: str) -> None:
         )
 
 
-def tables_in(recipe: Recipe, finding: Finding, tables: Tables) -> dict[Group, Formats]:
-    """The formats that a recipe has for tables of a form that is off.
+def _check_format(wanted: Format, layer: RecipeLayer, group: Group, where: str) -> None:
+    """Raise InputError where a weight cannot have a format."""
+    corrected = layer.rank is None and correctable(group)
+    most = min(group.shape[1:]) if corrected else 0
+    if not 0 <= wanted.correction <= most:
+        raise InputError(
+            f"{where}: expected a correction of a rank from 0 to {most}, got {wanted.correction}"
+        )
+    if wanted.dynamic:
+        _check_dynamic(group, wanted, where)
+        return
+    if not wanted.signed:
+        raise InputError(f"{where}: expected signed integers in blocks, got unsigned ones")
+    block = wanted.block if layer.rank is not None else suited(wanted.block, group.shape[1])
+    if block != wanted.block or block & (block - 1) or block < SMALLEST:
+        raise InputError(
+            f"{where}: expected a block that is a power of two from {SMALLEST} to "
+            f"{suited(1 << 30, group.shape[1])}, got {wanted.block}"
+        )
+
+
+def formats_off_in(
+    recipe: Recipe,
+    finding: Finding,
+    tables: Tables,
+    formats: Mapping[Group, Formats],
+    left: Mapping[Group, str],
+) -> dict[Group, Formats]:
+    """The formats that a recipe has for tables and layers of forms that are off.
 
     Args:
         recipe: the recipe.
         finding: the linear maps of the model.
         tables: of the model.
+        formats: of every layer that may have some.
+        left: why the others have none.
 
     Raises:
-        InputError: a table cannot have its format.
+        InputError: one cannot have its format.
     """
     labels = labels_of([entry.node for entry in finding.entries])
     site_of = {labels[e.node]: e.site for e in finding.entries if isinstance(e, Refused)}
     group_of = {m.site: group for group in tables.groups.values() for m in group.members}
+    off = {m.site: group for group in finding.off for m in group.members}
     found: dict[Group, Formats] = {}
     for layer in recipe.layers:
         site = site_of.get(layer.name)
         if layer.format is None or site is None:
             continue
         where = f"{recipe.label}: layer {layer.name!r}: format"
-        group = group_of.get(site)
+        group = off.get(site, group_of.get(site))
+        missing = f"{named('weights')} is not among the settings of the recipe"
         if group is None:
-            why = tables.left.get(
-                site.matrix.name, f"{named('weights')} is not among the settings of the recipe"
-            )
-            raise InputError(f"{where}: {why}")
+            raise InputError(f"{where}: {tables.left.get(site.matrix.name, missing)}")
+        if site in off:
+            if group not in formats or layer.format.table:
+                raise InputError(f"{where}: {left.get(group, missing)}")
+            _check_format(layer.format, layer, group, where)
+            found[group] = Formats((layer.format,))
+            continue
         found[group] = _of_table(group, layer, where)
     return found
 
@@ -203,9 +219,8 @@ def _found(recipe: Recipe, finding: Finding) -> Iterator[_Found]:
             near = near_names(layer.name, entries)
             raise InputError(f"{where}: the model has no linear map of that name; {near}")
         if isinstance(entry, Refused):
-            table = layer.format is not None and layer.format.table
-            if layer.kept or (table and layer.rank is None):
-                continue  # of a table see `tables_in`
+            if layer.kept or (entry.off and layer.rank is None):
+                continue  # see `formats_off_in`
             raise InputError(
                 f"{where}: expected a layer that can be factored; {entry.refusal.reason}"
             )
@@ -291,7 +306,8 @@ class FromRecipe(Strategy):
             choices[group] = self._choice(group, layer, joints.get(group))
         goal = recipe.limits(self._min_gain)
         settled = settle(prepared.finding, choices, goal)
-        return Plan(formatted(settled, prepared.formats, prepared.floats))
+        off = prepared.finding.off
+        return Plan(formatted(settled, prepared.formats, prepared.floats, off))
 
     def _choice(self, group: Group, layer: RecipeLayer | None, joint: Joint | None) -> Choice:
         if layer is None or layer.rank is None:

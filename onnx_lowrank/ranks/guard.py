@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.formats import Variant
+from onnx_lowrank.maps.formats import Variant, folded
 from onnx_lowrank.measures import Latency
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.strategy import Plan
@@ -39,9 +39,11 @@ def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[s
     """
     ranked = [group for group, choice in plan.choices.items() if choice.changed]
     gains = {group: _gain(table, group, plan.choices[group]) for group in ranked}
-    losers = ranked if last else [group for group in ranked if gains[group] <= 0.0]
+    timed = [group for group in ranked if plan.choices[group].rank is not None or not folded(group)]
+    losers = ranked if last else [group for group in timed if gains[group] <= 0.0]
     if not losers:  # each alone pays, all together do not: the half that pays least
-        losers = sorted(ranked, key=lambda group: gains[group])[: (len(ranked) + 1) // 2]
+        known = timed or ranked
+        losers = sorted(known, key=lambda group: gains[group])[: (len(known) + 1) // 2]
     together = {other for group in losers for other in _together(plan.choices[group], group)}
     losers = [group for group in ranked if group in together]
     choices = dict(plan.choices)

@@ -44,7 +44,7 @@ from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.formats import OPSET, Format, FormatWriter, Variant, suited
+from onnx_lowrank.maps.formats import OPSET, Format, FormatWriter, Variant, folded, suited
 from onnx_lowrank.maps.pair import Factors, constants_of
 from onnx_lowrank.maps.tables import table_codes
 from onnx_lowrank.numerics.arrays import Array
@@ -261,7 +261,7 @@ def _turned(matrix: Array) -> tuple[Array, Array]:
 
 def _lost_by_inputs(groups: Sequence[Group], probe: Probe) -> float:
     """Damage of kernels that round what they multiply, all layers together, weights aside."""
-    products = [group for group in groups if not group.members[0].site.form.indices]
+    products = [g for g in groups if not g.members[0].site.form.indices and not folded(g)]
     if not products:
         return 0.0
     model = probe.model.clone()
@@ -339,7 +339,7 @@ def _product(
     reference = _reference(own)
     relative = dense[reference] / whole if whole > 0.0 else 0.0
     power = 1.0 if moments is None else statistics.fit[group][0].trace / len(matrix)
-    inputs = power * felt_error(matrix, None, fisher)
+    inputs = 0.0 if folded(group) else power * felt_error(matrix, None, fisher)
     m, n = matrix.shape
     inside = inputs
     if own.dynamic and n <= m:  # what is rounded is a rotation of the outputs

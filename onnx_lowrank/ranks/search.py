@@ -26,7 +26,7 @@ from onnx_lowrank.fitting.rounding import (
 from onnx_lowrank.fitting.spectra import group_memory, largest_first
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.walk import node_name
-from onnx_lowrank.maps.choice import Choice, Decision, linear_bytes, linear_parameters
+from onnx_lowrank.maps.choice import STAYS, Choice, Decision, linear_bytes, linear_parameters
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors, constants_of
 from onnx_lowrank.maps.tables import table_codes
@@ -198,6 +198,8 @@ class Searching:
                 chosen[group] = Choice(None, "dense: no sample changes an output through it")
         chosen |= {group: _explained(own, chosen.get(group)) for group, own in choices.items()}
         chosen = {g: unformatted(g, own, prepared.floats) for g, own in chosen.items()}
+        floats = {group: prepared.floats.get(group) for group in prepared.finding.off}
+        chosen |= {g: Choice(None, f"{STAYS}{why}") for g, why in floats.items() if why}
         ordered = {group: chosen[group] for group in prepared.finding.groups if group in chosen}
         return settle(prepared.finding, {**ordered, **chosen}, goal)
 
@@ -206,7 +208,7 @@ class Searching:
         return linear_parameters(self._undecided())[0]
 
     def linear_bytes(self) -> float:
-        """Bytes of the same and of the tables that have formats, as they are."""
+        """Bytes of the same, and of tables and layers of forms that are off, with formats."""
         known = set(self.prepared.finding.groups)
         return linear_bytes(self._undecided()) + sum(
             group.matrix.tensor.nbytes for group in self.ladders.groups if group not in known

@@ -149,5 +149,11 @@ class PerLayer(Strategy):
             return Plan(settled)
         # A rank that the user named is taken as it is.
         return Plan(
-            formatted(settled, prepared.formats, prepared.floats, smallest=self._goal.rank is None)
+            formatted(
+                settled,
+                prepared.formats,
+                prepared.floats,
+                prepared.finding.off,
+                smallest=self._goal.rank is None,
+            )
         )

@@ -193,11 +193,11 @@ LEFT: dict[str, tuple[str, str, str, dict[str, Array], str]] = {
         "also read by",
     ),
     "left operand": (
-        "float[64,N] x",
+        "float[32,N] x",
         "float",
         "y = MatMul (W, x)",
-        {"W": np.ones((32, 64), np.float32)},
-        "no number format",
+        {"W": np.ones((8, 32), np.float32)},
+        "so small that integers save nothing",
     ),
     "batch": (
         "float[2,N,64] x",
@@ -262,13 +262,32 @@ def test_refit_and_healing_come_before(rng: np.random.Generator) -> None:
     assert error(result) < error(plain) + LOST["8"]
 
 
-def test_an_old_opset_is_an_error(tmp_path: Path) -> None:
+def test_an_old_opset_is_raised(rng: np.random.Generator) -> None:
+    model = parse(
+        '<ir_version: 6, opset_import: ["" : 11]> g (float[N,64] x) => (float[N,2,16] y) '
+        "{ a = MatMul (x, W)\n b = Unsqueeze <axes=[1]> (a)\n p, q = Split <axis=2> (b)\n"
+        " c = Concat <axis=1> (p, q)\n y = Softmax <axis=2> (c) }",
+        {"W": rng.standard_normal((64, 32)).astype(np.float32)},
+    )
+    samples = [{"x": rng.standard_normal((8, 64)).astype(np.float32)} for _ in range(4)]
+    result = compress(model, energy=1.0, weights="8", calibration=samples, bench=False)
+    assert "opset 11 was raised to 21" in result.report.notes
+    assert result.report.layers[0].format == "8 bits, blocks of 64"
+    assert 0.0 < error(result) < LOST["8"]
+
+
+def test_an_opset_that_cannot_be_raised_is_an_error(tmp_path: Path) -> None:
     model = parse(
         '<ir_version: 6, opset_import: ["" : 11]> g (float[N,64] x) => (float[N,32] y) '
-        "{ y = MatMul (x, W) }",
-        {"W": np.ones((64, 32), np.float32)},
+        '{ a = Resize <coordinate_transformation_mode="tf_half_pixel_for_nn"> (x, E, S)\n'
+        " y = MatMul (a, W) }",
+        {
+            "W": np.ones((64, 32), np.float32),
+            "E": np.zeros(0, np.float32),
+            "S": np.ones(2, np.float32),
+        },
     )
-    with pytest.raises(InputError, match="MatMul of opset 11 is older than opset 13"):
+    with pytest.raises(InputError, match="Resize of opset 11 has coordinate_transformation_mode"):
         compress(model, energy=1.0, weights="4", bench=False)
     onnx.save(model, tmp_path / "in.onnx")
     files = [str(tmp_path / name) for name in ("in.onnx", "out.onnx")]
@@ -294,3 +313,92 @@ def test_a_table_that_is_factored_has_pairs_of_floats(rng: np.random.Generator) 
         assert error(result) < (0.02 if table else 1.5)
         notes = [note for note in result.report.notes if note.startswith("tables in")]
         assert bool(notes) == table
+
+
+def convolutions(rng: np.random.Generator) -> onnx.ModelProto:
+    """Two convolutions, an LSTM over what they give, and a Gemm."""
+    return parse(
+        f"""{HEAD} g (float[N,8,10,10] x) => (float[N,12] y) {{
+            [c1] a = Conv <pads=[1,1,1,1]> (x, W1, b1)
+            r = Relu (a)
+            [c2] c = Conv <strides=[2,2]> (r, W2)
+            p = GlobalAveragePool (c)
+            f = Flatten (p)
+            s = Unsqueeze (f, z)
+            [cell] o, h, k = LSTM <hidden_size=16> (s, W3, R)
+            l = Squeeze (h, z)
+            [last] y = Gemm (l, W4)
+        }}""",
+        {
+            "W1": weight(rng, 48, 72).reshape(48, 8, 3, 3),
+            "b1": weight(rng, 48, 1).reshape(-1),
+            "W2": weight(rng, 64, 432).reshape(64, 48, 3, 3),
+            "W3": weight(rng, 64, 64)[None],
+            "R": weight(rng, 64, 16)[None],
+            "W4": weight(rng, 16, 12),
+            "z": np.array([0]),
+        },
+    )
+
+
+def images(rng: np.random.Generator, count: int = 16) -> list[Feed]:
+    return [{"x": rng.standard_normal((2, 8, 10, 10)).astype(np.float32)} for _ in range(count)]
+
+
+def by_name(result: Result) -> dict[str, Any]:
+    return {layer.name: layer for layer in result.report.layers}
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("ops", [None, ["default", "conv", "lstm"]])
+def test_convolutions_and_cells(bits: str, ops: list[str] | None, rng: np.random.Generator) -> None:
+    """With their forms off they are rounded to nearest, as no sample was gathered for them."""
+    model, samples = convolutions(rng), images(rng)
+    result = compress(model, energy=1.0, weights=bits, ops=ops, calibration=samples, bench=False)
+    assert 0.0 < error(result) < LOST[bits]
+    for name in ("c1", "c2", "cell"):
+        assert by_name(result)[name].format.startswith(f"{bits} bits")
+        assert by_name(result)[name].rank is None
+    kinds = operators(result)
+    assert (kinds.count("Conv"), kinds.count("LSTM"), kinds.count("Mul")) == (2, 1, 3)
+    onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
+    before = compress(model, energy=1.0, calibration=samples, bench=False).report.output.bytes
+    assert result.report.output.bytes < before * {"8": 0.35, "4": 0.25}[bits]
+    nearest = any("rounded to nearest in 3 of 4" in note for note in result.report.notes)
+    assert nearest is (ops is None)
+    again = compress(model, recipe=result.recipe, calibration=samples, bench=False)
+    assert ir.to_proto(again.model) == ir.to_proto(result.model)
+
+
+def test_a_budget_chooses_formats_of_convolutions(rng: np.random.Generator) -> None:
+    model, samples = convolutions(rng), images(rng)
+    result = compress(model, keep=0.2, weights="auto", calibration=samples, bench=False)
+    goal = result.report.goal
+    assert goal is not None
+    assert 0.5 < (goal.predicted_damage or 0.0) / (goal.achieved_damage or 1.0) < 2.0
+    assert result.report.output.bytes < 0.3 * 4 * (48 * 72 + 64 * 432 + 64 * 80)
+    assert by_name(result)["c2"].format is not None
+    again = compress(model, recipe=result.recipe, calibration=samples, bench=False)
+    assert ir.to_proto(again.model) == ir.to_proto(result.model)
+    own = compress(
+        model, keep=0.9, weights="auto", quantize_ops=["gemm"], calibration=samples, bench=False
+    )
+    reason = by_name(own)["c2"].reason
+    assert "weights stay floats: quantize_ops does not name conv" in reason
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_pairs_of_convolutions(bits: str, rng: np.random.Generator) -> None:
+    model, samples = convolutions(rng), images(rng)
+    made: dict[str, Any] = {"ops": ["conv", "lstm"], "calibration": samples, "bench": False}
+    plain = compress(model, rank=18, **made)
+    result = compress(model, rank=18, weights=bits, **made)
+    ranks = {name: layer.rank for name, layer in by_name(result).items()}
+    assert ranks == {"c1": 18, "c2": 18, "cell": 18, "last": None}
+    assert {layer.form for layer in result.report.layers} >= {"conv", "conv-spatial"}
+    assert error(result) < error(plain) + LOST[bits]
+    assert result.report.output.bytes < plain.report.output.bytes
+    for name in ("c1", "c2", "cell"):
+        rounding = by_name(result)[name].rounding_error
+        assert rounding is not None
+        assert 0.0 < rounding < LOST[bits]

@@ -218,14 +218,21 @@ def test_without_samples_it_is_said(model: onnx.ModelProto) -> None:
 def test_a_model_that_cannot_be_raised_keeps_floats_where_it_may() -> None:
     old = parse(
         '<ir_version: 6, opset_import: ["" : 11]> g (float[N,64] x) => (float[N,32] y) '
-        "{ y = MatMul (x, W) }",
-        {"W": np.random.default_rng(0).standard_normal((64, 32)).astype("f4")},
+        '{ a = Resize <coordinate_transformation_mode="tf_half_pixel_for_nn"> (x, E, S)\n'
+        " y = MatMul (a, W) }",
+        {
+            "W": np.random.default_rng(0).standard_normal((64, 32)).astype("f4"),
+            "E": np.zeros(0, np.float32),
+            "S": np.ones(2, np.float32),
+        },
     )
     samples = [{"x": feed["x"][:, :64]} for feed in SAMPLES]
     result = made(old, keep=0.9, calibration=samples)
     assert any(n.startswith("all weights stay floats: ") for n in result.report.notes)
     assert result.model.opset_imports[""] == 11
-    with pytest.raises(InputError, match="older than opset 13"):
+    with pytest.raises(
+        InputError, match="Resize of opset 11 has coordinate_transformation_mode tf"
+    ):
         made(old, keep=0.9, calibration=samples, weights="8,4")
 
 

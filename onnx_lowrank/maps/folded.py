@@ -1,0 +1,160 @@
+"""Weights that are stored as integers and made floats once, when a runtime loads the model.
+
+``Conv(x, W)``  ->  ``Conv(x, Reshape(Cast(q) · Cast(s)))``    and LSTM, GRU, RNN, Einsum, ``W @ x``
+
+All that leads to W is constant, so ONNX Runtime computes it while it loads and runs the node as it
+was: the file is smaller, speed and memory in use are those of floats.  A DequantizeLinear in its
+place would be computed in every run, and keeps convolutions from their fastest kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.layout import Layout
+from onnx_lowrank.maps.emit import Storage, TypedShape
+from onnx_lowrank.maps.forms import Site, all_forms
+from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.blocks import Blocks
+
+__all__ = ["FOLDED", "FoldedWriter", "folded_site", "is_product"]
+
+FOLDED = frozenset(
+    {"conv", "conv-spatial", "einsum", "gemm-left", "gru", "lstm", "matmul-left", "rnn"}
+)
+"""Names of the forms whose weights are stored so."""
+
+
+def is_product(node: ir.Node, constants: Constants) -> bool:
+    """Whether a node is ``x @ W`` or a Gemm with a constant on the right."""
+    if node.op_type not in ("MatMul", "Gemm") or node.domain not in ("", "ai.onnx"):
+        return False
+    return isinstance(constants.resolve(node.inputs[1]), Constant)
+
+
+def folded_site(node: ir.Node, constants: Constants) -> Site:
+    """How a node of one of the forms reads its constant."""
+    forms = [form for form in all_forms() if form.name in FOLDED]
+    matches = (form.match(node, constants) for form in forms if _looks_at(form.targets, node))
+    return next(match for match in matches if isinstance(match, Site))
+
+
+def _looks_at(targets: frozenset[tuple[str, str]], node: ir.Node) -> bool:
+    return ("" if node.domain == "ai.onnx" else node.domain, node.op_type) in targets
+
+
+class FoldedWriter:
+    """Writes what stands for the weights of one model's main graph."""
+
+    def __init__(self, graph: ir.Graph, storage: Storage) -> None:
+        self._graph, self._storage = graph, storage
+
+    def put(self, sites: Sequence[Site], matrix: Blocks | Array, base: str) -> None:
+        """Let nodes read codes, or another matrix of floats.
+
+        Args:
+            sites: of nodes that read the same matrix now.
+            matrix: in × out; stored once for all of them.
+            base: how names begin.
+        """
+        in_node = sites[0].operand.root.producer() is not None
+        shape = matrix.shape
+        if isinstance(matrix, Blocks):
+            value, read = self._multiplied(matrix, base, in_node=in_node)
+        else:  # as the first node reads it
+            wanted = _wanted(sites[0], shape)
+            stored = np.ascontiguousarray(wanted.apply(matrix))
+            name = f"{base}.lowrank_B"
+            value = self._storage.store(self._graph, stored, name, in_node=in_node)
+            read = wanted.inverse()
+        known: dict[object, ir.Value] = {}
+        for site in sites:
+            layout = read.then(_wanted(site, shape)).shortest()
+            if layout.key not in known:
+                known[layout.key] = self._read_so(value, layout, base, in_node=in_node)
+            site.node.replace_input_with(site.index, known[layout.key])
+
+    def _multiplied(self, codes: Blocks, base: str, *, in_node: bool) -> tuple[ir.Value, Layout]:
+        """Codes by their scales, and how the product is read as the matrix, in × out."""
+        (m, n), block = codes.shape, codes.block
+        assert codes.zeros is None
+        integers = codes.codes.T.astype(np.int8 if codes.bits == 8 else ml_dtypes.int4)
+        scales = np.ascontiguousarray(codes.scales.T)  # [n, groups]
+        groups = scales.shape[1]
+        whole = groups > 1 and m % block == 0
+        if whole:
+            integers, scales = integers.reshape(n, groups, block), scales[:, :, None]
+        elif groups > 1:
+            scales = scales[:, :, None]
+        name = f"{base}.q{codes.bits}"
+        q = self._floats(np.ascontiguousarray(integers), f"{name}.codes", in_node=in_node)
+        s = self._floats(scales, f"{name}.scales", in_node=in_node)
+        if groups > 1 and not whole:
+            s = self._stretched(s, (n, groups, block), m, name, in_node=in_node)
+        shape = integers.shape
+        value = self._derived("Mul", [q, s], f"{name}.values", shape)
+        return value, Layout.of(shape).reshape(n, m).transpose(1, 0)
+
+    def _stretched(
+        self, scales: ir.Value, shape: tuple[int, int, int], m: int, base: str, *, in_node: bool
+    ) -> ir.Value:
+        """A scale for each of m elements, of blocks of which the last one is not full."""
+        n, groups, block = shape
+
+        def numbers(*values: int) -> ir.Value:
+            array = np.array(values, np.int64)
+            return self._storage.store(self._graph, array, f"{base}.shape", in_node=in_node)
+
+        wide = self._derived("Expand", [scales, numbers(*shape)], f"{base}.scales_wide", shape)
+        flat_shape = (n, groups * block)
+        inputs = [wide, numbers(*flat_shape)]
+        flat = self._derived("Reshape", inputs, f"{base}.scales_flat", flat_shape)
+        inputs = [flat, numbers(0), numbers(m), numbers(1)]
+        return self._derived("Slice", inputs, f"{base}.scales_each", (n, m))
+
+    def _floats(self, array: Array, name: str, *, in_node: bool) -> ir.Value:
+        """A constant as float32."""
+        value = self._storage.store(self._graph, array, name, in_node=in_node)
+        if array.dtype == np.float32:
+            return value
+        to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
+        return self._derived("Cast", [value], f"{name}_cast", array.shape, to)
+
+    def _read_so(self, value: ir.Value, layout: Layout, base: str, *, in_node: bool) -> ir.Value:
+        """A value through the transposes and reshapes of a layout."""
+        shape = layout.base
+        for step in layout.steps:
+            if step.kind == "transpose":
+                shape = tuple(shape[axis] for axis in step.argument)
+                perm = [ir.AttrInt64s("perm", step.argument)]
+                value = self._derived("Transpose", [value], f"{base}.turned", shape, perm)
+            else:
+                shape = step.argument
+                array = np.array(shape, np.int64)
+                wanted = self._storage.store(self._graph, array, f"{base}.shape", in_node=in_node)
+                value = self._derived("Reshape", [value, wanted], f"{base}.shaped", shape)
+        return value
+
+    def _derived(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        shape: Sequence[int],
+        attributes: Sequence[ir.Attr] = (),
+    ) -> ir.Value:
+        like = TypedShape(ir.DataType.FLOAT, tuple(shape))
+        name = self._storage.new_name(name)
+        return self._storage.derive(self._graph, op_type, inputs, attributes, name, like)
+
+
+def _wanted(site: Site, shape: tuple[int, ...]) -> Layout:
+    """From the matrix, in × out, to the constant as the site's node reads it."""
+    # The second map of a spatial pair, ``B[r, kw·N]``, is read as ``[r·kw, N]``.
+    stack = Layout.of(shape).reshape(*site.matrix.shape)
+    return stack.then(site.matrix.layout.inverse()).then(site.operand.layout)
