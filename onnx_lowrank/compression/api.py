@@ -53,6 +53,7 @@ def compress(
     shape_for: str | None = None,
     weights: str = "fp32",
     activations: str = "float",
+    requantize: bool = False,
     quantize_ops: Sequence[str] | None = None,
     data: SampleSource | None = None,
     labels: str | os.PathLike[str] | None = None,
@@ -127,13 +128,15 @@ def compress(
             machine. Default: 8, or the multiple of ``shape_for``'s target.
         shape_for: shape the result for cpu, arm, qnn, nnapi, coreml, webgpu or xnnpack: ranks,
             fixed sizes, 2-D products, Gemm or MatMul. Default: portable.
-        weights: numbers in which weights of MatMul, Gemm and embeddings may be stored: fp32, as
-            they are; 8 or 4 bits in blocks with a scale each, which takes opset 21; several, to
-            choose from for each layer; auto: all that ``shape_for``'s target runs well.
+        weights: numbers in which weights and embeddings may be stored: fp32, as they are; 8 or 4
+            bits in blocks with a scale each, which takes opset 21; several, to choose from for each
+            layer; auto: all that ``shape_for``'s target runs well.
         activations: numbers that weights of 8 bits may be multiplied with: float; int8: what MatMul
             and Gemm read is rounded to 8 bits in every run, where that pays.
+        requantize: factor and round weights too that the original holds as integers: they become
+            floats first. ``weights`` fp32 then stands for as many bits as a weight had.
         quantize_ops: forms whose weights ``weights`` may store as integers, as for ``ops``:
-            default, all, or some of matmul, gemm and gather.
+            default, all, or some of matmul, gemm, gather, conv, lstm, gru, rnn and einsum.
         data: samples for the check: .npz (an array for each input, axis 0 the samples), .npy, a
             folder of .npz feeds or of test_data_set_*. A mapping from inputs to arrays is read as
             an .npz is; an iterable, such as a list or a DataLoader, gives one feed at a time, of

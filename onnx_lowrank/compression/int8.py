@@ -81,6 +81,8 @@ def beside_int8(
     """
     settings, trial, latency = context.settings, context.trial, found.measured.latency
     real = settings.data is not None or settings.calibration is not None
+    if settings.requantize:
+        return None  # IN is int8 already
     if check is None or not real or trial.provider is not CPU:
         return None
     if settings.shape_for is not None and not WISHES[settings.shape_for].dynamic_int8:

@@ -144,7 +144,7 @@ _TABLE = (
     ),
     Option(
         "weights", "choices",
-        "Numbers in which weights of MatMul, Gemm and embeddings may be stored: fp32, as they are; "
+        "Numbers in which weights and embeddings may be stored: fp32, as they are; "
         "8 or 4 bits in blocks with a scale each, which takes opset 21; several, separated by "
         "commas, to choose from for each layer; auto: all that {shape_for}'s target runs well.",
         LAYERS, default="fp32", type_="str", metavar="FORMATS",
@@ -157,9 +157,15 @@ _TABLE = (
         LAYERS, default="float", metavar="FORMAT", choices=("float", "int8"), needs=("weights",),
     ),
     Option(
+        "requantize", "switch",
+        "Factor and round weights too that {IN} holds as integers: they become floats first. "
+        "{weights} fp32 then stands for as many bits as a weight had.",
+        LAYERS, default=False,
+    ),
+    Option(
         "quantize_ops", "list",
         "Forms whose weights {weights} may store as integers, as for {ops}: default, all, or some "
-        "of matmul, gemm and gather.",
+        "of matmul, gemm, gather, conv, lstm, gru, rnn and einsum.",
         LAYERS, metavar="LIST", needs=("weights",),
     ),
     # Samples

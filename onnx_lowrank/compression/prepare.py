@@ -16,6 +16,7 @@ from onnx_lowrank.compression.context import Context
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.spectra import measure
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.dequantize import Dequantized, dequantize
 from onnx_lowrank.graph.fixed import opset_of
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
@@ -29,7 +30,13 @@ from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.phrases import by_reason, counted, listed
 from onnx_lowrank.ranks.choose import wanted, worth_measuring
-from onnx_lowrank.ranks.formats import Formats, formats_of, without_opset
+from onnx_lowrank.ranks.formats import (
+    KINDS,
+    Formats,
+    FormatWishes,
+    formats_of,
+    without_opset,
+)
 from onnx_lowrank.ranks.from_recipe import formats_in, formats_off_in, ranks_of
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
@@ -37,6 +44,9 @@ from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer
 from onnx_lowrank.runtime.saturation import saturates
 
 __all__ = ["find_maps", "prepare"]
+
+# The opset from which on Clip has its limits as inputs in every type.
+_CLIP = 13
 
 
 def find_maps(context: Context, model: ir.Model) -> Finding:
@@ -55,7 +65,7 @@ def prepare(context: Context) -> Prepared:
     goal = context.settings.goal
     context.question()
     context.fixed_sizes()
-    model, selection = _simplified(context)
+    model, selection, integers = _simplified(context)
     with context.stages("find"):
         _merge_adapters(context, model, selection)
         finding = find_maps(context, model)
@@ -79,7 +89,8 @@ def prepare(context: Context) -> Prepared:
     # Components that were found with the same moments, or by the weights alone.
     alike = {g: own for g, own in bases.items() if search.fit.get(g) is statistics.fit.get(g)}
     statistics = replace(statistics, bases=alike)
-    formats, floats, tables = _formats(context, model, finding, measured, layers, selection)
+    wishes = _wanted_formats(context, integers)
+    formats, floats, tables = _formats(context, model, finding, measured, layers, selection, wishes)
     return Prepared(
         model=model,
         finding=finding,
@@ -90,12 +101,13 @@ def prepare(context: Context) -> Prepared:
         calibration=calibration,
         macs=_macs(context, model, finding),
         saved=saved,
-        quantized=context.settings.quantized,
+        quantized=wishes,
         formats=formats,
         floats=floats,
         tables=tables,
         untried=methods,
         crew=context.crew,
+        stored=integers.bytes,
     )
 
 
@@ -122,13 +134,14 @@ def _formats(
     measured: Mapping[Group, Spectrum],
     layers: Mapping[Group, RecipeLayer],
     selection: Selection,
+    wanted: FormatWishes,
 ) -> tuple[dict[Group, Formats], dict[Group, str], Tables]:
     """The formats that layers and tables may have, why others have none, and the tables.
 
     Raises:
         InputError: formats are asked for, and the model cannot be raised to their opset.
     """
-    wanted, recipe = context.settings.quantized, context.settings.recipe
+    recipe = context.settings.recipe
     formats: dict[Group, Formats] = {}
     floats: dict[Group, str] = {}
     tables = Tables()
@@ -169,8 +182,19 @@ def _formats(
     return formats, floats, tables
 
 
-def _simplified(context: Context) -> tuple[ir.Model, Selection]:
+def _wanted_formats(context: Context, integers: Dequantized) -> FormatWishes:
+    """The formats that are asked for; as many bits as a weight had where none are named."""
+    wanted = context.settings.quantized
+    if wanted.own is None:
+        return wanted
+    own = {name: str(bits) for name, bits in integers.bits.items() if str(bits) in KINDS}
+    return replace(wanted, own=own) if own else FormatWishes()
+
+
+def _simplified(context: Context) -> tuple[ir.Model, Selection, Dequantized]:
     """A model to work on, simplified or a copy of the original, and which of its nodes are chosen.
+
+    With them goes what was made floats of integers.
 
     Globs name nodes of the original, as ``inspect`` lists them, and those of the simplified model.
 
@@ -182,9 +206,17 @@ def _simplified(context: Context) -> tuple[ir.Model, Selection]:
     nodes: list[ir.Node] = []
     if selection.include or selection.exclude:
         nodes = [entry.node for entry in find_maps(context, source.model).entries]
-    if not settings.simplify:
+
+    def made(model: ir.Model) -> tuple[ir.Model, Dequantized]:
+        integers = _dequantized(context, model)
+        if nodes:
+            nodes.extend(entry.node for entry in find_maps(context, model).entries)
         selection.check(nodes)
-        return source.model.clone(), selection
+        return model, integers
+
+    if not settings.simplify:
+        model, integers = made(source.model.clone())
+        return model, selection, integers
 
     def compared(path: Path) -> str | None:
         if settings.check:
@@ -203,12 +235,38 @@ def _simplified(context: Context) -> tuple[ir.Model, Selection]:
     for note in found.notes:
         context.say(note)
     if found.model is None:
-        selection.check(nodes)
-        return source.model.clone(), selection
-    if nodes:
-        nodes += [entry.node for entry in find_maps(context, found.model).entries]
-    selection.check(nodes)
-    return found.model, selection.carried(found.merged)
+        model, integers = made(source.model.clone())
+        return model, selection, integers
+    model, integers = made(found.model)
+    return model, selection.carried(found.merged), integers
+
+
+def _dequantized(context: Context, model: ir.Model) -> Dequantized:
+    """Make floats of the weights that are integers, in place, where that is asked for."""
+    settings = context.settings
+    if not settings.requantize:
+        return Dequantized()
+    option = named("requantize", True)
+    try:
+        raised = raise_opset(model, _CLIP)
+    except InputError as error:
+        context.say(f"{option}: weights stay as they are: {error}")
+        return Dequantized()
+    with Spool(context.folder) as spool:
+        found = dequantize(model, spool)
+    for note in by_reason(found.left, f"{option}: weights that stay as they are"):
+        context.say(note)
+    if not found.bits:
+        context.say(f"{option}: no weight is quantized in a way that can be made floats")
+        return found
+    context.say(raised)
+    size = sum(found.bytes.values()) / 1e6
+    context.say(
+        f"{counted(len(found.bits), 'weight')} of {size:.3g} MB were integers in "
+        f"{context.source.name}; they are floats for the time of the run, and what rounds the "
+        "inputs of their maps in every run is gone"
+    )
+    return found
 
 
 def _merge_adapters(context: Context, model: ir.Model, selection: Selection) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.errors import named
 from onnx_lowrank.fitting.rounding import Opened, Rounded, round_weights
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.opset import raise_opset
@@ -86,10 +87,12 @@ def round_model(
             advance(group.matrix.size)
     for note in _rounded_notes(prepared, stored, rounded):
         context.say(note)
-    if prepared.statistics.missing or not prepared.statistics.fit:
-        blind = [g for g in stored if not _gathers(g) and g not in prepared.statistics.fit]
-        if blind:
-            context.say(f"{_NEAREST} in {len(blind)} of {len(stored)} weights: no sample says how")
+    blind = [g for g in stored if not _gathers(g) and g not in prepared.statistics.fit]
+    if blind:
+        why = "no sample says how"
+        if any(group in prepared.finding.off for group in blind) and prepared.statistics.fit:
+            why += f", unless {named('ops')} turns their forms on"
+        context.say(f"{_NEAREST} in {len(blind)} of {len(stored)} weights: {why}")
     return rounded, opened
 
 

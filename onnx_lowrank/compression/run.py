@@ -150,6 +150,7 @@ class _Run:
             prepared, chosen, found.plan, after, assembled.decisions, found, check
         )
         self._gate(report)
+        self._never_larger(prepared, report, assembled.bytes)
         restore(assembled.model)
         if self._target is not None:
             self._target.commit(assembled.files, inputs)
@@ -365,6 +366,16 @@ class _Run:
             return None  # the user has set what is usable
         random = settings.data is None and settings.calibration is None
         return output_verdict(check, decisions, random=random)
+
+    def _never_larger(self, prepared: Prepared, report: Report, size: int) -> None:
+        """Raise GateError where integers that were made floats and rounded again take more."""
+        before = self._before.bytes
+        if prepared.stored and before is not None and size > before:
+            raise _missed(
+                f"{named('requantize', True)}: {self._context.source.name} takes {before} bytes, "
+                f"the result would take {size}",
+                report,
+            )
 
     def _gate(self, report: Report) -> None:
         limit = self._context.settings.max_error

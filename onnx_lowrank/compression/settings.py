@@ -67,6 +67,7 @@ class Settings:
     shape_for: str | None = None
     weights: str = "fp32"
     activations: str = "float"
+    requantize: bool = False
     quantize_ops: tuple[str, ...] | None = None
     data: SampleSource | None = None
     labels: str | os.PathLike[str] | None = None
@@ -259,9 +260,11 @@ class Settings:
     def quantized(self) -> FormatWishes:
         """In which numbers weights may be stored."""
         targets = self.shape_for, self.ep
-        kinds = offered(self.weights, targets)
+        kept = self.requantize and self.weights == OPTIONS["weights"].default
+        kinds = offered("8" if kept else self.weights, targets)
         dynamic = rounds_activations(self.activations, kinds, targets)
-        return FormatWishes(kinds, quantized_ops(self.quantize_ops), dynamic)
+        own: dict[str, str] | None = {} if kept else None
+        return FormatWishes(kinds, quantized_ops(self.quantize_ops), dynamic, own=own)
 
     @property
     def selection(self) -> Selection:

@@ -191,7 +191,7 @@ def nothing_gained(decisions: Sequence[Decision]) -> str | None:
         return None
     if not decisions:
         return "nothing was replaced: the model has no linear map with a constant weight"
-    quantized = sum(decision.choice.reason.endswith(FLOAT_FIRST) for decision in decisions)
+    quantized = sum(FLOAT_FIRST in decision.choice.reason for decision in decisions)
     if 2 * quantized > len(decisions):
         return (
             f"nothing was replaced: {quantized} of {len(decisions)} linear maps have quantized "

@@ -24,7 +24,7 @@ from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.sparse import SparseTensor
 from onnx_lowrank.graph.walk import all_nodes, attribute, static_shape
 
-__all__ = ["FLOATS", "FLOAT_FIRST", "Constant", "Constants", "Unusable", "in_chain"]
+__all__ = ["FLOATS", "FLOAT_FIRST", "Constant", "Constants", "Unusable", "in_chain", "requantized"]
 
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -32,6 +32,12 @@ FLOATS = frozenset(
 
 FLOAT_FIRST = "factor the float model first, then quantize"
 """The advice in the reason of every weight that is quantized."""
+
+
+def requantized() -> str:
+    """The same where the weight can also be made floats for the time of a run."""
+    return f"{FLOAT_FIRST}, or see {named('requantize', True)}"
+
 
 # Operators that only move or relabel the elements of their first input.
 _CHAIN = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -270,7 +276,7 @@ class Constants:
             source.name,
             source.size,
             source.shape,
-            f"is quantized ({node.op_type}); {FLOAT_FIRST}",
+            f"is quantized ({node.op_type}); {requantized()}",
         )
 
     def _scaled(self, node: ir.Node) -> Unusable | None:

@@ -63,7 +63,8 @@ def raise_opset(model: ir.Model, opset: int) -> str | None:
 
 def _owners(model: ir.Model) -> Iterator[tuple[MutableMapping[str, int], list[ir.Node]]]:
     """What the main graph and each function import, and their nodes of ONNX itself."""
-    for body in (model.graph, *model.functions.values()):
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
         nodes = ir.traversal.RecursiveGraphIterator(body)
         yield body.opset_imports, [node for node in nodes if node.domain in ("", "ai.onnx")]
 

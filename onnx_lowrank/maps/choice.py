@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,10 +158,18 @@ def linear_parameters(decisions: Sequence[Decision]) -> tuple[int, int]:
     return before, before - sum(removed_parameters(decision) for decision in counted)
 
 
-def linear_bytes(decisions: Sequence[Decision]) -> int:
-    """Bytes of the weights of the same layers in IN; what no site is known of is float32."""
+def linear_bytes(decisions: Sequence[Decision], stored: Mapping[str, int] | None = None) -> int:
+    """Bytes of the weights of the same layers in IN; what no site is known of is float32.
+
+    Args:
+        decisions: one for every linear map.
+        stored: name of a weight -> its bytes where IN holds it in another way.
+    """
     total = 0
     for decision in _counted(decisions):
+        if stored and decision.weight in stored:
+            total += stored[decision.weight]
+            continue
         site = decision.site
         each = 4 if site is None else site.operand.tensor.dtype.itemsize
         total += int(decision.size * each)

@@ -121,6 +121,7 @@ class Ladders:
 
     Attributes:
         groups: those with options.
+        ways: the same, those together that exclude each other.
         floats: bytes of the weights of all layers with options as they are.
     """
 
@@ -165,6 +166,7 @@ class Ladders:
                 splits.append([self._joint_ladder(joint), *rest])
             self._together.append(splits)
         self.groups = [group for own in ways for group in own]
+        self.ways = ways
         self.floats = sum(bytes_of(own[0], Variant()) for own in ways)
 
     def priced(self, cost: CostOf) -> Priced:

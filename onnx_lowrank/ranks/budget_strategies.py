@@ -55,7 +55,7 @@ class Keep(Strategy):
         stored = searching.prepared.quantized.wanted
         priced = searching.ladders.priced(bytes_of if stored else parameters_of)
         total = searching.linear_bytes() if stored else searching.linear_parameters()
-        fixed = total - (searching.ladders.floats if stored else priced.dense)
+        fixed = searching.fixed_bytes() if stored else total - priced.dense
         solution = solve(priced.items, share * total - fixed)
         if solution is not None:
             return searching.plan(priced, solution)

@@ -120,7 +120,9 @@ class CostTable:
             variant: what its layers become.
             leads: as for `pair`.
         """
-        rank, form = variant.rank, None if folded(group) else variant.format
+        rank, form = variant.rank, variant.format
+        if form is not None and folded(group):
+            form = None  # floats by the time it runs
         if form is None:
             return self.dense(group) if rank is None else self.pair(group, rank, leads)
         if rank is None:

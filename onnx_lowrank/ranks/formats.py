@@ -90,12 +90,18 @@ class FormatWishes:
         ops: forms whose weights may be integers.
         dynamic: whether inputs of products may be rounded to 8 bits in every run.
         signed: whether the weights of such products are stored with a sign.
+        own: name of a weight -> its only kind; others stay floats.  None where all have ``kinds``.
     """
 
     kinds: tuple[str, ...] = ("fp32",)
     ops: frozenset[str] = frozenset(_OPS)
     dynamic: bool = False
     signed: bool = False
+    own: Mapping[str, str] | None = None
+
+    def kinds_of(self, name: str) -> tuple[str, ...]:
+        """The kinds that the weight of a name may have."""
+        return self.kinds if self.own is None else (self.own.get(name, "fp32"),)
 
     @property
     def wanted(self) -> bool:
@@ -227,7 +233,7 @@ def formats_of(
             width = group.shape[2]
             own = [
                 None if k == "fp32" else table_format(width, 8 if k == "8" else 4)
-                for k in wanted.kinds
+                for k in wanted.kinds_of(group.matrix.name)
             ]
             found[group] = Formats(tuple(dict.fromkeys(own)))
     return found, left
@@ -263,7 +269,7 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
     _, m, n = group.shape
     dense: list[Format | None] = []
     pairs: list[Format | None] = []
-    for kind in wanted.kinds:
+    for kind in wanted.kinds_of(group.matrix.name):
         if kind == "fp32":
             dense.append(None)
             pairs.append(None)

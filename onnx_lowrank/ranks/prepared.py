@@ -41,6 +41,7 @@ class Prepared:
         formats: those of the layers and tables that may have some; all others stay floats.
         floats: why the others do, where formats were asked for.
         tables: of embeddings, whose rows may be stored in integers too.
+        stored: name of a weight that IN holds as integers -> bytes of them; ``model`` has floats.
         untried: methods that the effort asks for -> why one is not tried, None where it is.
         crew: who works on its layers.
     """
@@ -60,6 +61,7 @@ class Prepared:
     tables: Tables = field(default_factory=Tables)
     untried: Mapping[str, str | None] = field(default_factory=dict)
     crew: Crew = HERE
+    stored: Mapping[str, int] = field(default_factory=dict)
 
     def known_curve(self, group: Group, fisher: bool) -> DamageCurve | None:
         """The damage of a group that was measured in an earlier run.

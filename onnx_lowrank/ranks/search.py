@@ -28,6 +28,7 @@ from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import STAYS, Choice, Decision, linear_bytes, linear_parameters
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.formats import Variant
 from onnx_lowrank.maps.pair import Factors, constants_of
 from onnx_lowrank.maps.tables import table_codes
 from onnx_lowrank.numerics.arrays import Array, Feed
@@ -36,7 +37,7 @@ from onnx_lowrank.numerics.knapsack import Solution
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
-from onnx_lowrank.ranks.allocation import Ladders, Priced
+from onnx_lowrank.ranks.allocation import Ladders, Priced, bytes_of
 from onnx_lowrank.ranks.choose import choose, decide, settle
 from onnx_lowrank.ranks.damage import damage_curves, find_joints, joint_curves
 from onnx_lowrank.ranks.formats import unformatted
@@ -209,10 +210,21 @@ class Searching:
 
     def linear_bytes(self) -> float:
         """Bytes of the same, and of tables and layers of forms that are off, with formats."""
-        known = set(self.prepared.finding.groups)
-        return linear_bytes(self._undecided()) + sum(
-            group.matrix.tensor.nbytes for group in self.ladders.groups if group not in known
+        known, stored = set(self.prepared.finding.groups), self.prepared.stored
+        return linear_bytes(self._undecided(), stored) + sum(
+            stored.get(group.matrix.name, group.matrix.tensor.nbytes)
+            for group in self.ladders.groups
+            if group not in known
         )
+
+    def fixed_bytes(self) -> float:
+        """Bytes of linear layers that have no options, as they are written."""
+        stored = self.prepared.stored
+        options = sum(
+            stored.get(ways[0].matrix.name, bytes_of(ways[0], Variant()))
+            for ways in self.ladders.ways
+        )
+        return self.linear_bytes() - options
 
     def _undecided(self) -> tuple[Decision, ...]:
         return decide(self.prepared.finding, self.dense("not chosen yet").choices)

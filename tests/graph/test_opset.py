@@ -10,7 +10,7 @@ import pytest
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph.opset import raise_opset
-from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.session import open_session, run
 from tests.helpers.models import parse
 
@@ -112,7 +112,7 @@ IMAGES = {
 def test_outputs_of_old_operators_on_images_stay(
     body: str, opset: int, rng: np.random.Generator
 ) -> None:
-    known = {
+    known: dict[str, Array] = {
         "u": np.array([1, 1, 2, 1.5], np.float32),
         "d": np.array([1, 1, 0.5, 1.5], np.float32),
         "e": np.zeros(0, np.float32),

@@ -57,10 +57,11 @@ def test_activations_by_target() -> None:
 
 
 def test_ops() -> None:
-    assert quantized_ops(None) == quantized_ops(["all"]) == {"gather", "gemm", "matmul"}
+    every = {"conv", "einsum", "gather", "gemm", "gru", "lstm", "matmul", "rnn"}
+    assert quantized_ops(None) == quantized_ops(["all"]) == every
     assert quantized_ops(["gemm"]) == {"gemm"}
-    with pytest.raises(UsageError, match=r"gather, gemm, matmul.*got 'conv'"):
-        quantized_ops(["conv"])
+    with pytest.raises(UsageError, match=r"gather, gemm, gru, lstm, matmul.*got 'attention'"):
+        quantized_ops(["attention"])
 
 
 def test_several_kinds_need_something_to_choose_by() -> None:

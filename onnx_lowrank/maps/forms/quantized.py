@@ -2,7 +2,8 @@
 
 ``MatMulInteger(X, W)``, ``QLinearMatMul``, ``MatMulNBits``, ``QLinearConv``, …  ->  as they are
 
-Factors of rounded weights would be rounded again: factor first, then quantize.
+Factors of rounded weights would be rounded again: factor first, then quantize.  Where only the
+quantized model is there, see `onnx_lowrank.graph.dequantize`.
 (A MatMul behind a DequantizeLinear is answered by the MatMul's own form, in the same words.)
 """
 
@@ -12,7 +13,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import FLOAT_FIRST, Constants
+from onnx_lowrank.graph.constants import FLOAT_FIRST, Constants, requantized
 from onnx_lowrank.graph.walk import operator
 from onnx_lowrank.maps.emit import Emitter, Pair
 from onnx_lowrank.maps.forms.base import Form, Refusal, Site
@@ -34,6 +35,8 @@ _WEIGHT = {
     ("com.microsoft", "QGemm"): 3,
     ("com.microsoft", "QLinearConv"): 3,
 }
+# Those that no run makes floats of.
+_STAYS = frozenset({"DynamicQuantizeLSTM", "MatMulBnb4", "QAttention"})
 
 
 class Quantized(Form):
@@ -56,7 +59,8 @@ class Quantized(Form):
             weight.name,
             weight.size,
             shape,
-            f"{weight.name} is quantized ({node.op_type}); {FLOAT_FIRST}",
+            f"{weight.name} is quantized ({node.op_type}); "
+            f"{FLOAT_FIRST if node.op_type in _STAYS else requantized()}",
         )
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:

@@ -1,0 +1,160 @@
+"""What the integers of a quantized weight stand for, operator by operator.
+
+``DequantizeLinear(q, s, z)``  stands for  ``s · (q − z)``, with one scale, one for each index of an
+axis, or one for a block of them; MatMulNBits packs codes of 4 or 8 bits by columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.walk import attribute
+from onnx_lowrank.numerics.arrays import Array
+
+__all__ = ["BITS", "IntegerWeight", "dequantized", "nbits_weight", "read_weight"]
+
+BITS = {
+    ir.DataType.INT4: 4,
+    ir.DataType.UINT4: 4,
+    ir.DataType.INT8: 8,
+    ir.DataType.UINT8: 8,
+}
+"""Bits of the codes of weights."""
+_PACKED = (4, 8)
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerWeight:
+    """A weight that is stored in integers.
+
+    Attributes:
+        root: the integers.
+        values: what they stand for, float32.
+        bits: of a code; 32 of a bias.
+        nbytes: of the integers, their scales and zero points.
+    """
+
+    root: ir.Value
+    values: npt.NDArray[np.float32]
+    bits: int
+    nbytes: int
+
+
+def dequantized(
+    codes: Array, scales: Array, zeros: Array | None, axis: int, block: int = 0
+) -> npt.NDArray[np.float32]:
+    """``s · (q − z)`` as DequantizeLinear computes it.
+
+    Args:
+        codes: q.
+        scales: one of them, one for each index of the axis, or one for each block.
+        zeros: z, of the shape of the scales; None is 0.
+        axis: of the scales, where there are several.
+        block: indices of the axis that share a scale; 0 without blocks.
+
+    Raises:
+        ValueError: the scales do not fit the codes.
+    """
+
+    def spread(array: Array) -> Array:
+        array = np.asarray(array)
+        if array.size == 1:
+            return array.reshape(())
+        if block:
+            own = np.repeat(array, block, axis=axis)
+            return np.take(own, np.arange(codes.shape[axis]), axis=axis)
+        shape = [1] * codes.ndim
+        shape[axis] = codes.shape[axis]
+        return array.reshape(shape)
+
+    whole = codes.astype(np.float32)
+    if zeros is not None:
+        whole = whole - spread(zeros).astype(np.float32)
+    return np.asarray(whole * spread(scales).astype(np.float32), np.float32)
+
+
+def read_weight(
+    constants: Constants,
+    codes: ir.Value | None,
+    scales: ir.Value | None,
+    zeros: ir.Value | None,
+    axis: int,
+    block: int = 0,
+) -> IntegerWeight | str:
+    """The weight of these inputs of a node, or why it is none that can be read.
+
+    Args:
+        constants: resolver of the model's constants.
+        codes: the integers.
+        scales: theirs.
+        zeros: their zero points; None without.
+        axis: of the scales.
+        block: as for `dequantized`.
+    """
+    found = [constants.resolve(value) for value in (codes, scales, zeros)]
+    q, s, z = found
+    if not isinstance(q, Constant) or not isinstance(s, Constant):
+        return "its integers or scales are not constant"
+    if zeros is not None and not isinstance(z, Constant):
+        return "its zero points are not constant"
+    if s.dtype is not ir.DataType.FLOAT:
+        return f"its scales are {s.dtype.name.lower()}; float32 ones are read"
+    if q.root.is_graph_input() or q.root.is_graph_output():
+        return "its integers are an input or output of the model"
+    bits = 32 if q.dtype is ir.DataType.INT32 else BITS.get(q.dtype)
+    if bits is None:
+        return f"its codes are {q.dtype.name.lower()}; 4 and 8 bits are read"
+    known = [own for own in (q, s, z) if isinstance(own, Constant)]
+    try:
+        zero = z.numpy() if isinstance(z, Constant) else None
+        axis = axis % max(len(q.shape), 1)
+        values = dequantized(q.numpy(), s.numpy(), zero, axis, block)
+    except ValueError as error:
+        return f"its scales do not fit: {error}"
+    return IntegerWeight(q.root, values, bits, sum(own.tensor.nbytes for own in known))
+
+
+def nbits_weight(node: ir.Node, constants: Constants) -> IntegerWeight | str:
+    """The weight ``W[K, N]`` of a MatMulNBits, or why it cannot be read."""
+    inputs = [*node.inputs, *[None] * 6][:6]
+    _, packed, scales, zeros, order, _ = inputs
+    if order is not None:
+        return "its rows are in an order of their own (g_idx)"
+    bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 32)
+    inner, outer = attribute(node, "K", 0), attribute(node, "N", 0)
+    if bits not in _PACKED:
+        return f"its codes have {bits} bits; 4 and 8 are read"
+    found = [constants.resolve(value) for value in (packed, scales, zeros)]
+    q, s, z = found
+    if not isinstance(q, Constant) or not isinstance(s, Constant):
+        return "its integers or scales are not constant"
+    if zeros is not None and not isinstance(z, Constant):
+        return "its zero points are not constant"
+    if s.dtype is not ir.DataType.FLOAT:
+        return f"its scales are {s.dtype.name.lower()}; float32 ones are read"
+    groups = -(-inner // block)
+    codes = _unpacked(q.numpy().reshape(outer, -1), bits)[:, :inner]  # [N, K]
+    each = s.numpy().reshape(outer, groups)
+    middle: Array = np.full((1, 1), 1 << bits - 1, np.float32)
+    if isinstance(z, Constant):
+        packed_zeros = z.dtype is ir.DataType.UINT8
+        own = z.numpy().reshape(outer, -1)
+        middle = (_unpacked(own, bits) if packed_zeros else own)[:, :groups]
+    values = dequantized(codes, each, np.broadcast_to(middle, each.shape), 1, block)
+    known = [own for own in (q, s, z) if isinstance(own, Constant)]
+    size = sum(own.tensor.nbytes for own in known)
+    return IntegerWeight(q.root, np.ascontiguousarray(values.T), bits, size)
+
+
+def _unpacked(rows: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float32]:
+    """Codes of each row, the first one in the low half of a byte."""
+    if bits == 8:
+        return rows.astype(np.float32)
+    halves = np.stack([rows & 0xF, rows >> 4], axis=-1)
+    return halves.reshape(len(rows), -1).astype(np.float32)

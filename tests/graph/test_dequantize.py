@@ -1,0 +1,180 @@
+"""Maps of integers as maps of floats: the outputs stay but for the rounding of activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onnx_lowrank.graph.dequantize import dequantize
+from onnx_lowrank.graph.opset import raise_opset
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.graph.walk import tensors
+from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime.session import open_session, run
+from tests.helpers.models import parse
+from tests.helpers.quantized import WAYS, float_model, images, quantized
+
+HEAD = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
+
+
+def outputs(proto: onnx.ModelProto, feed: Feed) -> Feed:
+    return run(open_session(proto.SerializeToString()), feed, "a model")
+
+
+def relative(got: Array, wanted: Array) -> float:
+    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_quantizing(way: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    feeds = images(rng)
+    before = onnx.load(quantized(float_model(rng), way, feeds, tmp_path))
+    model = ir.from_proto(before)
+    found = dequantize(model, Spool())
+    after = ir.to_proto(model)
+    onnx.checker.check_model(after, full_check=True)
+    maps = 1 if way.startswith("nbits") else 3
+    assert len(found.nodes) == len(found.bits) == len(found.bytes) == maps
+    assert set(found.bits.values()) == {4 if way == "nbits" else 8}
+    assert not found.left
+    kinds = [node.op_type for node in model.graph]
+    assert not {kind for kind in kinds if "Integer" in kind or "NBits" in kind}
+    assert "DynamicQuantizeLinear" not in kinds
+    assert kinds.count("Conv") == 1
+    for name, size in found.bytes.items():
+        floats = model.graph.initializers[name].const_value
+        assert floats is not None
+        assert floats.nbytes * found.bits[name] / 32 <= size < 0.36 * floats.nbytes
+    # As near to what the quantized model gives as its rounding of activations allows.
+    wanted, got = outputs(before, feeds[0])["y"], outputs(after, feeds[0])["y"]
+    assert 0.0 <= relative(got, wanted) < (1e-5 if way.startswith("nbits") else 0.05)
+    if way.startswith("nbits"):
+        return
+    # Nothing of the integers is left, and the float model is nearer than the quantized one.
+    assert all(tensor.dtype is not ir.DataType.INT8 or tensor.size < 2 for tensor in tensors(model))
+    plain = outputs(float_model(np.random.default_rng(0)), feeds[0])["y"]
+    assert plain.shape == got.shape
+
+
+def test_what_a_pair_cuts_off_stays_cut_off(rng: np.random.Generator) -> None:
+    """A quantizer leaves out a Relu where a range begins at 0."""
+    proto = parse(
+        f"""{HEAD} g (float[4,24] x) => (float[4,16] y) {{
+            w = DequantizeLinear <axis=1> (q, sw)
+            [map] h = MatMul (x, w)
+            a = QuantizeLinear (h, s, z)
+            b = DequantizeLinear (a, s, z)
+            [second] y = MatMul (b, w2)
+        }}""",
+        {
+            "q": rng.integers(-127, 128, (24, 16)).astype(np.int8),
+            "sw": np.full(16, 0.01, np.float32),
+            "s": np.array(0.02, np.float32),
+            "z": np.array(-128, np.int8),
+            "w2": np.eye(16, dtype=np.float32),
+        },
+    )
+    model = ir.from_proto(proto)
+    found = dequantize(model, Spool())
+    assert found.nodes == ["map"]
+    assert [node.op_type for node in model.graph] == ["MatMul", "Clip", "MatMul"]
+    x = rng.standard_normal((4, 24)).astype(np.float32)
+    before, after = outputs(proto, {"x": x})["y"], outputs(ir.to_proto(model), {"x": x})["y"]
+    assert after.min() == 0.0
+    assert after.max() == pytest.approx(255 * 0.02)
+    assert 0.0 < np.abs(after - before).max() <= 0.0101  # half a step
+
+
+def test_blocks_and_zero_points(rng: np.random.Generator) -> None:
+    proto = parse(
+        f"{HEAD} g (float[4,24] x) => (float[4,16] y) "
+        "{ w = DequantizeLinear <axis=0, block_size=16> (q, s, z)\n y = MatMul (x, w) }",
+        {
+            "q": rng.integers(0, 256, (24, 16)).astype(np.uint8),
+            "s": (rng.random((2, 16)) / 100).astype(np.float32),
+            "z": rng.integers(100, 150, (2, 16)).astype(np.uint8),
+        },
+    )
+    model = ir.from_proto(proto)
+    dequantize(model, Spool())
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+    x = rng.standard_normal((4, 24)).astype(np.float32)
+    evaluated = onnx.reference.ReferenceEvaluator(proto).run(["y"], {"x": x})
+    assert isinstance(evaluated, list)
+    floats = np.asarray(evaluated[0])
+    np.testing.assert_allclose(outputs(ir.to_proto(model), {"x": x})["y"], floats, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "reason"),
+    [
+        (
+            "a, s, z = DynamicQuantizeLinear (x)\n b = ConvInteger <group=4> (a, q, z)\n"
+            " c = Cast <to=1> (b)\n d = Mul (s, w)\n y = Mul (c, d)",
+            (4, 1, 1, 1),
+            "small maps already",
+        ),
+        (
+            "a, s, z = DynamicQuantizeLinear (x)\n b = ConvInteger (a, q, z)\n y = Cast <to=1> (b)",
+            (4, 4, 1, 1),
+            "its sums not scaled",
+        ),
+        ("a = Cast <to=2> (x)\n b = ConvInteger (a, q)\n y = Cast <to=1> (b)", (4, 4, 1, 1), ""),
+    ],
+)
+def test_what_stays(
+    body: str, kind: tuple[int, ...], reason: str, rng: np.random.Generator
+) -> None:
+    known: dict[str, Array] = {
+        "q": rng.integers(0, 9, kind).astype(np.uint8),
+        "w": np.array(0.1, np.float32),
+    }
+    proto = parse(
+        f"{HEAD} g (float[1,4,3,3] x) => (float[1,4,3,3] y) {{ {body} }}",
+        {name: array for name, array in known.items() if f" {name})" in body or name == "q"},
+    )
+    model = ir.from_proto(proto)
+    found = dequantize(model, Spool())
+    assert not found.bits
+    (why,) = found.left.values()
+    assert reason in why
+    assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
+
+
+def test_grouped_convolutions_keep_their_pairs(rng: np.random.Generator) -> None:
+    """Their weight stays as integers, and so does what stands around them."""
+    proto = parse(
+        f"""{HEAD} g (float[1,4,3,3] x) => (float[1,4,3,3] y) {{
+            w = DequantizeLinear <axis=0> (q, sw)
+            a = QuantizeLinear (x, s, z)
+            b = DequantizeLinear (a, s, z)
+            c = Conv <group=4> (b, w)
+            d = QuantizeLinear (c, s, z)
+            y = DequantizeLinear (d, s, z)
+        }}""",
+        {
+            "q": rng.integers(-9, 9, (4, 1, 1, 1)).astype(np.int8),
+            "sw": np.full(4, 0.01, np.float32),
+            "s": np.array(0.02, np.float32),
+            "z": np.array(3, np.int8),
+        },
+    )
+    model = ir.from_proto(proto)
+    assert not dequantize(model, Spool()).bits
+    assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
+
+
+def test_old_operators_are_raised_first(rng: np.random.Generator, tmp_path: Path) -> None:
+    plain = float_model(rng)
+    plain.opset_import[0].version = 11
+    feeds = images(rng, 4)
+    before = onnx.load(quantized(plain, "dynamic", feeds, tmp_path))
+    model = ir.from_proto(before)
+    raise_opset(model, 13)
+    assert len(dequantize(model, Spool()).nodes) == 3
+    wanted = outputs(before, feeds[0])["y"]
+    assert relative(outputs(ir.to_proto(model), feeds[0])["y"], wanted) < 0.05
