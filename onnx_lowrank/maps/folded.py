@@ -1,6 +1,9 @@
 """Weights that are stored as integers and made floats once, when a runtime loads the model.
 
-``Conv(x, W)``  ->  ``Conv(x, Reshape(Cast(q) · Cast(s)))``    and LSTM, GRU, RNN, Einsum, ``W @ x``
+``Conv(x, W)``  ->  ``Conv(x, Reshape(Cast(q) · Cast(s)))``
+
+So are LSTM, GRU, RNN, Einsum, ``W @ x``, and ``x @ W`` where several nodes read one W, which no
+kernel of integers is made for.
 
 All that leads to W is constant, so ONNX Runtime computes it while it loads and runs the node as it
 was: the file is smaller, speed and memory in use are those of floats.  A DequantizeLinear in its
@@ -22,12 +25,15 @@ from onnx_lowrank.maps.forms import Site, all_forms
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Blocks
 
-__all__ = ["FOLDED", "FoldedWriter", "folded_site", "is_product"]
+__all__ = ["FOLDED", "PRODUCTS", "FoldedWriter", "folded_site", "is_product"]
 
 FOLDED = frozenset(
     {"conv", "conv-spatial", "einsum", "gemm-left", "gru", "lstm", "matmul-left", "rnn"}
 )
 """Names of the forms whose weights are stored so."""
+
+PRODUCTS = frozenset({"matmul-right", "gemm-right"})
+"""Forms whose weight may stand behind a DequantizeLinear that runtimes fuse with the product."""
 
 
 def is_product(node: ir.Node, constants: Constants) -> bool:
@@ -38,8 +44,8 @@ def is_product(node: ir.Node, constants: Constants) -> bool:
 
 
 def folded_site(node: ir.Node, constants: Constants) -> Site:
-    """How a node of one of the forms reads its constant."""
-    forms = [form for form in all_forms() if form.name in FOLDED]
+    """How a node of one of the forms, or a product, reads its constant."""
+    forms = [form for form in all_forms() if form.name in FOLDED | PRODUCTS]
     matches = (form.match(node, constants) for form in forms if _looks_at(form.targets, node))
     return next(match for match in matches if isinstance(match, Site))
 

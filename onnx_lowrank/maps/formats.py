@@ -24,7 +24,7 @@ from onnx_lowrank.graph.walk import attribute, float_attribute, node_name
 from onnx_lowrank.maps.dynamic import DynamicWriter
 from onnx_lowrank.maps.emit import Storage, TypedShape
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.folded import FOLDED, FoldedWriter, folded_site, is_product
+from onnx_lowrank.maps.folded import FOLDED, PRODUCTS, FoldedWriter, folded_site, is_product
 from onnx_lowrank.maps.rewrite import remove_unread
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks
@@ -41,6 +41,7 @@ __all__ = [
     "correctable",
     "folded",
     "no_format",
+    "products",
     "suited",
 ]
 
@@ -52,8 +53,6 @@ _DYNAMIC_OPSET, _TABLE_OPSETS = 11, {8: 11, 4: 18}
 
 SMALLEST = 16
 """The smallest block of the kernels that multiply with one."""
-# Forms whose weight may stand behind a DequantizeLinear that runtimes fuse with the product.
-_PRODUCTS = frozenset({"matmul-right", "gemm-right"})
 Activations = Literal["float", "dynamic"]
 # Bytes of the nodes and names that make floats of integers.
 _FOLDING = 1000
@@ -170,9 +169,9 @@ def no_format(group: Group, model: ir.Model) -> str | None:
     slices, m, n = group.shape
     for member in group.members:
         site = member.site
-        if site.form.name not in _PRODUCTS | FOLDED:
+        if site.form.name not in PRODUCTS | FOLDED:
             return f"form {site.form.name} has no number format"
-        if (site.form.name in FOLDED) != folded(group):
+        if (site.form.name in PRODUCTS) != products(group):
             return "one weight is read by nodes that multiply with integers and by others"
         if site.node.graph is not model.graph:
             return "it is inside a subgraph or function, where weights stay floats"
@@ -188,14 +187,22 @@ def no_format(group: Group, model: ir.Model) -> str | None:
         return f"{group.matrix.name} is also read by {group.others[0]}: the floats would stay"
     if m < SMALLEST:
         return f"{m}×{n} is narrower than a block of {SMALLEST}"
-    if folded(group) and 4 * m * n <= Format(8, 128).bytes(m, n) + _FOLDING:
+    if not products(group) and 4 * m * n <= Format(8, 128).bytes(m, n) + _FOLDING:
         return f"{m}×{n} is so small that integers save nothing"
     return None
 
 
+def products(group: Group) -> bool:
+    """Whether the nodes of a group are ``x @ W`` or a Gemm, which kernels of integers are for."""
+    return group.members[0].site.form.name in PRODUCTS
+
+
 def folded(group: Group) -> bool:
-    """Whether a runtime makes floats of a group's integers once, so that its speed is theirs."""
-    return group.members[0].site.form.name in FOLDED
+    """Whether a runtime makes floats of a group's blocks once, so that its speed is theirs.
+
+    ONNX Runtime fuses a DequantizeLinear with a product only where nothing else reads it.
+    """
+    return not products(group) or len({member.site.node for member in group.members}) > 1
 
 
 def correctable(group: Group) -> bool:
@@ -271,11 +278,14 @@ class FormatWriter:
         """
         root = self.weight(nodes[0]).root
         base, in_node = node_name(nodes[0]), root.producer() is not None
-        if not is_product(nodes[0], self._constants):
+        nodes = list(dict.fromkeys(nodes))
+        dynamic = form is not None and form.dynamic
+        shared = isinstance(matrix, Blocks) and len(nodes) > 1 and not dynamic
+        if shared or not is_product(nodes[0], self._constants):
             self._folded.put([folded_site(node, self._constants) for node in nodes], matrix, base)
             remove_unread(root)
             return
-        if isinstance(matrix, Blocks) and form is not None and form.dynamic:
+        if isinstance(matrix, Blocks) and form is not None and dynamic:
             self._products.write(nodes, matrix, signed=form.signed, in_node=in_node)
             remove_unread(root)
             return

@@ -121,7 +121,7 @@ class CostTable:
             leads: as for `pair`.
         """
         rank, form = variant.rank, variant.format
-        if form is not None and folded(group):
+        if form is not None and folded(group) and not form.dynamic:
             form = None  # floats by the time it runs
         if form is None:
             return self.dense(group) if rank is None else self.pair(group, rank, leads)
@@ -201,7 +201,7 @@ def plan_costs(
         if site.node.graph is not model.graph
     }
     own = {
-        m.site: ONLY_FLOATS if folded(group) else (formats or {}).get(group, ONLY_FLOATS)
+        m.site: _apart((formats or {}).get(group, ONLY_FLOATS), floats=folded(group))
         for group in groups
         for m in group.members
     }
@@ -222,6 +222,14 @@ def plan_costs(
         specimens.setdefault(key, Specimen(site, model, seen))
         of_key[key] = of_key.get(key, ONLY_FLOATS).joined(own[site])
     return CostPlan(keys, specimens, unknown, of_key)
+
+
+def _apart(own: Formats, *, floats: bool) -> Formats:
+    """The formats with times of their own: where blocks are floats when it runs, only others."""
+    if not floats:
+        return own
+    parts = (own.dense, own.pairs)
+    return Formats(*(tuple(f for f in part if f is None or f.dynamic) for part in parts))
 
 
 def _seen(sites: Sequence[Site], model: ir.Model, run: Run) -> Seen:

@@ -14,7 +14,7 @@ from onnx_lowrank.graph.shape_for import WISHES
 from onnx_lowrank.maps.choice import STAYS, Choice, Spectrum
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Finding, Group, Selection
-from onnx_lowrank.maps.formats import Format, correctable, folded, no_format, suited
+from onnx_lowrank.maps.formats import Format, correctable, no_format, products, suited
 from onnx_lowrank.maps.tables import Tables, table_format
 from onnx_lowrank.runtime.providers import short_name
 
@@ -275,7 +275,7 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
             pairs.append(None)
             continue
         plain = [dataclasses.replace(f, block=suited(f.block, m)) for f in _DENSE[kind]]
-        if kind == "8" and wanted.dynamic and not folded(group) and rounds_inputs(_nodes(group)):
+        if kind == "8" and wanted.dynamic and products(group) and rounds_inputs(_nodes(group)):
             dynamic = dataclasses.replace(_DYNAMIC, signed=wanted.signed)
             dense.append(dynamic)
             pairs.append(dynamic)

@@ -10,7 +10,7 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.maps.choice import Choice, Joint
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
-from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, folded, suited
+from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, products, suited
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.tables import Tables, table_format
 from onnx_lowrank.numerics.ranks import largest_rank
@@ -120,7 +120,7 @@ def formats_in(
 
 def _check_dynamic(group: Group, wanted: Format, where: str) -> None:
     """Raise where products of a group cannot round their inputs, or not in such a format."""
-    if folded(group) or not rounds_inputs([member.site.node for member in group.members]):
+    if not products(group) or not rounds_inputs([member.site.node for member in group.members]):
         raise InputError(f"{where}: a Gemm with transA, alpha or beta does not round its inputs")
     if (wanted.bits, wanted.block, wanted.correction) != (8, 0, 0):
         raise InputError(

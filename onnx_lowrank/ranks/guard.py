@@ -39,7 +39,7 @@ def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[s
     """
     ranked = [group for group, choice in plan.choices.items() if choice.changed]
     gains = {group: _gain(table, group, plan.choices[group]) for group in ranked}
-    timed = [group for group in ranked if plan.choices[group].rank is not None or not folded(group)]
+    timed = [group for group in ranked if not _as_floats(group, plan.choices[group])]
     losers = ranked if last else [group for group in timed if gains[group] <= 0.0]
     if not losers:  # each alone pays, all together do not: the half that pays least
         known = timed or ranked
@@ -52,6 +52,12 @@ def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[s
     damage = None if plan.damage is None or len(losers) < len(ranked) else 0.0
     following = dataclasses.replace(plan, choices=choices, damage=damage, summed=damage)
     return following, _names(losers)
+
+
+def _as_floats(group: Group, choice: Choice) -> bool:
+    """Whether a layer runs as it did: only its file is smaller."""
+    dynamic = choice.format is not None and choice.format.dynamic
+    return choice.rank is None and folded(group) and not dynamic
 
 
 def _together(choice: Choice, group: Group) -> tuple[Group, ...]:

@@ -190,7 +190,8 @@ def rounding_damages(
             known,
             ranged=_lost_by_range(group, formats[group], probe, scale * felt.inputs),
         )
-        if any(form is not None and not form.dynamic for form in formats[group].dense):
+        blocks = any(form is not None and not form.dynamic for form in formats[group].dense)
+        if blocks and not folded(group):
             inputs[group] = scale * felt.inputs
         if formats[group].dynamic:
             inside[group] = scale * felt.inside
@@ -261,8 +262,7 @@ def _turned(matrix: Array) -> tuple[Array, Array]:
 
 def _lost_by_inputs(groups: Sequence[Group], probe: Probe) -> float:
     """Damage of kernels that round what they multiply, all layers together, weights aside."""
-    products = [g for g in groups if not g.members[0].site.form.indices and not folded(g)]
-    if not products:
+    if not groups:
         return 0.0
     model = probe.model.clone()
     node_of = dict(zip(probe.model.graph, model.graph, strict=True))
@@ -270,7 +270,7 @@ def _lost_by_inputs(groups: Sequence[Group], probe: Probe) -> float:
     constants: dict[str, Array] = {}
     with Spool() as spool:
         writer = FormatWriter(model, spool)
-        for group in products:
+        for group in groups:
             matrix = group.matrix.numpy()[0]
             codes = round_blocks(matrix, 8, suited(_BLOCK, len(matrix)))
             writer.put([node_of[member.site.node] for member in group.members], codes)
@@ -339,7 +339,7 @@ def _product(
     reference = _reference(own)
     relative = dense[reference] / whole if whole > 0.0 else 0.0
     power = 1.0 if moments is None else statistics.fit[group][0].trace / len(matrix)
-    inputs = 0.0 if folded(group) else power * felt_error(matrix, None, fisher)
+    inputs = power * felt_error(matrix, None, fisher)
     m, n = matrix.shape
     inside = inputs
     if own.dynamic and n <= m:  # what is rounded is a rotation of the outputs

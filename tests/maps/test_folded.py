@@ -17,7 +17,7 @@ from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import stored_bytes, tensors
 from onnx_lowrank.maps.find import Finding, Refused, find
 from onnx_lowrank.maps.folded import FOLDED
-from onnx_lowrank.maps.formats import OPSET, FormatWriter, no_format
+from onnx_lowrank.maps.formats import OPSET, FormatWriter, folded, no_format
 from onnx_lowrank.maps.forms import all_forms
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.blocks import Bits, round_blocks
@@ -148,6 +148,30 @@ def test_one_weight_of_two_nodes_is_stored_once(rng: np.random.Generator) -> Non
     assert len(integers) == 1
     first, second = (node for node in changed.graph if node.op_type == "Conv")
     assert first.inputs[1] is second.inputs[1]
+
+
+def test_a_product_weight_of_two_nodes_is_made_floats_once(rng: np.random.Generator) -> None:
+    """ONNX Runtime fuses a DequantizeLinear with one product, not with two."""
+    proto = parse(
+        f"{HEAD} g (float[3,40] x) => (float[3,48] y, float[3,48] z) "
+        "{ y = MatMul (x, W)\n n = Neg (x)\n z = Gemm (n, W, b) }",
+        {
+            "W": rng.standard_normal((40, 48)).astype(np.float32),
+            "b": rng.standard_normal(48).astype(np.float32),
+        },
+    )
+    changed = ir.from_proto(proto)
+    (group,) = found_in(changed).groups
+    assert folded(group)
+    raise_opset(changed, OPSET)
+    nodes = [member.site.node for member in group.members]
+    with Spool() as spool:
+        codes = round_blocks(group.matrix.numpy()[0], 8, 16)
+        FormatWriter(changed, spool).put(nodes, codes)
+    assert "DequantizeLinear" not in {node.op_type for node in changed.graph}
+    x = rng.standard_normal((3, 40)).astype(np.float32)
+    got = run(open_session(ir.to_proto(changed).SerializeToString()), {"x": x}, "a model")
+    np.testing.assert_allclose(got["y"], x @ codes.values(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
