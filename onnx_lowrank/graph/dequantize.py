@@ -95,11 +95,17 @@ class _Run:
     def map(self, node: ir.Node) -> None:
         """Make floats of a node's weight, if it is a map with a quantized one."""
         handler = _HANDLED.get(operator(node))
-        if handler is None:
+        if handler is None or not self._holds_weight(node):
             return
         why = handler(self, node)
         if why:
             self.found.left[node_name(node)] = why
+
+    def _holds_weight(self, node: ir.Node) -> bool:
+        """Whether what may be a weight is constant; attention multiplies what is computed."""
+        index = {"DequantizeLinear": 0}.get(node.op_type, 3 if node.op_type[0] == "Q" else 1)
+        value = node.inputs[index] if index < len(node.inputs) else None
+        return self._constants.resolve(value) is not None
 
     def pair(self, node: ir.Node) -> None:
         """Let a value that is rounded and made a float again be cut off only."""

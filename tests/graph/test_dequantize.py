@@ -168,6 +168,23 @@ def test_grouped_convolutions_keep_their_pairs(rng: np.random.Generator) -> None
     assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
 
 
+def test_products_of_what_is_computed_are_no_maps() -> None:
+    proto = parse(
+        f"""{HEAD} g (float[4,4] x) => (float[4,4] y) {{
+            a, s, z = DynamicQuantizeLinear (x)
+            b = MatMulInteger (a, a, z, z)
+            c = Cast <to=1> (b)
+            d = Mul (s, s)
+            y = Mul (c, d)
+        }}""",
+        {},
+    )
+    model = ir.from_proto(proto)
+    found = dequantize(model, Spool())
+    assert not found.left
+    assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
+
+
 def test_old_operators_are_raised_first(rng: np.random.Generator, tmp_path: Path) -> None:
     plain = float_model(rng)
     plain.opset_import[0].version = 11
