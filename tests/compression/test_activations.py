@@ -177,11 +177,23 @@ def test_an_old_opset_is_enough(rng: np.random.Generator) -> None:
     assert set(formats(result).values()) == {FORMAT}
     assert result.model.opset_imports[""] == 11
     assert error(result) < 0.03
-    chosen = compress(three(rng, 11), **common, keep=0.3, weights="auto", activations="int8")
+    older = compress(three(rng, 10), **common, energy=1.0, weights="8", activations="int8")
+    assert older.model.opset_imports[""] == 11
+    fixed = parse(
+        '<ir_version: 6, opset_import: ["" : 11]> g (float[N,96] x) => (float[N,80] y) {'
+        ' a = Resize <coordinate_transformation_mode="tf_half_pixel_for_nn"> (x, E, S)'
+        " y = MatMul (a, W) }",
+        {
+            "W": weight(rng, 96, 80),
+            "E": np.zeros(0, np.float32),
+            "S": np.ones(2, np.float32),
+        },
+    )
+    chosen = compress(fixed, **common, keep=0.3, weights="auto", activations="int8")
     assert {form for form in formats(chosen).values() if form} == {FORMAT}
     assert any("are left out: node" in note for note in chosen.report.notes)
-    with pytest.raises(InputError, match="older than opset 13"):
-        compress(three(rng, 10), **common, energy=1.0, weights="8", activations="int8")
+    with pytest.raises(InputError, match="Resize of opset 11 has coordinate_transformation_mode"):
+        compress(fixed, **common, energy=1.0, weights="4")
 
 
 def test_what_does_not_round_its_inputs_has_blocks(rng: np.random.Generator) -> None:

@@ -132,7 +132,8 @@ def test_a_weight_behind_transpose_that_several_nodes_read(
     )
     result = compress(model, energy=1.0, weights=bits, bench=False, simplify=False)
     assert "W" not in result.model.graph.initializers
-    assert "Transpose" not in operators(result)
+    kinds = operators(result)  # a runtime makes floats of it once
+    assert (kinds.count("DequantizeLinear"), kinds.count("Mul")) == (0, 1)
     assert error(result) < 2 * LOST[bits]
 
 
