@@ -16,7 +16,7 @@ from onnx_lowrank.compression.context import Context
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.spectra import measure
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.graph.dequantize import Dequantized, dequantize
+from onnx_lowrank.graph.dequantize import Dequantized, dequantize, holds_integers
 from onnx_lowrank.graph.fixed import opset_of
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
@@ -247,6 +247,10 @@ def _dequantized(context: Context, model: ir.Model) -> Dequantized:
     if not settings.requantize:
         return Dequantized()
     option = named("requantize", True)
+    nothing = f"{option}: no weight is quantized in a way that can be made floats"
+    if not holds_integers(model):
+        context.say(nothing)
+        return Dequantized()
     try:
         raised = raise_opset(model, _CLIP)
     except InputError as error:
@@ -256,10 +260,10 @@ def _dequantized(context: Context, model: ir.Model) -> Dequantized:
         found = dequantize(model, spool)
     for note in by_reason(found.left, f"{option}: weights that stay as they are"):
         context.say(note)
-    if not found.bits:
-        context.say(f"{option}: no weight is quantized in a way that can be made floats")
-        return found
     context.say(raised)
+    if not found.bits:
+        context.say(nothing)
+        return found
     size = sum(found.bytes.values()) / 1e6
     context.say(
         f"{counted(len(found.bits), 'weight')} of {size:.3g} MB were integers in "

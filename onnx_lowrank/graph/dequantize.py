@@ -31,7 +31,7 @@ from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import all_nodes, attribute, node_name, operator
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["Dequantized", "dequantize"]
+__all__ = ["Dequantized", "dequantize", "holds_integers"]
 
 _MS = "com.microsoft"
 # Operators whose weights may be factored: where the weight is among the inputs.
@@ -82,6 +82,11 @@ def dequantize(model: ir.Model, spool: Spool) -> Dequantized:
         if node not in outer and operator(node) in _HANDLED:
             run.found.left[node_name(node)] = "it is inside a subgraph or function"
     return run.found
+
+
+def holds_integers(model: ir.Model) -> bool:
+    """Whether the main graph has nodes that `dequantize` looks at."""
+    return any(operator(node) in _HANDLED for node in model.graph)
 
 
 class _Run:
