@@ -37,6 +37,8 @@ __all__ = [
 
 # Kinds of arrays of strings; bytes, at most, of an integer that is a quantized number.
 _TEXTS, _QUANTIZED = "OUS", 2
+# Elements that are in double precision at once.
+_BLOCK = 1 << 20
 _AGREES = 1e-3
 """Relative error up to which the original is said to agree with stored outputs."""
 
@@ -365,14 +367,24 @@ def damage_of(
         if before.dtype.kind not in "fV" or before.shape != candidate[name].shape:
             continue  # V: bfloat16 and smaller
         a, b = (reading.counted(name, given[name], keep) for given in (reference, candidate))
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        known = np.isfinite(a)
-        a, b = a[known], b[known]
-        norm = float(np.vdot(a, a))
+        norm, error = _squares(a.reshape(-1), b.reshape(-1))
         if norm > 0.0:
-            error = float(np.vdot(b - a, b - a)) / norm
-            found.append(error if np.isfinite(error) else np.inf)
+            found.append(error / norm if np.isfinite(error) else np.inf)
     return float(np.mean(found)) if found else None
+
+
+def _squares(a: Array, b: Array) -> tuple[float, float]:
+    """``‖a‖²`` and ``‖b − a‖²`` where a is finite, of shape [elements]; a block at a time."""
+    norm = error = 0.0
+    for start in range(0, len(a), _BLOCK):
+        one, other = (own[start : start + _BLOCK].astype(np.float64) for own in (a, b))
+        known = np.isfinite(one)
+        if not known.all():
+            one, other = one[known], other[known]
+        other -= one
+        norm += float(np.vdot(one, one))
+        error += float(np.vdot(other, other))
+    return norm, error
 
 
 def mean_damage(damages: Iterable[float | None]) -> float | None:

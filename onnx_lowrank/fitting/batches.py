@@ -13,6 +13,7 @@ from onnx_lowrank.data.fitter import is_floating
 from onnx_lowrank.data.mask import kept_rows, spread_mask
 from onnx_lowrank.errors import DerivativeError, InputError, ShortError, named
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime.kept import Kept
 from onnx_lowrank.runtime.memory import Memory, gigabytes, growth
 from onnx_lowrank.runtime.opener import Waiting
 from onnx_lowrank.runtime.shelf import Shelf, Values
@@ -23,23 +24,33 @@ from onnx_lowrank.runtime.taps import (
 __all__ = ["Batches", "batch_size", "joined", "wide"]
 
 
-def batch_size(run: Runner, inputs: Feed, most: int, memory: Memory) -> int:
+# Elements of the targets of a batch, about: more rows at once save no time, and derivatives hold
+# several arrays of the size.
+_ELEMENTS = 1 << 24
+
+
+def batch_size(
+    run: Runner, targets: Feed, most: int, memory: Memory, trained: Feed | None = None
+) -> int:
     """How many samples go into a batch, from what derivatives of one of them take.
 
     Args:
         run: the model with the derivatives; it has not run yet in this process.
-        inputs: of one feed, the largest.
+        targets: `Batches.inputs` of one feed, the largest.
         most: samples that are wanted.
         memory: what may be held.
+        trained: what else the model reads.
 
     Raises:
         ShortError: not even one fits.
     """
+    inputs = {**targets, **(trained or {})}
     if isinstance(run, Waiting):
         run.load(inputs)  # what the model itself takes is there once
     room = memory.room()
     _, taken = growth(lambda: run(inputs))
-    size = memory.times(taken, most)
+    largest = max((array.size for array in targets.values()), default=1)
+    size = memory.times(taken, max(1, min(most, _ELEMENTS // max(largest, 1))))
     if size == 0:
         assert room is not None
         raise ShortError(
@@ -129,11 +140,13 @@ class _Targets:
     """What the original gives for one batch.
 
     Attributes:
-        inputs: targets and weights of the losses, by the names of `Loss`.
+        inputs: targets and weights of the losses, by the names of `Loss`, but for wide targets.
+        narrow: what wide ones are made of.
         energy: for each value ``Σ t²`` of what counts, or its rows of classes.
     """
 
     inputs: Values
+    narrow: Values
     energy: Mapping[str, float]
 
 
@@ -143,7 +156,8 @@ class Batches:
     Attributes:
         values: what the losses are of.
 
-    What the original gives is computed once and kept, in files where it does not fit in memory.
+    What the original gives is computed once and kept, in files where it does not fit in memory; of
+    wide values what they are made of is kept (`onnx_lowrank.runtime.kept`).
     Each loss is the relative squared error of one value in one batch, ``Σ(y−t)² / Σt²`` over what
     the mask lets through, times the value's share: together they are at most about 1.  Of logits it
     may be the mean divergence of the classes over the rows, times the share.
@@ -154,7 +168,7 @@ class Batches:
         feeds: Sequence[Feed],
         mask: str | None,
         values: Sequence[str],
-        original: Runner,
+        original: Kept,
         shares: Mapping[str, float] | None = None,
         shelf: Shelf | None = None,
         by_classes: Collection[str] = (),
@@ -184,7 +198,14 @@ class Batches:
 
     def inputs(self, index: int) -> dict[str, Array]:
         """Everything but what is trained that the model with the losses reads, in float32."""
-        return {**wide(self._feeds[index]), **self._targets(index).inputs}
+        known = self._targets(index)
+        inputs = {**wide(self._feeds[index]), **known.inputs}
+        if known.narrow:
+            whole = self._original.whole(known.narrow)
+            for value in self.values:
+                if value in self._original.heads.narrow:
+                    inputs[Loss.of(value).target] = whole[value].astype(np.float32, copy=False)
+        return inputs
 
     def energy(self, index: int, value: str) -> float:
         """``Σ t²`` of a value in a batch, or how many rows of classes count in it."""
@@ -196,9 +217,12 @@ class Batches:
         return self._known[index]
 
     def _computed(self, feed: Feed) -> _Targets:
-        outputs = self._original(feed)
+        given = self._original.read(feed)
+        outputs = self._original.whole(given)
         keep = kept_rows(feed, self._mask)
         inputs = self._shelf.values({})
+        heads = self._original.heads.narrow
+        narrow = {heads[value]: given[heads[value]] for value in self.values if value in heads}
         energies: dict[str, float] = {}
         for value in self.values:
             names = Loss.of(value)
@@ -218,10 +242,11 @@ class Batches:
             else:
                 energy = float(np.sum(np.square(target, dtype=np.float64) * weight))
             share = self._shares[value] / energy if energy > 0.0 else 0.0
-            inputs[names.target] = target
+            if value not in heads:
+                inputs[names.target] = target
             inputs[names.weight] = np.asarray(weight * share, np.float32)
             energies[value] = energy
-        return _Targets(inputs, energies)
+        return _Targets(inputs, self._shelf.values(narrow), energies)
 
 
 def _leading(mask: Array, shape: tuple[int, ...]) -> Array | None:

@@ -38,10 +38,11 @@ from onnx_lowrank.runtime.taps import OpenModel, Runner, look, tapped, tapped_mo
 
 __all__ = ["MEMORY", "Away", "gather"]
 
-# Accumulators of one pass over the samples; moments above this wait in a file.
+# Moments above this wait in a file; accumulators of one pass over the samples take at most twice as
+# much, as another pass costs more than a file.
 MEMORY = 1 << 30
-# Rows that wait to be multiplied take at most this share of what may be held.
-_WAITING = 0.25
+# Rows that wait to be multiplied take at most this share of what may be held, and so many bytes.
+_WAITING, _MOST_WAITING = 0.25, 1 << 28
 # Samples of a part, at least, and how many parts there are, at most.
 _PART, _PARTS = 16, 8
 
@@ -162,6 +163,7 @@ def gather(
         _check_mask(mask, fit)
     memory = memory or Memory()
     passes, block = _planned(model, streams, open_model, (*fit, *held), memory)
+    large = len(passes) > 1 or sum(stream.memory for stream in streams.values()) > MEMORY
     total, done, masked = len(fit) + len(held), 0, False
     gathered: dict[MomentsKey, Gathered] = {}
     with Spool(memory.folder) as spool:
@@ -181,7 +183,7 @@ def gather(
                     done += 1
                     advance(done // len(passes) - (done - 1) // len(passes))
             for key in chosen:
-                place = spool if len(passes) > 1 else None
+                place = spool if large else None
                 closed = [_closed(adding.pop((key, judges)), place) for judges in (False, True)]
                 gathered[key] = Gathered(*closed)
     assert done == total * len(passes)
@@ -320,8 +322,9 @@ def _planned(
                     f"{gigabytes(given[key])}, expected at most {gigabytes(planned)} "
                     f"({named('memory')})"
                 )
-        waiting = sum(4 * BLOCK * s.site.m * s.site.slices for s in streams.values())
-        block = max(1, min(BLOCK, int(BLOCK * _WAITING * planned / max(waiting, 1))))
+        waiting = sum(4 * s.site.m * s.site.slices for s in streams.values())
+        most = min(int(_WAITING * planned), _MOST_WAITING)
+        block = max(1, min(BLOCK, most // max(waiting, 1)))
         planned -= int(_WAITING * planned)
     return list(_passes(list(streams.items()), given, planned)), block
 
@@ -343,7 +346,7 @@ def _passes(
     for key, stream in streams:
         own = stream.memory
         full = planned is not None and whole + own + given[key] > planned
-        if chosen and (full or used + own > MEMORY):
+        if chosen and (full or used + own > 2 * MEMORY):
             yield chosen
             chosen, used, whole = {}, 0, 0
         chosen[key] = stream

@@ -35,9 +35,10 @@ from onnx_lowrank.numerics.adam import Adam, schedule
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.progress import Advance
+from onnx_lowrank.runtime.kept import Kept
 from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.shelf import Shelf
-from onnx_lowrank.runtime.taps import OpenModel, Runner, tapped
+from onnx_lowrank.runtime.taps import OpenModel, Runner
 
 __all__ = ["BATCH", "DEFAULT_RATE", "HealPlan", "Healed", "heal"]
 
@@ -169,7 +170,7 @@ def heal(
         for which, names in (("original", made), ("compressed", ours)):
             if name not in names:
                 raise InputError(f"{named('heal_at', name)}: the {which} model has no such value")
-    source = tapped(original, values, open_model)
+    source = Kept(original, values, open_model)
     order = np.random.default_rng(plan.seed).permutation(len(feeds))
     mixed = Lazy(len(feeds), lambda index: feeds[int(order[index])])
     white = whiten(base, wide(start), mixed, mask, open_model, memory)
@@ -178,9 +179,9 @@ def heal(
     descend = open_model(gradients.model)
     shares = _shares(outputs, values)
     single = Batches([one], mask, values, source, shares, by_classes=logits).inputs(0)
-    size = batch_size(descend, {**single, **adam.arrays}, plan.batch, memory)
+    size = batch_size(descend, single, plan.batch, memory, adam.arrays)
     shelf = Shelf(memory)
-    (fit, judging), said = joined(model, (feeds, held), size, source, shelf)
+    (fit, judging), said = joined(model, (feeds, held), size, source.read, shelf)
     judged = Batches(judging, mask, outputs or values, source, shelf=shelf, by_classes=logits)
     descent = _Descent(
         adam,

@@ -7,6 +7,7 @@ moments of what arrives at a layer's output say which of its errors matter
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,15 +26,17 @@ from onnx_lowrank.data.samples import largest
 from onnx_lowrank.errors import DerivativeError
 from onnx_lowrank.fitting.batches import Batches, batch_size, joined, wide
 from onnx_lowrank.graph.constants import FLOATS, Constants
+from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.fisher import Fisher
-from onnx_lowrank.numerics.moments import Accumulator, passes
+from onnx_lowrank.numerics.moments import BLOCK, Accumulator, passes
 from onnx_lowrank.progress import Advance
+from onnx_lowrank.runtime.kept import Kept
 from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.shelf import Shelf
-from onnx_lowrank.runtime.taps import OpenModel, Runner, tapped
+from onnx_lowrank.runtime.taps import OpenModel, Runner
 
 __all__ = ["Felt", "felt"]
 
@@ -42,8 +45,13 @@ __all__ = ["Felt", "felt"]
 _ROUNDS = 8
 # Samples of a batch, where they can be put together.
 _BATCH = 16
+# Each row of an output (the classes of a position) has a direction of its own; so many of a sample
+# count, as rows of one sample are alike.
+_ROWS = 16
 # Moments that are added up at once take at most this share of what may be held.
 _SHARE = 0.25
+# Bytes of rows that wait to be multiplied; those above which what is found waits in a file.
+_WAITING, _LARGE = 1 << 28, 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +112,8 @@ def felt(
         open_model: makes a runner of a model that gives its outputs by name.
         advance: called so that the numbers add up to one for each sample.
         seed: of the random directions.
-        draws: how many of them, about, as far as there are samples for it.
+        draws: how many of them, about, as far as there are samples for it; a sample whose outputs
+            have several rows gives some at once.
         memory: what may be held; default: without a limit.
         logits: values whose shares of classes are what is felt, in place of the outputs: then it is
             the Fisher information of the classes, by classes that are drawn from the shares.
@@ -134,7 +143,7 @@ def felt(
         outputs = [v.name or "" for v in base.graph.outputs if v in reached and v.dtype in FLOATS]
     if not outputs:
         raise DerivativeError("no output of the model is a float that depends on a layer")
-    source = tapped(base, outputs, open_model)
+    source = Kept(base, outputs, open_model)
     ranks = read_ranks(base, names, open_model, wide(feeds[0]))
 
     def opened(part: Mapping[Group, int]) -> tuple[Gradients, Runner]:
@@ -145,21 +154,26 @@ def felt(
     directions = _drawn_classes if logits else _directions
     gradients, run = opened(parts[0])
     first = [feeds[largest(feeds)]]
-    size = batch_size(run, Batches(first, mask, outputs, source).inputs(0), _BATCH, memory)
+    largest_one = Batches(first, mask, outputs, source).inputs(0)
+    size = batch_size(run, largest_one, _BATCH, memory)
+    each = _rows(largest_one, outputs) / _samples(first[0])
+    each = min(_ROWS, max(1, int(each)))
     shelf = Shelf(memory)
-    (batches,), notes = joined(base, [feeds], size, source, shelf)
+    (batches,), notes = joined(base, [feeds], size, source.read, shelf)
     targets = Batches(batches, mask, outputs, source, shelf=shelf)
-    drawn = sum(_samples(feed) for feed in batches)
+    drawn = each * sum(_samples(feed) for feed in batches)
     rounds = min(_ROUNDS, max(1, round(draws / drawn)))
     order = list(range(len(batches)))[:: max(1, round(drawn / draws))] * rounds
-    draws = sum(_samples(batches[index]) for index in order)
+    draws = each * sum(_samples(batches[index]) for index in order)
+    large = sum(8 * size * size for size in sizes.values()) > _LARGE
     rng, total, done = np.random.default_rng(seed), len(parts) * len(order), 0
     found: dict[Group, Fisher] = {}
     for number, part in enumerate(parts):
         own = [tap for tap in taps if tap.group in part]
         if number:
             gradients, run = opened(part)
-        adding = {group: Accumulator(size) for group, size in part.items()}
+        block = max(1, min(BLOCK, _WAITING // (4 * sum(part.values()))))
+        adding = {group: Accumulator(size, block=block) for group, size in part.items()}
         for index in order:
             inputs = targets.inputs(index)
             given = run({**inputs, **directions(inputs, outputs, rng)})
@@ -172,15 +186,23 @@ def felt(
                     ) from error
             done += 1
             advance(len(feeds) * done // total - len(feeds) * (done - 1) // total)
-        for group, accumulator in adding.items():
-            moments = accumulator.moments()
-            if moments is None:
-                left[_name(group)] = "no output of the model depends on it"
-            elif not moments.trace > 0.0:
-                left[_name(group)] = "its gradients are zero on every sample"
-            else:
-                found[group] = Fisher.of(moments.second, draws)
+        with Spool(memory.folder) as spool:
+            for group in part:
+                moments = adding.pop(group).moments()
+                if moments is None:
+                    left[_name(group)] = "no output of the model depends on it"
+                elif not moments.trace > 0.0:
+                    left[_name(group)] = "its gradients are zero on every sample"
+                else:
+                    own = Fisher.of(moments.second, draws)
+                    found[group] = _spooled(own, spool) if large else own
     return Felt(found, left, draws, notes)
+
+
+def _spooled(fisher: Fisher, spool: Spool) -> Fisher:
+    if fisher.root is None:
+        return fisher
+    return Fisher(np.asarray(spool.store(fisher.root, "fisher").numpy()))
 
 
 def _taps(
@@ -260,6 +282,12 @@ def _samples(feed: Feed) -> int:
     """How many samples a batch holds: where all inputs have as many along axis 0."""
     sizes = {array.shape[0] if array.ndim else 1 for array in feed.values()}
     return sizes.pop() if len(sizes) == 1 else 1
+
+
+def _rows(inputs: Feed, outputs: Sequence[str]) -> int:
+    """Rows of the output that has most of them."""
+    shapes = [inputs[Loss.of(name).target].shape for name in outputs]
+    return max(math.prod(shape[:-1]) for shape in shapes)
 
 
 def _name(group: Group) -> str:

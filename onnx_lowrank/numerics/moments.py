@@ -27,8 +27,9 @@ K = TypeVar("K", bound=Hashable)
 BLOCK = 4096
 # Sums of squares below this, as infinite ones, are taken again in float64.
 _TINY = 1e-24
-# Bytes of moments that are added up in one pass over samples.
-MEMORY = 1 << 30
+# Bytes of moments that are added up in one pass over samples: those of a decoder of 135 M
+# parameters are, as another pass takes all derivatives again.
+MEMORY = 2 << 30
 # With so many rows for each element moments are not shrunk.
 _ENOUGH = 10
 

@@ -30,6 +30,7 @@ from onnx_lowrank.fitting.spectra import group_memory, largest_first
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.numerics.felt import Weigh
 from onnx_lowrank.numerics.joint import joint_tails
@@ -40,7 +41,7 @@ from onnx_lowrank.progress import Advance
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.probe import Probe
 
-__all__ = ["DamageCurve", "DamageFrom", "damage_curves", "find_joints", "joint_curves"]
+__all__ = ["DamageCurve", "DamageFrom", "alone", "damage_curves", "find_joints", "joint_curves"]
 
 # So many groups of one activation are tried in all subsets, more only all together.
 _SUBSETS = 3
@@ -51,6 +52,9 @@ _SHARES = (0.5, 0.125)
 # is easy or hard scales all damages alike: measured on a sentence encoder with 36 layers, 12 of
 # them choose ranks that are no worse than those of 32.
 _SAMPLES = 12
+# Where layers are many and samples long, as those of language models, all layers together take at
+# most so many runs for each sample there is; a sample then has rows enough to set a scale.
+_RUNS, _ROWS = 30, 12
 
 DamageFrom = Literal["outputs", "other layers", "own error"]
 """What a damage is known from: the model's outputs; those of other layers, because the weight
@@ -162,6 +166,7 @@ def damage_curves(
     points: dict[Group, list[tuple[int, float]]] = {group: [] for group in groups}
     fitted = replace(statistics, held={})
     within = set(probe.groups)
+    measurements = sum(map(len, ranks.values()))
     for number in range(len(_SHARES)):
         choices = {
             group: Choice(own[number], "reference")
@@ -170,8 +175,7 @@ def damage_curves(
         }
         for group, factors in fit(choices, fitted, lambda _: None, crew):
             constants = factors.constants(group)
-            # What so few samples do not show, another one may.
-            damage = probe.damage(constants, _SAMPLES) or probe.damage(constants)
+            damage = alone(probe, constants, measurements, _SAMPLES)
             points[group].append((factors.rank, 0.0 if damage is None else damage))
             if number == 0:
                 advance(1)
@@ -194,6 +198,24 @@ def damage_curves(
             )
     advance(sum(not own for own in points.values()))
     return curves | taken
+
+
+def alone(
+    probe: Probe, constants: Mapping[str, Array], measurements: int, most: int | None = None
+) -> float | None:
+    """The damage that a layer alone does, on as many samples as so many measurements leave to each.
+
+    Args:
+        probe: runs the model.
+        constants: as for `Probe.damage`.
+        measurements: how many layers there are to measure.
+        most: samples that are worth it; default: all.
+    """
+    every = len(probe.feeds) if most is None else min(most, len(probe.feeds))
+    fewest = min(every, math.ceil(_ROWS / probe.rows))
+    count = max(fewest, min(every, _RUNS * len(probe.feeds) // max(measurements, 1)))
+    # What so few samples do not show, another one may.
+    return probe.damage(constants, count) or probe.damage(constants)
 
 
 def joint_curves(

@@ -8,6 +8,7 @@ each of them does the same with DynamicQuantizeLinear, the operator that is writ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -19,8 +20,9 @@ from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime.kept import heads_of
 from onnx_lowrank.runtime.memory import Memory
-from onnx_lowrank.runtime.shelf import Shelf
+from onnx_lowrank.runtime.shelf import Shelf, Values
 from onnx_lowrank.runtime.taps import OpenModel, Runner, give_out
 
 __all__ = ["Probe"]
@@ -34,6 +36,7 @@ class Probe:
         groups: whose weights can be exchanged: those of the main graph.
         feeds: the samples.
         watched: what is compared to tell a damage.
+        rows: of what is compared in the sample with fewest of them; the last axis is a row's.
     """
 
     def __init__(
@@ -56,7 +59,8 @@ class Probe:
             open_model: makes a runner of a model.
             reading: what is known of the outputs.
             by_classes: whether damage is measured at shares of classes (see `watched`).
-            memory: what may be held; outputs that do not fit wait in files.
+            memory: what may be held; outputs that do not fit wait in files, and of wide ones only
+                what they are made of is kept (`onnx_lowrank.runtime.kept`).
             rounding: groups whose inputs may be rounded (see `rounds`).
 
         Raises:
@@ -77,10 +81,14 @@ class Probe:
         nodes = [member.site.node for group in groups for member in group.members]
         self.watched = watched(model, nodes, reading, by_classes)
         give_out(copy, self.watched.inside)
+        wanted = self.watched.outputs | self.watched.inside
+        self._heads = heads_of(copy, wanted, open_model, frozenset(self._dense))
+        give_out(copy, set(self._heads.narrow.values()) - wanted)
         self._run: Runner = open_model(copy)
         self.feeds = tuple(feeds)
         shelf = Shelf(memory)
-        self._before = tuple(shelf.values(values) for values in self._values({}))
+        self._before = tuple(shelf.values(self._narrow(values)) for values in self._values({}))
+        self.rows = max(1, min(map(self._rows, self._before), default=1))
 
     def rounds(self, group: Group) -> dict[str, Array]:
         """Constants, as for `outputs`, that let products round what they multiply.
@@ -93,7 +101,7 @@ class Probe:
     @property
     def reference(self) -> Iterator[Feed]:
         """Outputs with the weights as they are, of every sample in turn."""
-        return map(self._given, self._before)
+        return map(self._given, map(self._whole, self._before))
 
     def outputs(
         self, constants: Mapping[str, Array], feeds: Sequence[Feed] | None = None
@@ -120,7 +128,7 @@ class Probe:
             chosen = sorted({int(place) for place in np.linspace(0, count - 1, most)})
         feeds = [self.feeds[sample] for sample in chosen]
         return mean_damage(
-            self.watched.damage(self._before[sample], after, self.feeds[sample])
+            self.watched.damage(self._whole(self._before[sample]), after, self.feeds[sample])
             for sample, after in zip(chosen, self._values(constants, feeds), strict=True)
         )
 
@@ -133,9 +141,23 @@ class Probe:
         give_out(model, self.watched.inside)
         run = self._open(model)
         return mean_damage(
-            self.watched.damage(before, run(feed), feed)
+            self.watched.damage(self._whole(before), run(feed), feed)
             for feed, before in zip(self.feeds, self._before, strict=True)
         )
+
+    def _narrow(self, values: Feed) -> Feed:
+        """What is kept of the values: in place of wide ones what they are made of."""
+        kept = self._heads.read(values)
+        return {name: array for name, array in values.items() if name in kept}
+
+    def _whole(self, values: Feed) -> Feed:
+        weights = {name: self._dense[name].numpy() for name in self._heads.weights}
+        return self._heads.whole(values, weights)
+
+    def _rows(self, values: Values) -> int:
+        names = self._heads.read(self.watched.values)
+        shapes = [values.shape(name) for name in values if name in names]
+        return min((math.prod(shape[:-1]) for shape in shapes), default=1)
 
     def _given(self, values: Feed) -> Feed:
         """The outputs among the values."""

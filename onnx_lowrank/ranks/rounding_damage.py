@@ -56,7 +56,7 @@ from onnx_lowrank.numerics.gptq import Inverse
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.rotation import rotated_first
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
+from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom, alone
 from onnx_lowrank.ranks.formats import Formats
 from onnx_lowrank.ranks.probe import Probe
 
@@ -172,7 +172,8 @@ def rounding_damages(
     for group, felt in map_layers(work, largest_first(groups), group_memory):
         damage = None
         if group in within:
-            damage = probe.damage(constants_of(group, felt.values[None], felt.shift))
+            constants = constants_of(group, felt.values[None], felt.shift)
+            damage = alone(probe, constants, len(groups))
         base = felt.dense[felt.reference]
         known: DamageFrom = "outputs"
         if base <= 0.0:

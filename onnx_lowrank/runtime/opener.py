@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from onnx_lowrank.errors import CrashError
 from onnx_lowrank.graph.save import write
+from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.providers import CPU, Provider
 from onnx_lowrank.runtime.rehearsal import attempt, rehearse
@@ -30,6 +31,9 @@ INSIDE = "the model with its activations as outputs"
 """What messages call a model that is made to look inside another one."""
 
 _NAME = "made.onnx"
+# Weights above this many bytes stand beside a model that is made: ONNX Runtime maps them where it
+# would copy them twice.
+_BESIDE = 1 << 26
 
 
 class Waiting:
@@ -179,7 +183,7 @@ class Opener:
         """
         # A folder for each: sessions that are open may still read their file.
         with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as own:
-            path = write(model, Path(own), _NAME, "auto")[-1]
+            path = _written(model, Path(own))
             rehearse(path, what=what, provider=provider, threads=self.threads, optimize=optimize)
             return self.open(path, optimize=optimize, provider=provider)
 
@@ -198,7 +202,7 @@ class Opener:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         if isinstance(model, ir.Model):
             wanted = {value.name for value in model.graph.inputs}
-            path = write(model, folder, _NAME, "auto")[-1]
+            path = _written(model, folder)
         else:
             wanted = {value.name for value in model.graph.input}
             path = folder / _NAME
@@ -228,3 +232,7 @@ class Opener:
             ] = None
             return False
         return optimize
+
+
+def _written(model: ir.Model, folder: Path) -> Path:
+    return write(model, folder, _NAME, "always" if stored_bytes(model) > _BESIDE else "auto")[-1]

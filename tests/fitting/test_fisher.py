@@ -56,7 +56,9 @@ def error(model: Any, other: Any, feeds: Sequence[Feed]) -> float:
     return float(np.linalg.norm(off) / np.linalg.norm([run_ort(model, f)["y"] for f in feeds]))
 
 
-def felt_by(model: onnx.ModelProto, feeds: Sequence[Feed], mask: str | None = None) -> Felt:
+def felt_by(
+    model: onnx.ModelProto, feeds: Sequence[Feed], mask: str | None = None, draws: int = 2048
+) -> Felt:
     loaded = ir.from_proto(model)
     constants = Constants(loaded, False)
     forms = [form for form in all_forms() if form.name != "conv-spatial"]
@@ -68,7 +70,7 @@ def felt_by(model: onnx.ModelProto, feeds: Sequence[Feed], mask: str | None = No
         return lambda feed: run_ort(proto, {k: v for k, v in feed.items() if k in names})
 
     steps: list[int] = []
-    found = felt(loaded, constants, groups, feeds, mask, opened, steps.append)
+    found = felt(loaded, constants, groups, feeds, mask, opened, steps.append, draws=draws)
     assert sum(steps) == len(feeds)
     return found
 
@@ -232,6 +234,21 @@ def test_a_convolution(rng: np.random.Generator) -> None:
     assert len(found.found) == 2
     assert found.draws == 30 * 8
     assert not found.left
+
+
+@pytest.mark.parametrize(("length", "draws"), [(1, 20 * 6), (6, 20 * 6), (40, 16 * 16)])
+def test_each_row_of_an_output_has_a_direction(
+    length: int, draws: int, rng: np.random.Generator
+) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    agraph (float[N, L, 20] x) => (float[N, L, 9] y) <float[20, 9] w>
+    { h = MatMul(x, w)
+      y = Tanh(h) }"""
+    model = parse(text, {"w": rng.normal(size=(20, 9)).astype("f4")})
+    feeds = [{"x": rng.normal(size=(1, length, 20)).astype("f4")} for _ in range(20)]
+    found = felt_by(model, feeds, draws=128)
+    assert found.draws == draws
+    assert len(found.found) == 1
 
 
 def test_a_weight_with_two_readers_feels_both(rng: np.random.Generator) -> None:

@@ -21,7 +21,7 @@ from onnx_lowrank.numerics.adam import Adam
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.whitening import Whitening
-from onnx_lowrank.runtime.taps import tapped
+from onnx_lowrank.runtime.kept import Kept
 from tests.fitting.test_heal import (
     healed,
     opener,
@@ -291,7 +291,7 @@ def test_outputs_count_as_much_as_all_that_is_inside() -> None:
     feeds = [{"x": np.random.default_rng(1).normal(size=(3, 5, 8)).astype("f4")}]
     values = ("y", "n1", "n2")
     shares = {"y": 0.5, "n1": 0.25, "n2": 0.25}
-    batches = Batches(feeds, None, values, tapped(original, values, opener), shares)
+    batches = Batches(feeds, None, values, Kept(original, values, opener), shares)
     given = batches.inputs(0)
     for value, share in shares.items():
         target, weight = given[Loss.of(value).target], given[Loss.of(value).weight]
