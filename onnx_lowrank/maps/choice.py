@@ -151,9 +151,11 @@ class Decision:
 def linear_parameters(decisions: Sequence[Decision]) -> tuple[int, int]:
     """Parameters of the linear layers that may be factored, before and after.
 
-    Forms that were not chosen and layers that the user left out do not count.
+    Forms that were not chosen and layers that the user left out do not count; nor does a weight that
+    something else reads too, as an embedding reads the matrix of a tied head: it stays beside any
+    pair, so that there is nothing of it to take out.
     """
-    counted = _counted(decisions)
+    counted = [decision for decision in _counted(decisions) if not _tied(decision)]
     before = sum(decision.size for decision in counted)
     return before, before - sum(removed_parameters(decision) for decision in counted)
 
@@ -174,6 +176,11 @@ def linear_bytes(decisions: Sequence[Decision], stored: Mapping[str, int] | None
         each = 4 if site is None else site.operand.tensor.dtype.itemsize
         total += int(decision.size * each)
     return total
+
+
+def _tied(decision: Decision) -> bool:
+    """Whether a weight that is left as it is has to stay for other nodes' sake."""
+    return bool(decision.group and decision.group.others) and decision.choice.rank is None
 
 
 def _counted(decisions: Sequence[Decision]) -> list[Decision]:

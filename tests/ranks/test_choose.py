@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_lowrank import InputError
+from onnx_lowrank import InputError, compress
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.report import Layer
 from tests.helpers.models import (
@@ -309,3 +309,23 @@ def test_a_glob_without_a_match_lists_near_names(option: str, rng: np.random.Gen
 
 
 # --- options out of range
+
+
+def test_a_matrix_that_embeds_too_is_no_part_of_a_share(rng: np.random.Generator) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    agraph (int64[N] i) => (float[N, 80] y) <float[80, 24] table, float[24, 24] w>
+    { e = Gather(table, i)
+      h = MatMul(e, w)
+      t = Transpose<perm = [1, 0]>(table)
+      y = MatMul(h, t) }"""
+    shapes = {"table": (80, 24), "w": (24, 24)}
+    model = parse(text, {name: rng.normal(size=s).astype("f4") for name, s in shapes.items()})
+    data = {"i": rng.integers(0, 80, (40,))}
+    result = compress(
+        model, data=data, keep=0.6, rank_multiple=1, simplify=False, bench=False, samples=8
+    )
+    totals, layers = result.report.totals, {own.weight: own for own in result.report.layers}
+    assert layers["table"].status == "dense"
+    assert totals.linear_parameters_before == 24 * 24
+    assert totals.linear_parameters_after == 7 * (24 + 24)  # at most 345.6
+    assert totals.parameters_before == 80 * 24 + 24 * 24
