@@ -151,9 +151,9 @@ class Decision:
 def linear_parameters(decisions: Sequence[Decision]) -> tuple[int, int]:
     """Parameters of the linear layers that may be factored, before and after.
 
-    Forms that were not chosen and layers that the user left out do not count; nor does a weight that
-    something else reads too, as an embedding reads the matrix of a tied head: it stays beside any
-    pair, so that there is nothing of it to take out.
+    Forms that were not chosen and layers that the user left out do not count.  Nor does a weight
+    that something else reads too, as an embedding reads the matrix of a tied head: it stays beside
+    any pair, so that there is nothing of it to take out.
     """
     counted = [decision for decision in _counted(decisions) if not _tied(decision)]
     before = sum(decision.size for decision in counted)
