@@ -194,8 +194,8 @@ def felt(
                 elif not moments.trace > 0.0:
                     left[_name(group)] = "its gradients are zero on every sample"
                 else:
-                    own = Fisher.of(moments.second, draws)
-                    found[group] = _spooled(own, spool) if large else own
+                    fisher = Fisher.of(moments.second, draws)
+                    found[group] = _spooled(fisher, spool) if large else fisher
     return Felt(found, left, draws, notes)
 
 
