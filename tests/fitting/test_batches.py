@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnx_lowrank.autodiff.gradient import Loss
 from onnx_lowrank.fitting import batches
 from onnx_lowrank.fitting.batches import Batches, batch_size
-from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime import kept
 from onnx_lowrank.runtime.kept import Kept
 from onnx_lowrank.runtime.memory import Memory
+from onnx_lowrank.runtime.shelf import Shelf
 from tests.helpers.decoder import WORDS, decoder_feeds, decoder_model
 from tests.helpers.models import run_ort
 
@@ -32,14 +33,27 @@ def test_wide_targets_are_made_again(
     model, feeds = ir.from_proto(decoder_model()), decoder_feeds(3, 6)
     values, mask = ("logits", "layer0/out"), "attention_mask"
 
-    def made() -> Batches:
-        original = Kept(model, values, opened)
-        return Batches(feeds, mask, values, original, by_classes=classes)
+    class Noted(Shelf):
+        """Knows how wide what waits is."""
 
-    plain = made()
+        def __init__(self) -> None:
+            super().__init__()
+            self.widths: list[int] = []
+
+        def put(self, array: Array) -> Any:
+            self.widths.append(array.shape[-1])
+            return super().put(array)
+
+    shelves = Noted(), Noted()
+
+    def made(shelf: Shelf) -> Batches:
+        original = Kept(model, values, opened)
+        return Batches(feeds, mask, values, original, shelf=shelf, by_classes=classes)
+
+    plain = made(shelves[0])
     monkeypatch.setattr(kept, "_WIDE", 64)
     monkeypatch.setattr(kept, "_TIMES", 2)
-    again = made()
+    again = made(shelves[1])
     for index in range(len(feeds)):
         for _ in range(2):  # computed, and known
             expected, found = plain.inputs(index), again.inputs(index)
@@ -48,10 +62,7 @@ def test_wide_targets_are_made_again(
                 np.testing.assert_array_equal(found[name], array)
         for value in values:
             assert plain.energy(index, value) == again.energy(index, value)
-    waiting = again._known[0]
-    assert Loss.of("logits").target in plain._known[0].inputs
-    assert Loss.of("logits").target not in waiting.inputs
-    assert waiting.narrow.shape("norm")[-1] < WORDS
+    assert [WORDS in shelf.widths for shelf in shelves] == [True, False]
 
 
 def test_a_batch_of_long_samples_is_small(monkeypatch: pytest.MonkeyPatch) -> None:

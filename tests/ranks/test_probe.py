@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,8 +18,8 @@ from onnx_lowrank.numerics.divergence import divergences
 from onnx_lowrank.ranks.damage import alone
 from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.runtime import kept
-from onnx_lowrank.runtime.shelf import Values
-from tests.helpers.decoder import decoder_feeds, decoder_model
+from onnx_lowrank.runtime.shelf import Shelf
+from tests.helpers.decoder import WORDS, decoder_feeds, decoder_model
 from tests.helpers.models import run_ort
 
 
@@ -50,10 +51,17 @@ def test_damage_is_that_of_whole_outputs(
 ) -> None:
     monkeypatch.setattr(kept, "_WIDE", 64 if wide else 10_000)
     monkeypatch.setattr(kept, "_TIMES", 2)
-    feeds = decoder_feeds(3, 6)
+    feeds, waiting = decoder_feeds(3, 6), list[int]()
+    put = Shelf.put
+
+    def noted(shelf: Shelf, array: Array) -> Any:
+        waiting.append(array.shape[-1])
+        return put(shelf, array)
+
+    monkeypatch.setattr(Shelf, "put", noted)
     probe, constants = probed(feeds, by_classes=by_classes)
-    held: tuple[Values, ...] = probe._before
-    assert all(("logits" in own) != wide for own in held)
+    assert waiting
+    assert (WORDS in waiting) != wide
     proto = decoder_model()
     changed = decoder_model()
     ((name, weight),) = constants.items()
