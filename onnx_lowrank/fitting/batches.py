@@ -21,12 +21,12 @@ from onnx_lowrank.runtime.taps import (
     Runner,
 )
 
-__all__ = ["Batches", "batch_size", "joined", "wide"]
+__all__ = ["ELEMENTS", "Batches", "batch_size", "joined", "wide"]
 
 
 # Elements of the targets of a batch, about: more rows at once save no time, and derivatives hold
 # several arrays of the size.
-_ELEMENTS = 1 << 24
+ELEMENTS = 1 << 24
 
 
 def batch_size(
@@ -50,7 +50,7 @@ def batch_size(
     room = memory.room()
     _, taken = growth(lambda: run(inputs))
     largest = max((array.size for array in targets.values()), default=1)
-    size = memory.times(taken, max(1, min(most, _ELEMENTS // max(largest, 1))))
+    size = memory.times(taken, max(1, min(most, ELEMENTS // max(largest, 1))))
     if size == 0:
         assert room is not None
         raise ShortError(

@@ -18,11 +18,11 @@ from onnx_lowrank.graph.walk import static_shape
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.taps import OpenModel, Runner, tapped
 
-__all__ = ["Heads", "Kept", "heads_of"]
+__all__ = ["TIMES", "WIDE", "Heads", "Kept", "heads_of"]
 
 # A product is undone where it gives at least so many elements a row, and so many times what it
 # reads: less than that is kept as it is.
-_WIDE, _TIMES = 4096, 4
+WIDE, TIMES = 4096, 4
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
@@ -154,7 +154,7 @@ def _narrow(value: ir.Value, fixed: set[ir.Value]) -> ir.Value | None:
         value = moving[0]
         if node.op_type == "MatMul" and value is node.inputs[0]:
             size = _sizes(node.inputs[1])
-            if size is not None and size[1] >= max(_WIDE, _TIMES * size[0]):
+            if size is not None and size[1] >= max(WIDE, TIMES * size[0]):
                 found = value
     return None if found is None or found.producer() is None else found
 

@@ -51,8 +51,8 @@ def test_wide_targets_are_made_again(
         return Batches(feeds, mask, values, original, shelf=shelf, by_classes=classes)
 
     plain = made(shelves[0])
-    monkeypatch.setattr(kept, "_WIDE", 64)
-    monkeypatch.setattr(kept, "_TIMES", 2)
+    monkeypatch.setattr(kept, "WIDE", 64)
+    monkeypatch.setattr(kept, "TIMES", 2)
     again = made(shelves[1])
     for index in range(len(feeds)):
         for _ in range(2):  # computed, and known
@@ -66,7 +66,7 @@ def test_wide_targets_are_made_again(
 
 
 def test_a_batch_of_long_samples_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_ELEMENTS", 1000)
+    monkeypatch.setattr(batches, "ELEMENTS", 1000)
     sizes = {}
     for elements in (10, 200, 300, 5000):
         targets = {"y/target": np.zeros(elements, np.float32), "y/weight": np.ones(1, np.float32)}

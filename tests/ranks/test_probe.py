@@ -49,8 +49,8 @@ def probed(feeds: list[Feed], *, by_classes: bool) -> tuple[Probe, dict[str, Arr
 def test_damage_is_that_of_whole_outputs(
     wide: bool, by_classes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "_WIDE", 64 if wide else 10_000)
-    monkeypatch.setattr(kept, "_TIMES", 2)
+    monkeypatch.setattr(kept, "WIDE", 64 if wide else 10_000)
+    monkeypatch.setattr(kept, "TIMES", 2)
     feeds, waiting = decoder_feeds(3, 6), list[int]()
     put = Shelf.put
 
@@ -89,8 +89,8 @@ def test_damage_is_that_of_whole_outputs(
 
 
 def test_the_same_weights_do_no_damage_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "_WIDE", 64)
-    monkeypatch.setattr(kept, "_TIMES", 2)
+    monkeypatch.setattr(kept, "WIDE", 64)
+    monkeypatch.setattr(kept, "TIMES", 2)
     probe, _ = probed(decoder_feeds(2, 6), by_classes=False)
     assert probe.damage({}) == 0.0
 

@@ -27,8 +27,8 @@ def opened(model: ir.Model) -> Callable[[Feed], Feed]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The vocabularies of tests are wide."""
-    monkeypatch.setattr(kept, "_WIDE", 64)
-    monkeypatch.setattr(kept, "_TIMES", 2)
+    monkeypatch.setattr(kept, "WIDE", 64)
+    monkeypatch.setattr(kept, "TIMES", 2)
 
 
 def test_logits_come_back_bit_by_bit_of_what_the_tied_head_reads() -> None:
