@@ -102,8 +102,9 @@ def compress(
         keep: instead of ``energy``: the share of the linear layers' parameters to keep over the
             whole model, with ranks of the least damage to the outputs.
         uniform: with ``keep``: the same share of every layer.
-        max_size: instead of ``energy``: bytes of the result with external data. A whole number is
-            bytes; a text has a unit, such as '20MB'.
+        max_size: instead of ``energy``: bytes of the result with external data.  Beside
+            ``tolerance`` a limit of both. A whole number is bytes; a text has a unit, such as
+            '20MB'.
         tolerance: instead of ``energy``: the fastest (see ``objective``) model whose held-out error
             by ``metric`` stays within this.
         metric: what ``tolerance`` means, and what the result is judged by: relative-l2, cosine,

@@ -106,6 +106,7 @@ class Option:
         needs: one of these has to be given too.
         excludes: these must not be given.
         goal: whether it is what a run aims at, of which there is one.
+        beside: goals beside which it is a limit instead.
         function: whether the functions take it; else it is the command's alone.
         required: whether the command asks for it.
     """
@@ -129,6 +130,7 @@ class Option:
     needs: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     goal: bool = False
+    beside: tuple[str, ...] = ()
     function: bool = True
     required: bool = False
 
@@ -289,7 +291,8 @@ def check_relations(options: Sequence[Option], values: Mapping[str, Any]) -> Non
     """
     known = {option.name: option for option in options}
     there = {name for name, option in known.items() if option.given(values[name])}
-    goals = [marked(option) for option in options if option.goal and option.name in there]
+    aims = (own for own in options if own.goal and own.name in there)
+    goals = [marked(own) for own in aims if not there.intersection(own.beside)]
     if len(goals) > 1:
         raise UsageError(f"expected one goal, got {' and '.join(goals)}: they exclude each other")
     for option in options:

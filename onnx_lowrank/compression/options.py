@@ -57,8 +57,9 @@ _TABLE = (
     ),
     Option(
         "max_size", "size",
-        "Instead of {energy}: bytes of {OUT} with external data.",
-        GOAL, goal=True, metavar="20MB",
+        "Instead of {energy}: bytes of {OUT} with external data.  Beside {tolerance} a limit of "
+        "both.",
+        GOAL, goal=True, beside=("tolerance",), metavar="20MB",
         also="A whole number is bytes; a text has a unit, such as '20MB'.",
     ),
     Option(

@@ -15,6 +15,7 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.ranks import cost_file
+from onnx_lowrank.ranks.both_limits import SizedTolerance
 from onnx_lowrank.ranks.budget_strategies import (
     Keep,
     MaxSize,
@@ -101,7 +102,10 @@ def strategy_for(context: Context, prepared: Prepared) -> Chosen:
             return Chosen(MaxSize(searching, budget, frame), metric, table, searching)
         case "tolerance":
             cost = cost_of(prepared, budget.objective, table)
-            strategy = Tolerance(searching, budget, cost)
+            strategy: Strategy = Tolerance(searching, budget, cost)
+            if budget.most_bytes is not None:
+                frame = context.source.frame_bytes
+                strategy = SizedTolerance(searching, budget, cost, frame)
             return Chosen(strategy, budget.metric, table, searching)
     assert table is not None
     return Chosen(Speed(searching, budget, table), metric, table, searching)

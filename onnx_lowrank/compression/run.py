@@ -378,7 +378,12 @@ class _Run:
             )
 
     def _gate(self, report: Report) -> None:
-        limit = self._context.settings.max_error
+        settings = self._context.settings
+        most = None if settings.budget is None else settings.budget.size_limit
+        if most is not None and report.output.bytes > most:
+            why = f"{named('max_size', most)}: OUT takes {report.output.bytes} bytes"
+            raise _missed(why, report)
+        limit = settings.max_error
         if limit is None or report.check is None:
             return
         name, error = worst_error(report.check.providers)

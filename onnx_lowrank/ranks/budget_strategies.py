@@ -22,7 +22,7 @@ from onnx_lowrank.ranks.strategy import (
     Unreachable,
 )
 
-__all__ = ["Keep", "MaxSize", "Speed", "Tolerance", "cost_of"]
+__all__ = ["Keep", "MaxSize", "Speed", "Tolerance", "cost_of", "file_bytes"]
 
 # How often a model is assembled for one goal.
 _TRIES = 4
@@ -34,7 +34,7 @@ _TIMED_TRIES, _OVERSHOOT = 7, 1.1
 # What a pair adds to the file beside its elements: a node, names and shapes.
 _OVERHEAD = 400
 # The same of a matrix of integers: its scales, and the nodes that make floats of both.
-_OVERHEAD_OF_FORMAT, _OVERHEAD_OF_TABLE = 700, 2500
+_OVERHEAD_OF_FORMAT, _OVERHEAD_OF_TABLE, _OVERHEAD_OF_DYNAMIC = 700, 2500, 1200
 
 
 class Keep(Strategy):
@@ -84,7 +84,7 @@ class MaxSize(Strategy):
     def __init__(self, searching: Searching, budget: Budget, frame: int) -> None:
         self._searching, self._budget = searching, budget
         prepared = searching.prepared
-        self._priced = searching.ladders.priced(_with_overhead)
+        self._priced = searching.ladders.priced(file_bytes)
         self._other = stored_bytes(prepared.model) - searching.ladders.floats + frame
         self._tries = 0
 
@@ -114,14 +114,15 @@ class MaxSize(Strategy):
         return self.first()
 
 
-def _with_overhead(group: Group, variant: Variant, leads: bool = True) -> float:
-    """Bytes of a group's weights and of the nodes and names that they take."""
+def file_bytes(group: Group, variant: Variant, leads: bool = True) -> float:
+    """Bytes that a group takes in a file: its weights, and their nodes and names."""
     form, nodes = variant.format, len(group.members)
     size = bytes_of(group, variant, leads)
     size += 0 if variant.rank is None or group.head is not None else _OVERHEAD * nodes
     if form is not None:
         matrices = (1 if variant.rank is None else 2) + (2 if form.correction else 0)
-        size += _OVERHEAD_OF_TABLE * nodes if form.table else _OVERHEAD_OF_FORMAT * matrices
+        own = _OVERHEAD_OF_DYNAMIC * nodes if form.dynamic else _OVERHEAD_OF_FORMAT
+        size += _OVERHEAD_OF_TABLE * nodes if form.table else own * matrices
         size += 2 * _OVERHEAD * nodes if form.correction else 0
     return size
 

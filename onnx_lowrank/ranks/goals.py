@@ -80,12 +80,14 @@ class Budget:
         value: how much.
         objective: what is minimized within a tolerance.
         metric: the metric that a tolerance limits.
+        most_bytes: of OUT, beside a tolerance; None without that limit.
     """
 
     kind: BudgetKind
     value: float
     objective: Objective = "latency"
     metric: Metric = RELATIVE_L2
+    most_bytes: int | None = None
 
     @property
     def option(self) -> str:
@@ -93,7 +95,13 @@ class Budget:
         if self.kind == "max-size":
             return f"--max-size {self.value:.0f}"
         unit = "ms" if self.kind == "max-latency" else ""
-        return f"--{self.kind} {self.value:g}{unit}"
+        text = f"--{self.kind} {self.value:g}{unit}"
+        return text if self.most_bytes is None else f"{text} --max-size {self.most_bytes}"
+
+    @property
+    def size_limit(self) -> int | None:
+        """Bytes that OUT may have; None where they are not limited."""
+        return int(self.value) if self.kind == "max-size" else self.most_bytes
 
     @property
     def named(self) -> str:
@@ -127,11 +135,12 @@ def budget_of(
     """
     if keep is not None:
         return Budget("keep", keep)
-    if max_size is not None:
-        return Budget("max-size", size_of(max_size))
+    size = None if max_size is None else size_of(max_size)
     if tolerance is not None:
         chosen: Objective = next((o for o in OBJECTIVES if o == objective), "latency")
-        return Budget("tolerance", tolerance, chosen, metric)
+        return Budget("tolerance", tolerance, chosen, metric, size)
+    if size is not None:
+        return Budget("max-size", size)
     if speedup is not None:
         return Budget("speedup", speedup)
     if max_latency is not None:
