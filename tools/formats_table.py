@@ -122,7 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{title:<32}{size:>7.2f}{own:>8.2f}{cosines[title]:>9.4f}{speeds[title]:>7.2f}×"
                 f"{shown:>11}"
             )
-        met = bars(files, cosines, points) & as_fast(files, cosines, speeds)
+        met = not points or bars(files, cosines, points)
+        met &= not options.fast or as_fast(files, cosines, speeds)
         if not options.no_later:
             met &= later(options.model, files[PAIRS], folder, cosine)
         return 0 if met else 1
@@ -181,7 +182,7 @@ def fast(
     np.savez(folder / "held.npz", **arrays)
     found = {}
     for number, loss in enumerate(losses):
-        known = {"load_costs" if number else "save_costs": folder / "costs.json"}
+        known: dict[str, Any] = {"load_costs" if number else "save_costs": folder / "costs.json"}
         result = compress(
             model,
             tolerance=loss,

@@ -22,6 +22,7 @@ from onnx_lowrank.graph.walk import all_nodes, stored_bytes
 from onnx_lowrank.measures import Check, Speedup
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.runtime.providers import CPU
+from onnx_lowrank.runtime.saturation import saturates
 
 __all__ = ["LARGEST", "Figured", "beside_int8", "quantized_alone", "said"]
 
@@ -131,9 +132,9 @@ def beside_int8(
 
 
 def quantized_alone(model: ir.Model, folder: Path) -> Path | None:
-    """A model after one call of ``quantize_dynamic``, per channel and QUInt8.
+    """A model after one call of ``quantize_dynamic``, per channel.
 
-    Unsigned weights do not saturate on processors without int8 dot products.
+    Weights are unsigned where products of signed ones saturate here, else signed, which is faster.
 
     Args:
         model: whose weights are initializers.
@@ -145,7 +146,7 @@ def quantized_alone(model: ir.Model, folder: Path) -> Path | None:
     plain = write(model, folder, "before-int8.onnx", "never")[-1]
     path = folder / "int8.onnx"
     with _quiet():
-        quantize_dynamic(plain, path, per_channel=True, weight_type=QuantType.QUInt8)
+        quantize_dynamic(plain, path, per_channel=True, weight_type=_kind())
     plain.unlink()
     done = any(node.op_type in _INTEGER for node in all_nodes(ir.load(path)))
     return path if done else None
@@ -161,7 +162,8 @@ def said(int8: Figured, own: Figured) -> str:
         int8: the model by int8 alone.
         own: the result.
     """
-    text = f"int8 alone (quantize_dynamic, per channel, QUInt8): {int8}; this result: {own}"
+    how = f"quantize_dynamic, per channel, {_kind().name}"
+    text = f"int8 alone ({how}): {int8}; this result: {own}"
     verdict = f"{text}; int8 alone is the better choice here"
     if int8.speedup is None or own.speedup is None:
         better = int8.bytes < own.bytes and int8.error < own.error
@@ -172,6 +174,11 @@ def said(int8: Figured, own: Figured) -> str:
         and int8.speedup.certain[1] >= own.speedup.certain[0]
     )
     return verdict if better else text
+
+
+def _kind() -> QuantType:
+    """Of weights whose products are exact here; the faster one if both are."""
+    return QuantType.QUInt8 if saturates() else QuantType.QInt8
 
 
 @contextmanager

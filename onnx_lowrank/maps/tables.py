@@ -1,7 +1,7 @@
 """Tables of embeddings in 8 or 4 bits: rows are gathered as integers and scaled behind.
 
 8 bits  ``Gather(E, i)  ->  Cast(Gather(q, i)) · Cast(Gather(s, i))``     a scale for each row
-4 bits  the same with two codes in a byte, the halves of a row, and a scale for each 32 of a row
+4 bits  the same with two codes in a byte, the halves of a row, and a scale for 32 or 16 of a row
 
 A runtime that meets a DequantizeLinear before the Gather dequantizes the whole table at every
 call; this way it never does.  No operator newer than opset 18 is used.
@@ -27,9 +27,9 @@ from onnx_lowrank.maps.rewrite import remove_unread
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
 
-__all__ = ["Tables", "find_tables", "round_table", "table_codes", "table_format"]
+__all__ = ["Tables", "find_tables", "round_table", "table_codes", "table_formats"]
 
-_BLOCK = 32
+_BLOCKS = (32, 16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +77,14 @@ def find_tables(
     return Tables(found, groups, left)
 
 
-def table_format(width: int, bits: Bits) -> Format:
-    """The format of rows of so many elements; 8 bits where 4 do not divide them."""
-    if bits == 4 and width % (2 * _BLOCK) == 0:
-        return Format(4, _BLOCK, table=True)
-    return Format(8, width, table=True)
+def table_formats(width: int, bits: Bits) -> tuple[Format, ...]:
+    """The formats of rows of so many elements, the smallest first; 8 bits where 4 do not fit.
+
+    Both halves of a row, which share its bytes, consist of whole blocks.
+    """
+    blocks = [block for block in _BLOCKS if bits == 4 and width % (2 * block) == 0]
+    found = tuple(Format(4, block, table=True) for block in blocks)
+    return found or (Format(8, width, table=True),)
 
 
 def table_codes(rows: Array, form: Format) -> Blocks:
@@ -89,7 +92,7 @@ def table_codes(rows: Array, form: Format) -> Blocks:
 
     Args:
         rows: the table.
-        form: from `table_format`.
+        form: from `table_formats`.
     """
     return round_blocks(rows.T, form.bits, form.block)
 
@@ -127,7 +130,7 @@ def round_table(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spo
     Args:
         model: the model; its graph is changed.
         sites: the Gathers of one table.
-        form: from `table_format`.
+        form: from `table_formats`.
         spool: where the integers wait until they are saved.
 
     Returns:

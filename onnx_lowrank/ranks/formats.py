@@ -15,7 +15,7 @@ from onnx_lowrank.maps.choice import STAYS, Choice, Spectrum
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Finding, Group, Selection
 from onnx_lowrank.maps.formats import Format, correctable, no_format, products, suited
-from onnx_lowrank.maps.tables import Tables, table_format
+from onnx_lowrank.maps.tables import Tables, table_formats
 from onnx_lowrank.runtime.providers import short_name
 
 __all__ = [
@@ -231,10 +231,9 @@ def formats_of(
     if "gather" in wanted.ops:
         for group in tables.groups.values():
             width = group.shape[2]
-            own = [
-                None if k == "fp32" else table_format(width, 8 if k == "8" else 4)
-                for k in wanted.kinds_of(group.matrix.name)
-            ]
+            own: list[Format | None] = []
+            for kind in wanted.kinds_of(group.matrix.name):
+                own += [None] if kind == "fp32" else table_formats(width, 8 if kind == "8" else 4)
             found[group] = Formats(tuple(dict.fromkeys(own)))
     return found, left
 

@@ -12,7 +12,7 @@ from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
 from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, products, suited
 from onnx_lowrank.maps.forms import Site
-from onnx_lowrank.maps.tables import Tables, table_format
+from onnx_lowrank.maps.tables import Tables, table_formats
 from onnx_lowrank.numerics.ranks import largest_rank
 from onnx_lowrank.phrases import near_names
 from onnx_lowrank.ranks.choose import settle
@@ -198,9 +198,10 @@ def _of_table(group: Group, layer: RecipeLayer, where: str) -> Formats:
     assert form is not None
     if layer.rank is not None:
         raise InputError(f"{where}: a table has a format or a rank, got both (rank {layer.rank})")
-    expected = table_format(group.shape[2], form.bits)
-    if form != expected:
-        raise InputError(f"{where}: expected {expected} of a table, got {form}")
+    expected = table_formats(group.shape[2], form.bits)
+    if form not in expected:
+        some = " or ".join(map(str, expected))
+        raise InputError(f"{where}: expected {some} of a table, got {form}")
     return Formats((form,))
 
 

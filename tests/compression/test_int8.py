@@ -29,6 +29,12 @@ _TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 96] x) => (float[
 _FAST: dict[str, Any] = {"bench": False, "effort": "quick"}
 
 
+@pytest.fixture(autouse=True)
+def _saturating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights without a sign, whatever the processor is."""
+    monkeypatch.setattr(int8_alone, "saturates", lambda: True)
+
+
 def model(rank: int | None = None) -> onnx.ModelProto:
     rng = np.random.default_rng(4)
     weights = {
@@ -129,6 +135,19 @@ def test_a_model_of_which_nothing_is_quantized_is_none(tmp_path: Path) -> None:
     other = parse(text, {name: uniform((96, 96), rng) for name in ("w1", "w2")})
     assert int8_alone.quantized_alone(ir.from_proto(other), tmp_path) is None
     assert int8_alone.quantized_alone(ir.from_proto(model()), tmp_path) is not None
+
+
+@pytest.mark.parametrize("saturating", [True, False])
+def test_weights_have_the_faster_sign_that_is_exact(
+    saturating: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_alone, "saturates", lambda: saturating)
+    path = int8_alone.quantized_alone(ir.from_proto(model()), tmp_path)
+    assert path is not None
+    kinds = {value.data_type for value in onnx.load(path).graph.initializer if len(value.dims) == 2}
+    assert kinds == {onnx.TensorProto.UINT8 if saturating else onnx.TensorProto.INT8}
+    figured = int8_alone.Figured(1000, 0.1)
+    assert ("QUInt8" in int8_alone.said(figured, figured)) == saturating
 
 
 def test_the_root_log_is_as_before(caplog: pytest.LogCaptureFixture) -> None:

@@ -108,7 +108,8 @@ def test_formats_of_layers_and_tables() -> None:
     assert max(form.correction for form in own["V"].dense if form is not None) == 4
     # The correction would have to be scaled as well.
     assert all(form is None or not form.correction for form in own["U"].dense)
-    assert own["E"].dense == (None, Format(8, 64, table=True), Format(4, 32, table=True))
+    tables_of = (Format(8, 64, table=True), Format(4, 32, table=True), Format(4, 16, table=True))
+    assert own["E"].dense == (None, *tables_of)
     assert own["W"].pairs == (None, Format(8, 128), Format(4, 32))
 
 
