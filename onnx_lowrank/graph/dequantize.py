@@ -4,6 +4,7 @@
 ``MatMul(x, DequantizeLinear(q, s))``                ->  ``MatMul(x, W)``, and Conv, Gemm, …
 ``QLinearMatMul(x, …, q, …)``                        ->  ``QuantizeLinear(MatMul(…, W))``
 ``MatMulNBits(x, q, s)``                             ->  ``MatMul(x, W)``
+``Conv(x, Cast(q) · Cast(s))``                       ->  ``Conv(x, W)``
 ``DequantizeLinear(QuantizeLinear(x))``              ->  ``Clip(x)``
 
 The pair of the last line cuts off what is beyond its range, which takes the place of a Relu that a
@@ -23,6 +24,7 @@ from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.integer_weights import (
     IntegerWeight,
     dequantized,
+    multiplied_weight,
     nbits_weight,
     read_weight,
 )
@@ -43,7 +45,10 @@ _GROUPS = "its groups are small maps already"
 _SUFFIXES = ("_quantized", "_Q4", "_Q8")
 # What goes with a map that nothing reads any more.
 _GOES = frozenset(
-    {"Cast", "Constant", "DequantizeLinear", "DynamicQuantizeLinear", "Mul", "QuantizeLinear"}
+    {
+        *("Cast", "Constant", "Expand", "Mul", "Reshape", "Slice"),
+        *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),
+    }
 )
 
 
@@ -79,14 +84,19 @@ def dequantize(model: ir.Model, spool: Spool) -> Dequantized:
     run.clear()
     outer = set(model.graph)
     for node in all_nodes(model):
-        if node not in outer and operator(node) in _HANDLED:
+        if node not in outer and operator(node) in _HANDLED and node.op_type != "Mul":
             run.found.left[node_name(node)] = "it is inside a subgraph or function"
     return run.found
 
 
 def holds_integers(model: ir.Model) -> bool:
     """Whether the main graph has nodes that `dequantize` looks at."""
-    return any(operator(node) in _HANDLED for node in model.graph)
+    constants = Constants(model)
+    return any(
+        operator(node) in _HANDLED
+        and (node.op_type != "Mul" or constants.resolve(node.outputs[0]) is not None)
+        for node in model.graph
+    )
 
 
 class _Run:
@@ -108,6 +118,8 @@ class _Run:
 
     def _holds_weight(self, node: ir.Node) -> bool:
         """Whether what may be a weight is constant; attention multiplies what is computed."""
+        if node.op_type == "Mul":
+            return self._constants.resolve(node.outputs[0]) is not None
         index = {"DequantizeLinear": 0}.get(node.op_type, 3 if node.op_type[0] == "Q" else 1)
         value = node.inputs[index] if index < len(node.inputs) else None
         return self._constants.resolve(value) is not None
@@ -289,6 +301,19 @@ class _Run:
             self.found.nodes += [node_name(reader) for reader in readers]
         return ""
 
+    def multiplied(self, node: ir.Node) -> str:
+        """A Mul of codes and their scales, as this tool writes weights of convolutions."""
+        weight = multiplied_weight(node, self._constants)
+        if isinstance(weight, str):
+            return weight
+        known = list(self._constants.readers(node.outputs[0]))
+        readers = [own for own, index in known if own is not None and _may_be_factored(own, index)]
+        if len(readers) < len(known) or any(own.graph is not self._graph for own in readers):
+            return "something else than linear maps of the main graph reads it"
+        node.outputs[0].replace_all_uses_with(self._weight(weight, node_name(node)))
+        self.found.nodes += [node_name(reader) for reader in readers]
+        return ""
+
     def _product(
         self, node: ir.Node, x: ir.Value | None, weight: IntegerWeight, bias: ir.Value | None
     ) -> None:
@@ -402,6 +427,7 @@ _HANDLED = {
     ("", "ConvInteger"): _Run.dynamic,
     ("", "DequantizeLinear"): _Run.constant,
     ("", "MatMulInteger"): _Run.dynamic,
+    ("", "Mul"): _Run.multiplied,
     ("", "QLinearConv"): _Run.operator,
     ("", "QLinearMatMul"): _Run.operator,
     (_MS, "DequantizeLinear"): _Run.constant,

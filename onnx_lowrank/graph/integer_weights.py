@@ -1,7 +1,8 @@
 """What the integers of a quantized weight stand for, operator by operator.
 
 ``DequantizeLinear(q, s, z)``  stands for  ``s · (q − z)``, with one scale, one for each index of an
-axis, or one for a block of them; MatMulNBits packs codes of 4 or 8 bits by columns.
+axis, or one for a block of them; MatMulNBits packs codes of 4 or 8 bits by columns.  This tool
+writes ``Cast(q) · Cast(s)`` where runtimes are to make floats of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from onnx_lowrank.graph.constants import Constant, Constants
 from onnx_lowrank.graph.walk import attribute
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["BITS", "IntegerWeight", "dequantized", "nbits_weight", "read_weight"]
+__all__ = [
+    "BITS",
+    "IntegerWeight",
+    "dequantized",
+    "multiplied_weight",
+    "nbits_weight",
+    "read_weight",
+]
 
 BITS = {
     ir.DataType.INT4: 4,
@@ -118,6 +126,46 @@ def read_weight(
     except ValueError as error:
         return f"its scales do not fit: {error}"
     return IntegerWeight(q.root, values, bits, sum(own.tensor.nbytes for own in known))
+
+
+def multiplied_weight(node: ir.Node, constants: Constants) -> IntegerWeight | str:
+    """The weight of a Mul of codes and scales, both cast to floats, or why it cannot be read."""
+    for codes, scales in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        cast = None if codes is None else codes.producer()
+        if cast is None or cast.op_type != "Cast":
+            continue
+        q, s = constants.resolve(cast.inputs[0]), _evaluated(scales, constants)
+        if isinstance(q, Constant) and q.dtype in BITS and s is not None:
+            values = np.asarray(q.numpy().astype(np.float32) * s, np.float32)
+            return IntegerWeight(q.root, values, BITS[q.dtype], q.tensor.nbytes + 2 * s.size)
+    return "its codes or scales are computed in another way"
+
+
+def _evaluated(value: ir.Value | None, constants: Constants) -> Array | None:
+    """A value that is computed of constants, as this tool writes scales; None where it is not."""
+    found = constants.resolve(value)
+    if isinstance(found, Constant):
+        return found.numpy().astype(np.float32)
+    node = None if value is None else value.producer()
+    if node is None or node.op_type not in ("Cast", "Expand", "Reshape", "Slice"):
+        return None
+    own = _evaluated(node.inputs[0], constants)
+    numbers = [constants.literal(other) for other in node.inputs[1:]]
+    if own is None or any(number is None for number in numbers):
+        return None
+    sizes = [
+        tuple(int(n) for n in np.atleast_1d(number)) for number in numbers if number is not None
+    ]
+    if node.op_type == "Expand":
+        return np.broadcast_to(own, sizes[0])
+    if node.op_type == "Reshape":
+        return own.reshape(sizes[0])
+    if node.op_type == "Slice" and len(sizes) == 3:
+        cut = [slice(None)] * own.ndim
+        for first, end, axis in zip(*sizes, strict=True):
+            cut[axis] = slice(first, end)
+        return own[tuple(cut)]
+    return own if node.op_type == "Cast" else None
 
 
 def nbits_weight(node: ir.Node, constants: Constants) -> IntegerWeight | str:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph import merged
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.face import FREE_INITIALIZERS, lift_constants, restore
 from onnx_lowrank.graph.fixed import infer_shapes
 from onnx_lowrank.graph.load import LoadedModel, load
@@ -109,6 +110,10 @@ def _simplified(
         )
     if any(isinstance(tensor, SparseTensor) for tensor in tensors(original)):
         raise _UndoneError("it has constants that are stored sparse, which onnxsim would lose")
+    constants = Constants(original)
+    muls = (node for node in original.graph if node.op_type == "Mul")
+    if any(constants.resolve(node.outputs[0]) is not None for node in muls):
+        raise _UndoneError("it has weights of integers, of which onnxsim would make floats")
     given = write(_numbered(original, constant_inputs), workspace, "unsimplified.onnx", "never")[-1]
     model = _run(given, workspace / "simplified.onnx", _skipped(named))
     given.unlink()

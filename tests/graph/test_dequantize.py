@@ -168,6 +168,45 @@ def test_grouped_convolutions_keep_their_pairs(rng: np.random.Generator) -> None
     assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
 
 
+FUSED = {
+    "with a bias": "y = com.microsoft.DynamicQuantizeMatMul (x, q, s, z, b)",
+    "without": "y = com.microsoft.DynamicQuantizeMatMul (x, q, s, z)",
+    "to floats": (
+        "a, t, u = DynamicQuantizeLinear (x)\n"
+        " y = com.microsoft.MatMulIntegerToFloat (a, q, t, s, u, z, b)"
+    ),
+    "scales the other way round": (
+        "a, t, u = DynamicQuantizeLinear (x)\n c = MatMulInteger (a, q, u, z)\n"
+        " d = Cast <to=1> (c)\n e = Mul (s, t)\n y = Mul (e, d)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_operators(name: str, rng: np.random.Generator) -> None:
+    known: dict[str, Array] = {
+        "q": rng.integers(0, 256, (40, 24)).astype(np.uint8),
+        "s": (rng.random(24) / 500).astype(np.float32),
+        "z": rng.integers(100, 150, 24).astype(np.uint8),
+        "b": rng.standard_normal(24).astype(np.float32),
+    }
+    body = FUSED[name]
+    if ", b)" not in body:
+        del known["b"]
+    proto = parse(f"{HEAD} g (float[5,40] x) => (float[5,24] y) {{ {body} }}", known)
+    model = ir.from_proto(proto)
+    found = dequantize(model, Spool())
+    assert list(found.bits.values()) == [8]
+    kinds = [node.op_type for node in model.graph]
+    assert kinds == (["MatMul", "Add"] if "b" in known else ["MatMul"])
+    x = rng.standard_normal((5, 40)).astype(np.float32)
+    codes, zeros = known["q"].astype(np.float32), known["z"].astype(np.float32)
+    floats = (codes - zeros) * known["s"]
+    got = outputs(ir.to_proto(model), {"x": x})["y"]
+    np.testing.assert_allclose(got, x @ floats + known.get("b", 0.0), rtol=1e-4, atol=1e-4)
+    assert relative(got, outputs(proto, {"x": x})["y"]) < 0.02
+
+
 def test_products_of_what_is_computed_are_no_maps() -> None:
     proto = parse(
         f"""{HEAD} g (float[4,4] x) => (float[4,4] y) {{

@@ -161,6 +161,21 @@ def test_growth_by_folding_is_undone() -> None:
     assert result.report.output.bytes < result.report.input.bytes
 
 
+def test_weights_of_integers_are_not_made_floats() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[1,8,9] x) => (float[1,32,9] y) {
+            f = Cast <to=1> (q)
+            w = Mul (f, s)
+            y = Conv (x, w)
+        }""",
+        {
+            "q": np.random.default_rng(0).integers(-99, 99, (32, 8, 1)).astype(np.int8),
+            "s": np.full((32, 1, 1), 0.01, np.float32),
+        },
+    )
+    assert "of which onnxsim would make floats" in undone(run(model))
+
+
 def test_a_large_model_is_not_simplified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simplify, "SIZE_LIMIT", 1000)
     result = run(model_with_identity())
