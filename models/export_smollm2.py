@@ -9,10 +9,8 @@ table is stored once and is the matrix of the last layer too.
 from __future__ import annotations
 
 import argparse
-import ast
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +20,15 @@ from gguf import GGUFReader, dequantize
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
+from windows import windows
 
-__all__ = ["Decoder", "load", "main", "tokenizer_of", "windows"]
+__all__ = ["Decoder", "load", "main", "tokenizer_of"]
 
 LAYERS, WIDTH, HEADS, SHARED, INNER = 30, 576, 9, 3, 1536  # SHARED: heads of keys and values
 VOCABULARY, EPSILON, BASE = 49152, 1e-5, 100_000.0
 SIZE = WIDTH // HEADS  # of a head
 OPSET = 17
-WINDOWS, LENGTH = 512, 256  # of the data that is written beside the model
-# Folders of the standard library that hold no docstrings of its own.
-OTHERS = frozenset({"dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests"})
+WINDOWS = 512  # of the data that is written beside the model
 
 
 class Norm(nn.Module):
@@ -171,41 +168,6 @@ def tokenizer_of(reader: GGUFReader) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([t for t, kind in zip(tokens, kinds, strict=True) if kind == 3])
     return tokenizer
-
-
-def texts(first: str, last: str) -> Iterator[str]:
-    """The docstrings of each module of the standard library from letter to letter."""
-    library = Path(os.__file__).parent
-    for file in sorted(library.rglob("*.py")):
-        parts = file.relative_to(library).parts
-        if not first <= parts[0][0].lower() <= last or OTHERS.intersection(parts):
-            continue
-        found: dict[str, None] = {}
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
-                text = ast.get_docstring(node) or ""
-                if len(text) >= 80:
-                    found[text] = None
-        yield "\n\n".join(found)
-
-
-def windows(
-    tokenizer: Tokenizer, first: str, last: str, count: int
-) -> dict[str, NDArray[np.int64]]:
-    """The model's input of windows of LENGTH tokens of text, in a fixed random order.
-
-    Args:
-        tokenizer: of the model.
-        first: letter that names of modules begin with.
-        last: the last such letter.
-        count: how many windows at most.
-    """
-    found = []
-    for text in texts(first, last):
-        ids = tokenizer.encode(text).ids
-        found += [ids[at : at + LENGTH] for at in range(0, len(ids) - LENGTH + 1, LENGTH)]
-    order = np.random.default_rng(0).permutation(len(found))[:count]
-    return {"input_ids": np.array([found[place] for place in order], np.int64)}
 
 
 def perplexity(session: ort.InferenceSession, data: Mapping[str, NDArray[np.int64]]) -> float:

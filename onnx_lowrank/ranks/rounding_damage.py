@@ -189,7 +189,7 @@ def rounding_damages(
             {form: scale * error for form, error in felt.dense.items()},
             {form: scale * error for form, error in felt.pairs.items()},
             known,
-            ranged=_lost_by_range(group, formats[group], probe, scale * felt.inputs),
+            ranged=_lost_by_range(group, formats[group], probe, len(groups), scale * felt.inputs),
         )
         blocks = any(form is not None and not form.dynamic for form in formats[group].dense)
         if blocks and not folded(group):
@@ -215,18 +215,21 @@ def _shared(total: float, shares: Mapping[Group, float]) -> dict[Group, float]:
     return {group: total * own / whole if whole > 0.0 else 0.0 for group, own in shares.items()}
 
 
-def _lost_by_range(group: Group, own: Formats, probe: Probe, felt: float) -> float:
+def _lost_by_range(
+    group: Group, own: Formats, probe: Probe, measurements: int, felt: float
+) -> float:
     """Damage of products of a group alone that round their inputs in every run.
 
     Args:
         group: the group.
         own: its formats.
         probe: runs the model.
+        measurements: how many groups there are to measure.
         felt: damage of errors as large as the inputs, where the run shows nothing.
     """
     if not own.dynamic:
         return 0.0
-    return probe.damage(probe.rounds(group)) or _LOST * felt
+    return alone(probe, probe.rounds(group), measurements) or _LOST * felt
 
 
 def _lost_inside(formats: Mapping[Group, Format], probe: Probe) -> float:
@@ -248,8 +251,8 @@ def _lost_inside(formats: Mapping[Group, Format], probe: Probe) -> float:
             product = codes[0].values() @ codes[1].values()
             constants |= constants_of(group, product[None]) | probe.rounds(group)
         together = probe.damage_of(model)
-    alone = probe.damage(constants)
-    return 0.0 if together is None or alone is None else max(together - alone, 0.0)
+    apart = probe.damage(constants)
+    return 0.0 if together is None or apart is None else max(together - apart, 0.0)
 
 
 def _turned(matrix: Array) -> tuple[Array, Array]:
@@ -277,8 +280,8 @@ def _lost_by_inputs(groups: Sequence[Group], probe: Probe) -> float:
             writer.put([node_of[member.site.node] for member in group.members], codes)
             constants |= constants_of(group, codes.values()[None])
         together = probe.damage_of(model)
-    alone = probe.damage(constants)
-    return 0.0 if together is None or alone is None else max(together - alone, 0.0)
+    apart = probe.damage(constants)
+    return 0.0 if together is None or apart is None else max(together - apart, 0.0)
 
 
 def _references(
