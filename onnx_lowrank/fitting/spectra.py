@@ -121,7 +121,7 @@ def measured(task: _Measuring) -> tuple[Spectrum, tuple[Basis, ...]]:
         found = sketch(stack[0], energy=task.energy)
         if found is not None:
             return Spectrum(found.squares, True, of, found.rest), (found.basis,)
-    components = StackComponents(layer.fisher.into(stack), moments)
+    components = StackComponents(layer.fisher.into(stack), moments, task.energy)
     spectrum = Spectrum(components.squares, True, of)
     rank = None if task.wanted is None else task.wanted(spectrum)
     bases: tuple[Basis, ...] = ()

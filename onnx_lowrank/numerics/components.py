@@ -5,9 +5,14 @@ By Eckart and Young (Psychometrika 1, 1936) the rank-k matrix closest to W in th
 however small the singular values are; of the outputs of inputs with ``C = E[xᵀx]`` it is the same
 with those of ``WᵀCW``.  Where the other side is the smaller one its eigenvectors are taken: of the
 weight by itself those of ``WWᵀ``, as the transpose has the same pair the other way round; of
-outputs, with ``C = Q Λ Qᵀ``, the eigenvectors u of ``√Λ Qᵀ W Wᵀ Q √Λ`` give ``v = Wᵀ Q √Λ u / σ``.
+outputs, with any ``C = R Rᵀ``, the eigenvectors u of ``Rᵀ W Wᵀ R`` give ``v = Wᵀ R u / σ``.
 
 The energies are computed first, the vectors once a rank is known (`onnx_lowrank.numerics.lapack`).
+Where one share of the energy or one rank is all that is asked about, both are first tried in
+float32, which takes half the time and half the memory.  Its rounding moves the energy outside of
+the first k components by less than `_SURE` (tests hold a quarter of that), so that a rank whose
+energy, and that of the rank below, are further than that from the share is the rank of float64; for
+any other the work is done again in float64.
 """
 
 from __future__ import annotations
@@ -22,11 +27,20 @@ from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.lapack import Tridiagonal
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.rotation import rotated_first, rotated_second
-from onnx_lowrank.numerics.spectrum import gram, row_blocks, unit
+from onnx_lowrank.numerics.spectrum import gram, row_blocks, squared_norm, unit
 
 __all__ = ["Basis", "Components"]
 
 Float64 = npt.NDArray[np.float64]
+
+# How far rounding in float32 may move a sum of energies, as a share of all and of the largest.
+_SURE = 2e-6, 2e-5
+# Energy that float32 does not tell from rounding, as a share of the largest.
+_NOISE = 2e-6
+# Lost energy, as a share of all, below which float32 is not tried.
+_LEAST = 1e-3
+# Sums of squares between which float32 neither overflows nor loses what counts.
+_SMALLEST, _LARGEST = 1e-20, 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +105,24 @@ class Components:
 
     squares: Float64
 
-    def __init__(self, matrix: Array, moments: Moments | None = None) -> None:
+    def __init__(
+        self,
+        matrix: Array,
+        moments: Moments | None = None,
+        *,
+        energy: float | None = None,
+        rank: int | None = None,
+        beside: float = 0.0,
+    ) -> None:
         """Find the energies.
 
         Args:
             matrix: W, finite; may be a memory-mapped view.
             moments: C of the inputs; None takes the weight by itself.
+            energy: the only share of the energy that is asked about, if so, or
+            rank: the only number of components that is.  The energies are then those of float32
+                where these tell it: those that it does not tell from rounding share what is left.
+            beside: energy that any rank holds beside that of the components.
         """
         self._matrix = matrix
         self._reduced: Tridiagonal | None = None
@@ -111,18 +137,53 @@ class Components:
             floor = max(m, n) * np.finfo(np.float64).eps * values[0]
             self.squares = np.where(values > floor, values, 0.0) ** 2
             return
+        asked = rank is not None or (energy is not None and 1.0 - energy >= _LEAST)
         if moments is None:
-            square = gram(matrix if m >= n else matrix.T)
-        else:
-            square, self._root = _outputs(matrix, moments)
+            tall = matrix if m >= n else matrix.T
+            if asked and _SMALLEST < squared_norm(matrix) < _LARGEST:
+                self._reduce(gram(tall, np.float32))
+                if self._told(energy, rank, beside):
+                    return
+            self._reduce(gram(tall))
+            return
+        square, self._root = _outputs(matrix, moments)
+        if asked and _SMALLEST < float(np.trace(square)) < _LARGEST:
+            self._reduce(square.astype(np.float32))
+            if self._told(energy, rank, beside):
+                return
+        self._reduce(square)
+
+    def _reduce(self, square: Array) -> None:
+        """The energies, by a matrix that they are the eigenvalues of, which is overwritten."""
+        self._reduced = None  # an earlier one takes as much memory
         self._reduced = Tridiagonal(square)
         squares = self._reduced.values()
-        self.squares = np.where(squares > _floor(squares), squares, 0.0)
+        largest = max(float(squares[0]), 0.0)
+        if square.dtype == np.float32:
+            self._floor = _NOISE * largest
+            small = squares < self._floor
+            squares[small] = max(float(squares[small].mean()), 0.0) if small.any() else 0.0
+            self.squares = squares
+            return
+        self._floor = len(squares) * float(np.finfo(np.float64).eps) * largest
+        self.squares = np.where(squares > self._floor, squares, 0.0)
+
+    def _told(self, energy: float | None, rank: int | None, beside: float) -> bool:
+        """Whether the energies tell what is asked, though they are rounded."""
+        tails = np.append(np.cumsum(self.squares[::-1])[::-1], 0.0)
+        if rank is not None:
+            return bool(self.squares[rank - 1] > self._floor and tails[rank] >= _LEAST * tails[0])
+        assert energy is not None
+        limit = (1.0 - energy) * (tails[0] + beside)
+        needed = max(1, int(np.argmax(tails <= limit)))
+        sure = _SURE[0] * tails[0] + _SURE[1] * self.squares[0]
+        near = np.abs(tails[needed - 1 : needed + 1] - limit) <= sure
+        return bool(self.squares[needed - 1] > self._floor and not near.any())
 
     @property
     def memory(self) -> int:
         """Bytes that are held for `basis`."""
-        reduced = 0 if self._reduced is None else 8 * self._reduced.size**2
+        reduced = 0 if self._reduced is None else self._reduced.memory
         return reduced + (0 if self._root is None else self._root.nbytes)
 
     def basis(self, rank: int) -> Basis:
@@ -137,28 +198,30 @@ class Components:
             return Basis(vectors, m < n)
         if self._root is None:
             return Basis(vectors)
-        inverse = np.zeros(rank)  # from the m×m side: v = Wᵀ Q √Λ u / σ
-        kept = values > _floor(self.squares)
+        inverse = np.zeros(rank)  # from the m×m side: v = Wᵀ R u / σ
+        kept = values > self._floor
         inverse[kept] = 1.0 / np.sqrt(values[kept])
         exact = np.asarray(self._matrix, np.float64)
         return Basis((exact.T @ (self._root @ vectors)) * inverse)
 
 
 def _outputs(matrix: Array, moments: Moments) -> tuple[Float64, Float64 | None]:
-    """``Wᵀ C W`` or, where that is the larger, its m×m counterpart and ``Q √Λ``."""
+    """``Wᵀ C W`` or, where that is the larger, its m×m counterpart and a root R of C."""
     m, n = matrix.shape
     exact = np.asarray(matrix, np.float64)
     if n <= m:
         return exact.T @ moments.applied(exact), None
-    if moments.diagonal:
-        root = np.diag(np.sqrt(moments.second))
-    else:
-        values, vectors = np.linalg.eigh(moments.second)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))
+    root = _root(moments)
     half = root.T @ exact  # [m, n]
     return half @ half.T, root
 
 
-def _floor(squares: Array) -> float:
-    largest = float(np.max(squares, initial=0.0))
-    return len(squares) * float(np.finfo(np.float64).eps) * largest
+def _root(moments: Moments) -> Float64:
+    """Some R with ``C = R Rᵀ``."""
+    if moments.diagonal:
+        return np.diag(np.sqrt(moments.second))
+    try:
+        return np.asarray(np.linalg.cholesky(moments.second))
+    except np.linalg.LinAlgError:  # singular, or by rounding a little less than that
+        values, vectors = np.linalg.eigh(moments.second)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))

@@ -38,7 +38,8 @@ def balanced_pair(stack: Array, rank: int, dtype: npt.DTypeLike) -> tuple[Array,
     first = np.empty((slices, m, rank), dtype)
     second = np.empty((slices, rank, n), dtype)
     for index, matrix in enumerate(stack):
-        basis = Components(matrix).basis(rank)
+        asked = None if np.dtype(dtype) == np.float64 else rank
+        basis = Components(matrix, rank=asked).basis(rank)
         first[index], second[index] = basis.pair(matrix, rank, dtype)
     return first, second
 

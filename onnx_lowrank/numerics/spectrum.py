@@ -21,6 +21,8 @@ __all__ = ["BLOCK", "gram", "row_blocks", "squared_norm", "unit"]
 BLOCK = 1 << 21
 # Elements whose squares are added up in float32: the error of their sum stays below 1e-6 of it.
 _SUMMED = 1 << 10
+# Rows whose products are added up in float32 by one call.
+_ADDED = 1 << 10
 
 # Sums of squares of numbers up to 2**300 stay far within float64.
 _SAFE_EXPONENT = 300
@@ -32,16 +34,24 @@ def row_blocks(rows: int, columns: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def gram(matrix: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """The Gram matrix ``MᵀM`` of ``M[rows, columns]`` in float64, shape [columns, columns].
+def gram(
+    matrix: npt.NDArray[Any], dtype: npt.DTypeLike = np.float64
+) -> npt.NDArray[np.floating[Any]]:
+    """The Gram matrix ``MᵀM`` of ``M[rows, columns]``, shape [columns, columns].
 
     ``M`` may be a memory-mapped view; it is read once, in blocks of rows, and never copied whole.
+
+    Args:
+        matrix: M.
+        dtype: float64, or float32 for what needs no more; squares have to be within its range.
     """
     rows, columns = matrix.shape
-    total = np.zeros((columns, columns), dtype=np.float64)
-    for number, block in enumerate(row_blocks(rows, columns)):
-        part = np.asarray(matrix[block], dtype=np.float64)
-        # numpy calls dsyrk for the product of a matrix with its transpose.
+    total = np.zeros((columns, columns), dtype)
+    # Sums of more numbers would be rounded too often in float32.
+    step = min(max(1, BLOCK // max(columns, 1)), rows if total.itemsize == 8 else _ADDED)
+    for number, start in enumerate(range(0, rows, max(step, 1))):
+        part = np.asarray(matrix[start : start + step], dtype)
+        # numpy calls dsyrk or ssyrk for the product of a matrix with its transpose.
         if number == 0:
             np.matmul(part.T, part, out=total)
         else:

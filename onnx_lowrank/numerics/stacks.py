@@ -44,25 +44,35 @@ class StackComponents:
             slice) the energy of its outputs by principal component.
     """
 
-    def __init__(self, stack: Array, moments: Sequence[Moments] | None) -> None:
+    def __init__(
+        self, stack: Array, moments: Sequence[Moments] | None, energy: float | None = None
+    ) -> None:
+        """Find the energies.
+
+        Args:
+            stack: ``W[e, m, n]``.
+            moments: of the inputs, by slice; None for the weights by themselves.
+            energy: the only share of the energy that is asked about, if so.
+        """
         self._stack, self._moments = stack, moments
+        self._energy = energy if len(stack) == 1 else None  # it is a share of all slices together
         self.squares = np.zeros(min(stack.shape[1:]), np.float64)
         side = min(stack.shape[1:])
         held = len(stack) == 1 or len(stack) * side * side <= _HELD
         self._parts: list[Components] = []
         for index, matrix in enumerate(stack):
-            part = self._part(index)
+            central = 0.0 if moments is None else _energy_of(matrix, moments[index].centre)
+            part = self._part(index, central)
             self.squares += part.squares
-            if moments is not None:
-                self.squares[:1] += _energy_of(matrix, moments[index].centre)
+            self.squares[:1] += central
             if held:
                 self._parts.append(part)
 
-    def _part(self, index: int) -> Components:
+    def _part(self, index: int, central: float = 0.0) -> Components:
         if index < len(self._parts):
             return self._parts[index]
         own = None if self._moments is None else self._moments[index].fitting()
-        return Components(self._stack[index], own)
+        return Components(self._stack[index], own, energy=self._energy, beside=central)
 
     def bases(self, rank: int) -> tuple[Basis, ...]:
         """The leading components of every slice."""
@@ -135,7 +145,8 @@ def fitted_pair(
             basis = None if found is None else found.basis
         if basis is None:
             own = None if moments is None else moments[index].fitting()
-            basis = Components(matrix, own).basis(rank)
+            asked = None if np.dtype(dtype) == np.float64 else rank
+            basis = Components(matrix, own, rank=asked).basis(rank)
         first[index], second[index] = basis.pair(matrix, rank, dtype)
     return first, second
 

@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from onnx_lowrank.numerics import components
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Components
 from onnx_lowrank.numerics.factors import relative_error, squared_singular_values
 from onnx_lowrank.numerics.lapack import Tridiagonal
+from onnx_lowrank.numerics.moments import Moments
+from onnx_lowrank.numerics.output_pca import output_energies
 from onnx_lowrank.numerics.ranks import energy_at, energy_rank
 from onnx_lowrank.numerics.sketch import sketch
 from onnx_lowrank.numerics.spectrum import squared_norm
@@ -53,18 +56,119 @@ def test_equal_eigenvalues_have_orthonormal_vectors() -> None:
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(20), atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 63, 64, 65, 66, 150])
+def test_one_reduction_in_float32(size: int, rng: np.random.Generator) -> None:
+    half = rng.standard_normal((size + 2, size)).astype(np.float32)
+    square = half.T @ half
+    expected = np.linalg.eigvalsh(square.astype(np.float64))[::-1]
+    reduced = Tridiagonal(square.copy())
+    np.testing.assert_allclose(reduced.values(), expected, atol=2e-6 * expected[0])
+    for count in (size, 1, (size + 1) // 2):
+        values, vectors = reduced.leading(count)
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(values, expected[:count], atol=2e-6 * expected[0])
+        np.testing.assert_allclose(square @ vectors, vectors * values, atol=1e-5 * expected[0])
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(count), atol=1e-5)
+
+
+SLOW: dict[str, Callable[[Array], Array]] = {
+    "power": lambda i: (i + 1.0) ** -0.65,
+    "flat": np.ones_like,
+    "one large": lambda i: np.where(i < 1, 30.0, 1.0),
+    "a step": lambda i: np.where(i < 60, 1.0, 0.05),
+    "exponential": lambda i: np.exp(-i / 50.0),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+@pytest.mark.parametrize("shape", [(96, 96), (200, 300), (4096, 128)])
+def test_float32_moves_energies_by_a_quarter_of_what_is_allowed(
+    kind: str, shape: tuple[int, int], rng: np.random.Generator
+) -> None:
+    matrix = with_values(*shape, SLOW[kind](np.arange(float(min(shape)))), rng)
+    matrix += np.float32(0.1 * np.abs(matrix).mean())  # rounding of one sign
+    exact, rounded = Components(matrix), Components(matrix, energy=0.5)
+    count = int((exact.squares > components._NOISE * exact.squares[0]).sum())
+    tails = [np.cumsum(own.squares[::-1])[::-1][:count] for own in (exact, rounded)]
+    allowed = components._SURE[0] * tails[0][0] + components._SURE[1] * exact.squares[0]
+    assert np.abs(tails[0] - tails[1]).max() <= 0.25 * allowed
+
+
+@pytest.mark.parametrize("kind", SLOW)
+@pytest.mark.parametrize("shape", [(96, 96), (200, 300)])
+@pytest.mark.parametrize("by", ["weight", "output"])
+def test_ranks_are_those_of_float64_at_any_energy(
+    kind: str, shape: tuple[int, int], by: str, rng: np.random.Generator
+) -> None:
+    matrix = with_values(*shape, SLOW[kind](np.arange(float(min(shape)))), rng)
+    moments = None
+    if by == "output":
+        inputs = rng.standard_normal((900, shape[0])) * np.geomspace(3.0, 0.1, shape[0])
+        moments = Moments(inputs.T @ inputs / 900, np.zeros(shape[0]), 900)
+    exact = Components(matrix, moments)
+    tails = np.append(np.cumsum(exact.squares[::-1])[::-1], 0.0) / exact.squares.sum()
+    energies = [0.5, 0.8, 0.95, 0.99, 0.9999]
+    energies += [1.0 - tails[k] for k in (3, 20, 60)]  # on the edge between two ranks
+    energies += [1.0 - tails[k] + sign * 1e-7 for k in (3, 20) for sign in (1, -1)]
+    for energy in energies:
+        found = Components(matrix, moments, energy=energy)
+        rank = energy_rank(exact.squares, energy)
+        # On an edge two runs in float64 may differ.
+        assert energy_rank(found.squares, energy) in (
+            rank,
+            energy_rank(exact.squares, energy + 1e-12),
+            energy_rank(exact.squares, energy - 1e-12),
+        )
+        basis = found.basis(rank)
+        assert basis.rank == rank
+        pairs = [own.pair(matrix, rank, np.float32) for own in (basis, exact.basis(rank))]
+        inputs_of = Moments(np.eye(shape[0]), np.zeros(shape[0]), 1) if moments is None else moments
+        lost = [output_energies(matrix, *pair, inputs_of) for pair in pairs]
+        assert lost[0][0] <= lost[1][0] * 1.0001 + 1e-9 * lost[1][1]
+
+
+def test_what_a_bias_adds_counts_for_the_share(rng: np.random.Generator) -> None:
+    matrix = with_values(96, 96, SLOW["power"](np.arange(96.0)), rng)
+    exact = Components(matrix).squares
+    for beside in (0.5, 3.0):
+        whole = exact.copy()
+        whole[0] += beside
+        energy = 1.0 - whole[30:].sum() / whole.sum() + 1e-8
+        found = Components(matrix, energy=energy, beside=beside).squares.copy()
+        found[0] += beside
+        assert energy_rank(found, energy) == energy_rank(whole, energy)
+
+
+def test_where_float32_serves_and_where_not(rng: np.random.Generator) -> None:
+    matrix = with_values(96, 96, SLOW["power"](np.arange(96.0)), rng)
+    whole = Components(matrix).memory
+    half = Components(matrix, energy=0.9)
+    assert half.basis(3).vectors.dtype == np.float32
+    assert half.memory <= whole
+    assert Components(matrix, rank=20).basis(20).vectors.dtype == np.float32
+    low = with_values(96, 96, np.geomspace(1.0, 1e-3, 8), rng)
+    scaled = [(matrix * np.float32(10.0**power)) for power in (20, -15)]
+    for odd in (
+        Components(matrix),
+        Components(matrix, energy=0.9999),
+        Components(low, rank=8),  # what is lost is rounding
+        *(Components(own, energy=0.9) for own in scaled),  # squares beyond float32
+    ):
+        assert odd.basis(3).vectors.dtype == np.float64
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         np.zeros((2, 3)),
         np.zeros((0, 0)),
-        np.eye(3, dtype=np.float32),
+        np.eye(3, dtype=np.float16),
         np.eye(3, order="F"),
         np.zeros((3, 6))[:, ::2],
     ],
 )
 def test_what_cannot_be_reduced_in_place_is_refused(bad: Array) -> None:
-    with pytest.raises(ValueError, match="square float64 array in C order"):
+    with pytest.raises(ValueError, match="square array of float64 or float32 in C order"):
         Tridiagonal(bad)
 
 
