@@ -1,6 +1,6 @@
 """Print how fast spectra and factors are, against other ways to the same pairs, side by side.
 
-    python tools/speed_table.py [--large] [--repeats 3]
+    python tools/speed_table.py [--large] [--repeats 3] [--layers MODEL]
     python tools/speed_table.py --model MODEL --data DATA.npz [--keep 0.8] [--memory 1GB]
 
 Without a model three tables, each timed interleaved with one BLAS thread unless it says otherwise:
@@ -10,8 +10,10 @@ Without a model three tables, each timed interleaved with one BLAS thread unless
   ``numpy.linalg.svd``, ``torch.linalg.svd``, ``torch.svd_lowrank`` and scikit-learn's
   ``randomized_svd``, which are given our ranks, and against the two products that any method has
   to do at least, ``W·V`` and ``Uᵀ·W``; with the largest relative error of the pairs;
+* the same for the weights of the products of a real model, ``--layers``;
 * the same layers on one worker and on all cores, with user time against wall time;
-* with ``--large`` single layers of an LLM's sizes, one reduction against two.
+* with ``--large`` single layers of an LLM's sizes against two reductions in float64, which is the
+  plain way to a rank and then its pair, and the memory that both take.
 
 torch and scikit-learn are left out where they are not installed.
 
@@ -33,10 +35,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from threadpoolctl import threadpool_limits
 
 from onnx_lowrank.numerics.arrays import Array
@@ -46,11 +50,13 @@ from onnx_lowrank.numerics.parallel import cores, map_layers, working_set
 from onnx_lowrank.numerics.ranks import energy_rank
 from onnx_lowrank.numerics.sketch import sketch
 from onnx_lowrank.numerics.spectrum import gram
+from onnx_lowrank.runtime.memory import growth
 from onnx_lowrank.runtime.session import open_session, prepare
 
 __all__ = ["main"]
 
 ENERGY = 0.95
+LAYERS = Path(__file__).parent.parent / "models" / "cache" / "minilm-l6.onnx"
 SIDES = (768, 768, 768, 1024, 1024, 1536, 2048)
 LARGE = ((2048, 2048), (4096, 4096), (4096, 11008))
 Pair = tuple[Array, Array]
@@ -64,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--large", action="store_true", help="also layers of an LLM's sizes")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many")
+    parser.add_argument("--layers", type=Path, default=LAYERS, help="a model, with its weights")
     parser.add_argument("--model", type=Path, help="print whole commands on this model instead")
     parser.add_argument("--data", type=Path, help="its samples, .npz")
     parser.add_argument("--keep", default="0.8", help="the goal of the commands")
@@ -80,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with threadpool_limits(1):
         compared("decaying spectra", decaying, options.repeats)
         compared("slowly falling spectra", slow, options.repeats)
+        if options.layers.exists():
+            compared(f"weights of {options.layers.name}", weights(options.layers), options.repeats)
         parallel("decaying spectra", decaying, options.repeats)
         parallel("slowly falling spectra", slow, options.repeats)
         if options.large:
@@ -112,7 +121,7 @@ def ours(matrix: Array, _rank: int) -> Pair:
     if found is not None:
         rank = energy_rank(found.squares, ENERGY, found.rest)
         return found.basis.pair(matrix, rank, matrix.dtype)
-    components = Components(matrix)
+    components = Components(matrix, energy=ENERGY)
     rank = energy_rank(components.squares, ENERGY)
     return components.basis(rank).narrow().pair(matrix, rank, matrix.dtype)
 
@@ -224,24 +233,47 @@ def parallel(title: str, matrices: Sequence[Array], repeats: int) -> None:
     )
 
 
+def weights(path: Path) -> list[Array]:
+    """The constant matrices that a model multiplies with, where both sides are 128 or more."""
+    model = onnx.load(path)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    read = {node.input[1] for node in model.graph.node if node.op_type in ("MatMul", "Gemm")}
+    found = [onnx.numpy_helper.to_array(constants[name]) for name in sorted(read & set(constants))]
+    return [own for own in found if own.ndim == 2 and min(own.shape) >= 128]
+
+
 def large(rng: np.random.Generator) -> None:
-    """Print one reduction against two on single layers."""
-    print("\nsingle layers with slowly falling spectra, a quarter of the vectors, one thread")
+    """Print our way against two reductions in float64 on single layers."""
+    print(f"\nsingle layers with slowly falling spectra, {ENERGY} of the energy, one thread")
+
+    def plainly(matrix: Array) -> Pair:
+        tall = matrix if min(matrix.shape) == matrix.shape[1] else matrix.T
+        squares = np.maximum(np.linalg.eigvalsh(gram(tall))[::-1], 0.0)
+        rank = energy_rank(squares, ENERGY)
+        vectors = np.linalg.eigh(gram(tall))[1][:, : -rank - 1 : -1]
+        pair = (tall.astype(np.float64) @ vectors).astype(np.float32), vectors.T.astype(np.float32)
+        return pair if tall is matrix else (pair[1].T, pair[0].T)
+
     for m, n in LARGE:
-        matrix = drawn(m, n, lambda i: (i + 1.0) ** -0.3, rng)
-        rank = min(m, n) // 4
+        matrix = drawn(m, n, lambda i: (i + 1.0) ** -0.65, rng)
+        took, peaks, ranks = [], [], []
+        for way in (partial(ours, matrix, 0), partial(plainly, matrix)):
+            start = time.process_time()
+            pair, peak = growth(way)
+            took.append(time.process_time() - start)
+            peaks.append((peak or 0) / 1e9)
+            ranks.append(pair[0].shape[1])
+        basis = matrix[:, : ranks[0]].copy()
         start = time.process_time()
-        components = Components(matrix)
-        components.basis(rank).narrow().pair(matrix, rank, np.float32)
-        once = time.process_time() - start
-        del components
-        start = time.process_time()
-        tall = matrix if m >= n else matrix.T
-        np.linalg.eigvalsh(gram(tall))
-        _, vectors = np.linalg.eigh(gram(tall))
-        _ = tall.astype(np.float64) @ vectors[:, -rank:]
-        twice = time.process_time() - start
-        print(f"  {m}×{n}: {once:.1f} s, with two reductions {twice:.1f} s: {twice / once:.1f}×")
+        (matrix @ basis).T @ matrix
+        products = time.process_time() - start
+        assert ranks[0] == ranks[1], ranks
+        print(
+            f"  {m}×{n}, rank {ranks[0]}: {took[0]:.1f} s and {peaks[0]:.2f} GB, plainly "
+            f"{took[1]:.1f} s and {peaks[1]:.2f} GB: {took[1] / took[0]:.1f}×; two products "
+            f"{products:.2f} s: {took[0] / products:.1f}×",
+            flush=True,
+        )
 
 
 STAGES = ("simplify", "calibrate", "fisher", "damage", "effort", "refit", "heal")
