@@ -182,9 +182,9 @@ def compress(
         ep: execution provider of check and timing.
         custom_ops: a library of custom operators that the model uses, which every session
             registers.
-        memory: memory that the process may hold while it works with samples: batches get smaller,
-            and what waits goes into files. A whole number is bytes; a text has a unit, such as
-            '4GB'. Default: half of what is free.
+        memory: memory that the process may hold: batches get smaller, fewer layers are worked on at
+            once, what waits goes into files, and onnxsim is left out where it would take more. A
+            whole number is bytes; a text has a unit, such as '4GB'. Default: half of what is free.
         executor: hand spectra, factors and the moments of samples to a running Dask cluster:
             dask://HOST:PORT of its scheduler. Any `concurrent.futures.Executor` does as well.
             Default: this process.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -54,7 +55,6 @@ class Context:
         log: OrtLog,
         crew: Crew = HERE,
     ) -> None:
-        self.crew = crew
         self.source, self.settings, self.folder = source, settings, folder
         self.stages, self.log = stages, log
         self.notes: dict[str, None] = {}
@@ -67,6 +67,7 @@ class Context:
         if self.at:
             self.say(inside_note(self.at))
         self.trial = Trial(source, settings, folder, log, self.judged.model, self.at)
+        self.crew = replace(crew, room=self.trial.memory.planned)
 
     def late(self) -> bool:
         """Whether the time limit has passed."""

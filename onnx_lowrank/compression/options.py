@@ -303,8 +303,8 @@ _TABLE = (
     ),
     Option(
         "memory", "size",
-        "Memory that the process may hold while it works with samples: batches get smaller, and "
-        "what waits goes into files.",
+        "Memory that the process may hold: batches get smaller, fewer layers are worked on at "
+        "once, what waits goes into files, and onnxsim is left out where it would take more.",
         RUNS, shown="half of what is free", metavar="4GB",
         also="A whole number is bytes; a text has a unit, such as '4GB'.",
     ),

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_lowrank.compression.calibrated import calibrated
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.errors import InputError, named
-from onnx_lowrank.fitting.spectra import measure
+from onnx_lowrank.fitting.spectra import group_memory, largest_first, measure
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.dequantize import Dequantized, dequantize, holds_integers
 from onnx_lowrank.graph.fixed import opset_of
@@ -41,6 +41,7 @@ from onnx_lowrank.ranks.from_recipe import formats_in, formats_off_in, ranks_of
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer
+from onnx_lowrank.runtime.memory import UNKNOWN, gigabytes, held
 from onnx_lowrank.runtime.saturation import saturates
 
 __all__ = ["find_maps", "prepare"]
@@ -73,6 +74,7 @@ def prepare(context: Context) -> Prepared:
         layers = _of_recipe(context, finding)
         early |= {group: None for group, layer in layers.items() if layer.rank is not None}
     undecided = [group for group, choice in early.items() if choice is None]
+    _say_room(context, undecided)
     statistics, search, calibration, saved, methods = calibrated(context, model, undecided)
     with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
         measured, bases = measure(
@@ -109,6 +111,24 @@ def prepare(context: Context) -> Prepared:
         crew=context.crew,
         stored=integers.bytes,
     )
+
+
+def _say_room(context: Context, groups: Sequence[Group]) -> None:
+    """Note where the user's limit is below what the largest weight takes when it is factored."""
+    memory = context.trial.memory
+    if not (memory.given and groups):
+        return
+    largest = largest_first(groups)[0]
+    needed, own, room = group_memory(largest), held(), memory.room()
+    option = named("memory", context.settings.memory)
+    if own is None or room is None:
+        context.trial.notes[f"{option}: {UNKNOWN}"] = None
+    elif needed > room:
+        context.say(
+            f"{option}: is not kept: the weight of {node_name(largest.members[0].site.node)} takes "
+            f"about {gigabytes(needed)} when it is factored, beside the {gigabytes(own)} that the "
+            "program holds; layers are worked on one by one"
+        )
 
 
 def _of_recipe(context: Context, finding: Finding) -> dict[Group, RecipeLayer]:
@@ -231,6 +251,7 @@ def _simplified(context: Context) -> tuple[ir.Model, Selection, Dequantized]:
             compared,
             named=selection.named(nodes),
             constant_inputs=settings.constant_inputs,
+            memory=settings.memory_limit,
         )
     for note in found.notes:
         context.say(note)

@@ -34,7 +34,7 @@ from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.assignment import assignment, assignment_text
 from onnx_lowrank.runtime.finite import all_finite, not_finite
 from onnx_lowrank.runtime.log import OrtLog
-from onnx_lowrank.runtime.memory import Memory, gigabytes, growth, held
+from onnx_lowrank.runtime.memory import UNKNOWN, Memory, gigabytes, growth, held
 from onnx_lowrank.runtime.opener import INSIDE, Opener
 from onnx_lowrank.runtime.providers import CPU, resolve_provider
 from onnx_lowrank.runtime.taps import Runner, give_out
@@ -203,7 +203,7 @@ class Trial:
             return  # the run that follows says why
         option = named("memory", self._settings.memory)
         if taken is None or room is None or own is None:
-            self.notes[f"{option}: this system does not tell how much memory is taken"] = None
+            self.notes[f"{option}: {UNKNOWN}"] = None
         elif taken > room:
             raise InputError(
                 f"{option}: one run of the model on sample {number} of {part.source} takes "

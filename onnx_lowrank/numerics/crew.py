@@ -54,11 +54,13 @@ class Crew:
         keeper: remembers answers; None forgets them.
         gone: says why no answer can come any more, such as when all workers have left; None while
             one may.  It is asked now and then.
+        room: bytes that work in this process may take now; None for the usual.
     """
 
     executor: Executor | None = None
     keeper: Keeper | None = None
     gone: Callable[[], str | None] = lambda: None
+    room: Callable[[], int | None] = lambda: None
 
     def map(
         self,
@@ -91,7 +93,7 @@ class Crew:
                 finally:
                     after(item)
 
-            yield from map_layers(here, items, memory)
+            yield from map_layers(here, items, memory, room=self.room())
             return
         executor = self.executor
         # An executor of threads of this process works under this limit too.

@@ -46,6 +46,7 @@ def map_layers(
     memory: Callable[[Work], int],
     *,
     workers: int | None = None,
+    room: int | None = None,
 ) -> Iterator[tuple[Work, Answer]]:
     """Run ``work`` on every item, in parallel, and yield (item, answer) in the items' order.
 
@@ -54,6 +55,7 @@ def map_layers(
         items: what to work on; the largest first makes the best use of the cores.
         memory: bytes that an item and its answer take (see `working_set`).
         workers: threads; default: one for each core.
+        room: bytes that all may take together; None for `MEMORY`, and never more.
 
     Raises:
         Whatever ``work`` raises; items that have not begun are then dropped, as they are when
@@ -67,7 +69,7 @@ def map_layers(
             Future.result,
             items,
             memory,
-            MEMORY,
+            MEMORY if room is None else min(room, MEMORY),
             2 * count + 1,
         )
 

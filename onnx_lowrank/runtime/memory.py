@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["SHARE", "Memory", "available", "gigabytes", "growth", "held"]
+__all__ = ["SHARE", "UNKNOWN", "Memory", "available", "gigabytes", "growth", "held"]
 
 Answer = TypeVar("Answer")
 
@@ -18,6 +18,9 @@ STATUS, RESET, SYSTEM = (
     Path("/proc/self/clear_refs"),
     Path("/proc/meminfo"),
 )
+
+UNKNOWN = "this system does not tell how much memory is taken"
+"""What a limit is told where it cannot be kept."""
 
 SHARE = 0.7
 """Of the room that is left a piece of work is planned to take this share: what one sample takes

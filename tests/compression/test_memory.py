@@ -94,6 +94,18 @@ def test_a_run_keeps_the_limit(tmp_path: Path) -> None:
     assert "at a time, not 16: memory" not in plainly
 
 
+def test_work_on_weights_asks_for_memory_too(tmp_path: Path) -> None:
+    options = {"rank": 2, "check": False, "bench": False}
+    model = str(_model(tmp_path / "model.onnx"))
+    notes = compress(model, **options, memory="1MB").report.notes
+    assert any(note.startswith("not simplified: onnxsim takes about 0.16 GB") for note in notes)
+    (short,) = (note for note in notes if "is not kept" in note)
+    assert "memory='1MB'" in short
+    assert "beside the 0." in short
+    notes = compress(model, **options, memory="64GB").report.notes
+    assert not any("is not kept" in note or "not simplified" in note for note in notes)
+
+
 def test_a_sample_that_does_not_fit_is_named_before_the_work(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     feeds = [{"x": uniform((1, rows, 32), rng)} for rows in (10, 10, 40_000, 10)]

@@ -169,3 +169,20 @@ def test_what_is_known_is_not_done_again() -> None:
             found = Crew(executor, keeper).map(doubled, [1, 3], plain, lambda _: 1)
             assert list(found) == [(1, 7), (3, 6)]
             assert keeper.known[doubled, 3] == 6
+
+
+@pytest.mark.parametrize("room", [5, 10, 25])
+def test_no_more_is_begun_than_there_is_room_for(room: int) -> None:
+    lock, begun, most = threading.Lock(), 0, 0
+
+    def counted(item: int) -> int:
+        nonlocal begun, most
+        with lock:
+            begun += 1
+            most = max(most, begun)
+        return item
+
+    for _ in Crew(room=lambda: room).map(counted, list(range(12)), plain, lambda _: 10):
+        with lock:
+            begun -= 1  # an answer that was used takes no room
+    assert most <= max(1, room // 10)
