@@ -78,11 +78,7 @@ def fit(
     def memory(task: tuple[Group, ...]) -> int:
         return sum(group_memory(group) for group in task) * len(task)
 
-    def after(task: tuple[Group, ...]) -> None:
-        for group in task:
-            group.matrix.release()  # else the pages of all files would stay in memory
-
-    for task, found in crew.map(fitted, tasks, given, memory, after=after):
+    for task, found in crew.map(fitted, tasks, given, memory):
         for group, factors in zip(task, found, strict=True):
             yield group, factors
             advance(group.matrix.size)

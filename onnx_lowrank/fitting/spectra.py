@@ -75,13 +75,9 @@ def measure(
             None if wanted is None else wanted(group),
         )
 
-    def after(group: Group) -> None:
-        # All views of the weight are gone with the work, else its file could not be closed.
-        group.matrix.release()
-
     with Spool(folder) as spool:
         items = largest_first(groups)
-        answers = crew.map(measured, items, given, group_memory, after=after)
+        answers = crew.map(measured, items, given, group_memory)
         for group, (spectrum, own) in answers:
             found[group] = spectrum
             if own:

@@ -93,17 +93,28 @@ class Constant:
         return Constant(self.root, self.tensor, self.layout.reshape(*shape), self.dtype)
 
     def numpy(self) -> npt.NDArray[Any]:
-        """The elements in the type they are stored in; a view on the stored array if possible."""
-        return self.layout.apply(self.tensor.numpy())
+        """The elements in the type they are stored in; a view on the stored array if possible.
+
+        A file is mapped into memory for each call, until the last view is gone: the pages of all
+        weights together may be more than there is memory, and threads that read one weight do not
+        take the file from each other.
+        """
+        tensor = self.tensor
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor = ir.ExternalTensor(
+                tensor.location,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name or "",
+                base_dir=tensor.base_dir,
+            )
+        return self.layout.apply(tensor.numpy())
 
     def read(self) -> npt.NDArray[Any]:
         """The elements in the type that the reading node sees; a view where that is the same."""
         return self.numpy().astype(self.dtype.numpy(), copy=False)
-
-    def release(self) -> None:
-        """Give a memory-mapped file back to the system; no view may be alive."""
-        if isinstance(self.tensor, ir.ExternalTensor):
-            self.tensor.release()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -60,9 +59,6 @@ def rewrite(
         if pair.shift is not None:
             assert group.bias is not None
             put_elements(group.bias.root, shifted(group.bias.tensor.numpy(), pair.shift), spool)
-        # A view may still be alive elsewhere, as in a model that the caller holds.
-        with contextlib.suppress(BufferError):
-            group.matrix.release()
     for _, _, nodes in shared.values():
         _merge_first(nodes)
     for group in errors:
@@ -79,8 +75,6 @@ def _lower(group: Group, head: Site, pair: Factors, spool: Spool) -> None:
     for site, matrix in ((head, first), (group.members[0].site, pair.second[0])):
         root = site.operand.root
         stored = matrix.T if attribute(site.node, "transB", 0) else matrix
-        with contextlib.suppress(BufferError):
-            site.matrix.release()
         put_elements(root, np.ascontiguousarray(stored), spool)
         root.shape = ir.Shape(stored.shape)
     if pair.shift is not None:

@@ -68,8 +68,6 @@ class Crew:
         items: Sequence[Work],
         given: Callable[[Work], Given],
         memory: Callable[[Work], int],
-        *,
-        after: Callable[[Work], None] = lambda _: None,
     ) -> Iterator[tuple[Work, Answer]]:
         """Run ``work(given(item))`` for every item; yield (item, answer) in the items' order.
 
@@ -79,7 +77,6 @@ class Crew:
             items: what to work on; the largest first makes the best use of the workers.
             given: reads what the work needs of an item.
             memory: bytes that an item and its answer take while this process works on it.
-            after: called for each item once nothing of what was given is used any more.
 
         Raises:
             InputError: the executor lost a task, or cannot carry it.
@@ -88,26 +85,21 @@ class Crew:
         if self.executor is None:
 
             def here(item: Work) -> Answer:
-                try:
-                    return self._answer(work, given(item))
-                finally:
-                    after(item)
+                return self._answer(work, given(item))
 
             yield from map_layers(here, items, memory, room=self.room())
             return
         executor = self.executor
         # An executor of threads of this process works under this limit too.
         with threadpool_limits(limits=1, user_api="blas"):
-            for item, answer in in_turn(
+            yield from in_turn(
                 lambda item: self._sent(executor, work, given(item)),
                 self._returned,
                 items,
                 memory,
                 _SENT,
                 _AHEAD,
-            ):
-                after(item)
-                yield item, answer
+            )
 
     def _answer(self, work: Callable[[Given], Answer], given: Given) -> Answer:
         """The answer, known from an earlier time or computed here."""

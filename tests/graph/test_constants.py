@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_lowrank.graph.constants import Constant, Constants, Unusable
+from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.numerics.arrays import Array
 from tests.helpers.models import parse, run_reference, uniform
 
@@ -269,3 +271,18 @@ def test_the_shape_of_a_reshape_is_read_by_it_not_through_it() -> None:
     ((node, index),) = Constants(model).readers(model.graph.initializers["s"])
     assert node is not None
     assert (node.op_type, index) == ("Reshape", 1)
+
+
+def test_a_file_is_mapped_no_longer_than_its_elements_are_used(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(bytes(8) + WEIGHT.tobytes())
+    stored = ir.ExternalTensor(
+        "data", 8, WEIGHT.nbytes, ir.DataType.FLOAT, shape=ir.Shape(WEIGHT.shape), name="W",
+        base_dir=tmp_path,
+    )  # fmt: skip
+    root = ir.Value(name="W", const_value=stored)
+    constant = Constant(root, stored, Layout.of(WEIGHT.shape), stored.dtype)
+    one, other = constant.numpy(), constant.transpose(1, 0).numpy()
+    np.testing.assert_array_equal(one, WEIGHT)
+    np.testing.assert_array_equal(other, WEIGHT.T)
+    assert stored.raw is None, "the tensor itself would hold it"
+    assert not one.flags.owndata

@@ -112,14 +112,6 @@ def test_waiting_ends_where_no_answer_can_come(monkeypatch: pytest.MonkeyPatch) 
         list(Crew(Silent(), gone=gone).map(doubled, [1], plain, lambda _: 1))
 
 
-def test_what_is_read_of_an_item_is_given_back() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        for crew in (HERE, Crew(pool)):
-            done: list[int] = []
-            list(crew.map(doubled, [1, 2, 3], plain, lambda _: 1, after=done.append))
-            assert sorted(done) == [1, 2, 3]
-
-
 def test_threads_of_an_executor_have_one_blas_thread() -> None:
     with threadpool_limits(limits=2, user_api="blas"), ThreadPoolExecutor(2) as pool:
         before = threads(0)
