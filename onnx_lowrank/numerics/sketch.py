@@ -28,7 +28,7 @@ _START, _BESIDE = 40, 8
 # Share of the smaller side beyond which one reduction of the Gram matrix is sooner done.
 _WIDEST = 0.125
 # Below this side the Gram matrix is sooner done than looking for something else.
-_SMALL = 256
+_SMALL = 512
 # Passes with one width.
 _PASSES = 5
 # Change of the lost energy by one more product, as a share of it, that is none.
@@ -97,7 +97,13 @@ def sketch(
                 rest = max(total - float(squares.sum()), 0.0)
                 return Sketch(squares, rest, Basis(vectors[:, :kept].copy(), transposed))
         left, _ = np.linalg.qr(made)
-        right, corner = np.linalg.qr(tall.T @ left)
+        made = tall.T @ left
+        if not passes and rank is None:
+            # About what is known after this pass; enough to see that too many are needed.
+            rough = np.linalg.eigvalsh((made.T @ made).astype(np.float64))[::-1]
+            if _needed(rough, total, energy or 1.0) + _BESIDE > widest:
+                return None
+        right, corner = np.linalg.qr(made)
         turn, values, _ = np.linalg.svd(corner)
         known, vectors = values.astype(np.float64) ** 2, right @ turn
         passes += 1

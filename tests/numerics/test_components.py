@@ -183,17 +183,17 @@ DECAYING: dict[str, Callable[[Array], Array]] = {
 @pytest.mark.parametrize(
     ("kind", "shape", "dtype"),
     [
-        *((kind, (320, 320), np.float32) for kind in DECAYING),
-        ("power", (400, 320), np.float32),
-        ("power", (320, 400), np.float32),
-        ("exponential", (320, 400), np.float16),
-        ("exponential", (400, 320), ml_dtypes.bfloat16),
+        *((kind, (520, 520), np.float32) for kind in DECAYING),
+        ("power", (600, 520), np.float32),
+        ("power", (520, 600), np.float32),
+        ("exponential", (520, 600), np.float16),
+        ("exponential", (600, 520), ml_dtypes.bfloat16),
     ],
 )
 def test_a_sketch_finds_the_rank_and_loses_no_more_than_the_best_pair(
     kind: str, shape: tuple[int, int], dtype: npt.DTypeLike, rng: np.random.Generator
 ) -> None:
-    matrix = with_values(*shape, DECAYING[kind](np.arange(320.0)), rng).astype(dtype)
+    matrix = with_values(*shape, DECAYING[kind](np.arange(520.0)), rng).astype(dtype)
     exact = squared_singular_values(matrix[None])
     found = sketch(matrix, energy=0.95)
     assert found is not None
@@ -213,7 +213,7 @@ def test_a_sketch_finds_the_rank_and_loses_no_more_than_the_best_pair(
 
 @pytest.mark.parametrize("kind", ["exponential", "power"])
 def test_a_sketch_of_a_given_rank(kind: str, rng: np.random.Generator) -> None:
-    matrix = with_values(320, 320, DECAYING[kind](np.arange(320.0)), rng)
+    matrix = with_values(520, 520, DECAYING[kind](np.arange(520.0)), rng)
     exact = squared_singular_values(matrix[None])
     found = sketch(matrix, rank=25)
     assert found is not None
@@ -223,7 +223,7 @@ def test_a_sketch_of_a_given_rank(kind: str, rng: np.random.Generator) -> None:
 
 
 def test_a_sketch_is_the_same_every_time(rng: np.random.Generator) -> None:
-    matrix = with_values(320, 320, DECAYING["power"](np.arange(320.0)), rng)
+    matrix = with_values(520, 520, DECAYING["power"](np.arange(520.0)), rng)
     one, other = sketch(matrix, energy=0.9), sketch(matrix, energy=0.9)
     assert one is not None
     assert other is not None
@@ -233,12 +233,12 @@ def test_a_sketch_is_the_same_every_time(rng: np.random.Generator) -> None:
 def test_no_sketch_where_a_reduction_is_sooner_done_or_more_exact(
     rng: np.random.Generator,
 ) -> None:
-    flat = rng.standard_normal((320, 320)).astype(np.float32)
+    flat = rng.standard_normal((520, 520)).astype(np.float32)
     assert sketch(flat, energy=0.95) is None  # too many are needed
     assert sketch(flat[:, :64], energy=0.5) is None  # too small
     assert sketch(flat.astype(np.float64), energy=0.05) is None
-    assert sketch(np.zeros((320, 320), np.float32), energy=0.95) is None
-    low = with_values(320, 320, np.geomspace(1.0, 1e-4, 12), rng)
+    assert sketch(np.zeros((520, 520), np.float32), energy=0.95) is None
+    low = with_values(520, 520, np.geomspace(1.0, 1e-4, 12), rng)
     assert sketch(low, energy=1.0 - 1e-7) is None  # what is lost is rounding in float32
     assert sketch(low, rank=12) is None
     flat[3, 5] = np.nan
