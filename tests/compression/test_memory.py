@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +96,14 @@ def test_a_run_keeps_the_limit(tmp_path: Path) -> None:
 
 
 def test_work_on_weights_asks_for_memory_too(tmp_path: Path) -> None:
-    options = {"rank": 2, "check": False, "bench": False}
     model = str(_model(tmp_path / "model.onnx"))
-    notes = compress(model, **options, memory="1MB").report.notes
+    run = partial(compress, model, rank=2, check=False, bench=False)
+    notes = run(memory="1MB").report.notes
     assert any(note.startswith("not simplified: onnxsim takes about 0.16 GB") for note in notes)
     (short,) = (note for note in notes if "is not kept" in note)
     assert "memory='1MB'" in short
     assert "beside the 0." in short
-    notes = compress(model, **options, memory="64GB").report.notes
+    notes = run(memory="64GB").report.notes
     assert not any("is not kept" in note or "not simplified" in note for note in notes)
 
 
