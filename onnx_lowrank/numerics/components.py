@@ -10,7 +10,7 @@ outputs, with any ``C = R Rᵀ``, the eigenvectors u of ``Rᵀ W Wᵀ R`` give `
 The energies are computed first, the vectors once a rank is known (`onnx_lowrank.numerics.lapack`).
 Where one share of the energy or one rank is all that is asked about, both are first tried in
 float32, which takes half the time and half the memory.  Its rounding moves the energy outside of
-the first k components by less than `_SURE` (tests hold a quarter of that), so that a rank whose
+the first k components by less than `SURE` (tests hold a quarter of that), so that a rank whose
 energy, and that of the rank below, are further than that from the share is the rank of float64; for
 any other the work is done again in float64.
 """
@@ -29,14 +29,14 @@ from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.rotation import rotated_first, rotated_second
 from onnx_lowrank.numerics.spectrum import gram, row_blocks, squared_norm, unit
 
-__all__ = ["Basis", "Components"]
+__all__ = ["NOISE", "SURE", "Basis", "Components"]
 
 Float64 = npt.NDArray[np.float64]
 
-# How far rounding in float32 may move a sum of energies, as a share of all and of the largest.
-_SURE = 2e-6, 2e-5
-# Energy that float32 does not tell from rounding, as a share of the largest.
-_NOISE = 2e-6
+SURE = 2e-6, 2e-5
+"""How far rounding in float32 may move a sum of energies, as a share of all and of the largest."""
+NOISE = 2e-6
+"""Energy that float32 does not tell from rounding, as a share of the largest."""
 # Lost energy, as a share of all, below which float32 is not tried.
 _LEAST = 1e-3
 # Sums of squares between which float32 neither overflows nor loses what counts.
@@ -160,7 +160,7 @@ class Components:
         squares = self._reduced.values()
         largest = max(float(squares[0]), 0.0)
         if square.dtype == np.float32:
-            self._floor = _NOISE * largest
+            self._floor = NOISE * largest
             small = squares < self._floor
             squares[small] = max(float(squares[small].mean()), 0.0) if small.any() else 0.0
             self.squares = squares
@@ -176,7 +176,7 @@ class Components:
         assert energy is not None
         limit = (1.0 - energy) * (tails[0] + beside)
         needed = max(1, int(np.argmax(tails <= limit)))
-        sure = _SURE[0] * tails[0] + _SURE[1] * self.squares[0]
+        sure = SURE[0] * tails[0] + SURE[1] * self.squares[0]
         near = np.abs(tails[needed - 1 : needed + 1] - limit) <= sure
         return bool(self.squares[needed - 1] > self._floor and not near.any())
 

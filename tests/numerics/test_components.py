@@ -88,9 +88,9 @@ def test_float32_moves_energies_by_a_quarter_of_what_is_allowed(
     matrix = with_values(*shape, SLOW[kind](np.arange(float(min(shape)))), rng)
     matrix += np.float32(0.1 * np.abs(matrix).mean())  # rounding of one sign
     exact, rounded = Components(matrix), Components(matrix, energy=0.5)
-    count = int((exact.squares > components._NOISE * exact.squares[0]).sum())
+    count = int((exact.squares > components.NOISE * exact.squares[0]).sum())
     tails = [np.cumsum(own.squares[::-1])[::-1][:count] for own in (exact, rounded)]
-    allowed = components._SURE[0] * tails[0][0] + components._SURE[1] * exact.squares[0]
+    allowed = components.SURE[0] * tails[0][0] + components.SURE[1] * exact.squares[0]
     assert np.abs(tails[0] - tails[1]).max() <= 0.25 * allowed
 
 
