@@ -65,7 +65,7 @@ def outcome_of(step: EffortStep) -> str:
     """Whether the result has what was tried, or why it was not."""
     if step.why_not:
         return f"not tried: {step.why_not}"
-    return "taken" if step.taken else "dropped"
+    return ("taken" if step.taken else "dropped") + (f" ({step.at})" if step.at else "")
 
 
 def achieved_error(layer: Layer) -> float | None:
@@ -374,6 +374,7 @@ class EffortStep:
         seconds: wall time, of Fisher information with its derivatives.
         why_not: why it was not tried; "" where it was.
         error_of: what the errors are: "outputs"; or "classes", their divergence in nats a row.
+        at: at what ranks, where these are not those of the result.
     """
 
     method: str
@@ -383,6 +384,7 @@ class EffortStep:
     seconds: float
     why_not: str = ""
     error_of: DamageOf = "outputs"
+    at: str = ""
 
 
 @dataclass(frozen=True)

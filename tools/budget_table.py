@@ -12,6 +12,7 @@ the same total of linear parameters, for
   al., ICLR 2025: SVD of Sᵀ·W with S·Sᵀ = C by Cholesky), written here again from the paper;
 * ``pooled``: ranks by the relative output energy that is lost, pooled over all layers;
 * ``budget``: ranks by the damage measured end to end;
+* ``widths``: the same with ``--ops default,hidden,heads``, hidden units and value heads;
 
 then the damage of ``budget`` as predicted and as achieved on the judging texts.
 """
@@ -19,6 +20,7 @@ then the damage of ``budget`` as predicted and as achieved on the judging texts.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 import time
@@ -62,6 +64,8 @@ __all__ = ["main"]
 
 # Cosines to reach: share -> (budget, with refit and healing); achieved within so much of predicted.
 BARS = {0.9: (0.984, None), 0.8: (0.957, 0.975), 0.6: (0.887, 0.935)}
+WIDTHS = {0.9: 0.992, 0.8: 0.98}
+OPS = ("default", "hidden", "heads")
 WITHIN = 1.5
 WIDTH = 15  # of a column
 
@@ -115,15 +119,22 @@ def _table(
     start = time.perf_counter()
     searching, _ = searching_for(context, prepared, timed=False)
     seconds = time.perf_counter() - start
+    candidates = Candidates(context, prepared)
     judging = Probe(prepared.model, list(prepared.measured), judge, context.trial.runner)
+    narrow = dataclasses.replace(settings, ops=OPS)
+    context = Context(load(options.model), narrow, folder, Stages(Silent()), log)
+    wide = prepare(context)
+    widths, _ = searching_for(context, wide, timed=False)
+    judging_widths = Probe(wide.model, list(wide.measured), judge, context.trial.runner)
     dense = _unit(tuple(judging.reference))
     further = "+ refit, heal" if options.heal else "+ refit"
-    columns = ["uniform", "SVD-LLM", "pooled", "budget", *([further] if options.refit else [])]
+    columns = ["uniform", "SVD-LLM", "pooled", "budget", "widths"]
+    columns += [further] if options.refit else []
     print(f"cosine to the dense embeddings of {len(dense)} paragraphs", flush=True)
     print(
         "kept   " + "".join(f"{name:<{WIDTH}}" for name in columns) + "predicted  achieved  ratio"
     )
-    met, candidates = True, Candidates(context, prepared)
+    met = True
     for share in options.shares:
         plan = Keep(searching, Budget("keep", share)).first()
         ways: dict[str, Mapping[Group, Factors]] = {
@@ -133,6 +144,8 @@ def _table(
             "budget": _pairs(prepared, plan),
         }
         found = {name: _cosine(judging, pairs, dense) for name, pairs in ways.items()}
+        narrowed = _pairs(wide, Keep(widths, Budget("keep", share)).first())
+        found["widths"] = _cosine(judging_widths, narrowed, dense)
         achieved = judging.damage(constants_of_pairs(ways["budget"]))
         bar, healed = BARS.get(share, (None, None))
         if options.refit and not (options.heal and healed is None):
@@ -142,6 +155,7 @@ def _table(
         assert achieved is not None
         ratio = achieved / (plan.damage or np.nan)
         met &= (bar is None or found["budget"] >= bar) and 1 / WITHIN <= ratio <= WITHIN
+        met &= found["widths"] >= WIDTHS.get(share, 0.0)
         met &= healed is None or not options.heal or found[further] >= healed
         cells = "".join(
             f"{f'{found[name]:.4f}' if name in found else '–':<{WIDTH}}" for name in columns

@@ -7,7 +7,7 @@ several goals, or a second try at one, need the stages before only once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from onnx_lowrank.graph.validity import invalid
 from onnx_lowrank.graph.walk import elements, stored_bytes
 from onnx_lowrank.maps.choice import Choice, Decision, removed_parameters
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.narrow import narrowed_values
 from onnx_lowrank.maps.pair import Errors, Factors
 from onnx_lowrank.maps.rewrite import rewrite
 from onnx_lowrank.ranks.choose import decide
@@ -142,11 +143,13 @@ def assemble(
                 pairs = fit(choices, prepared.statistics, advance, context.crew)
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
+        lowered = [own[g] for g, choice in choices.items() if choice.rank and g.head]
+        other = [name for group in lowered for name in narrowed_values(group)]
         heals = more and context.settings.heals and not _dropped(context)
         healing = step = None
         if heals:
-            trained = trainable(model, known)
-            healing, step = _healed(context, prepared, model, trained, spool)
+            trained = trainable(model, known, lowered)
+            healing, step = _healed(context, prepared, model, trained, spool, other)
             steps += () if step is None else (step,)
         for note in [text for text in context.notes if text.startswith(_AGAIN)]:
             del context.notes[note]  # of an earlier assembly
@@ -158,7 +161,7 @@ def assemble(
             nodes = [node for own in corrections for node in own.beside]
             pairs_of = [name for own in corrections for name in own.names]
             trained = (*pairs_of, *beside(model, nodes))
-            again, step = _healed(context, prepared, model, trained, spool)
+            again, step = _healed(context, prepared, model, trained, spool, other)
             healing = _both(healing, again)
             steps += () if step is None else (step,)
         close_rounding(model, opened, prepared.statistics, spool)
@@ -248,7 +251,12 @@ def _fitted(
 
 
 def _healed(
-    context: Context, prepared: Prepared, model: ir.Model, trained: tuple[str, ...], spool: Spool
+    context: Context,
+    prepared: Prepared,
+    model: ir.Model,
+    trained: tuple[str, ...],
+    spool: Spool,
+    narrowed: Collection[str],
 ) -> tuple[Healing | None, EffortStep | None]:
     """Gradient descent on factors, in place; and the step that it is, where effort asked.
 
@@ -262,6 +270,7 @@ def _healed(
         model: rewritten.
         trained: names of the constants to change.
         spool: where trained constants wait until they are saved.
+        narrowed: values that are narrower than in what it was made from.
 
     Raises:
         InputError: there are no samples, or an operator has no derivative, though healing was
@@ -300,6 +309,7 @@ def _healed(
                 lambda _, error: context.stages.detail(f"held-out error {error:.4g}"),
                 trial.memory,
                 logits,
+                narrowed,
             )
         except ShortError as error:
             context.say(f"nothing was healed: {error}")

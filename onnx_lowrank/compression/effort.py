@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.settings import Settings
@@ -34,7 +35,17 @@ from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import EffortStep
 from onnx_lowrank.runtime.memory import gigabytes
 
-__all__ = ["FISHER", "REFIT", "Improved", "improved", "methods_of", "refitted", "untried"]
+__all__ = [
+    "FISHER",
+    "REFIT",
+    "Improved",
+    "error_of",
+    "improved",
+    "judging_probe",
+    "methods_of",
+    "refitted",
+    "untried",
+]
 
 FISHER, REFIT = "Fisher information", "refit"
 _NOT_REFITTED = "not refitted"
@@ -51,12 +62,11 @@ _KEYS = {FISHER: "fisher", REFIT: "refit"}
 
 def methods_of(prepared: Prepared, steps: Sequence[EffortStep]) -> dict[str, bool]:
     """What was tried, as a recipe has it, and whether the result has it."""
-    taken = {step.method for step in steps if step.taken}
-    return {
-        key: method in taken
-        for method, key in _KEYS.items()
-        if prepared.untried.get(method, "") is None
-    }
+    tried = [*prepared.steps, *steps]
+    known = {method for method, why in prepared.untried.items() if why is None}
+    known |= {step.method for step in prepared.steps}
+    taken = {step.method for step in tried if step.taken}
+    return {key: method in taken for method, key in _KEYS.items() if method in known}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,20 +140,10 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
     assert samples is not None  # moments were gathered of them
     fitted_to = samples.part([n for n in range(len(samples.feeds)) if n not in split.searched])
     fitting = replace(prepared.search, held=prepared.statistics.held)
-    judging = split.search.feeds
-    places = {int(p) for p in np.linspace(0, len(judging) - 1, min(len(judging), _MOST_JUDGING))}
     with context.stages("effort"):
-        probe = Probe(
-            prepared.model,
-            ranked,
-            [judging[place] for place in sorted(places)],
-            context.trial.runner,
-            context.trial.reading,
-            context.settings.metric_used.of_classes,
-            memory=context.trial.memory,
-        )
+        probe = judging_probe(context, prepared.model, ranked)
         pairs = dict(fit(choices, fitting, lambda _: None, context.crew))
-        error = _error(probe, pairs) if known is None else None
+        error = error_of(probe, pairs) if known is None else None
     of = context.settings.damage_of
     for method in methods:
         if known is None and (error is None or context.late()):
@@ -168,7 +168,7 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
                 continue
             tried = found.factors
         with context.stages("effort"):
-            after = _error(probe, tried) if known is None else None
+            after = error_of(probe, tried) if known is None else None
         taken = known is not None or (after is not None and error is not None and after < error)
         seconds = time.perf_counter() - start
         steps.append(EffortStep(method, taken, error, after, seconds, error_of=of))
@@ -228,7 +228,28 @@ def refitted(
     return found
 
 
-def _error(probe: Probe, pairs: Mapping[Group, Factors]) -> float | None:
+def judging_probe(context: Context, model: ir.Model, groups: Sequence[Group]) -> Probe:
+    """The model with some of the samples kept aside, to judge what is tried.
+
+    Args:
+        context: the run.
+        model: the model, simplified.
+        groups: whose pairs are judged.
+    """
+    judging, trial = context.trial.split.search.feeds, context.trial
+    places = {int(p) for p in np.linspace(0, len(judging) - 1, min(len(judging), _MOST_JUDGING))}
+    return Probe(
+        model,
+        groups,
+        [judging[place] for place in sorted(places)],
+        trial.runner,
+        trial.reading,
+        context.settings.metric_used.of_classes,
+        memory=trial.memory,
+    )
+
+
+def error_of(probe: Probe, pairs: Mapping[Group, Factors]) -> float | None:
     """Relative error of the outputs, root mean square over samples; None where none shows any.
 
     Of classes it is their divergence.

@@ -35,6 +35,7 @@ from onnx_lowrank.maps.find import (
     find,
 )
 from onnx_lowrank.maps.forms import Site, all_forms, chosen_forms
+from onnx_lowrank.maps.forms.inner import InnerForm
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Progress, Stages
@@ -179,7 +180,11 @@ def _inspection(
     with stages("find all"):
         total = elements(graph)
         adapted = merge_adapters(graph, constants, all_forms(), Spool())
-        finding = find(graph, constants, all_forms())
+        own = {form.name for form in chosen_forms(settings.ops)}
+        forms = all_forms()
+        # Two maps are shown as one where the user asks for that.
+        shown = [f for f in forms if not isinstance(f, InnerForm) or f.name in own]
+        finding = find(graph, constants, forms, shown)
     fitted = looked.fitted
     # Every site is measured with its moments where it has some, else with its whole group.
     of = {
@@ -261,7 +266,9 @@ def _entries(
                 reasons.append(f"its constant is also read by {listed(own[site].others, 2)}")
             head = own[site].head
             if head is not None:
-                reasons.append(f"is a pair of rank {site.m} already, with {node_name(head.node)!r}")
+                name = repr(node_name(head.node))
+                pair = f"is a pair of rank {site.m} already, with {name}"
+                reasons.append(pair if own[site].inner is None else f"{name} makes its width")
             rows.append(_site(site, own[site], found, "; ".join(reasons), adapter))
     return rows
 
@@ -280,7 +287,7 @@ def _site(site: Site, group: Group, found: Spectrum | None, reason: str, adapter
         site.node.op_type,
         module_of(site.node),
     )
-    if found is None or not found.finite:
+    if found is None or not found.finite or found.squares is None:
         return row
     return replace(
         row,

@@ -13,8 +13,10 @@ import onnx_ir as ir
 
 from onnx_lowrank.compression.calibrated import calibrated
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.coordinates import Measured, decided
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.spectra import group_memory, largest_first, measure
+from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.dequantize import Dequantized, dequantize, holds_integers
 from onnx_lowrank.graph.fixed import opset_of
@@ -23,7 +25,7 @@ from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name, stored_bytes
 from onnx_lowrank.maps.adapters import merge_adapters
-from onnx_lowrank.maps.choice import Spectrum
+from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Finding, Group, Selection, find
 from onnx_lowrank.maps.formats import OPSET
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
@@ -76,28 +78,29 @@ def prepare(context: Context) -> Prepared:
     undecided = [group for group, choice in early.items() if choice is None]
     _say_room(context, undecided)
     statistics, search, calibration, saved, methods = calibrated(context, model, undecided)
-    with context.stages("measure", sum(group.matrix.size for group in undecided)) as advance:
-        measured, bases = measure(
-            undecided,
-            search,
-            advance,
-            spectra=goal.needs_spectrum,
-            energy=goal.energy,
-            wanted=None if context.settings.dry_run else lambda group: wanted(group, goal),
-            folder=context.folder,
-            crew=context.crew,
-        )
-    search = replace(search, bases=bases)
+    unknown = [g for g in undecided if g.inner is not None and g not in statistics.fit]
+    early |= dict.fromkeys(unknown, Choice(None, "a width is narrowed by samples, and has none"))
+    undecided = [group for group in undecided if early[group] is None]
+    plain = _measured(context, undecided, search)
+    measured, step = decided(context, model, methods, plain, partial(_measured, context, undecided))
+    search = measured.statistics
+    statistics = replace(statistics, fisher=search.fisher)
+    if step is not None:
+        methods = {method: why for method, why in methods.items() if method != step.method}
     # Components that were found with the same moments, or by the weights alone.
-    alike = {g: own for g, own in bases.items() if search.fit.get(g) is statistics.fit.get(g)}
+    alike = {
+        g: own for g, own in search.bases.items() if search.fit.get(g) is statistics.fit.get(g)
+    }
     statistics = replace(statistics, bases=alike)
     wishes = _wanted_formats(context, integers)
-    formats, floats, tables = _formats(context, model, finding, measured, layers, selection, wishes)
+    formats, floats, tables = _formats(
+        context, model, finding, measured.spectra, layers, selection, wishes
+    )
     return Prepared(
         model=model,
         finding=finding,
         early={group: choice for group, choice in early.items() if choice is not None},
-        measured=measured,
+        measured=measured.spectra,
         statistics=statistics,
         search=search,
         calibration=calibration,
@@ -110,6 +113,7 @@ def prepare(context: Context) -> Prepared:
         untried=methods,
         crew=context.crew,
         stored=integers.bytes,
+        steps=() if step is None else (step,),
     )
 
 
@@ -129,6 +133,23 @@ def _say_room(context: Context, groups: Sequence[Group]) -> None:
             f"about {gigabytes(needed)} when it is factored, beside the {gigabytes(own)} that the "
             "program holds; layers are worked on one by one"
         )
+
+
+def _measured(context: Context, groups: Sequence[Group], statistics: Statistics) -> Measured:
+    """Spectra of groups and leading components, in the coordinates of the statistics."""
+    goal = context.settings.goal
+    with context.stages("measure", sum(group.matrix.size for group in groups)) as advance:
+        spectra, bases = measure(
+            groups,
+            statistics,
+            advance,
+            spectra=goal.needs_spectrum,
+            energy=goal.energy,
+            wanted=None if context.settings.dry_run else lambda group: wanted(group, goal),
+            folder=context.folder,
+            crew=context.crew,
+        )
+    return Measured(replace(statistics, bases=bases), spectra)
 
 
 def _of_recipe(context: Context, finding: Finding) -> dict[Group, RecipeLayer]:

@@ -348,7 +348,7 @@ class _Run:
             verdict=self._verdict(check, decisions),
             origin=self._origin(),
             judged=judged,
-            steps=(() if made is None else made.steps) + _untried(prepared, made),
+            steps=_steps(prepared, made),
         )
         return dataclasses.replace(report, summary=headline(report))
 
@@ -418,14 +418,16 @@ def _damage(step: EffortStep, error: float | None) -> float | None:
     return error if step.error_of == "classes" else error**2
 
 
-def _untried(prepared: Prepared, made: Assembled | None) -> tuple[EffortStep, ...]:
-    """What the effort asks for and was known not to be worth a try."""
-    done = () if made is None else [step.method for step in made.steps]
-    return tuple(
+def _steps(prepared: Prepared, made: Assembled | None) -> tuple[EffortStep, ...]:
+    """What was tried for more accuracy, and what was known not to be worth a try."""
+    steps = prepared.steps + (() if made is None else made.steps)
+    done = {step.method for step in steps}
+    untried = (
         EffortStep(method, False, None, None, 0.0, why)
         for method, why in prepared.untried.items()
         if why is not None and method not in done
     )
+    return (*steps, *untried)
 
 
 def _missed(why: str, report: Report) -> GateError:

@@ -10,21 +10,21 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from onnx_lowrank.compression.original import Original
 from onnx_lowrank.compression.sample_split import SampleSplit
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.mask import chosen_mask, mask_note
-from onnx_lowrank.data.samples import Samples, largest
+from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
-from onnx_lowrank.errors import CrashError, InputError, named
+from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.outputs import compare_outputs, mean_damage, run_check
 from onnx_lowrank.evaluation.reading import Reading, reading_of
-from onnx_lowrank.evaluation.unchanged import change, same_bits
+from onnx_lowrank.evaluation.unchanged import change
 from onnx_lowrank.evaluation.watched import Watched
 from onnx_lowrank.graph.draws import drawing, steady
 from onnx_lowrank.graph.load import LoadedModel
-from onnx_lowrank.graph.save import runnable_file
 from onnx_lowrank.graph.simplify import SIZE_LIMIT
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.measures import Check, Judged, Latency
@@ -32,9 +32,8 @@ from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.assignment import assignment, assignment_text
-from onnx_lowrank.runtime.finite import all_finite, not_finite
 from onnx_lowrank.runtime.log import OrtLog
-from onnx_lowrank.runtime.memory import UNKNOWN, Memory, gigabytes, growth, held
+from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.opener import INSIDE, Opener
 from onnx_lowrank.runtime.providers import CPU, resolve_provider
 from onnx_lowrank.runtime.taps import Runner, give_out
@@ -84,7 +83,15 @@ class Trial:
             self.provider = resolve_provider(settings.ep)
         self._assigned: dict[str, str] = {}
         self._opener = Opener(folder, settings.threads, log, self.notes)
-        self.split = SampleSplit(source.model, settings, self._runs, self.notes)
+        self._original = Original(
+            source,
+            settings,
+            folder,
+            self._opener,
+            self.provider,
+            lambda session: self._note_nodes(session, "the original"),
+        )
+        self.split = SampleSplit(source.model, settings, self._original.runs, self.notes)
         self.memory = Memory.of(settings.memory_limit, folder)
 
     @property
@@ -92,142 +99,19 @@ class Trial:
         """Intra-op threads."""
         return self._opener.threads
 
-    @cached_property
-    def original(self) -> ort.InferenceSession:
-        """The original's session.  Raises InputError where ONNX Runtime does not load it."""
-        file, name = self._original_file, self._source.name
-        self._opener.rehearse(file, what=name, provider=self.provider)
-        session = self._opener.open(file, provider=self.provider)
-        self._note_nodes(session, "the original")
-        return session
-
-    @cached_property
-    def _reference(self) -> ort.InferenceSession:
-        """The original on the CPU."""
-        if self.provider is CPU:
-            return self.original
-        self._opener.rehearse(self._original_file, what=self._source.name)
-        return self._opener.open(self._original_file)
-
-    @cached_property
-    def _original_file(self) -> Path:
-        return runnable_file(self._source, self._folder / "original")
-
-    @cached_property
+    @property
     def refused(self) -> str | None:
         """Why ONNX Runtime does not load the original on the CPU; None if it does."""
-        try:
-            _ = self._reference
-        except CrashError:
-            raise
-        except InputError as error:
-            return str(error)
-        return None
+        return self._original.refused
 
     @cached_property
     def unavailable(self) -> str | None:
-        """Why ONNX Runtime cannot run the original; None if it can."""
-        settings = self._settings
-        feed, wrong = None, None
-        try:
-            feed = self.samples.feeds[0]
-        except InputError as error:
-            wrong = error
-        random = settings.data is None and settings.calibration is None
-        why = None
-        try:
-            if random and feed is not None:
-                why = self._not_always()
-            else:
-                self._opener.rehearse(
-                    self._original_file, feed, what=self._source.name, provider=self.provider
-                )
-            if self.provider is not CPU:
-                self._opener.rehearse(self._original_file, feed, what=self._source.name)
-            session = self.original
-        except CrashError as error:
-            real = f"; {named('data')} gives it real input" if random and feed is not None else ""
-            unseen = f"{named('check', False)} {named('bench', False)} converts it without a run"
-            raise CrashError(f"{error}{real}; {unseen}") from error
-        except InputError as error:
-            return str(error)
-        if feed is None:
-            assert wrong is not None
-            # What the user said of the input does not fit the model: that must not pass.
-            if (
-                settings.data is not None
-                or settings.calibration is not None
-                or settings.input_shapes
-                or settings.dims
-            ):
-                raise wrong
-            return str(wrong)
-        self._fits(session)
-        try:
-            outputs = self._opener.run(session, feed, self._source.name)
-            if not self.draws and not same_bits(
-                outputs, self._opener.run(session, feed, self._source.name)
-            ):
-                self.notes[
-                    "the original gives other numbers each time on one input, though no node is "
-                    "known to draw: that counts as error of the result"
-                ] = None
-            if self.provider is not CPU and not all_finite(outputs):
-                bad = not_finite(outputs, self._opener.run(self._reference, feed, "the original"))
-                if bad is not None:
-                    return f"{self._source.name}: {self.provider.full} runs it and {bad}"
-        except InputError as error:
-            if settings.data is not None or settings.calibration is not None:
-                raise
-            return f"{error} {_random_only()}"
-        return None if why is None else f"{why} {_random_only()}"
-
-    def _fits(self, session: ort.InferenceSession) -> None:
-        """Look whether one run on the largest sample keeps the memory that the user allows.
+        """Why ONNX Runtime cannot run the original on its samples; None if it can.
 
         Raises:
-            InputError: it does not.
+            As `Original.unavailable`.
         """
-        if not self.memory.given:
-            return
-        fit = self.split.fitted_to
-        parts = [self.samples] if fit is None or fit is self.samples else [self.samples, fit]
-        places = [(part, largest(part.feeds)) for part in parts]
-        part, number = places[largest([own.feeds[index] for own, index in places])]
-        own, room = held(), self.memory.room()
-        try:
-            _, taken = growth(
-                lambda: self._opener.run(session, part.feeds[number], self._source.name)
-            )
-        except InputError:
-            return  # the run that follows says why
-        option = named("memory", self._settings.memory)
-        if taken is None or room is None or own is None:
-            self.notes[f"{option}: {UNKNOWN}"] = None
-        elif taken > room:
-            raise InputError(
-                f"{option}: one run of the model on sample {number} of {part.source} takes "
-                f"{gigabytes(taken)} beside the {gigabytes(own)} that the program holds with it"
-            )
-
-    def _not_always(self) -> str | None:
-        """Why the original, which is tried in the child, fails on a random sample after the first.
-
-        Random integers may be sizes and counts: one sample does not speak for the others.
-        """
-        feeds = self.samples.feeds
-        self._opener.seen(self._original_file, self.provider)
-        for number in range(len(feeds)):
-            why = self._opener.attempt(
-                self._original_file,
-                feeds[number],
-                what=self._source.name,
-                provider=self.provider,
-                keep=number + 1 < len(feeds),
-            )
-            if why is not None:
-                return None if number == 0 else f"sample {number + 1} of {len(feeds)}: {why}"
-        return None
+        return self._original.unavailable(self.split, self.memory, self.notes)
 
     @property
     def samples(self) -> Samples:
@@ -260,7 +144,7 @@ class Trial:
     def _judge_of_original(self) -> ort.InferenceSession:
         """What others are judged against, on the provider."""
         if not self.draws and not self._at:
-            return self.original
+            return self._original.session
         model = self._steady(self._judged)
         return self._opener.made(model, "the original", provider=self.provider)
 
@@ -305,7 +189,7 @@ class Trial:
             self._opener.open(path, optimize=False)
         except InputError as error:
             try:
-                _ = self.original
+                _ = self._original.session
             except InputError:
                 return f"ONNX Runtime loads neither the input nor the result: {error}"
             raise
@@ -322,7 +206,7 @@ class Trial:
                 session = self._opener.made(self._steady(ir.load(path)), INSIDE)
                 reference = self._opener.made(self._steady(self._judged), INSIDE)
             else:
-                session, reference = self._opener.open(path), self._reference
+                session, reference = self._opener.open(path), self._original.on_cpu
             checks = compare_outputs(
                 self._opener.run(reference, feed, "the original"),
                 self._opener.run(session, feed, "the simplified model"),
@@ -425,7 +309,7 @@ class Trial:
             return None
         with self._log.capture("running"):
             return time_pair(
-                self.original,
+                self._original.session,
                 candidate,
                 self.samples.feeds,
                 provider=self.provider.full,
@@ -450,16 +334,3 @@ class Trial:
             text = assignment_text(nodes, self.provider.full, self.provider.title)
             self._assigned[what] = f"{what}: {text}"
             self.notes[self._assigned[what]] = None
-
-    def _runs(self, feed: Feed) -> bool | None:
-        """Whether the original runs on a feed, on the CPU; None where a child did not survive."""
-        file, name = self._original_file, self._source.name
-        try:
-            return self._opener.attempt(file, feed, what=name, keep=True) is None
-        except CrashError:
-            return None
-
-
-def _random_only() -> str:
-    sizes = named("input_shapes")
-    return f"(on random input; try real samples with {named('data')}, or sizes with {sizes})"

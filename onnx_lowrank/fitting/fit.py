@@ -20,7 +20,7 @@ from onnx_lowrank.numerics.factors import relative_error
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.joint import joint_pair
 from onnx_lowrank.numerics.moments import Moments
-from onnx_lowrank.numerics.stacks import achieved_error, fitted_pair, shift_of
+from onnx_lowrank.numerics.stacks import achieved_error, fitted_pair, selected_pair, shift_of
 
 __all__ = ["fit", "fitted"]
 
@@ -89,7 +89,10 @@ def fitted(task: _Fitting) -> list[Factors]:
     lead, rank = task.layers[0], task.rank
     moments = lead.moments
     felt = [layer.fisher.into(layer.stack) for layer in task.layers]
-    if task.scales is None:
+    if lead.selects:
+        assert moments is not None  # without, nothing is left out
+        pairs = [selected_pair(felt[0], moments, rank, lead.bases)]
+    elif task.scales is None:
         pairs = [fitted_pair(felt[0], moments, rank, felt[0].dtype, lead.bases)]
     else:
         matrices = [stack[0] for stack in felt]
@@ -122,7 +125,7 @@ def _judged(
     if layer.held is not None:
         own = None if shift is None else fisher.into(shift)
         output = achieved_error(fisher.into(stack), first, fisher.into(second), layer.held, own)
-    if layer.head is None:
+    if layer.head is None or layer.inner:
         return Errors(weight=relative_error(stack, first, second), output=output)
     plain = (Moments.mapped(layer.head[0]),)
     return Errors(weight=achieved_error(stack, first, second, plain), output=output)

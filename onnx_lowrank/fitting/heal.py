@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,6 +130,7 @@ def heal(
     show: Callable[[int, float], None] | None = None,
     memory: Memory | None = None,
     logits: Sequence[str] = (),
+    narrowed: Collection[str] = (),
 ) -> Healed:
     """Change factors so that the outputs get closer to the original's.
 
@@ -146,6 +147,7 @@ def heal(
         show: called with the step and the held-out error whenever that is known.
         memory: what may be held; default: without a limit.
         logits: values of both models whose shares of classes are compared in place of the outputs.
+        narrowed: values that have another width in the original.
 
     Raises:
         ShortError: the derivatives of one sample do not fit in memory.
@@ -163,13 +165,15 @@ def heal(
     one = feeds[largest(feeds)]
     ranks = read_ranks(base, trained, open_model, {**wide(one), **wide(start)})
     made = {value.name or "" for node in original.graph for value in node.outputs}
+    made -= set(narrowed)
     inside = plan.at or bottlenecks(base, trained, ranks, made, _INSIDE)
     values = tuple(dict.fromkeys((*outputs, *inside)))
     ours = {value.name or "" for node in base.graph for value in node.outputs}
     for name in values:
         for which, names in (("original", made), ("compressed", ours)):
             if name not in names:
-                raise InputError(f"{named('heal_at', name)}: the {which} model has no such value")
+                why = "has another width for it" if name in narrowed else "has no such value"
+                raise InputError(f"{named('heal_at', name)}: the {which} model {why}")
     source = Kept(original, values, open_model)
     order = np.random.default_rng(plan.seed).permutation(len(feeds))
     mixed = Lazy(len(feeds), lambda index: feeds[int(order[index])])

@@ -12,9 +12,9 @@ import numpy as np
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.components import Basis
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Moments
+from onnx_lowrank.numerics.stacks import Leading
 
 __all__ = ["LayerArrays", "arrays_of"]
 
@@ -30,6 +30,8 @@ class LayerArrays:
         held: moments of samples that judge the fit; None without.
         head: ``A[e, l, m]``, the first map of the pair whose second one the layer is.
         bases: leading components by slice, where they are known.
+        inner: whether something that is no map is between that map and the layer.
+        selects: whether its rank is how many of its inputs are kept.
     """
 
     stack: Array
@@ -37,7 +39,9 @@ class LayerArrays:
     fisher: Fisher = PLAIN
     held: tuple[Moments, ...] | None = None
     head: Array | None = None
-    bases: tuple[Basis, ...] = ()
+    bases: tuple[Leading, ...] = ()
+    inner: bool = False
+    selects: bool = False
 
 
 def arrays_of(
@@ -58,6 +62,8 @@ def arrays_of(
         statistics.held.get(group) if judged and group in statistics.fit else None,
         None if group.head is None else _in_order(group.head.matrix.numpy()),
         statistics.bases.get(group, ()) if judged and leads else (),
+        group.inner is not None,
+        group.selects,
     )
 
 

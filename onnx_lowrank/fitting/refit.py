@@ -304,6 +304,8 @@ def _layers(
         name = node_name(sites[0].node)
         if factors[group].shared:
             left[name] = "it shares its first factor"
+        elif group.inner is not None:
+            left[name] = "a width is narrowed in front of it"
         elif any(member.transposed for member in group.members):
             left[name] = "its weight is also read transposed"
         elif graphs != {model.graph}:

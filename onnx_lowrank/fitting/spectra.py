@@ -19,7 +19,8 @@ from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.numerics.parallel import working_set
 from onnx_lowrank.numerics.sketch import sketch
 from onnx_lowrank.numerics.spectrum import row_blocks, squared_norm
-from onnx_lowrank.numerics.stacks import StackComponents
+from onnx_lowrank.numerics.stacks import Leading, StackComponents, energy_of
+from onnx_lowrank.numerics.units import Units
 
 __all__ = ["Wish", "group_memory", "largest_first", "measure", "measured"]
 
@@ -48,7 +49,7 @@ def measure(
     wanted: Callable[[Group], Wish] | None = None,
     folder: Path | None = None,
     crew: Crew = HERE,
-) -> tuple[dict[Group, Spectrum], dict[Group, tuple[Basis, ...]]]:
+) -> tuple[dict[Group, Spectrum], dict[Group, tuple[Leading, ...]]]:
     """The spectrum of every group's matrix, and its leading components where they are wanted.
 
     Args:
@@ -64,7 +65,7 @@ def measure(
         crew: who does the work.
     """
     found: dict[Group, Spectrum] = {}
-    bases: dict[Group, tuple[Basis, ...]] = {}
+    bases: dict[Group, tuple[Leading, ...]] = {}
 
     def given(group: Group) -> _Measuring:
         return _Measuring(
@@ -104,7 +105,7 @@ def _weighed(group: Group, statistics: Statistics) -> EnergyOf:
     return "fisher" if statistics.coordinates(group).known else "output"
 
 
-def measured(task: _Measuring) -> tuple[Spectrum, tuple[Basis, ...]]:
+def measured(task: _Measuring) -> tuple[Spectrum, tuple[Leading, ...]]:
     """The spectrum of a layer, and its leading components."""
     layer, of = task.layer, task.of
     stack, moments = layer.stack, layer.moments
@@ -117,15 +118,26 @@ def measured(task: _Measuring) -> tuple[Spectrum, tuple[Basis, ...]]:
         found = sketch(stack[0], energy=task.energy)
         if found is not None:
             return Spectrum(found.squares, True, of, found.rest), (found.basis,)
+    if layer.selects:
+        return _units(layer, of)
     components = StackComponents(layer.fisher.into(stack), moments, task.energy)
     spectrum = Spectrum(components.squares, True, of)
     rank = None if task.wanted is None else task.wanted(spectrum)
-    bases: tuple[Basis, ...] = ()
+    bases: tuple[Leading, ...] = ()
     if rank:
         bases = components.bases(rank)
         if stack.dtype != np.float64:
             bases = tuple(basis.narrow() for basis in bases)
     return spectrum, bases
+
+
+def _units(layer: LayerArrays, of: EnergyOf) -> tuple[Spectrum, tuple[Leading, ...]]:
+    """What units in front of a layer hold of its outputs; nothing without samples."""
+    if layer.moments is None:
+        return Spectrum(None, True, of), ()
+    (moments,), (matrix,) = layer.moments, layer.fisher.into(layer.stack)
+    units = Units.of(matrix, moments.fitting().second)
+    return Spectrum(units.squares(energy_of(matrix, moments.centre)), True, of), (units,)
 
 
 def _finite(matrix: Array) -> bool:
@@ -135,5 +147,7 @@ def _finite(matrix: Array) -> bool:
     return all(bool(np.isfinite(matrix[block]).all()) for block in row_blocks(*matrix.shape))
 
 
-def _spooled(basis: Basis, spool: Spool) -> Basis:
+def _spooled(basis: Leading, spool: Spool) -> Leading:
+    if isinstance(basis, Units):
+        return basis  # a few numbers for each unit
     return Basis(np.asarray(spool.store(basis.vectors, "basis").numpy()), basis.transposed)

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from onnx_lowrank.fitting.streams import MomentsKey, streams_of
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.numerics.components import Basis
 from onnx_lowrank.numerics.felt import Weigh, plainly
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Moments
+from onnx_lowrank.numerics.stacks import Leading
 from onnx_lowrank.phrases import listed
 
 __all__ = ["Gathered", "Statistics", "statistics_of"]
@@ -66,7 +66,7 @@ class Statistics:
     notes: tuple[str, ...] = ()
     fisher: Mapping[Group, Fisher] = field(default_factory=dict)
     felt: Mapping[Group, Fisher] = field(default_factory=dict)
-    bases: Mapping[Group, tuple[Basis, ...]] = field(default_factory=dict)
+    bases: Mapping[Group, tuple[Leading, ...]] = field(default_factory=dict)
 
     def inputs(self, group: Group) -> tuple[Moments, ...] | None:
         """What a group's factors are fitted to; None fits them to the weight alone.
@@ -76,7 +76,7 @@ class Statistics:
         (the singular values of ``A·B`` are those of ``R·B``, ``A = Q·R``), and never makes it.
         """
         known = self.fit.get(group)
-        if known is not None or group.head is None:
+        if known is not None or group.head is None or group.inner is not None:
             return known
         return (Moments.mapped(group.head.matrix.numpy()[0]),)
 

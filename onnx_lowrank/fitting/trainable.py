@@ -8,6 +8,8 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.elements import float_constants
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.narrow import narrowed_names
 
 __all__ = ["beside", "constant_names", "trainable"]
 
@@ -21,12 +23,15 @@ def constant_names(model: ir.Model) -> frozenset[str]:
     return frozenset(float_constants(model))
 
 
-def trainable(model: ir.Model, known: Collection[str]) -> tuple[str, ...]:
+def trainable(
+    model: ir.Model, known: Collection[str], lowered: Iterable[Group] = ()
+) -> tuple[str, ...]:
     """Names of the factors in the main graph, and of the biases that are added behind them.
 
     Args:
         model: a model whose maps are factored.
         known: `constant_names` from before.
+        lowered: pairs of maps that kept their names, which have a lower rank between them.
     """
     constants = float_constants(model)
     resolver = Constants(model)
@@ -38,6 +43,11 @@ def trainable(model: ir.Model, known: Collection[str]) -> tuple[str, ...]:
                 for bias in _biases(node):
                     if constants.get(bias.name or "") is bias:
                         found[bias.name or ""] = None
+    for group in lowered:
+        node = group.members[0].site.node
+        own = dict.fromkeys(narrowed_names(group))
+        found |= {name: None for name in own if name in constants}
+        found |= dict.fromkeys(beside(model, [node]))
     return tuple(found)
 
 

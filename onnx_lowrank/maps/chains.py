@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.graph.walk import attribute, float_attribute, node_name
+from onnx_lowrank.graph.walk import float_attribute, node_name
 from onnx_lowrank.maps.emit import PAIR
 from onnx_lowrank.maps.forms import Site
+from onnx_lowrank.maps.forms.inner import owned
 
 __all__ = ["Chains", "chained"]
 
@@ -81,21 +82,12 @@ def chained(sites: Iterable[Site], constants: Constants) -> Chains:
 
 def _lowerable(first: Site, second: Site, constants: Constants) -> bool:
     """Whether both maps are rows times a matrix of their own, with nothing added between."""
-    graph = constants.model.graph
     for site in (first, second):
-        root = site.operand.root
-        own = [(node, index) for node, index in constants.readers(root)]
-        plain = site.node.inputs[site.index] is root and not root.is_graph_input()
-        if not (plain and own == [(site.node, site.index)] and site.node.graph is graph):
-            return False
-        if site.form.name not in _ROWS or site.slices > 1 or len(site.operand.shape) != 2:
-            return False
-        if site.operand.dtype != site.operand.tensor.dtype:
+        if site.form.name not in _ROWS or not owned(site, constants):
             return False
     scaled = first.node.op_type == "Gemm" and float_attribute(first.node, "alpha", 1.0) != 1.0
     added = len(first.node.inputs) > 2 and first.node.inputs[2] is not None
-    turned = attribute(second.node, "transA", 0)
-    return not (scaled or added or turned) and second.m == first.n
+    return not (scaled or added) and second.m == first.n
 
 
 def _reason(rank: int, place: str, other: str) -> str:

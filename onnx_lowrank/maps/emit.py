@@ -98,7 +98,7 @@ class Storage:
     """
 
     def __init__(self, model: ir.Model, names: Names, spool: Spool) -> None:
-        self._names = names
+        self.names = names
         self._spool = spool
         self._bodies = {id(function.graph) for function in model.functions.values()}
         self._old = model.ir_version < 4
@@ -108,7 +108,7 @@ class Storage:
         self, graph: ir.Graph, array: npt.NDArray[Any], name: str, *, in_node: bool
     ) -> ir.Value:
         """A new constant of the graph; ``in_node`` asks for a Constant node."""
-        name = self._names.new(name)
+        name = self.names.new(name)
         tensor = self._spool.store(array, name)
         if not (in_node or self._old or id(graph) in self._bodies):
             value = constant_value(tensor)
@@ -148,7 +148,7 @@ class Storage:
 
     def new_name(self, wanted: str) -> str:
         """A name that nothing has yet."""
-        return self._names.new(wanted)
+        return self.names.new(wanted)
 
 
 class Emitter:

@@ -18,6 +18,7 @@ from onnx_lowrank.graph.scopes import scopes_of
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 from onnx_lowrank.maps.chains import chained
 from onnx_lowrank.maps.forms import Form, Refusal, Site
+from onnx_lowrank.maps.forms.inner import Inner, InnerForm
 from onnx_lowrank.maps.swapped import swapped
 from onnx_lowrank.numerics.ranks import break_even, largest_rank
 
@@ -78,6 +79,8 @@ class Group:
             nothing else; None if there is none.
         head: the first map ``A[l, m]`` of the pair whose second one this group is: a pair of a
             lower rank r takes the place of both, ``r·(l + n)`` elements for ``m·(l + n)``.
+        inner: the width between these two maps, where something that is no map is between them;
+            None where nothing is.
     """
 
     members: tuple[Member, ...]
@@ -85,6 +88,12 @@ class Group:
     others: tuple[str, ...]
     bias: Constant | None = None
     head: Site | None = None
+    inner: Inner | None = None
+
+    @property
+    def selects(self) -> bool:
+        """Whether a rank is how many elements of the width are kept."""
+        return self.inner is not None and self.inner.selects
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -120,7 +129,8 @@ class Group:
         _, m, n = self.shape
         if self.head is None:
             return largest_rank(m, n, share)
-        return max(0, min(n, m - 1, math.floor(share * m + 1e-9)))
+        most = m - 1 if self.selects else min(n, m - 1)
+        return max(0, min(most, math.floor(share * m + 1e-9)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +160,10 @@ def find(
         model: the model.
         constants: resolver of its constants.
         forms: the forms to look for.
-        chosen: those whose sites may be factored; default: all of them.
+        chosen: those whose sites may be factored; default: all that stand for one map.
     """
+    if chosen is None:
+        chosen = [form for form in forms if not isinstance(form, InnerForm)]
     by_target: dict[tuple[str, str], list[Form]] = {}
     for form in forms:
         for target in form.targets:
@@ -171,28 +183,78 @@ def find(
                 if (match := form.match(node, constants)) is not None
             ]
         if matches:
-            entries.append(_entry(node, matches, forms if chosen is None else chosen))
-    entries, heads = _without_chains(entries, constants)
+            entries.append(_entry(node, matches, chosen))
+    entries, inners = _with_inner(entries, constants)
+    entries, heads = _without_chains(entries, constants, inners)
     sites = [site for e in entries if isinstance(e, Factorable) for site in e.sites]
     off = [e.site for e in entries if isinstance(e, Refused) and e.off and e.site is not None]
     off = [site for site in off if not site.form.indices]  # for tables see `maps.tables`
-    groups = _groups(sites, constants, heads), _groups(off, constants, {})
+    groups = _groups(sites, constants, heads, inners), _groups(off, constants, {}, {})
     return Finding(tuple(entries), *map(tuple, groups))
 
 
-def _without_chains(
+def _with_inner(
     entries: Sequence[Factorable | Refused], constants: Constants
+) -> tuple[list[Factorable | Refused], dict[ir.Node, Inner]]:
+    """Maps with a width between them are one: the second has no other way, the first goes with it.
+
+    No map is in two of them.
+
+    Returns:
+        The entries, and by second node what is between it and the first map.
+    """
+    known = {
+        entry.node: entry
+        for entry in entries
+        if isinstance(entry, Factorable) or (entry.off and entry.site is not None)
+    }
+    inners: dict[ir.Node, Inner] = {}
+    firsts: dict[ir.Node, ir.Node] = {}
+    for node, entry in known.items():
+        for site in entry.sites if isinstance(entry, Factorable) else ():
+            if not isinstance(site.form, InnerForm) or node in firsts:
+                continue
+            width = site.form.width(site, constants)
+            first = width.first.node
+            if first in known and first not in inners and first not in firsts:
+                inners[node], firsts[first] = width, node
+    found: list[Factorable | Refused] = []
+    for entry in entries:
+        sites = entry.sites if isinstance(entry, Factorable) else ()
+        narrowable = tuple(site for site in sites if isinstance(site.form, InnerForm))
+        if entry.node in inners:
+            found.append(Factorable(narrowable))
+        elif entry.node in firsts:
+            why = f"makes the width in front of {node_name(firsts[entry.node])!r}, counts with it"
+            found.append(_refused(entry, why, "head"))
+        elif not narrowable:
+            found.append(entry)
+        elif len(narrowable) < len(sites):
+            found.append(Factorable(tuple(site for site in sites if site not in narrowable)))
+        else:
+            why = "the map that makes the width in front of it has another such width"
+            found.append(_refused(entry, why))
+    return found, inners
+
+
+def _without_chains(
+    entries: Sequence[Factorable | Refused],
+    constants: Constants,
+    inners: Mapping[ir.Node, Inner],
 ) -> tuple[list[Factorable | Refused], Mapping[ir.Node, Site]]:
     """Maps that are half of a pair already are refused, and those whose adapter is fed.
+
+    Those with a width in front are none of a pair without one.
 
     Returns:
         The entries, and of pairs that can have a lower rank second node -> first map.
     """
     sites: list[Site] = []
+    apart = {*inners, *(inner.first.node for inner in inners.values())}
     for entry in entries:
         if isinstance(entry, Factorable):
-            sites += entry.sites
-        elif entry.site is not None:
+            sites += () if entry.node in apart else entry.sites
+        elif entry.site is not None and entry.node not in apart:
             sites.append(entry.site)
     chains, fed = chained(sites, constants), swapped(sites, constants)
     usable = {entry.node for entry in entries if isinstance(entry, Factorable)}
@@ -219,9 +281,13 @@ def _without_chains(
     return kept, heads
 
 
-def _refused(entry: Factorable, reason: str, paired: Literal["", "half", "head"] = "") -> Refused:
+def _refused(
+    entry: Factorable | Refused, reason: str, paired: Literal["", "half", "head"] = ""
+) -> Refused:
     """A map that is left although it could be factored."""
-    site, constant = entry.sites[0], entry.sites[0].operand
+    site = entry.sites[0] if isinstance(entry, Factorable) else entry.site
+    assert site is not None
+    constant = site.operand
     refusal = Refusal(constant.name, constant.size, constant.shape, reason)
     return Refused(entry.node, site.form, refusal, site, paired=paired)
 
@@ -235,7 +301,8 @@ def _entry(
     if usable:
         return Factorable(usable)
     if sites:
-        site, constant = sites[0], sites[0].operand
+        site = next((own for own in sites if not isinstance(own.form, InnerForm)), sites[0])
+        constant = site.operand
         ops = site.form.ops
         refusal = Refusal(
             constant.name, constant.size, constant.shape, f"off; {named('ops', ops)} turns it on"
@@ -261,7 +328,10 @@ def _depends_on_call(node: ir.Node, names: Sequence[str], constants: Constants) 
 
 
 def _groups(
-    sites: Sequence[Site], constants: Constants, heads: Mapping[ir.Node, Site]
+    sites: Sequence[Site],
+    constants: Constants,
+    heads: Mapping[ir.Node, Site],
+    inners: Mapping[ir.Node, Inner],
 ) -> Iterator[Group]:
     """Sites by constant and matrix; a transposed reading counts as the same matrix."""
     groups: dict[Hashable, list[Member]] = {}
@@ -281,12 +351,14 @@ def _groups(
             for node, index in constants.readers(root)
             if node is None or (id(node), index) not in own
         )
+        inner = inners.get(members[0].site.node)
         yield Group(
             tuple(members),
             members[0].site.matrix,
             tuple(others),
             _bias(members, constants),
-            heads.get(members[0].site.node),
+            heads.get(members[0].site.node) if inner is None else inner.first,
+            inner,
         )
 
 

@@ -178,7 +178,7 @@ def no_format(group: Group, model: ir.Model) -> str | None:
         if member.transposed:
             return "its weight is also read transposed"
     if group.head is not None:
-        return "it is the second map of a pair that the model has already"
+        return "it is the second map of a pair"
     if slices > 1:
         return "a batch of weights has no number format"
     if group.matrix.dtype is not ir.DataType.FLOAT:

@@ -22,6 +22,7 @@ from onnx_lowrank.maps.emit import (
 )
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms import Site
+from onnx_lowrank.maps.narrow import narrow
 from onnx_lowrank.maps.pair import Errors, Factors, shifted
 
 __all__ = ["put_pair", "remove_unread", "rewrite"]
@@ -48,6 +49,9 @@ def rewrite(
     shared: dict[int, tuple[StoredFactor, npt.NDArray[np.generic], list[ir.Node]]] = {}
     for group, pair in fitted:
         errors[group] = pair.errors
+        if group.inner is not None:
+            narrow(model, group, group.inner, pair, storage, spool)
+            continue
         if group.head is not None:
             _lower(group, group.head, pair, spool)
             continue

@@ -20,12 +20,16 @@ from onnx_lowrank.numerics.felt import Weigh, felt_tails, plainly
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.output_pca import output_energies
 from onnx_lowrank.numerics.sketch import sketch
+from onnx_lowrank.numerics.units import Units
 
 __all__ = [
+    "Leading",
     "StackComponents",
     "achieved_error",
+    "energy_of",
     "fitted_pair",
     "lost_energies",
+    "selected_pair",
     "shift_of",
     "squares",
 ]
@@ -33,6 +37,9 @@ __all__ = [
 # Reductions of slices that are held until their vectors are asked for, in elements; others are
 # done again.
 _HELD = 1 << 25
+
+Leading = Basis | Units
+"""What of a map is kept first: its components, or the units in front of it."""
 
 
 class StackComponents:
@@ -61,7 +68,7 @@ class StackComponents:
         held = len(stack) == 1 or len(stack) * side * side <= _HELD
         self._parts: list[Components] = []
         for index, matrix in enumerate(stack):
-            central = 0.0 if moments is None else _energy_of(matrix, moments[index].centre)
+            central = 0.0 if moments is None else energy_of(matrix, moments[index].centre)
             part = self._part(index, central)
             self.squares += part.squares
             self.squares[:1] += central
@@ -90,7 +97,7 @@ def squares(stack: Array, moments: Sequence[Moments] | None) -> npt.NDArray[np.f
 
 def lost_energies(
     stack: Array,
-    bases: Sequence[Basis],
+    bases: Sequence[Leading],
     fitted: Sequence[Moments],
     others: Sequence[Moments] | None = None,
     weigh: Weigh = plainly,
@@ -99,7 +106,8 @@ def lost_energies(
 
     Args:
         stack: ``W[e, m, n]``.
-        bases: k components of each slice, found with the fitted moments.
+        bases: k components of each slice, found with the fitted moments; of units those, whose
+            loss is what it was when they were found.
         fitted: of the inputs, by slice.
         others: of inputs that the pairs are not fitted to; None for the fitted ones.
         weigh: multiplies with what is felt of errors of the outputs.
@@ -107,12 +115,15 @@ def lost_energies(
     total = np.zeros(bases[0].rank + 1, np.float64)
     judged = fitted if others is None else others
     for matrix, basis, own, other in zip(stack, bases, fitted, judged, strict=True):
+        if isinstance(basis, Units):
+            total += basis.lost
+            continue
         inputs = own.fitting() if others is None else other.about(own.centre)
         total += felt_tails(matrix, basis.vectors, inputs, weigh)
     return total
 
 
-def _energy_of(matrix: Array, row: npt.NDArray[np.float64] | None) -> float:
+def energy_of(matrix: Array, row: npt.NDArray[np.float64] | None) -> float:
     """``‖x W‖²`` of one row; 0 without."""
     if row is None:
         return 0.0
@@ -125,7 +136,7 @@ def fitted_pair(
     moments: Sequence[Moments] | None,
     rank: int,
     dtype: npt.DTypeLike,
-    bases: Sequence[Basis] = (),
+    bases: Sequence[Leading] = (),
 ) -> tuple[Array, Array]:
     """``A[e, m, k]`` and ``B[e, k, n]``: closest to W, or with moments closest in the outputs.
 
@@ -140,6 +151,8 @@ def fitted_pair(
     first, second = np.empty((slices, m, rank), dtype), np.empty((slices, rank, n), dtype)
     for index, matrix in enumerate(stack):
         basis = bases[index] if bases and bases[index].rank >= rank else None
+        if isinstance(basis, Units):
+            basis = None  # found for another way to take less of the map
         if basis is None and moments is None:
             found = sketch(matrix, rank=rank)
             basis = None if found is None else found.basis
@@ -149,6 +162,24 @@ def fitted_pair(
             basis = Components(matrix, own, rank=asked).basis(rank)
         first[index], second[index] = basis.pair(matrix, rank, dtype)
     return first, second
+
+
+def selected_pair(
+    stack: Array, moments: Sequence[Moments], rank: int, bases: Sequence[Leading] = ()
+) -> tuple[Array, Array]:
+    """``A[1, m, k]`` with one 1 in each column, and ``B[1, k, n]`` that makes up for the others.
+
+    Args:
+        stack: ``W[1, m, n]``.
+        moments: of the units.
+        rank: k, how many are kept.
+        bases: the units in their order, where it is known.
+    """
+    second = moments[0].fitting().second
+    known = bases[0] if bases else None
+    units = known if isinstance(known, Units) else Units.of(stack[0], second)
+    first, rest = units.pair(stack[0], second, rank)
+    return first[None].astype(stack.dtype), rest[None].astype(stack.dtype)
 
 
 def shift_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -280,6 +281,8 @@ class Ladders:
         """The ranks to choose from: multiples, and below the first of them powers of two."""
         own = None if self._multiple is None else self._multiple(group)
         multiple = own or self._goal.rank_multiple
+        if group.inner is not None:  # of all heads together it is the width that is a multiple
+            multiple //= math.gcd(multiple, group.shape[0])
         small = [2**power for power in range(16) if 2**power < min(multiple, limit + 1)]
         return [*small, *range(multiple, limit + 1, multiple)]
 

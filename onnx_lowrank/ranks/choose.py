@@ -53,18 +53,18 @@ def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | 
             "beside the pair",
         )
     limit = goal.largest(group)
-    if group.head is not None and limit < (1 if goal.rank is None else min(goal.rank, n)):
-        return Choice(
-            None,
-            f"is a pair of rank {m} already; a lower rank has to save {_percent(goal.min_gain)}",
-        )
+    if group.head is not None and limit < (
+        1 if goal.rank is None else min(goal.rank, _most(group))
+    ):
+        there = f"is a pair of rank {m} already" if group.inner is None else f"its width is {m}"
+        return Choice(None, f"{there}; a lower one has to save {_percent(goal.min_gain)}")
     if limit == 0:
         return Choice(
             None,
             f"not even rank 1 of {m}×{n} saves {_percent(goal.min_gain)} "
             f"(break-even {break_even(m, n):.1f})",
         )
-    if goal.rank is not None and min(goal.rank, m, n) > limit:
+    if goal.rank is not None and min(goal.rank, _most(group)) > limit:
         return Choice(
             None,
             f"rank {goal.rank} is above {limit}, the largest that saves "
@@ -80,7 +80,7 @@ def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
         return Choice(None, f"{group.matrix.name} holds NaN or Inf")
     limit = goal.largest(group)
     if goal.rank is not None:
-        needed = rank = min(goal.rank, m, n)
+        needed = rank = min(goal.rank, _most(group))
         why = f"rank {goal.rank} was given"
         if rank < goal.rank:
             why += f", {rank} is full rank"
@@ -89,7 +89,8 @@ def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
         if needed > limit:
             even = f"break-even ({group.break_even:.1f})"
             if group.head is not None:
-                even = f"the rank of the pair that it is already ({m})"
+                what = "rank of the pair that it is already" if group.inner is None else "width"
+                even = f"the {what} ({m})"
             return Choice(
                 None,
                 f"energy {goal.energy:g} needs rank {needed}, "
@@ -151,6 +152,12 @@ def wanted(group: Group, goal: Goal) -> Wanted:
     if goal.budget:
         return Wanted(limit)
     return Wanted(choose(group, Spectrum(None, True), goal).rank or 0)  # the numbers do not decide
+
+
+def _most(group: Group) -> int:
+    """The rank at which nothing is lost."""
+    _, m, n = group.shape
+    return m if group.selects else min(m, n)
 
 
 def settle(finding: Finding, choices: Mapping[Group, Choice], goal: Goal) -> dict[Group, Choice]:

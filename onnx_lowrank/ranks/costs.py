@@ -206,7 +206,7 @@ def plan_costs(
         for m in group.members
     }
     for node in paired:
-        unknown[node_name(node)] = "it is a pair already, whose maps are not timed together"
+        unknown[node_name(node)] = "two maps are narrowed together, which are not timed together"
     seen = _seen(outer, model, run)
     constants = Constants(model, force_inputs=True)
     keys: dict[Site, CostKey] = {}

@@ -48,6 +48,8 @@ _SUBSETS = 3
 # Reference ranks as shares of the break-even rank; where the weighed energy gives the shape of the
 # curve the first is enough.
 _SHARES = (0.5, 0.125)
+# The same of the width between two maps, of which less is left out.
+_INNER_SHARES = (0.8, 0.5)
 # Samples that set the scales of all layers.  They are the same for every layer, so that one that
 # is easy or hard scales all damages alike: measured on a sentence encoder with 36 layers, 12 of
 # them choose ranks that are no worse than those of 32.
@@ -158,7 +160,11 @@ def damage_curves(
     advance(len(taken))
     groups = [group for group in groups if group not in taken]
     tails = _tails(groups, measured, statistics)
-    weighed = statistics.felt.keys() & statistics.bases.keys()
+    weighed = {
+        group
+        for group in statistics.felt.keys() & statistics.bases.keys()
+        if not group.selects or statistics.coordinates(group).known
+    }
     ranks = {
         group: _references(group, tails[group], goal)[: 1 if group in weighed else None]
         for group in groups
@@ -355,7 +361,8 @@ def _references(group: Group, tails: npt.NDArray[np.float64], goal: Goal) -> tup
     """Falling ranks at which something is lost; none where every rank is exact."""
     if group.head is not None:
         most = min(goal.largest(group), int(np.count_nonzero(tails > 0.0)) - 1)
-        wanted = [min(max(1, round(share * group.shape[1])), most) for share in _SHARES]
+        shares = _SHARES if group.inner is None else _INNER_SHARES
+        wanted = [min(max(1, round(share * group.shape[1])), most) for share in shares]
         return tuple(rank for rank in dict.fromkeys(wanted) if rank > 0)
     _, m, n = group.shape
     return tuple(rank for rank in _below(m, n, tails, goal.min_gain) if rank <= goal.largest(group))

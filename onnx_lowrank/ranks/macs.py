@@ -61,20 +61,21 @@ def count_macs(model: ir.Model, finding: Finding, run: Run) -> Macs:
             site = member.site
             cost = site.form.cost(site, dims) if site.node.graph is model.graph else None
             if group.head is not None and cost is not None:
-                cost = _with_head(cost, group.head, dims)
+                cost = _with_head(cost, group.head, group.shape[0], dims)
             if cost is not None:
                 costs[site] = cost
     return Macs(_total(model, shapes), costs)
 
 
 def _with_head(
-    cost: Cost, head: Site, dims: Callable[[ir.Value], tuple[int, ...] | None]
+    cost: Cost, head: Site, heads: int, dims: Callable[[ir.Value], tuple[int, ...] | None]
 ) -> Cost | None:
-    """What both maps of a pair cost; a lower rank makes both smaller."""
+    """What both maps of a pair cost, of so many heads; a lower rank makes both smaller."""
     first = head.form.cost(head, dims)
     if first is None:
         return None
-    return Cost(first.dense + cost.dense, first.dense // max(head.n, 1), cost.second)
+    each = first.dense // max(head.n, 1) * heads
+    return Cost(first.dense + cost.dense, each, cost.second)
 
 
 def _total(model: ir.Model, shapes: Shapes) -> int | None:

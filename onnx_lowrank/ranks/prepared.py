@@ -17,7 +17,7 @@ from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.formats import Formats, FormatWishes
 from onnx_lowrank.ranks.macs import Macs
-from onnx_lowrank.report import Calibration
+from onnx_lowrank.report import Calibration, EffortStep
 
 __all__ = ["Prepared"]
 
@@ -44,6 +44,7 @@ class Prepared:
         stored: name of a weight that IN holds as integers -> bytes of them; ``model`` has floats.
         untried: methods that the effort asks for -> why one is not tried, None where it is.
         crew: who works on its layers.
+        steps: those that were tried before, whose outcome the statistics have.
     """
 
     model: ir.Model
@@ -62,6 +63,7 @@ class Prepared:
     untried: Mapping[str, str | None] = field(default_factory=dict)
     crew: Crew = HERE
     stored: Mapping[str, int] = field(default_factory=dict)
+    steps: tuple[EffortStep, ...] = ()
 
     def known_curve(self, group: Group, fisher: bool) -> DamageCurve | None:
         """The damage of a group that was measured in an earlier run.

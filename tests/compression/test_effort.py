@@ -127,8 +127,8 @@ def test_under_a_budget_fisher_information_is_tried(feeds: list[Any]) -> None:
     assert steps[FISHER].taken
     unseen = feeds_of(np.random.default_rng(99), 8)
     assert error(model, result.model, unseen) < 0.9 * error(model, quick.model, unseen)
-    # Ranks are those of the energy of outputs, and so is the error in the report.
-    assert {layer.energy_of for layer in result.report.layers} == {"output"}
+    # Ranks are those of what the outputs feel, and so is the error in the report.
+    assert {layer.energy_of for layer in result.report.layers} == {"fisher"}
 
 
 def test_thorough_heals_until_it_helps_no_more(model: onnx.ModelProto, feeds: list[Any]) -> None:

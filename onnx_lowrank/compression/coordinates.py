@@ -1,0 +1,101 @@
+"""Coordinates: whether factors are fitted to what the outputs feel, decided before the search.
+
+Every layer gets a pair of one share of its parameters, once fitted to its own outputs and once to
+what the model's outputs feel of them (Fisher information).  Where the second is nearer to the
+original on samples kept aside, damage, ranks and pairs are all found in these coordinates: ranks
+that were found for one fit are not the best ones of the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.effort import FISHER, error_of, judging_probe
+from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.maps.choice import Choice, Spectrum
+from onnx_lowrank.maps.find import Group
+from onnx_lowrank.numerics.ranks import largest_rank
+from onnx_lowrank.ranks.goals import Goal
+from onnx_lowrank.ranks.recipe import Recipe
+from onnx_lowrank.report import EffortStep
+
+__all__ = ["Measured", "decided"]
+
+# The share of parameters at which the fits are compared where the goal does not name one.
+_SHARE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Layers measured in some coordinates.
+
+    Attributes:
+        statistics: what factors are fitted to while ranks are searched, with components.
+        spectra: of every group.
+    """
+
+    statistics: Statistics
+    spectra: Mapping[Group, Spectrum]
+
+
+def decided(
+    context: Context,
+    model: ir.Model,
+    methods: Mapping[str, str | None],
+    plain: Measured,
+    measure: Callable[[Statistics], Measured],
+) -> tuple[Measured, EffortStep | None]:
+    """The coordinates that are better, and what was tried to find out.
+
+    Nothing is tried where ranks are not searched; then Fisher information is tried, if at all, at
+    the ranks of the result (`onnx_lowrank.compression.effort`).
+
+    Args:
+        context: the run.
+        model: the model, simplified.
+        methods: that the effort asks for -> why one is not worth a try, None where it is.
+        plain: the layers, measured by their own outputs.
+        measure: the same in the coordinates of other statistics.
+    """
+    budget, search = context.settings.budget, plain.statistics
+    untried = methods.get(FISHER, "") is not None or not search.felt
+    if budget is None or untried or isinstance(context.settings.recipe, Recipe):
+        return plain, None
+    if context.late():
+        return plain, EffortStep(FISHER, False, None, None, 0.0, "the time is up")
+    start = time.perf_counter() - context.stages.seconds.get("fisher", 0.0)
+    share = budget.value if budget.kind == "keep" else _SHARE
+    choices = _alike(plain, context.settings.goal, share)
+    felt = measure(replace(search, fisher=search.felt, bases={}))
+    with context.stages("effort"):
+        probe = judging_probe(context, model, list(choices))
+        before, after = (
+            error_of(
+                probe,
+                dict(fit(choices, replace(own.statistics, held={}), lambda _: None, context.crew)),
+            )
+            for own in (plain, felt)
+        )
+    seconds = time.perf_counter() - start
+    if before is None or after is None:
+        why = "no sample kept aside shows an error"
+        return plain, EffortStep(FISHER, False, None, None, seconds, why)
+    taken, of = after < before, context.settings.damage_of
+    at = f"with {share:.0%} of each layer, before ranks are searched".replace("%", " %")
+    step = EffortStep(FISHER, taken, before, after, seconds, error_of=of, at=at)
+    return felt if taken else plain, step
+
+
+def _alike(measured: Measured, goal: Goal, share: float) -> dict[Group, Choice]:
+    """The same share of the parameters for every layer that has components for it."""
+    ranks = {
+        group: min(goal.largest(group), largest_rank(*group.shape[1:], share))
+        for group in measured.statistics.bases
+    }
+    return {group: Choice(rank, "reference") for group, rank in ranks.items() if rank > 0}
