@@ -75,13 +75,12 @@ def decided(
     felt = measure(replace(search, fisher=search.felt, bases={}))
     with context.stages("effort"):
         probe = judging_probe(context, model, list(choices))
-        before, after = (
-            error_of(
-                probe,
-                dict(fit(choices, replace(own.statistics, held={}), lambda _: None, context.crew)),
-            )
-            for own in (plain, felt)
-        )
+        errors = []
+        for own in (plain, felt):
+            fitting = replace(own.statistics, held={})
+            pairs = dict(fit(choices, fitting, lambda _: None, context.crew))
+            errors.append(error_of(probe, pairs))
+    before, after = errors
     seconds = time.perf_counter() - start
     if before is None or after is None:
         why = "no sample kept aside shows an error"
