@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 
 import numpy as np
@@ -92,7 +91,5 @@ def _put(site: Site, matrix: Array, spool: Spool) -> None:
     """Give a map another matrix, ``[m, n]``."""
     root = site.operand.root
     stored = matrix.T if attribute(site.node, "transB", 0) else matrix
-    with contextlib.suppress(BufferError):
-        site.matrix.release()
     put_elements(root, np.ascontiguousarray(stored), spool)
     root.shape = ir.Shape(stored.shape)

@@ -62,7 +62,7 @@ def block(rng: np.random.Generator, *, low: bool = True) -> onnx.ModelProto:
     """A block whose value heads have rank 4 of 8, and whose units are 40 of 64 with copies."""
 
     def normal(*shape: int) -> Array:
-        return (rng.normal(size=shape) / np.sqrt(shape[0])).astype("f4")
+        return np.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), np.float32)
 
     wo = normal(WIDTH, WIDTH)
     up, bu = normal(WIDTH, UNITS), normal(UNITS) * 4
@@ -75,10 +75,14 @@ def block(rng: np.random.Generator, *, low: bool = True) -> onnx.ModelProto:
         {
             **{"wq": normal(WIDTH, WIDTH), "wk": normal(WIDTH, WIDTH), "wv": normal(WIDTH, WIDTH)},
             **{"bv": normal(WIDTH), "wo": wo, "up": up, "bu": bu, "down": normal(UNITS, WIDTH)},
-            **{"bd": normal(WIDTH), "half": np.float32(0.7071), "one": np.float32(1.0)},
+            **{
+                "bd": normal(WIDTH),
+                "half": np.array(0.7071, np.float32),
+                "one": np.array(1.0, np.float32),
+            },
             "apart": np.array([0, 0, HEADS, SIZE]),
             "together": np.array([0, 0, WIDTH]),
-            "scale": np.float32(0.35),
+            "scale": np.array(0.35, np.float32),
         },
     )
 
@@ -112,7 +116,7 @@ def run_of(model: Any, feed: dict[str, Array]) -> Array:
 
 def shapes(result: Result) -> dict[str, tuple[int, ...]]:
     values = result.model.graph.initializers
-    return {name: tuple(value.const_value.shape) for name, value in values.items()}  # type: ignore[union-attr,arg-type,misc]
+    return {name: tuple(value.const_value.shape) for name, value in values.items()}  # type: ignore[union-attr,arg-type]
 
 
 def test_a_width_counts_with_the_second_map(model: onnx.ModelProto) -> None:
@@ -272,7 +276,7 @@ def test_inspect_shows_two_maps_as_one_where_asked(
     model: onnx.ModelProto, feeds: list[Any]
 ) -> None:
     plain = inspect(model, data=feeds)
-    assert {row.form for row in plain.layers} == {"matmul-right"}
+    assert {row.form for row in plain.entries} == {"matmul-right"}
     asked = {row.form: row for row in inspect(model, data=feeds, ops=OPS).entries}
     assert "'v0' makes its width" in asked["heads"].reason
     assert asked["hidden"].parameters == 2 * WIDTH * UNITS

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.units import Units
 
 
-def rows_of(seed: int, m: int, count: int) -> np.ndarray:
+def rows_of(seed: int, m: int, count: int) -> Array:
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(count, m)) @ rng.normal(size=(m, m)) / np.sqrt(m)
+    return np.asarray(rng.normal(size=(count, m)) @ rng.normal(size=(m, m)) / np.sqrt(m))
 
 
 def test_the_loss_is_that_of_the_pair() -> None:
