@@ -25,14 +25,14 @@ from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import EffortStep
 
-__all__ = ["Measured", "decided"]
+__all__ = ["Coordinates", "decided"]
 
 # The share of parameters at which the fits are compared where the goal does not name one.
 _SHARE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Coordinates:
     """Layers measured in some coordinates.
 
     Attributes:
@@ -48,9 +48,9 @@ def decided(
     context: Context,
     model: ir.Model,
     methods: Mapping[str, str | None],
-    plain: Measured,
-    measure: Callable[[Statistics], Measured],
-) -> tuple[Measured, EffortStep | None]:
+    plain: Coordinates,
+    measure: Callable[[Statistics], Coordinates],
+) -> tuple[Coordinates, EffortStep | None]:
     """The coordinates that are better, and what was tried to find out.
 
     Nothing is tried where ranks are not searched; then Fisher information is tried, if at all, at
@@ -91,7 +91,7 @@ def decided(
     return felt if taken else plain, step
 
 
-def _alike(measured: Measured, goal: Goal, share: float) -> dict[Group, Choice]:
+def _alike(measured: Coordinates, goal: Goal, share: float) -> dict[Group, Choice]:
     """The same share of the parameters for every layer that has components for it."""
     ranks = {
         group: min(goal.largest(group), largest_rank(*group.shape[1:], share))

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.compression.calibrated import calibrated
 from onnx_lowrank.compression.context import Context
-from onnx_lowrank.compression.coordinates import Measured, decided
+from onnx_lowrank.compression.coordinates import Coordinates, decided
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.spectra import group_memory, largest_first, measure
 from onnx_lowrank.fitting.statistics import Statistics
@@ -136,7 +136,7 @@ def _say_room(context: Context, groups: Sequence[Group]) -> None:
         )
 
 
-def _measured(context: Context, groups: Sequence[Group], statistics: Statistics) -> Measured:
+def _measured(context: Context, groups: Sequence[Group], statistics: Statistics) -> Coordinates:
     """Spectra of groups and leading components, in the coordinates of the statistics."""
     goal = context.settings.goal
     with context.stages("measure", sum(group.matrix.size for group in groups)) as advance:
@@ -150,7 +150,7 @@ def _measured(context: Context, groups: Sequence[Group], statistics: Statistics)
             folder=context.folder,
             crew=context.crew,
         )
-    return Measured(replace(statistics, bases=bases), spectra)
+    return Coordinates(replace(statistics, bases=bases), spectra)
 
 
 def _of_recipe(context: Context, finding: Finding) -> dict[Group, RecipeLayer]:
