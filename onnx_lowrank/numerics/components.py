@@ -11,14 +11,18 @@ The energies are computed first, the vectors once a rank is known (`onnx_lowrank
 Where one share of the energy or one rank is all that is asked about, both are first tried in
 float32, which takes half the time and half the memory.  Its rounding moves the energy outside of
 the first k components by less than `SURE` (tests hold a quarter of that), so that a rank whose
-energy, and that of the rank below, are further than that from the share is the rank of float64; for
-any other the work is done again in float64.
+energy, and that of the rank below, are further than that from the share is the rank of float64.
+For any other the energies are taken again, in float64, from the vectors that float32 gave: what
+errors of vectors change of them is of second order (Golub & Van Loan, §8.1), below `FINE`.  Only a
+share that is nearer than that to the energy of a rank has all of the work done in float64.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +33,14 @@ from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.rotation import rotated_first, rotated_second
 from onnx_lowrank.numerics.spectrum import gram, row_blocks, squared_norm, unit
 
-__all__ = ["NOISE", "SURE", "Basis", "Components"]
+__all__ = ["FINE", "NOISE", "SURE", "Basis", "Components"]
 
 Float64 = npt.NDArray[np.float64]
 
 SURE = 2e-6, 2e-5
 """How far rounding in float32 may move a sum of energies, as a share of all and of the largest."""
+FINE = 1e-7
+"""The same for energies of float32's vectors, as a share of all."""
 NOISE = 2e-6
 """Energy that float32 does not tell from rounding, as a share of the largest."""
 # Lost energy, as a share of all, below which float32 is not tried.
@@ -142,14 +148,14 @@ class Components:
             tall = matrix if m >= n else matrix.T
             if asked and _SMALLEST < squared_norm(matrix) < _LARGEST:
                 self._reduce(gram(tall, np.float32))
-                if self._told(energy, rank, beside):
+                if self._told(energy, rank, beside, partial(_weight_energies, tall)):
                     return
             self._reduce(gram(tall))
             return
         square, self._root = _outputs(matrix, moments)
         if asked and _SMALLEST < float(np.trace(square)) < _LARGEST:
             self._reduce(square.astype(np.float32))
-            if self._told(energy, rank, beside):
+            if self._told(energy, rank, beside, partial(_output_energies, square)):
                 return
         self._reduce(square)
 
@@ -168,17 +174,41 @@ class Components:
         self._floor = len(squares) * float(np.finfo(np.float64).eps) * largest
         self.squares = np.where(squares > self._floor, squares, 0.0)
 
-    def _told(self, energy: float | None, rank: int | None, beside: float) -> bool:
-        """Whether the energies tell what is asked, though they are rounded."""
-        tails = np.append(np.cumsum(self.squares[::-1])[::-1], 0.0)
+    def _told(
+        self,
+        energy: float | None,
+        rank: int | None,
+        beside: float,
+        energies: Callable[[Float64 | None], Float64],
+    ) -> bool:
+        """Whether the energies tell what is asked, though they are rounded.
+
+        Args:
+            energy: the share, or
+            rank: the number.
+            beside: energy that any rank holds beside that of the components.
+            energies: of orthonormal columns in float64; of None the energy of all.
+        """
         if rank is not None:
+            tails = _tails(self.squares)
             return bool(self.squares[rank - 1] > self._floor and tails[rank] >= _LEAST * tails[0])
         assert energy is not None
-        limit = (1.0 - energy) * (tails[0] + beside)
-        needed = max(1, int(np.argmax(tails <= limit)))
-        sure = SURE[0] * tails[0] + SURE[1] * self.squares[0]
-        near = np.abs(tails[needed - 1 : needed + 1] - limit) <= sure
-        return bool(self.squares[needed - 1] > self._floor and not near.any())
+        sure = SURE[0] * float(self.squares.sum()) + SURE[1] * float(self.squares[0])
+        needed, near = _needed(self.squares, energy, beside, sure)
+        if self.squares[needed - 1] <= self._floor:
+            return False
+        if not near or self._reduced is None:
+            return not near
+        # One more than is needed: that may be the rank.
+        known = min(needed + 1, len(self.squares))
+        vectors = np.asarray(self._reduced.leading(known)[1], np.float64)
+        corner = np.linalg.cholesky(vectors.T @ vectors)
+        own = energies(np.linalg.solve(corner, vectors.T).T)
+        total, rest = float(energies(None)[0]), float(self.squares[known:].sum())
+        left = max(total - float(own.sum()), 0.0)
+        others = self.squares[known:] * (left / rest if rest > 0.0 else 0.0)
+        self.squares = np.concatenate([own, others])
+        return not _needed(self.squares, energy, beside, FINE * total)[1]
 
     @property
     def memory(self) -> int:
@@ -203,6 +233,39 @@ class Components:
         inverse[kept] = 1.0 / np.sqrt(values[kept])
         exact = np.asarray(self._matrix, np.float64)
         return Basis((exact.T @ (self._root @ vectors)) * inverse)
+
+
+def _tails(squares: Float64) -> Float64:
+    """The energy outside of the first k, for k from 0, shape [s + 1]."""
+    return np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+
+
+def _needed(squares: Float64, energy: float, beside: float, sure: float) -> tuple[int, bool]:
+    """The rank that holds a share, and whether it is not sure: so far may each sum be off."""
+    tails = _tails(squares)
+    limit = (1.0 - energy) * (tails[0] + beside)
+    needed = max(1, int(np.argmax(tails <= limit)))
+    return needed, bool((np.abs(tails[needed - 1 : needed + 1] - limit) <= sure).any())
+
+
+def _weight_energies(tall: Array, columns: Float64 | None) -> Float64:
+    """``‖W v‖²`` of every column v; of None ``‖W‖²``, shape [1]."""
+    total = np.zeros(1 if columns is None else columns.shape[1])
+    for block in row_blocks(*tall.shape):
+        part = np.asarray(tall[block], np.float64)
+        if columns is None:
+            total += np.vdot(part, part)
+        else:
+            made = part @ columns
+            total += np.einsum("ij,ij->j", made, made)
+    return total
+
+
+def _output_energies(square: Float64, columns: Float64 | None) -> Float64:
+    """``vᵀ S v`` of every column v; of None the trace of S, shape [1]."""
+    if columns is None:
+        return np.array([np.trace(square)])
+    return np.asarray(np.einsum("ij,ij->j", columns, square @ columns))
 
 
 def _outputs(matrix: Array, moments: Moments) -> tuple[Float64, Float64 | None]:

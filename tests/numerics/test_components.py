@@ -127,6 +127,30 @@ def test_ranks_are_those_of_float64_at_any_energy(
         assert lost[0][0] <= lost[1][0] * 1.0001 + 1e-9 * lost[1][1]
 
 
+@pytest.mark.parametrize("by", ["weight", "output"])
+def test_near_an_edge_the_energies_of_its_vectors_settle_the_rank(
+    by: str, rng: np.random.Generator
+) -> None:
+    matrix = with_values(200, 160, SLOW["power"](np.arange(160.0)), rng)
+    moments = None if by == "weight" else Moments(np.eye(200) * 2.0, np.zeros(200), 10**6)
+    exact = Components(matrix, moments).squares
+    total = exact.sum()
+    for rank in (5, 30, 70):
+        edge = 1.0 - exact[rank:].sum() / total
+        for step in (-1e-6, 1e-6, -2e-7, 2e-7):  # far nearer than float32's values are known to be
+            found = Components(matrix, moments, energy=edge + step)
+            assert found.basis(3).vectors.dtype == np.float32
+            assert energy_rank(found.squares, edge + step) == rank + (step > 0)
+            held = np.cumsum(found.squares)[: rank + 1]
+            assert (
+                np.abs(held - np.cumsum(exact)[: rank + 1]).max() <= 0.1 * components.FINE * total
+            )
+            assert found.squares.sum() == pytest.approx(total, rel=1e-9)
+        found = Components(matrix, moments, energy=edge + 1e-9)
+        assert found.basis(3).vectors.dtype == np.float64
+        assert energy_rank(found.squares, edge + 1e-9) == rank + 1
+
+
 def test_what_a_bias_adds_counts_for_the_share(rng: np.random.Generator) -> None:
     matrix = with_values(96, 96, SLOW["power"](np.arange(96.0)), rng)
     exact = Components(matrix).squares
