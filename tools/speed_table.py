@@ -1,7 +1,7 @@
 """Print how fast spectra and factors are, against other ways to the same pairs, side by side.
 
     python tools/speed_table.py [--large] [--repeats 3] [--layers MODEL]
-    python tools/speed_table.py --model MODEL --data DATA.npz [--keep 0.8] [--memory 1GB]
+    python tools/speed_table.py --model MODEL [--data DATA.npz] [--keep 0.8] [--memory 1GB]
 
 Without a model three tables, each timed interleaved with one BLAS thread unless it says otherwise:
 
@@ -17,9 +17,10 @@ Without a model three tables, each timed interleaved with one BLAS thread unless
 
 torch and scikit-learn are left out where they are not installed.
 
-With a model whole commands, each in a process of its own, against plainly running the calibration
-samples: what they take, the stages in them, a step of healing against three forward passes, user
-time against wall time, and the most memory that they hold, without a limit and with one.
+With a model whole commands, each in a process of its own: ``--help``; what the weights alone are
+asked for against loading, simplifying and saving the model; and with samples against plainly
+running these: what they take, the stages in them, a step of healing against three forward passes,
+user time against wall time, and the most memory that they hold, without a limit and with one.
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory", default="1GB", help="the limit of the command that has one")
     options = parser.parse_args(arguments)
     if options.model is not None:
-        if options.data is None:
-            parser.error("--model needs --data")
-        whole_commands(options.model, options.data, options.keep, options.memory)
+        by_weights(options.model)
+        if options.data is not None:
+            whole_commands(options.model, options.data, options.keep, options.memory)
         return 0
     rng = np.random.default_rng(0)
     decaying = [drawn(side, side, lambda i: np.exp(-i / 16.0), rng) for side in SIDES]
@@ -280,6 +281,42 @@ def large(rng: np.random.Generator) -> None:
             f"{products:.2f} s: {took[0] / products:.1f}×",
             flush=True,
         )
+
+
+# What any run on a file has to do.
+LEAST = """
+import sys
+from pathlib import Path
+from onnx_lowrank.graph.load import load
+from onnx_lowrank.graph.save import write
+from onnx_lowrank.graph.simplify import simplify
+source, folder = load(sys.argv[1]), Path(sys.argv[2])
+write(simplify(source, folder, lambda _: None).model or source.model, folder, "out.onnx", "auto")
+"""
+
+
+def by_weights(model: Path) -> None:
+    """Print what commands without samples take against the least that they can."""
+    with tempfile.TemporaryDirectory() as folder:
+        unchecked = "--no-check", "--no-bench", "--quiet"
+        ways = {
+            "--help": ["-m", "onnx_lowrank", "--help"],
+            "load, simplify, save": ["-c", LEAST, str(model), folder],
+            f"--energy {ENERGY} --no-check --no-bench": [
+                *("-m", "onnx_lowrank", str(model), f"{folder}/small.onnx"),
+                *("--energy", str(ENERGY), *unchecked),
+            ],
+        }
+        least = 0.0
+        for title, command in ways.items():
+            before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
+            wall = time.perf_counter() - start
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            user = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            share = f": {user / least:.1f}×" if least else ""
+            print(f"{title}: {wall:.2f} s, {user:.2f} s of processor time{share}", flush=True)
+            least = user if title.startswith("load") else least
 
 
 STAGES = ("simplify", "calibrate", "fisher", "damage", "effort", "refit", "heal")

@@ -31,8 +31,6 @@ Float64 = npt.NDArray[np.float64]
 _KINDS = {np.dtype(np.float64): "d", np.dtype(np.float32): "s"}
 # Share of the vectors below which bisection takes less time than divide and conquer.
 _FEW = 0.15
-# Reflections that are multiplied with at once.
-_BLOCK = 64
 
 
 class Tridiagonal:
@@ -92,30 +90,20 @@ class Tridiagonal:
         few = count < _FEW * self.size and self.dtype == np.float64
         values, found = self._bisected(count) if few else self._divided()
         values, rows = values[::-1][:count], found[::-1][:count].copy()
-        self._turn(rows)
+        self._solve(
+            "ormtr",
+            b"L",
+            b"L",
+            b"N",
+            self.size,
+            count,
+            self._reflectors,
+            self.size,
+            self._scales,
+            rows,
+            self.size,
+        )
         return values.astype(np.float64, copy=False), rows.T
-
-    def _turn(self, rows: Array) -> None:
-        """``Q z`` in place of every row z of ``Z[count, s]``.
-
-        Q is a product of reflections ``1 − τ v vᵀ``, which are multiplied with in blocks
-        ``1 − V T Vᵀ`` with ``T⁻¹ = triu(VᵀV, 1) + diag(1/τ)`` (C. Puglisi, SIAM J. Sci. Stat.
-        Comput. 13, 1992): LAPACK's own routine does the same in blocks that are too small here.
-        """
-        last = self.size - 1
-        for start in reversed(range(0, last, _BLOCK)):
-            end = min(start + _BLOCK, last)
-            scales = self._scales[start:end]
-            # v of the i-th is 0 up to i, then 1, then what is right of the diagonal's neighbour.
-            block = np.triu(self._reflectors[start:end, start + 1 :], 1)
-            np.fill_diagonal(block, 1.0)
-            block *= (scales != 0.0)[:, None]
-            inverse = np.triu(block @ block.T, 1)
-            np.fill_diagonal(
-                inverse, np.divide(1.0, scales, np.ones_like(scales), where=scales != 0)
-            )
-            part = rows[:, start + 1 :]
-            part -= np.linalg.solve(inverse, block @ part.T).T @ block
 
     def _bisected(self, count: int) -> tuple[Array, Array]:
         """The largest eigenvalues of T, rising, and their vectors in rows: those alone."""
