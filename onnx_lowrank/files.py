@@ -38,6 +38,7 @@ __all__ = [
     "place",
     "resolved",
     "same_file",
+    "unfinished",
     "workspace",
     "write_text",
     "written_through",
@@ -279,6 +280,11 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             place(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def unfinished(name: str) -> bool:
+    """Whether a file or a folder is one that a run had not finished when it was killed."""
+    return name.startswith(_PREFIX)
 
 
 def copy_beside(source: Path, target: Path, without: Sequence[Path]) -> None:

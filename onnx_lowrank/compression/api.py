@@ -81,6 +81,7 @@ def compress(
     ep: str = "cpu",
     custom_ops: Sequence[str | os.PathLike[str]] = (),
     memory: int | str | None = None,
+    work: str | os.PathLike[str] | None = None,
     executor: str | Executor | None = None,
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
@@ -185,6 +186,9 @@ def compress(
         memory: memory that the process may hold: batches get smaller, fewer layers are worked on at
             once, what waits goes into files, and onnxsim is left out where it would take more. A
             whole number is bytes; a text has a unit, such as '4GB'. Default: half of what is free.
+        work: keep finished work in this folder: moments, spectra, factors, damage, refits and how
+            far healing came. A run that was ended goes on from there; what has changed is made
+            again.
         executor: hand spectra, factors and the moments of samples to a running Dask cluster:
             dask://HOST:PORT of its scheduler. Any `concurrent.futures.Executor` does as well.
             Default: this process.

@@ -310,6 +310,7 @@ def _healed(
                 trial.memory,
                 logits,
                 narrowed,
+                context.pieces,
             )
         except ShortError as error:
             context.say(f"nothing was healed: {error}")

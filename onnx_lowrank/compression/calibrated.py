@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -19,9 +20,10 @@ from onnx_lowrank.fitting.gather import Away, gather
 from onnx_lowrank.fitting.output_gradients import felt
 from onnx_lowrank.fitting.sample_needs import wanted_samples
 from onnx_lowrank.fitting.statistics import Gathered, Statistics, statistics_of
-from onnx_lowrank.fitting.statistics_file import SavedStatistics, fingerprint, weight_of
+from onnx_lowrank.fitting.statistics_file import SavedFisher, SavedStatistics, weight_of
 from onnx_lowrank.fitting.streams import MomentsKey
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Feed
@@ -29,6 +31,7 @@ from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import Calibration
+from onnx_lowrank.runtime.pieces import remembered
 
 __all__ = ["calibrated"]
 
@@ -190,6 +193,7 @@ def _gathered(
                 trial.memory,
                 must_fit=settings.mask is not None,
                 away=_away(context),
+                pieces=context.pieces,
             )
 
         first = gathered(fit, held)
@@ -266,8 +270,11 @@ def _felt(
     feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
     mask = context.trial.mask
     constants = Constants(model, settings.constant_inputs)
+    logits = logits_of(context, model)
+    weights = {weight_of(group): group for group in groups}
     with context.stages("fisher", len(feeds)) as advance:
-        try:
+
+        def measured() -> SavedFisher:
             found = felt(
                 model,
                 constants,
@@ -279,8 +286,17 @@ def _felt(
                 settings.seed,
                 draws,
                 context.trial.memory,
-                logits_of(context, model),
+                logits,
             )
+            roots = {weight_of(group): own for group, own in found.found.items()}
+            return SavedFisher(roots, dict(found.left), found.notes)
+
+        def parts() -> Sequence[Any]:
+            options = mask, settings.seed, draws, tuple(logits)
+            return fingerprint(model, whole=True), list(weights), feeds, *options
+
+        try:
+            found = remembered(context.pieces, "fisher", parts, measured)
         except DerivativeError as error:
             what = (
                 "errors are"
@@ -289,10 +305,11 @@ def _felt(
             )
             context.say(f"{what} not weighted by Fisher information: {error}")
             return None
+    own = {weights[weight]: root for weight, root in found.roots.items()}
     if not settings.fisher:
-        return found.found
+        return own
     for note in found.notes:
         context.say(note)
     for note in by_reason(found.left, "not weighted by Fisher information"):
         context.say(note)
-    return found.found
+    return own

@@ -13,7 +13,7 @@ from onnx_lowrank.compression.trial import Trial
 from onnx_lowrank.data.shapes import concrete_shapes, input_specs
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.inside import giving_out, inside_note, values_named
-from onnx_lowrank.fitting.statistics_file import fingerprint
+from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.graph.fixed import fix_shapes
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.shape_for import WISHES
@@ -21,6 +21,7 @@ from onnx_lowrank.graph.validity import invalid
 from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
+from onnx_lowrank.runtime.pieces import Pieces
 from onnx_lowrank.runtime.session import OrtLog
 
 __all__ = ["Context"]
@@ -40,6 +41,7 @@ class Context:
         stages: times and shows what is being done.
         log: collects ONNX Runtime's messages.
         crew: who works on layers.
+        pieces: where finished work of an earlier run is; None: nowhere.
         trial: runs the original and others against it.
         notes: what the user should know.
         until: time by `time.monotonic` after which no further step for accuracy begins; None
@@ -54,7 +56,9 @@ class Context:
         stages: Stages,
         log: OrtLog,
         crew: Crew = HERE,
+        pieces: Pieces | None = None,
     ) -> None:
+        self.pieces = pieces
         self.source, self.settings, self.folder = source, settings, folder
         self.stages, self.log = stages, log
         self.notes: dict[str, None] = {}

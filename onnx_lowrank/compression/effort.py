@@ -215,6 +215,7 @@ def refitted(
                 context.trial.runner,
                 advance,
                 context.trial.memory,
+                context.pieces,
             )
         except InputError as error:
             return str(error)
@@ -246,6 +247,7 @@ def judging_probe(context: Context, model: ir.Model, groups: Sequence[Group]) ->
         trial.reading,
         context.settings.metric_used.of_classes,
         memory=trial.memory,
+        pieces=context.pieces,
     )
 
 

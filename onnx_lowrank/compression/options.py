@@ -309,6 +309,12 @@ _TABLE = (
         also="A whole number is bytes; a text has a unit, such as '4GB'.",
     ),
     Option(
+        "work", "path",
+        "Keep finished work in this folder: moments, spectra, factors, damage, refits and how far "
+        "healing came. A run that was ended goes on from there; what has changed is made again.",
+        RUNS, metavar="DIR",
+    ),
+    Option(
         "executor", "executor",
         "Hand spectra, factors and the moments of samples to a running Dask cluster: "
         "dask://HOST:PORT of its scheduler.",

@@ -14,7 +14,7 @@ from onnx_lowrank.compression.verbs import COMPRESS, Verb
 from onnx_lowrank.report import Origin
 from onnx_lowrank.runtime.machine import processor
 
-__all__ = ["command_line", "origin_of"]
+__all__ = ["command_line", "origin_of", "versions"]
 
 _DECIDING = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "scipy")
 """Packages that decide on the numbers of a run."""
@@ -28,9 +28,13 @@ def origin_of(verb: Verb, values: Mapping[str, Any], files: Sequence[object]) ->
         values: name of an option -> value; of options that are left out the default.
         files: the models, as they were given; None for one in memory.
     """
-    versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name in _DECIDING}
-    return Origin(command_line(verb, values, files), versions, processor())
+    return Origin(command_line(verb, values, files), versions(), processor())
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide on the numbers of a run."""
+    found = {"python": platform.python_version()}
+    return found | {name: version(name) for name in _DECIDING}
 
 
 def command_line(verb: Verb, values: Mapping[str, Any], files: Sequence[object]) -> str | None:

@@ -115,6 +115,7 @@ def prepare(context: Context) -> Prepared:
         crew=context.crew,
         stored=integers.bytes,
         steps=() if step is None else (step,),
+        pieces=context.pieces,
     )
 
 

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnx_lowrank.compression.assemble import Assembled, predicted
+from onnx_lowrank.compression.assemble import predicted
 from onnx_lowrank.compression.candidates import Candidate, Candidates
 from onnx_lowrank.compression.context import Context
-from onnx_lowrank.compression.effort import FISHER, REFIT
-from onnx_lowrank.compression.figures import figures_of
-from onnx_lowrank.compression.headline import headline
 from onnx_lowrank.compression.int8 import beside_int8
-from onnx_lowrank.compression.origin import origin_of
 from onnx_lowrank.compression.places import read_files, side_outputs
 from onnx_lowrank.compression.plan import Chosen, cost_table, strategy_for
 from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.recording import carried, recipe_for
+from onnx_lowrank.compression.reporting import Facts, report_of
 from onnx_lowrank.compression.result import Destination, Result
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.stages import stages_of
 from onnx_lowrank.compression.summary import (
-    layers,
     nothing_gained,
-    output_verdict,
-    seen_damage,
-    totals,
 )
-from onnx_lowrank.compression.verbs import COMPRESS
+from onnx_lowrank.compression.workplace import workplace
 from onnx_lowrank.errors import GateError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.evaluation.outputs import worst_error
@@ -42,23 +34,15 @@ from onnx_lowrank.measures import Check, speedup_text
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.costs import CostTable
-from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.guard import ROUNDS, put_back, slower
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.recipe_file import recipe_text
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
 from onnx_lowrank.report import (
-    REPORT_VERSION,
-    BudgetReport,
-    EffortStep,
     File,
-    Origin,
-    OutputVerdict,
     Report,
-    tool_name,
 )
-from onnx_lowrank.runtime.cluster import working
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -100,13 +84,17 @@ def execute(
     if target is None:
         check_outputs(outputs, inputs)
     else:
-        place = dataclasses.replace(target, force=True) if settings.dry_run else target
-        place.check(inputs, outputs)
+        checked = dataclasses.replace(target, force=True) if settings.dry_run else target
+        checked.check(inputs, outputs)
     home = workspace(None) if target is None or settings.dry_run else target.workspace()
-    crew = working(settings.executor)
-    with home as folder, with_custom_ops(settings.custom_ops), crew as own:
-        context = Context(source, settings, folder, stages, log, own)
-        return _Run(context, target, inputs).result()
+    written = outputs if target is None else (target.output, *outputs)
+    place = workplace(settings, source, written)
+    with home as folder, with_custom_ops(settings.custom_ops), place as (crew, pieces):
+        context = Context(source, settings, folder, stages, log, crew, pieces)
+        found = _Run(context, target, inputs).result()
+        if pieces is not None and not settings.dry_run:
+            pieces.finished()
+        return found
 
 
 class _Run:
@@ -295,77 +283,20 @@ class _Run:
         check: Check | None = None,
     ) -> Report:
         """The report; without a candidate, of what is not carried out."""
-        context, macs = self._context, prepared.macs
-        parameters = self._before.parameters or 0, after.parameters or 0
-        made = None if found is None else found.assembled
-        errors = {} if made is None else made.errors
-        rounded = {} if made is None else made.rounded
-        rows = layers(decisions, errors, macs, rounded, figures_of(prepared, self._table))
-        latency = None if found is None else found.measured.latency
-        notes = [*context.notes, *context.trial.notes]
-        if self._table is not None:
-            notes += self._table.notes()
-        notes += _unused(context.settings, self._table)
-        notes += _timed(context.settings, self._put_back)
-        summary = context.log.summary()
-        if summary is not None:
-            notes.append(summary)
-        budget = context.settings.budget
-        goal = None
-        judged = None if found is None else found.measured.judged
-        limited = judged if budget is not None and budget.kind == "tolerance" else None
-        if budget is not None and chosen is not None:
-            goal = BudgetReport(
-                option=budget.option,
-                predicted_damage=_predicted(plan, made),
-                summed_damage=plan.summed,
-                achieved_damage=None if check is None else seen_damage(check.damage, decisions),
-                metric=budget.metric.text if budget.kind == "tolerance" else None,
-                loss=None if limited is None else limited.loss,
-                evaluations=chosen.evaluations,
-                assembled=self._candidates.made,
-                samples=chosen.samples,
-                put_back=self._put_back,
-                loss_error=None if limited is None else limited.standard_error,
-                damage_of=context.settings.damage_of,
-            )
-            notes += _uncertain(goal, budget)
-        report = Report(
-            version=REPORT_VERSION,
-            tool=tool_name(),
-            input=self._before,
-            output=after,
-            layers=rows,
-            totals=totals(decisions, rows, macs, *parameters),
-            calibration=prepared.calibration,
-            healing=None if found is None else found.assembled.healing,
-            goal=goal,
+        facts = Facts(
+            prepared=prepared,
+            chosen=chosen,
+            plan=plan,
+            after=after,
+            decisions=decisions,
+            target=self._target,
+            found=found,
             check=check,
-            latency=() if latency is None else (latency,),
-            settings=context.settings.to_dict(),
-            seconds=dict(context.stages.seconds),
-            notes=tuple(notes),
-            verdict=self._verdict(check, decisions),
-            origin=self._origin(),
-            judged=judged,
-            steps=_steps(prepared, made),
+            table=self._table,
+            put_back=self._put_back,
+            assembled=self._candidates.made,
         )
-        return dataclasses.replace(report, summary=headline(report))
-
-    def _origin(self) -> Origin:
-        """What it takes to run this again; a result in memory is called OUT."""
-        context, target = self._context, self._target
-        settings = context.settings.typed()
-        out = "OUT" if target is None else target.path
-        external = {} if target is None else {"external_data": target.external_data}
-        return origin_of(COMPRESS, {**settings, **external}, (context.source.path, out))
-
-    def _verdict(self, check: Check | None, decisions: Sequence[Decision]) -> OutputVerdict | None:
-        settings = self._context.settings
-        if settings.tolerance is not None or settings.max_error is not None:
-            return None  # the user has set what is usable
-        random = settings.data is None and settings.calibration is None
-        return output_verdict(check, decisions, random=random)
+        return report_of(self._context, facts)
 
     def _never_larger(self, prepared: Prepared, report: Report, size: int) -> None:
         """Raise GateError where integers that were made floats and rounded again take more."""
@@ -395,41 +326,6 @@ class _Run:
             )
 
 
-def _predicted(plan: Plan, made: Assembled | None) -> float | None:
-    """Damage on the samples of the search, with the methods that were taken; not with healing.
-
-    Their errors are those of the pairs alone: what the rounding of weights loses stays as it was.
-    """
-    steps = () if made is None else made.steps
-    taken = [step for step in steps if step.taken and step.method in (FISHER, REFIT)]
-    before = _damage(taken[0], taken[0].error_before) if taken else None
-    after = _damage(taken[-1], taken[-1].error_after) if taken else None
-    if plan.damage is None or before is None or after is None:
-        return plan.damage
-    if any(choice.format is not None for choice in plan.choices.values()):
-        return max(plan.damage - before + after, after)
-    return after
-
-
-def _damage(step: EffortStep, error: float | None) -> float | None:
-    """An error as a damage."""
-    if error is None:
-        return None
-    return error if step.error_of == "classes" else error**2
-
-
-def _steps(prepared: Prepared, made: Assembled | None) -> tuple[EffortStep, ...]:
-    """What was tried for more accuracy, and what was known not to be worth a try."""
-    steps = prepared.steps + (() if made is None else made.steps)
-    done = {step.method for step in steps}
-    untried = (
-        EffortStep(method, False, None, None, 0.0, why)
-        for method, why in prepared.untried.items()
-        if why is not None and method not in done
-    )
-    return (*steps, *untried)
-
-
 def _missed(why: str, report: Report) -> GateError:
     """The error of a limit that was missed, whose report says so too."""
     text = f"{why}; nothing written"
@@ -440,50 +336,3 @@ def _what(plan: Plan) -> str:
     """What a plan changes, in words."""
     stored = any(choice.format is not None for choice in plan.choices.values())
     return " and ".join(["the pairs"] * plan.factored + ["the integers"] * stored)
-
-
-def _uncertain(goal: BudgetReport, budget: Budget) -> list[str]:
-    """What to say of a loss whose samples are too few to tell whether it is within the limit."""
-    error = goal.loss_error
-    if budget.kind != "tolerance" or goal.loss is None or error is None:
-        return []
-    if goal.loss + 2.0 * error <= budget.value:
-        return []
-    return [
-        f"{budget.named}: the loss is {goal.loss:.3g} with a standard error of {error:.2g}; more "
-        f"samples ({named('data')}, {named('samples')}) would tell whether the limit holds"
-    ]
-
-
-def _timed(settings: Settings, put_back: Sequence[str]) -> list[str]:
-    """What to say where a timing had a part in the ranks, and how to have the same ones again."""
-    budget = settings.budget
-    decided = []
-    if budget is not None and budget.timed:
-        decided.append(budget.named)
-    if settings.rank_multiple == "auto":
-        decided.append(named("rank_multiple", "auto"))
-    if settings.time_limit is not None:
-        decided.append(named("time_limit", settings.time_limit))
-    if put_back:
-        decided.append("what is dense again because the model was slower")
-    if not decided:
-        return []
-    path, option = settings.save_recipe, named("recipe")
-    again = f"{named('save_recipe')} writes these ranks for {option}"
-    if path is not None:
-        again = f"{named('recipe', os.fspath(path))} makes this result again"
-    return [f"timing decided ({', '.join(decided)}): another run may find other ranks; {again}"]
-
-
-def _unused(settings: Settings, table: CostTable | None) -> list[str]:
-    """What to say of a cost file that the goal did not need."""
-    if table is not None:
-        return []
-    given = {"save_costs": settings.save_costs, "load_costs": settings.load_costs}
-    done = {"save_costs": "not written", "load_costs": "not used"}
-    return [
-        f"{named(name, os.fspath(path))}: {done[name]}, this goal timed no single layer"
-        for name, path in given.items()
-        if path is not None
-    ]

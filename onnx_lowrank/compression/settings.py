@@ -95,6 +95,7 @@ class Settings:
     ep: str = "cpu"
     custom_ops: tuple[str | os.PathLike[str], ...] = ()
     memory: int | str | None = None
+    work: str | os.PathLike[str] | None = None
     executor: str | Executor | None = None
     save_costs: str | os.PathLike[str] | None = None
     load_costs: str | os.PathLike[str] | None = None

@@ -28,6 +28,7 @@ from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.stages import MADE, stages_before
 from onnx_lowrank.compression.summary import layers, seen_damage, totals
 from onnx_lowrank.compression.verbs import COMPRESS, SETTINGS, SWEEP
+from onnx_lowrank.compression.workplace import workplace
 from onnx_lowrank.data.sources import SampleSource
 from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.metrics import Metric, Score
@@ -44,7 +45,6 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
 from onnx_lowrank.report import File, JsonReport, Origin, tool_name
-from onnx_lowrank.runtime.cluster import working
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -180,6 +180,7 @@ def sweep(
     ep: str = "cpu",
     custom_ops: Sequence[str | os.PathLike[str]] = (),
     memory: int | str | None = None,
+    work: str | os.PathLike[str] | None = None,
     executor: str | Executor | None = None,
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
@@ -258,6 +259,9 @@ def sweep(
         memory: memory that the process may hold: batches get smaller, fewer layers are worked on at
             once, what waits goes into files, and onnxsim is left out where it would take more. A
             whole number is bytes; a text has a unit, such as '4GB'. Default: half of what is free.
+        work: keep finished work in this folder: moments, spectra, factors, damage, refits and how
+            far healing came. A run that was ended goes on from there; what has changed is made
+            again.
         executor: hand spectra, factors and the moments of samples to a running Dask cluster:
             dask://HOST:PORT of its scheduler. Any `concurrent.futures.Executor` does as well.
             Default: this process.
@@ -293,30 +297,32 @@ def sweep(
     if models is not None:
         shown = (1.0, *(budget.value for budget in budgets))
         places = {keep: Destination(_model_path(Path(models), keep), force=force) for keep in shown}
-    check_outputs(
-        [*(place.output for place in places.values()), *side_outputs(settings), *outputs], inputs
-    )
+    written = [*(place.output for place in places.values()), *side_outputs(settings), *outputs]
+    check_outputs(written, inputs)
     home = workspace(None if models is None else Path(models))
-    crew = working(settings.executor)
-    with home as folder, with_custom_ops(settings.custom_ops), crew as own:
-        context = Context(source, settings, folder, stages, log or OrtLog(), own)
+    work_in = workplace(settings, source, written)
+    with home as folder, with_custom_ops(settings.custom_ops), work_in as (crew, pieces):
+        context = Context(source, settings, folder, stages, log or OrtLog(), crew, pieces)
         prepared = prepare(context)
         if not context.runs():
             why = context.trial.unavailable or "neither check nor timing may run it"
             raise InputError(f"sweep needs a model that runs: {why}")
         searching, table = searching_for(context, prepared, timed=False)
-        work = _Sweep(context, prepared, judged, places, inputs)
+        making = _Sweep(context, prepared, judged, places, inputs)
         stages.plan(MADE, f"point 1 of {len(budgets) + 1}")
-        points, missed = [work.point(1.0, searching.dense("the point without pairs"))], []
+        points, missed = [making.point(1.0, searching.dense("the point without pairs"))], []
         for number, budget in enumerate(budgets, 2):
             stages.plan(MADE, f"point {number} of {len(budgets) + 1}")
             try:
                 plan, last = _planned(searching, budget), number == len(budgets) + 1
-                points.append(work.point(budget.value, plan, beside=last))
+                points.append(making.point(budget.value, plan, beside=last))
             except Unreachable as error:
                 missed.append(str(error))
         held = context.trial.samples
         notes = [*context.notes, *context.trial.notes, *(table.notes() if table else ())]
+        if pieces is not None:
+            notes += pieces.summary()
+            pieces.finished()
         return SweepReport(
             tool=tool_name(),
             input=None if source.path is None else str(source.path),

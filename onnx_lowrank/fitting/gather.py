@@ -8,41 +8,38 @@ executor.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnx_lowrank.data.mask import kept_rows
-from onnx_lowrank.data.samples import largest
 from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.fitting.passes import MEMORY, planned_passes
 from onnx_lowrank.fitting.statistics import Gathered
 from onnx_lowrank.fitting.streams import MomentsKey, Stream, streams_by_key, streams_of
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group, find
 from onnx_lowrank.maps.forms import Site, all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.crew import Crew
-from onnx_lowrank.numerics.moments import BLOCK, Accumulator, Moments, Sums
+from onnx_lowrank.numerics.moments import Accumulator, Moments, Sums
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.log import OrtLog
-from onnx_lowrank.runtime.memory import Memory, gigabytes
+from onnx_lowrank.runtime.memory import Memory
+from onnx_lowrank.runtime.pieces import Bookmark, Pieces
 from onnx_lowrank.runtime.session import open_session
 from onnx_lowrank.runtime.session import run as run_session
-from onnx_lowrank.runtime.taps import OpenModel, Runner, look, tapped, tapped_model
+from onnx_lowrank.runtime.taps import OpenModel, Runner, tapped, tapped_model
 
-__all__ = ["MEMORY", "Away", "gather"]
+__all__ = ["Away", "GatheringState", "gather"]
 
-# Moments above this wait in a file; accumulators of one pass over the samples take at most twice as
-# much, as another pass costs more than a file.
-MEMORY = 1 << 30
-# Rows that wait to be multiplied take at most this share of what may be held, and so many bytes.
-_WAITING, _MOST_WAITING = 0.25, 1 << 28
 # Samples of a part, at least, and how many parts there are, at most.
 _PART, _PARTS = 16, 8
 
@@ -79,6 +76,25 @@ class _Part:
     first: int
     feeds: Sequence[Feed]
     held: bool
+
+
+@dataclass(frozen=True, eq=False)
+class GatheringState:
+    """How far the samples were run.
+
+    Attributes:
+        passes: that are done.
+        parts: of the pass after them that are done.
+        gathered: moments of the passes that are done.
+        totals: sums over the parts that are done, by stream, and whether they judge.
+        masked: whether the mask fitted an activation.
+    """
+
+    passes: int
+    parts: int
+    gathered: Mapping[MomentsKey, Gathered]
+    totals: Mapping[tuple[MomentsKey, bool], tuple[Sums | None, ...]]
+    masked: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +152,7 @@ def gather(
     *,
     must_fit: bool = True,
     away: Away | None = None,
+    pieces: Pieces | None = None,
 ) -> dict[MomentsKey, Gathered]:
     """Run the samples and add up the moments.
 
@@ -150,6 +167,7 @@ def gather(
         memory: what may be held, and where moments wait that do not fit; default: no limit.
         must_fit: whether a mask that fits no activation is an error.
         away: how parts are summed elsewhere; default: all are summed here.
+        pieces: where the moments of an earlier run are, and how far it came; default: nowhere.
 
     Raises:
         InputError: an activation holds NaN or Inf, the mask does not fit or masks everything, or a
@@ -162,37 +180,84 @@ def gather(
     if mask is not None:
         _check_mask(mask, fit)
     memory = memory or Memory()
-    passes, block = _planned(model, streams, open_model, (*fit, *held), memory)
+    key = ""
+    if pieces is not None:
+        known = fingerprint(model, whole=True), list(streams), fit, held, mask, must_fit
+        key = pieces.key("moments", *known)
+        whole: dict[MomentsKey, Gathered] | None = pieces.load("moments", key)
+        if whole is not None:
+            advance(len(fit) + len(held))
+            return whole
+    passes, block = planned_passes(model, streams, open_model, (*fit, *held), memory)
     large = len(passes) > 1 or sum(stream.memory for stream in streams.values()) > MEMORY
     total, done, masked = len(fit) + len(held), 0, False
-    gathered: dict[MomentsKey, Gathered] = {}
+    bookmark = None
+    if pieces is not None:  # passes and blocks are planned by the memory there is
+        planned = [list(chosen) for chosen in passes]
+        bookmark = Bookmark(pieces, "gathering", pieces.key("gathering", key, planned, block))
+    begun: GatheringState | None = None if bookmark is None else bookmark.load()
+    gathered: dict[MomentsKey, Gathered] = {} if begun is None else dict(begun.gathered)
     with Spool(memory.folder) as spool:
-        for chosen in passes:
+        for number, chosen in enumerate(passes):
             adding = {
-                (key, judges): stream.accumulators(block)
-                for key, stream in chosen.items()
+                (stream_key, judges): stream.accumulators(block)
+                for stream_key, stream in chosen.items()
                 for judges in (False, True)
             }
             parts = [*_parts(fit, held=False), *_parts(held, held=True)]
-            for part, found in _summed(model, chosen, open_model, parts, mask, block, away):
-                masked |= found.masked
-                for key, sums in found.sums.items():
-                    for accumulator, own in zip(adding[key, part.held], sums, strict=True):
+            first = 0
+            if begun is not None and number <= begun.passes:
+                first = begun.parts if number == begun.passes else len(parts)
+                masked |= begun.masked
+                for part in parts[:first]:
+                    done = _advanced(advance, done, len(part.feeds), len(passes))
+                if number < begun.passes:
+                    continue
+                for which, totals in begun.totals.items():
+                    for accumulator, own in zip(adding[which], totals, strict=True):
                         accumulator.merge(own)
-                for _ in part.feeds:
-                    done += 1
-                    advance(done // len(passes) - (done - 1) // len(passes))
-            for key in chosen:
+            summed = _summed(model, chosen, open_model, parts[first:], mask, block, away)
+            for index, (part, found) in enumerate(summed, first + 1):
+                masked |= found.masked
+                for stream_key, sums in found.sums.items():
+                    for accumulator, own in zip(adding[stream_key, part.held], sums, strict=True):
+                        accumulator.merge(own)
+                done = _advanced(advance, done, len(part.feeds), len(passes))
+                if bookmark is not None:
+                    bookmark.save(partial(_state, number, index, gathered, adding, masked))
+            for stream_key in chosen:
                 place = spool if large else None
-                closed = [_closed(adding.pop((key, judges)), place) for judges in (False, True)]
-                gathered[key] = Gathered(*closed)
+                closed = [
+                    _closed(adding.pop((stream_key, judges)), place) for judges in (False, True)
+                ]
+                gathered[stream_key] = Gathered(*closed)
     assert done == total * len(passes)
     if mask is not None and must_fit and not masked:
         shape = list(fit[0][mask].shape)
         raise InputError(
             f"{named('mask', mask)}: its shape {shape} fits no activation to calibrate"
         )
+    if pieces is not None and bookmark is not None:
+        pieces.save("moments", key, gathered)
+        bookmark.drop()
     return gathered
+
+
+def _advanced(advance: Advance, done: int, samples: int, passes: int) -> int:
+    """Say that samples of one of several passes are done, and how many are now."""
+    advance((done + samples) // passes - done // passes)
+    return done + samples
+
+
+def _state(
+    passes: int,
+    parts: int,
+    gathered: Mapping[MomentsKey, Gathered],
+    adding: Mapping[tuple[MomentsKey, bool], Sequence[Accumulator]],
+    masked: bool,
+) -> GatheringState:
+    totals = {place: tuple(one.total for one in own) for place, own in adding.items()}
+    return GatheringState(passes, parts, dict(gathered), totals, masked)
 
 
 def _parts(feeds: Sequence[Feed], *, held: bool) -> list[_Part]:
@@ -292,68 +357,6 @@ def _not_finite(site: Site, error: FloatingPointError, part: _Part, where: str) 
         f"calibration: the input of {node_name(site.node)!r} holds {error} in "
         f"{'held-out ' if part.held else ''}{where}"
     )
-
-
-def _planned(
-    model: ir.Model,
-    streams: Mapping[MomentsKey, Stream],
-    open_model: OpenModel,
-    feeds: Sequence[Feed],
-    memory: Memory,
-) -> tuple[list[dict[MomentsKey, Stream]], int]:
-    """The streams in passes over the samples that fit in memory, and the rows that may wait.
-
-    Raises:
-        InputError: what one stream takes on one sample does not fit.
-    """
-    planned = memory.planned()
-    given = dict.fromkeys(streams, 0)  # bytes of activations in the largest sample
-    block = BLOCK
-    if planned is not None:
-        number = largest(feeds)
-        names = [name for stream in streams.values() for name in stream.sites]
-        shapes = look(model, names, lambda copy: open_model(copy)(feeds[number])).shapes
-        for key, stream in streams.items():
-            given[key] = sum(4 * math.prod(shapes.get(name, ())) for name in stream.sites)
-            if given[key] > planned:
-                site = stream.site
-                raise InputError(
-                    f"calibration: the input of {node_name(site.node)!r} in sample {number} takes "
-                    f"{gigabytes(given[key])}, expected at most {gigabytes(planned)} "
-                    f"({named('memory')})"
-                )
-        waiting = sum(4 * s.site.m * s.site.slices for s in streams.values())
-        most = min(int(_WAITING * planned), _MOST_WAITING)
-        block = max(1, min(BLOCK, most // max(waiting, 1)))
-        planned -= int(_WAITING * planned)
-    return list(_passes(list(streams.items()), given, planned)), block
-
-
-def _passes(
-    streams: Sequence[tuple[MomentsKey, Stream]],
-    given: Mapping[MomentsKey, int],
-    planned: int | None,
-) -> Iterator[dict[MomentsKey, Stream]]:
-    """The streams in groups whose accumulators fit in the working memory.
-
-    Args:
-        streams: all of them.
-        given: bytes of the activations that a stream reads at once.
-        planned: bytes that accumulators and activations may take; None if that is not known.
-    """
-    chosen: dict[MomentsKey, Stream] = {}
-    used = whole = 0
-    for key, stream in streams:
-        own = stream.memory
-        full = planned is not None and whole + own + given[key] > planned
-        if chosen and (full or used + own > 2 * MEMORY):
-            yield chosen
-            chosen, used, whole = {}, 0, 0
-        chosen[key] = stream
-        used += own
-        whole += own + given[key]
-    if chosen:
-        yield chosen
 
 
 def _check_mask(mask: str, samples: Sequence[Feed]) -> None:

@@ -19,29 +19,35 @@ must also be better on the inputs that these nodes read with the new weight in p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_lowrank.data.mask import kept_rows, spread_mask
+from onnx_lowrank.data.mask import kept_rows
+from onnx_lowrank.fitting.refit_stages import (
+    RefitLayer,
+    RefitStage,
+    refit_layers,
+    refit_stages,
+)
 from onnx_lowrank.fitting.segments import OpenProto, Walk
 from onnx_lowrank.fitting.spectra import group_memory
 from onnx_lowrank.fitting.statistics import Statistics
-from onnx_lowrank.graph.constants import Constant, Constants
-from onnx_lowrank.graph.walk import node_name, only_sum
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.fingerprint import fingerprint
+from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.pair import Factors
-from onnx_lowrank.numerics.arrays import Array, Feed
-from onnx_lowrank.numerics.fisher import Fisher
+from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.output_pca import output_pair
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ridge import Regression
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.memory import Memory
+from onnx_lowrank.runtime.pieces import Pieces
 from onnx_lowrank.runtime.shelf import Shelf
 
 __all__ = ["Refitted", "refit"]
@@ -68,77 +74,6 @@ class Refitted:
     spilled: int
 
 
-@dataclass(frozen=True, eq=False)
-class _Reader:
-    """A node of the main graph that multiplies with a weight to refit."""
-
-    site: Site
-    value: str
-    residual: str | None
-    read: Callable[[Array], Array]
-
-    @property
-    def output(self) -> str:
-        return self.site.node.outputs[0].name or ""
-
-    def rows(
-        self, before: Feed, after: Feed, mask: npt.NDArray[np.bool_] | None
-    ) -> tuple[Array, Array]:
-        """One sample's rows: what the compressed model multiplies, and what it should get."""
-        wanted, stream = before[self.output], self.residual
-        if stream is not None and stream in after:
-            aimed = before[stream]
-            # The target is the original sum: the layer compensates the drift of the stream.
-            if aimed.shape == wanted.shape:
-                wanted = wanted + (aimed - after[stream])
-        activation = after[self.value]
-        rows = self.site.form.vectors(self.site, activation)[0]
-        target = self.read(wanted)
-        spread = None if mask is None else spread_mask(mask, activation.shape)
-        if spread is not None:
-            chosen = self.site.form.vectors(self.site, spread)[0].any(axis=-1)
-            rows, target = rows[chosen], target[chosen]
-        return rows, target
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """A group that can be refitted, and what reads its weight, in the order of the nodes."""
-
-    group: Group
-    readers: tuple[_Reader, ...]
-    fisher: Fisher
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """Layers with the same inputs are refitted together."""
-        return tuple(reader.value for reader in self.readers)
-
-    def regression(self) -> Regression:
-        """Without rows yet."""
-        _, m, n = self.group.shape
-        return Regression(m, n, biased=self.group.bias is not None, fisher=self.fisher)
-
-
-@dataclass(frozen=True, eq=False)
-class _Stage:
-    """Layers that read the same inputs.
-
-    Attributes:
-        layers: the layers, with equally many readers each.
-        places: for each reader, where the first layer's stands in the graph, and where the last
-            one's ends.
-    """
-
-    layers: tuple[_Layer, ...]
-    places: tuple[tuple[int, int], ...]
-
-    def compared(self, start: int = 0) -> list[str]:
-        """Values of the original that readers from one on compare with."""
-        readers = [reader for layer in self.layers for reader in layer.readers[start:]]
-        return [r.output for r in readers] + [r.residual for r in readers if r.residual]
-
-
 def refit(
     model: ir.Model,
     constants: Constants,
@@ -149,6 +84,7 @@ def refit(
     open_model: OpenProto,
     advance: Advance,
     memory: Memory | None = None,
+    pieces: Pieces | None = None,
 ) -> Refitted:
     """Refit the pairs of a model that is not rewritten yet.
 
@@ -162,42 +98,102 @@ def refit(
         open_model: makes a runner of a model.
         advance: called with the number of elements of every group that is done.
         memory: what may be held; values that wait and do not fit are in files.
+        pieces: where layers of an earlier run are; default: nowhere.
     """
     current = dict(factors)
     positions = {node: index for index, node in enumerate(model.graph)}
-    layers, left = _layers(model, constants, factors, statistics)
+    layers, left = refit_layers(model, constants, factors, statistics)
     advance(sum(group.matrix.size for group in factors if group not in {x.group for x in layers}))
     if not layers:
+        return Refitted(current, left, 0)
+    stages = refit_stages(layers, positions)
+    known = _known(pieces, model, layers, current, feeds, mask)
+    done = [None if known is None else known.load(n) for n in range(len(stages))]
+    if all(found is not None for found in done):  # nothing has to be run
+        for stage, found in zip(stages, done, strict=True):
+            for layer, better in zip(stage.layers, found or (), strict=True):
+                _took(layer, better, current, left, len(feeds))
+                advance(layer.group.matrix.size)
         return Refitted(current, left, 0)
     shelf = Shelf(memory)
     original = Walk(model, feeds, open_model, shelf)
     compressed = original.fork()
     for group, pair in current.items():
         _put(compressed, group, pair)
-    stages = _stages(layers, positions)
     masks = [kept_rows(feed, mask) for feed in feeds]
     for number, stage in enumerate(stages):
         start, end = stage.places[0]
         compressed.advance(start)
         original.advance(end, [name for later in stages[number:] for name in later.compared()])
-        for layer, better in _refitted(stage, original, compressed, masks, current):
+        found = done[number]
+        if found is None:
+            found = _refitted(stage, original, compressed, masks, current)
+            if known is not None:
+                known.save(number, found)
+        for layer, better in zip(stage.layers, found, strict=True):
+            _took(layer, better, current, left, len(original.live))
             if better is not None:
-                current[layer.group] = better
                 _put(compressed, layer.group, better)
-            else:
-                left[node_name(layer.readers[0].site.node)] = _why(len(original.live))
             advance(layer.group.matrix.size)
     return Refitted(current, left, shelf.spilled)
 
 
+def _took(
+    layer: RefitLayer,
+    better: Factors | None,
+    current: dict[Group, Factors],
+    left: dict[str, str],
+    samples: int,
+) -> None:
+    """Put the better pair of a layer among the current ones, or say why there is none."""
+    if better is not None:
+        current[layer.group] = better
+    else:
+        left[node_name(layer.readers[0].site.node)] = _why(samples)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What an earlier run found for the stages; each depends on all before it."""
+
+    pieces: Pieces
+    key: str
+
+    def load(self, number: int) -> tuple[Factors | None, ...] | None:
+        found: tuple[Factors | None, ...] | None = self.pieces.load(
+            "refitted", self.pieces.key(self.key, number)
+        )
+        return found
+
+    def save(self, number: int, found: tuple[Factors | None, ...]) -> None:
+        self.pieces.save("refitted", self.pieces.key(self.key, number), found)
+
+
+def _known(
+    pieces: Pieces | None,
+    model: ir.Model,
+    layers: Sequence[RefitLayer],
+    pairs: Mapping[Group, Factors],
+    feeds: Sequence[Feed],
+    mask: str | None,
+) -> _Known | None:
+    """Where the stages of an earlier run are that had the same models and samples."""
+    if pieces is None:
+        return None
+    start = [(group.matrix.name, pair) for group, pair in pairs.items()]
+    fishers = [layer.fisher for layer in layers]
+    whole = fingerprint(model, whole=True)
+    return _Known(pieces, pieces.key("refitted", whole, start, fishers, feeds, mask))
+
+
 def _refitted(
-    stage: _Stage,
+    stage: RefitStage,
     original: Walk,
     compressed: Walk,
     masks: Sequence[npt.NDArray[np.bool_] | None],
     current: Mapping[Group, Factors],
-) -> Iterator[tuple[_Layer, Factors | None]]:
-    """The layers of a stage with the best of their new pairs; None where the old one is as good."""
+) -> tuple[Factors | None, ...]:
+    """The best new pair of each layer of a stage; None where the old one is as good."""
     samples = range(len(original.live))
     aside = [index for index in samples if index % _ASIDE == _ASIDE - 1]
     if not aside and len(samples) > 1:
@@ -212,9 +208,11 @@ def _refitted(
     if len(stage.places) > 1:
         walks = original.fork(aside), compressed.fork(aside)
         found = _in_place(stage, found, judging, *walks, [masks[index] for index in aside])
+    best = []
     for layer in stage.layers:
         better = [pair for pair in found[layer.group] if _gain(pair) > 0.0]
-        yield layer, max(better, key=_gain, default=None)
+        best.append(max(better, key=_gain, default=None))
+    return tuple(best)
 
 
 def _why(samples: int) -> str:
@@ -223,7 +221,7 @@ def _why(samples: int) -> str:
 
 
 def _in_place(
-    stage: _Stage,
+    stage: RefitStage,
     found: Mapping[Group, Sequence[Factors]],
     judging: Mapping[Group, Regression],
     original: Walk,
@@ -260,7 +258,7 @@ def _in_place(
 
 
 def _sums(
-    stage: _Stage,
+    stage: RefitStage,
     original: Walk,
     parts: Sequence[tuple[Walk, Sequence[int]]],
     masks: Sequence[npt.NDArray[np.bool_] | None],
@@ -288,70 +286,6 @@ def _sums(
                 for layer in stage.layers:
                     sums[layer.group].add(*layer.readers[index].rows(before, after, masks[sample]))
     return found
-
-
-def _layers(
-    model: ir.Model,
-    constants: Constants,
-    factors: Mapping[Group, Factors],
-    statistics: Statistics,
-) -> tuple[list[_Layer], dict[str, str]]:
-    """What can be refitted, and by the name of its first node why something else cannot."""
-    layers, left = [], {}
-    for group in factors:
-        sites = [member.site for member in group.members]
-        graphs = {*(site.node.graph for site in sites), group.matrix.root.graph}
-        name = node_name(sites[0].node)
-        if factors[group].shared:
-            left[name] = "it shares its first factor"
-        elif group.inner is not None:
-            left[name] = "a width is narrowed in front of it"
-        elif any(member.transposed for member in group.members):
-            left[name] = "its weight is also read transposed"
-        elif graphs != {model.graph}:
-            left[name] = "it is inside a subgraph or function"
-        elif None in (readers := [_reader(site, constants) for site in sites]):
-            form = sites[readers.index(None)].form.name
-            left[name] = f"form {form} does not tell what its node adds to x·W"
-        else:
-            own = tuple(reader for reader in readers if reader is not None)
-            layers.append(_Layer(group, own, statistics.coordinates(group)))
-    return layers, left
-
-
-def _reader(site: Site, constants: Constants) -> _Reader | None:
-    value, read = site.form.activation(site), site.form.mapped(site, constants)
-    if value is None or value.name is None or read is None:
-        return None
-    return _Reader(site, value.name, _residual(site.node.outputs[0], constants), read)
-
-
-def _residual(output: ir.Value, constants: Constants) -> str | None:
-    """The other operand where an output, perhaps with a bias, is added to a stream."""
-    for _ in range(2):
-        behind = only_sum(output)
-        if behind is None:
-            return None
-        node, other = behind
-        if other.name is None or other.graph is not node.graph:
-            return None
-        if not isinstance(constants.resolve(other), Constant):
-            return other.name
-        output = node.outputs[0]
-    return None
-
-
-def _stages(layers: Sequence[_Layer], positions: Mapping[ir.Node, int]) -> list[_Stage]:
-    """Layers by the activations that they read, in the order of the first of these."""
-    together: dict[tuple[str, ...], list[_Layer]] = {}
-    for layer in layers:
-        together.setdefault(layer.key, []).append(layer)
-    stages = []
-    for stage in together.values():
-        steps = zip(*(layer.readers for layer in stage), strict=True)
-        places = [[positions[reader.site.node] for reader in step] for step in steps]
-        stages.append(_Stage(tuple(stage), tuple((min(own), max(own) + 1) for own in places)))
-    return sorted(stages, key=lambda stage: stage.places[0][0])
 
 
 def _put(walk: Walk, group: Group, pair: Factors) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Adam", "schedule"]
+__all__ = ["Adam", "AdamState", "schedule"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -28,6 +29,25 @@ def schedule(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+@dataclass(frozen=True, eq=False)
+class AdamState:
+    """A descent on its way.
+
+    Attributes:
+        values: all arrays, one after the other.
+        first: first moments of the gradients.
+        second: second ones.
+        steps: since the last start.
+        rate: as in `Adam`.
+    """
+
+    values: Float32
+    first: Float32
+    second: Float32
+    steps: int
+    rate: float
 
 
 class Adam:
@@ -75,6 +95,17 @@ class Adam:
         self._first[:] = 0.0
         self._second[:] = 0.0
         self._steps, self.rate = 0, rate
+
+    def state(self) -> AdamState:
+        """All that the next step depends on."""
+        return AdamState(
+            self._values.copy(), self._first.copy(), self._second.copy(), self._steps, self.rate
+        )
+
+    def resume(self, state: AdamState) -> None:
+        """Go on from a state of the same arrays."""
+        self._values[:], self._first[:], self._second[:] = state.values, state.first, state.second
+        self._steps, self.rate = state.steps, state.rate
 
     def step(self, gradients: Mapping[str, Float32], share: float) -> None:
         """Change the arrays by one step.

@@ -85,7 +85,14 @@ class ByOutputs:
         energy = self._goal.energy
         if choice.rank is None or energy is None or group not in self.groups:
             return choice
-        probe = Probe(self._prepared.model, [group], self._samples.feeds, self._open, self._reading)
+        probe = Probe(
+            self._prepared.model,
+            [group],
+            self._samples.feeds,
+            self._open,
+            self._reading,
+            pieces=self._prepared.pieces,
+        )
         if group not in probe.groups:
             return choice
         limit = self._goal.largest(group)

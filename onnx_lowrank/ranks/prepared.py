@@ -18,6 +18,7 @@ from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.formats import Formats, FormatWishes
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.report import Calibration, EffortStep
+from onnx_lowrank.runtime.pieces import Pieces
 
 __all__ = ["Prepared"]
 
@@ -45,6 +46,7 @@ class Prepared:
         untried: methods that the effort asks for -> why one is not tried, None where it is.
         crew: who works on its layers.
         steps: those that were tried before, whose outcome the statistics have.
+        pieces: where finished work of an earlier run is; None: nowhere.
     """
 
     model: ir.Model
@@ -64,6 +66,7 @@ class Prepared:
     crew: Crew = HERE
     stored: Mapping[str, int] = field(default_factory=dict)
     steps: tuple[EffortStep, ...] = ()
+    pieces: Pieces | None = None
 
     def known_curve(self, group: Group, fisher: bool) -> DamageCurve | None:
         """The damage of a group that was measured in an earlier run.

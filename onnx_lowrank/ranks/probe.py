@@ -17,11 +17,13 @@ import onnx_ir as ir
 from onnx_lowrank.evaluation.outputs import mean_damage
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.evaluation.watched import watched
+from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.kept import heads_of
 from onnx_lowrank.runtime.memory import Memory
+from onnx_lowrank.runtime.pieces import Pieces, remembered
 from onnx_lowrank.runtime.shelf import Shelf, Values
 from onnx_lowrank.runtime.taps import OpenModel, Runner, give_out
 
@@ -49,6 +51,7 @@ class Probe:
         by_classes: bool = False,
         memory: Memory | None = None,
         rounding: Collection[Group] = (),
+        pieces: Pieces | None = None,
     ) -> None:
         """Open the session and run the reference.
 
@@ -62,6 +65,7 @@ class Probe:
             memory: what may be held; outputs that do not fit wait in files, and of wide ones only
                 what they are made of is kept (`onnx_lowrank.runtime.kept`).
             rounding: groups whose inputs may be rounded (see `rounds`).
+            pieces: where damages of an earlier run are; default: nowhere.
 
         Raises:
             InputError: the model does not run.
@@ -84,8 +88,15 @@ class Probe:
         wanted = self.watched.outputs | self.watched.inside
         self._heads = heads_of(copy, wanted, open_model, frozenset(self._dense))
         give_out(copy, set(self._heads.narrow.values()) - wanted)
-        self._run: Runner = open_model(copy)
         self.feeds = tuple(feeds)
+        self._pieces, self._identity = pieces, ""
+        if pieces is not None:
+            weights = [tensor.numpy() for tensor in self._dense.values()]
+            reads = reading, by_classes, [node.outputs[0].name for node in nodes]
+            self._identity = pieces.key(
+                fingerprint(copy, whole=True), list(self._dense), weights, *reads, self.feeds
+            )
+        self._run: Runner = open_model(copy)
         shelf = Shelf(memory)
         self._before = tuple(shelf.values(self._narrow(values)) for values in self._values({}))
         self.rows = max(1, min(map(self._rows, self._before), default=1))
@@ -126,6 +137,15 @@ class Probe:
         chosen: Sequence[int] = range(count)
         if most is not None and most < count:
             chosen = sorted({int(place) for place in np.linspace(0, count - 1, most)})
+        found = remembered(
+            self._pieces,
+            "damage",
+            lambda: (self._identity, constants, list(chosen)),
+            lambda: {"damage": self._damage(constants, chosen)},
+        )
+        return found["damage"]
+
+    def _damage(self, constants: Mapping[str, Array], chosen: Sequence[int]) -> float | None:
         feeds = [self.feeds[sample] for sample in chosen]
         return mean_damage(
             self.watched.damage(self._whole(self._before[sample]), after, self.feeds[sample])

@@ -120,6 +120,7 @@ class Searching:
                 by_classes,
                 memory,
                 [group for group, own in prepared.formats.items() if own.dynamic],
+                prepared.pieces,
             )
             curves = damage_curves(
                 groups,

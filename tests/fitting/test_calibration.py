@@ -13,7 +13,7 @@ import pytest
 
 from onnx_lowrank import InputError
 from onnx_lowrank.data.mask import find_mask
-from onnx_lowrank.fitting import gather as module
+from onnx_lowrank.fitting import passes as module
 from onnx_lowrank.fitting.gather import gather
 from onnx_lowrank.fitting.statistics import Statistics, statistics_of
 from onnx_lowrank.graph.constants import Constants

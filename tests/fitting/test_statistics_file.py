@@ -13,7 +13,8 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import InputError, Result, UsageError
-from onnx_lowrank.fitting.statistics_file import fingerprint, load
+from onnx_lowrank.fitting.statistics_file import load
+from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.numerics.arrays import Array
 from tests.helpers.calibrated import (
     HEAD,

@@ -1,0 +1,87 @@
+"""Passes: which moments are added up in one run over the samples, by the memory there is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnx_lowrank.data.samples import largest
+from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.fitting.streams import MomentsKey, Stream
+from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.numerics.moments import BLOCK
+from onnx_lowrank.runtime.memory import Memory, gigabytes
+from onnx_lowrank.runtime.taps import OpenModel, look
+
+__all__ = ["MEMORY", "planned_passes"]
+
+MEMORY = 1 << 30
+"""Moments above this wait in a file; accumulators of one pass over the samples take at most twice
+as much, as another pass costs more than a file."""
+# Rows that wait to be multiplied take at most this share of what may be held, and so many bytes.
+_WAITING, _MOST_WAITING = 0.25, 1 << 28
+
+
+def planned_passes(
+    model: ir.Model,
+    streams: Mapping[MomentsKey, Stream],
+    open_model: OpenModel,
+    feeds: Sequence[Feed],
+    memory: Memory,
+) -> tuple[list[dict[MomentsKey, Stream]], int]:
+    """The streams in passes over the samples that fit in memory, and the rows that may wait.
+
+    Raises:
+        InputError: what one stream takes on one sample does not fit.
+    """
+    planned = memory.planned()
+    given = dict.fromkeys(streams, 0)  # bytes of activations in the largest sample
+    block = BLOCK
+    if planned is not None:
+        number = largest(feeds)
+        names = [name for stream in streams.values() for name in stream.sites]
+        shapes = look(model, names, lambda copy: open_model(copy)(feeds[number])).shapes
+        for key, stream in streams.items():
+            given[key] = sum(4 * math.prod(shapes.get(name, ())) for name in stream.sites)
+            if given[key] > planned:
+                site = stream.site
+                raise InputError(
+                    f"calibration: the input of {node_name(site.node)!r} in sample {number} takes "
+                    f"{gigabytes(given[key])}, expected at most {gigabytes(planned)} "
+                    f"({named('memory')})"
+                )
+        waiting = sum(4 * s.site.m * s.site.slices for s in streams.values())
+        most = min(int(_WAITING * planned), _MOST_WAITING)
+        block = max(1, min(BLOCK, most // max(waiting, 1)))
+        planned -= int(_WAITING * planned)
+    return list(_passes(list(streams.items()), given, planned)), block
+
+
+def _passes(
+    streams: Sequence[tuple[MomentsKey, Stream]],
+    given: Mapping[MomentsKey, int],
+    planned: int | None,
+) -> Iterator[dict[MomentsKey, Stream]]:
+    """The streams in groups whose accumulators fit in the working memory.
+
+    Args:
+        streams: all of them.
+        given: bytes of the activations that a stream reads at once.
+        planned: bytes that accumulators and activations may take; None if that is not known.
+    """
+    chosen: dict[MomentsKey, Stream] = {}
+    used = whole = 0
+    for key, stream in streams:
+        own = stream.memory
+        full = planned is not None and whole + own + given[key] > planned
+        if chosen and (full or used + own > 2 * MEMORY):
+            yield chosen
+            chosen, used, whole = {}, 0, 0
+        chosen[key] = stream
+        used += own
+        whole += own + given[key]
+    if chosen:
+        yield chosen
