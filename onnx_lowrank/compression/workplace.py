@@ -14,7 +14,7 @@ from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.sources import source_files
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import Output, digest
-from onnx_lowrank.fitting.descent import DescentState, Place
+from onnx_lowrank.fitting.descent import DescentPlace, DescentState
 from onnx_lowrank.fitting.gather import GatheringState
 from onnx_lowrank.fitting.heal import Healed
 from onnx_lowrank.fitting.statistics import Gathered
@@ -28,6 +28,7 @@ from onnx_lowrank.numerics.components import Basis
 from onnx_lowrank.numerics.crew import Crew
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import Moments, Sums
+from onnx_lowrank.numerics.units import Units
 from onnx_lowrank.report import tool_name
 from onnx_lowrank.runtime.cluster import working
 from onnx_lowrank.runtime.pieces import Pieces, opened
@@ -36,8 +37,8 @@ __all__ = ["workplace"]
 
 _CLASSES: tuple[type, ...] = (
     *(Moments, Sums, Gathered, GatheringState, Fisher, SavedFisher),
-    *(Spectrum, Basis, Factors, Errors),
-    *(AdamState, Place, DescentState, Healed),
+    *(Spectrum, Basis, Units, Factors, Errors),
+    *(AdamState, DescentPlace, DescentState, Healed),
 )
 """What pieces of work are made of."""
 # How a run is done, and where things are: not what comes out.

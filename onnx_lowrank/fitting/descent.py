@@ -24,7 +24,7 @@ from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.pieces import Bookmark
 from onnx_lowrank.runtime.taps import OpenModel, Runner
 
-__all__ = ["BATCH", "DEFAULT_RATE", "Descent", "DescentState", "HealPlan", "Judge", "Place"]
+__all__ = ["BATCH", "DEFAULT_RATE", "Descent", "DescentPlace", "DescentState", "HealPlan", "Judge"]
 
 BATCH = 16
 DEFAULT_RATE = 4e-3
@@ -70,7 +70,7 @@ class HealPlan:
 
 
 @dataclass(frozen=True)
-class Place:
+class DescentPlace:
     """Where a descent stands.
 
     Attributes:
@@ -97,7 +97,7 @@ class DescentState:
     """
 
     adam: AdamState
-    place: Place
+    place: DescentPlace
     drawn: int
     before: float
     best: float
@@ -161,7 +161,7 @@ class Descent:
                 if plan.rate is None:
                     self.rate = self._found_rate()
                     adam.restart(self.kept, self.rate)
-                place = Place(1, self._affordable(plan.steps), 0, self.best)
+                place = DescentPlace(1, self._affordable(plan.steps), 0, self.best)
             else:
                 place = self._begun.place
             while True:
@@ -174,7 +174,7 @@ class Descent:
                 # Twice as long: what a short round cannot reach, a longer one may.
                 adam.restart(self.kept, adam.rate)
                 steps = self._affordable(plan.steps * 2**place.number)
-                place = Place(place.number + 1, steps, 0, self.best)
+                place = DescentPlace(place.number + 1, steps, 0, self.best)
         except KeyboardInterrupt as stop:
             if isinstance(stop, Terminated):
                 raise
@@ -208,7 +208,7 @@ class Descent:
         self._drawn += 1
         return next(self._order)
 
-    def _round(self, place: Place) -> str | None:
+    def _round(self, place: DescentPlace) -> str | None:
         """The steps of a round, the last ones short; why they were stopped, if they were."""
         steps = place.steps
         for step in range(place.step, steps):
@@ -227,7 +227,7 @@ class Descent:
                     self._bookmark.save(partial(self._state, replace(place, step=step + 1)))
         return None
 
-    def _state(self, place: Place) -> DescentState:
+    def _state(self, place: DescentPlace) -> DescentState:
         return DescentState(
             self._adam.state(),
             place,
