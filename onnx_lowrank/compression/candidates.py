@@ -94,17 +94,16 @@ class Candidates:
 
     def check(self) -> Check:
         """Outputs of the newest candidate, of a model that runs, against the original's."""
-        trial, session = self._context.trial, self._session
+        trial, session, assembled = self._context.trial, self._session, self._assembled
         assert session is not None
-        with self._context.stages("check", len(trial.samples.feeds)) as advance:
-            check = trial.check(session, advance)
-        if self._assembled is None:
-            return check
-        before, after = self._prepared.model, trial.giving_out(self._assembled.model)
-        changed = [d for d in self._assembled.decisions if d.choice.changed]
+        assert assembled is not None
+        before, changed = self._prepared.model, [d for d in assembled.decisions if d.choice.changed]
         by_classes = self._context.settings.metric_used.of_classes
         seen = watched(before, [decision.node for decision in changed], trial.reading, by_classes)
-        if not (seen.instead or by_classes):
+        with self._context.stages("check", len(trial.samples.feeds)) as advance:
+            check = trial.check(session, advance, seen if by_classes else None)
+        if not seen.instead:
             return check
+        after = trial.giving_out(assembled.model)
         with self._context.stages("check", len(trial.samples.feeds)) as advance:
             return dataclasses.replace(check, damage=trial.damage(seen, before, after, advance))

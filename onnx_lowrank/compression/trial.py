@@ -241,8 +241,16 @@ class Trial:
         """Outputs of a model with the original's inputs on the first sample."""
         return self.runner(model, optimize=False)(self.samples.feeds[0])
 
-    def check(self, candidate: ort.InferenceSession, advance: Advance) -> Check:
-        """Outputs of a model against the original's on every sample."""
+    def check(
+        self, candidate: ort.InferenceSession, advance: Advance, seen: Watched | None = None
+    ) -> Check:
+        """Outputs of a model against the original's on every sample.
+
+        Args:
+            candidate: the model.
+            advance: called with 1 for every sample.
+            seen: what the damage is told by, of outputs alone; default: all outputs alike.
+        """
         with self._log.capture("running"):
             figures, damage, notes = run_check(
                 self._judge_of_original,
@@ -251,6 +259,7 @@ class Trial:
                 provider=self.provider.full,
                 reading=self.reading,
                 progress=lambda _: advance(1),
+                damage=None if seen is None else seen.damage,
             )
         self.notes.update(dict.fromkeys(notes))
         if computes_half(self._source.model) and not self.provider.half:

@@ -21,7 +21,7 @@ from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.measures import OutputCheck, ProviderCheck
-from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.runtime.session import run
 
@@ -279,6 +279,7 @@ def run_check(
     provider: str,
     reading: Reading,
     progress: Callable[[int], None] | None = None,
+    damage: Callable[[Feed, Feed, Feed], float | None] | None = None,
 ) -> tuple[ProviderCheck, float | None, tuple[str, ...]]:
     """Run both models on every sample; outputs of one sample at a time are in memory.
 
@@ -289,6 +290,8 @@ def run_check(
         provider: the execution provider, for the report.
         reading: what is known of the outputs.
         progress: called after each sample with the number of samples done.
+        damage: from what both give for a sample, and the sample, to its damage; default:
+            `damage_of`.
 
     Returns:
         The figures, `mean_damage`, and notes.
@@ -311,7 +314,10 @@ def run_check(
         after = run(candidate, feed, "the result")
         keep = reading.kept(feed)
         comparison.add(before, after, keep)
-        damages.append(damage_of(before, after, reading, keep))
+        if damage is None:
+            damages.append(damage_of(before, after, reading, keep))
+        else:
+            damages.append(damage(before, after, feed))
         if progress is not None:
             progress(index + 1)
     check = ProviderCheck(provider, comparison.results())

@@ -22,7 +22,7 @@ from onnx_lowrank.evaluation.outputs import (
 )
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.measures import OutputCheck, ProviderCheck
-from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.session import open_session
 
 INF, NAN = math.inf, math.nan
@@ -205,6 +205,18 @@ def samples(expected: Sequence[Mapping[str, Array] | None] = (None, None)) -> Sa
     x = np.array([[3, 4]], np.float32)
     feeds = ({"x": x}, {"x": np.concatenate([x, x])})
     return Samples("d.npz", feeds, tuple(expected), (), 2)
+
+
+def test_the_damage_is_told_as_the_caller_says() -> None:
+    def told(before: Feed, after: Feed, feed: Feed) -> float | None:
+        assert before.keys() == after.keys()
+        return float(len(feed["x"]))
+
+    both, data = (session(1), session(1.5)), samples()
+    _, damage, _ = run_check(*both, data, provider="P", reading=PLAIN, damage=told)
+    assert damage == 1.5  # one row, and two
+    _, plain, _ = run_check(*both, data, provider="P", reading=PLAIN)
+    assert plain == pytest.approx(0.5 * 0.5**2)
 
 
 def test_run_check() -> None:
