@@ -117,8 +117,8 @@ def table(
         quantize_dynamic(task.model, path, per_channel=True, weight_type=QuantType.QInt8)
         limit = path.stat().st_size
         rows: dict[str, Mapping[str, Any]] = {
-            "int8 per channel": {},
             **{f"--keep {share:g}": {"keep": share} for share in kept},
+            "int8 per channel": {},
             "--weights auto, as small": {"weights": "auto", "max_size": limit},
         }
         if not formats:
