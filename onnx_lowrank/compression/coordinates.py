@@ -1,13 +1,14 @@
 """Coordinates: whether factors are fitted to what the outputs feel, decided before the search.
 
-Every layer gets a pair of one share of its parameters, once fitted to its own outputs and once to
-what the model's outputs feel of them (Fisher information).  Where the second is nearer to the
+Layers get pairs that hold the same energy, once fitted to their own outputs and once to what the
+model's outputs feel of them (Fisher information).  Where the second is nearer to the
 original on samples kept aside, damage, ranks and pairs are all found in these coordinates: ranks
 that were found for one fit are not the best ones of the other.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,6 @@ from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.numerics.ranks import largest_rank
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import EffortStep
@@ -29,6 +29,8 @@ __all__ = ["Coordinates", "decided"]
 
 # The share of parameters at which the fits are compared where the goal does not name one.
 _SHARE = 0.5
+# Of the range that the energy of the comparison is looked for in.
+_HALVINGS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +88,40 @@ def decided(
         why = "no sample kept aside shows an error"
         return plain, EffortStep(FISHER, False, None, None, seconds, why)
     taken, of = after < before, context.settings.damage_of
-    at = f"with {share:.0%} of each layer, before ranks are searched".replace("%", " %")
+    at = f"with {share:.0%} of the layers, before ranks are searched".replace("%", " %")
     step = EffortStep(FISHER, taken, before, after, seconds, error_of=of, at=at)
     return felt if taken else plain, step
 
 
 def _alike(measured: Coordinates, goal: Goal, share: float) -> dict[Group, Choice]:
-    """The same share of the parameters for every layer that has components for it."""
-    ranks = {
-        group: min(goal.largest(group), largest_rank(*group.shape[1:], share))
-        for group in measured.statistics.bases
-    }
-    return {group: Choice(rank, "reference") for group, rank in ranks.items() if rank > 0}
+    """Ranks that hold the same energy in every layer, and a share of the parameters together.
+
+    One share of the parameters for each layer would lose nearly everything in a layer of few
+    outputs, such as a classifier, and its error would hide all others.  A layer that would need
+    more than its largest rank stays dense, as a search would leave it.
+    """
+    groups = [group for group in measured.statistics.bases if goal.largest(group) > 0]
+    budget = share * sum(math.prod(group.shape) for group in groups)
+    low, high = 0.0, 1.0
+    ranks: dict[Group, float] = {}
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        tried = {group: _needed(measured.spectra[group], middle) for group in groups}
+        kept = {group: rank for group, rank in tried.items() if rank <= goal.largest(group)}
+        if sum(_size(group, kept.get(group)) for group in groups) <= budget:
+            low, ranks = middle, kept
+        else:
+            high = middle
+    return {group: Choice(int(rank), "reference") for group, rank in ranks.items()}
+
+
+def _size(group: Group, rank: float | None) -> float:
+    slices, m, n = group.shape
+    return slices * (m * n if rank is None else rank * (m + n))
+
+
+def _needed(spectrum: Spectrum, energy: float) -> float:
+    """The rank that holds a share of the energy; infinite beyond the components that are known."""
+    known = 0 if spectrum.squares is None else len(spectrum.squares)
+    held = spectrum.held(known) if known else None
+    return spectrum.needed(energy) if held is not None and held >= energy else math.inf

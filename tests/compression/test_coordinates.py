@@ -55,11 +55,37 @@ def test_ranks_are_searched_in_the_better_coordinates(
     assert step.error_before is not None
     assert step.error_after is not None
     assert step.error_after < step.error_before
-    assert step.at == "with 50 % of each layer, before ranks are searched"
+    assert step.at == "with 50 % of the layers, before ranks are searched"
     assert {layer.energy_of for layer in found.report.layers} == {"fisher"}
     quick = compress(model, data=feeds[:16], effort="quick", **options)
     unseen = feeds_of(np.random.default_rng(99), 8)
     assert error(model, found.model, unseen) < 0.8 * error(model, quick.model, unseen)
+
+
+def test_a_layer_of_few_outputs_does_not_hide_the_others() -> None:
+    rng = np.random.default_rng(7)
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 24] x) => (float[N, 4] y)
+    <float[24, 32] w, float[32, 32] u, float[32, 4] v>
+    { h = MatMul(x, w)  t = Tanh(h)  r = MatMul(t, u)  q = Tanh(r)  y = MatMul(q, v) }"""
+    fall = 0.5 ** np.arange(24)
+    arrays = {
+        "w": (rng.normal(size=(24, 24)) * fall @ rng.normal(size=(24, 32)) * 0.2).astype("f4"),
+        "u": (rng.normal(size=(32, 24)) * fall @ rng.normal(size=(24, 32)) * 0.2).astype("f4"),
+        "v": rng.normal(size=(32, 4)).astype("f4"),
+    }
+    found = compress(
+        parse(text, arrays),
+        data=feeds_of(rng, 16),
+        calibration=feeds_of(rng, 120),
+        keep=0.5,
+        effort="standard",
+        **PLAIN,
+    )
+    step = step_of(found.report)
+    # A pair of half of the parameters of the last layer has rank 1 of 4: it alone loses over half.
+    assert step.error_before is not None
+    assert step.error_before < 0.1
 
 
 def test_coordinates_that_do_not_help_are_dropped(
