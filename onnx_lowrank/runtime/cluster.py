@@ -147,9 +147,9 @@ def _watch(client: Any) -> Callable[[], str | None]:
     def gone() -> str | None:
         nonlocal missed
         try:
-            workers = client.scheduler_info()["workers"]
-        except OSError as error:
-            return f"the scheduler does not answer any more: {error}"
+            workers = _within(TIMEOUT, client.nthreads)
+        except Exception as error:  # of a client that has lost its scheduler
+            return f"expected an answer of the scheduler, got {type(error).__name__}: {error}"
         missed = 0 if workers else missed + 1
         return "expected a worker, all of them have gone" if missed > 1 else None
 
@@ -159,10 +159,16 @@ def _watch(client: Any) -> Callable[[], str | None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Nothing of what Dask logs; what matters to the user is an error of the run."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    loggers = [
+        logging.getLogger(name)
+        for name in list(logging.root.manager.loggerDict)
+        if name.partition(".")[0] in ("distributed", "tornado")  # each may have its own handler
+    ]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled

@@ -163,7 +163,16 @@ def test_workers_of_a_cluster_are_killed(
         )
         assert not watching.waiting
         assert as_proto(found.model).SerializeToString() == unbroken
-        kill(2)
+        monkeypatch.setattr("onnx_lowrank.numerics.crew.PATIENCE", 1.0)
+        capsys.readouterr()
+        with pytest.raises(InputError, match=r"executor=…: .*all of them have gone"):
+            factored(
+                model,
+                rank=3,
+                executor=running.address,
+                progress=Watching({"measure": lambda: kill(2)}),
+            )
+        assert not capsys.readouterr().err
         onnx.save(model, tmp_path / "model.onnx")
         words = [tmp_path / "model.onnx", tmp_path / "out.onnx", "--rank", "3", "--no-simplify"]
         capsys.readouterr()
