@@ -41,7 +41,6 @@ _MAPS = {
     **dict.fromkeys(("Conv", "GRU", "LSTM", "RNN"), (1,)),
     **dict.fromkeys(("Einsum", "Gemm", "MatMul"), (0, 1)),
 }
-_GROUPS = "its groups are small maps already"
 _SUFFIXES = ("_quantized", "_Q4", "_Q8")
 # What goes with a map that nothing reads any more.
 _GOES = frozenset(
@@ -190,8 +189,6 @@ class _Run:
         if len(factors) != 2 or len(scales) != 1:
             return "its sums are not scaled by the scales of its input and weight"
         conv = node.op_type == "ConvInteger"
-        if conv and attribute(node, "group", 1) != 1:
-            return _GROUPS
         zeros = node.inputs[3] if len(node.inputs) > 3 else None
         weight = read_weight(self._constants, node.inputs[1], scales[0], zeros, 0 if conv else -1)
         if isinstance(weight, str):
@@ -248,8 +245,6 @@ class _Run:
         conv, gemm = kind == "Conv", kind == "Gemm"
         out = inputs[7:9] if gemm else inputs[6:8]
         bias = inputs[6] if gemm else inputs[8] if conv else None
-        if conv and attribute(node, "group", 1) != 1:
-            return _GROUPS
         axis = 0 if conv or attribute(node, "transB", 0) else -1
         weight = read_weight(self._constants, inputs[3], inputs[4], inputs[5], axis)
         if isinstance(weight, str):
@@ -418,9 +413,7 @@ def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
 
 def _may_be_factored(node: ir.Node, index: int) -> bool:
     """Whether an input of a node is a weight that may be factored, or have a number format."""
-    if node.domain not in ("", "ai.onnx") or index not in _MAPS.get(node.op_type, ()):
-        return False
-    return node.op_type != "Conv" or attribute(node, "group", 1) == 1
+    return node.domain in ("", "ai.onnx") and index in _MAPS.get(node.op_type, ())
 
 
 _HANDLED = {

@@ -33,7 +33,7 @@ class Refused:
         node: the node.
         form: how the map stands there.
         refusal: why.
-        site: how it could be factored; None where its form refuses it.
+        site: how it could be factored, or at least stored in integers; None where neither can be.
         off: whether its form was not chosen.
         paired: "half" of a pair that is there already, which counts in no share; "head" of one
             that counts with its second map; else "".
@@ -140,7 +140,8 @@ class Finding:
     Attributes:
         entries: in the order of its nodes.
         groups: those of them that may be factored.
-        off: of those whose form was not chosen; their weights may be stored in integers.
+        off: of those that are not factored, because their form was not chosen or is none that can
+            be, and whose weights may yet be stored in integers.
     """
 
     entries: tuple[Factorable | Refused, ...]
@@ -187,7 +188,8 @@ def find(
     entries, inners = _with_inner(entries, constants)
     entries, heads = _without_chains(entries, constants, inners)
     sites = [site for e in entries if isinstance(e, Factorable) for site in e.sites]
-    off = [e.site for e in entries if isinstance(e, Refused) and e.off and e.site is not None]
+    refused = [e for e in entries if isinstance(e, Refused) and not e.paired]
+    off = [e.site for e in refused if e.site is not None and (e.off or e.refusal.site is e.site)]
     off = [site for site in off if not site.form.indices]  # for tables see `maps.tables`
     groups = _groups(sites, constants, heads, inners), _groups(off, constants, {}, {})
     return Finding(tuple(entries), *map(tuple, groups))
@@ -253,8 +255,13 @@ def _without_chains(
     apart = {*inners, *(inner.first.node for inner in inners.values())}
     for entry in entries:
         if isinstance(entry, Factorable):
+<<<<<<< HEAD
             sites += () if entry.node in apart else entry.sites
         elif entry.site is not None and entry.node not in apart:
+=======
+            sites += entry.sites
+        elif entry.site is not None and entry.off:
+>>>>>>> ed9122f (Grouped convolutions in 8 and 4 bits)
             sites.append(entry.site)
     chains, fed = chained(sites, constants), swapped(sites, constants)
     usable = {entry.node for entry in entries if isinstance(entry, Factorable)}
@@ -310,7 +317,7 @@ def _entry(
         return Refused(node, site.form, refusal, site, off=True)
     form, refused = matches[0]
     assert isinstance(refused, Refusal)
-    return Refused(node, form, refused, off=form.name not in names)
+    return Refused(node, form, refused, refused.site, off=form.name not in names)
 
 
 def _depends_on_call(node: ir.Node, names: Sequence[str], constants: Constants) -> Refusal | None:

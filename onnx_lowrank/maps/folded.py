@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_lowrank.graph.constants import Constant, Constants
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.maps.emit import Storage, TypedShape
-from onnx_lowrank.maps.forms import Site, all_forms
+from onnx_lowrank.maps.forms import Refusal, Site, all_forms
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Blocks
 
@@ -46,8 +46,9 @@ def is_product(node: ir.Node, constants: Constants) -> bool:
 def folded_site(node: ir.Node, constants: Constants) -> Site:
     """How a node of one of the forms, or a product, reads its constant."""
     forms = [form for form in all_forms() if form.name in FOLDED | PRODUCTS]
-    matches = (form.match(node, constants) for form in forms if _looks_at(form.targets, node))
-    return next(match for match in matches if isinstance(match, Site))
+    matches = [form.match(node, constants) for form in forms if _looks_at(form.targets, node)]
+    sites = (match.site if isinstance(match, Refusal) else match for match in matches)
+    return next(site for site in sites if site is not None)
 
 
 def _looks_at(targets: frozenset[tuple[str, str]], node: ir.Node) -> bool:

@@ -84,6 +84,8 @@ class Format:
     def __str__(self) -> str:
         if self.table and self.bits == 8:
             return "8 bits, a scale for each row"
+        if not self.block and not self.dynamic:
+            return f"{self.bits} bits, a scale for each output"
         if self.dynamic:
             text = f"{self.bits} bits per channel, inputs in 8 bits"
             return text if self.signed else f"{text}, unsigned"
@@ -119,10 +121,10 @@ class Format:
             return m * (n * self.bits // 8 + 2 * -(-n // self.block))
         if rank is not None:
             return (self.bytes(m, rank) if leads else 0) + self.bytes(rank, n)
-        if m < SMALLEST:
+        if m < SMALLEST and (self.block or self.dynamic):
             return 4 * m * n
         if not self.block:
-            return m * n + 4 * n
+            return m * n + (4 if self.dynamic else 2) * n
         size = _coded(m, n, self.bits, suited(self.block, m))
         if self.correction:
             a, b = CORRECTION, suited(CORRECTION.block, self.correction)
@@ -185,9 +187,10 @@ def no_format(group: Group, model: ir.Model) -> str | None:
         return f"its weight is read as {group.matrix.dtype.name.lower()}; formats are for float32"
     if group.others:
         return f"{group.matrix.name} is also read by {group.others[0]}: the floats would stay"
-    if m < SMALLEST:
+    if m < SMALLEST and products(group):
         return f"{m}×{n} is narrower than a block of {SMALLEST}"
-    if not products(group) and 4 * m * n <= Format(8, 128).bytes(m, n) + _FOLDING:
+    least = Format(8, 0 if m < SMALLEST else 128)
+    if not products(group) and 4 * m * n <= least.bytes(m, n) + _FOLDING:
         return f"{m}×{n} is so small that integers save nothing"
     return None
 

@@ -14,7 +14,7 @@ from onnx_lowrank.graph.shape_for import WISHES
 from onnx_lowrank.maps.choice import STAYS, Choice, Spectrum
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Finding, Group, Selection
-from onnx_lowrank.maps.formats import Format, correctable, no_format, products, suited
+from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, no_format, products, suited
 from onnx_lowrank.maps.tables import Tables, table_formats
 from onnx_lowrank.runtime.providers import short_name
 
@@ -49,6 +49,8 @@ _DENSE: Mapping[str, tuple[Format, ...]] = {
 }
 # Of 8 bits where inputs may be rounded too: it comes first.
 _DYNAMIC = Format(8, 0, activations="dynamic")
+# Of what is narrower than a block.
+_NARROW = Format(8, 0)
 _PAIRS: Mapping[str, Format] = {"8": Format(8, 128), "4": Format(4, 32)}
 # Blocks of 4 bits whose rounding may be corrected, and by which ranks.
 _CORRECTED, _RANKS = (32, 128), (4, 8, 16, 32)
@@ -274,13 +276,15 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
             pairs.append(None)
             continue
         plain = [dataclasses.replace(f, block=suited(f.block, m)) for f in _DENSE[kind]]
+        if m < SMALLEST:  # of a convolution: a few weights of each output
+            plain = [_NARROW]
         if kind == "8" and wanted.dynamic and products(group) and rounds_inputs(_nodes(group)):
             dynamic = dataclasses.replace(_DYNAMIC, signed=wanted.signed)
             dense.append(dynamic)
             pairs.append(dynamic)
         dense += plain
         pairs.append(_PAIRS[kind])
-        if kind == "4" and correctable(group):
+        if kind == "4" and correctable(group) and m >= SMALLEST:
             dense += [
                 dataclasses.replace(form, correction=rank)
                 for form in plain

@@ -142,6 +142,8 @@ def _check_format(wanted: Format, layer: RecipeLayer, group: Group, where: str) 
         return
     if not wanted.signed:
         raise InputError(f"{where}: expected signed integers in blocks, got unsigned ones")
+    if not wanted.block and wanted.bits == 8 and group.shape[1] < SMALLEST:
+        return
     block = wanted.block if layer.rank is not None else suited(wanted.block, group.shape[1])
     if block != wanted.block or block & (block - 1) or block < SMALLEST:
         raise InputError(
@@ -220,7 +222,7 @@ def _found(recipe: Recipe, finding: Finding) -> Iterator[_Found]:
             near = near_names(layer.name, entries)
             raise InputError(f"{where}: the model has no linear map of that name; {near}")
         if isinstance(entry, Refused):
-            if layer.kept or (entry.off and layer.rank is None):
+            if layer.kept or (entry.site is not None and layer.rank is None):
                 continue  # see `formats_off_in`
             raise InputError(
                 f"{where}: expected a layer that can be factored; {entry.refusal.reason}"

@@ -110,6 +110,8 @@ class RoundingDamage:
                 return 0.0
             whole = curve.held(curve.full)
             return self.inside * curve.held(rank) / whole if whole > 0.0 else self.inside
+        if not form.block:
+            return 0.0
         own = self.inputs * math.log(form.block) / math.log(_BLOCK)
         return own if rank is None else 2.0 * own  # B's are rounded too
 

@@ -27,7 +27,7 @@ from onnx_lowrank.fitting.spectra import group_memory, largest_first
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import STAYS, Choice, Decision, linear_bytes, linear_parameters
-from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.find import Group, Refused
 from onnx_lowrank.maps.formats import Variant
 from onnx_lowrank.maps.pair import Factors, constants_of
 from onnx_lowrank.maps.tables import table_codes
@@ -211,7 +211,10 @@ class Searching:
 
     def linear_bytes(self) -> float:
         """Bytes of the same, and of tables and layers of forms that are off, with formats."""
-        known, stored = set(self.prepared.finding.groups), self.prepared.stored
+        finding, stored = self.prepared.finding, self.prepared.stored
+        counted = [e.site for e in finding.entries if isinstance(e, Refused) and not e.off]
+        known = set(finding.groups)
+        known |= {own for own in finding.off if own.members[0].site in counted}
         return linear_bytes(self._undecided(), stored) + sum(
             stored.get(group.matrix.name, group.matrix.tensor.nbytes)
             for group in self.ladders.groups

@@ -323,7 +323,8 @@ def convolutions(rng: np.random.Generator) -> onnx.ModelProto:
             [c1] a = Conv <pads=[1,1,1,1]> (x, W1, b1)
             r = Relu (a)
             [c2] c = Conv <strides=[2,2]> (r, W2)
-            p = GlobalAveragePool (c)
+            [each] e = Conv <group=64> (c, W5)
+            p = GlobalAveragePool (e)
             f = Flatten (p)
             s = Unsqueeze (f, z)
             [cell] o, h, k = LSTM <hidden_size=16> (s, W3, R)
@@ -337,6 +338,7 @@ def convolutions(rng: np.random.Generator) -> onnx.ModelProto:
             "W3": weight(rng, 64, 64)[None],
             "R": weight(rng, 64, 16)[None],
             "W4": weight(rng, 16, 12),
+            "W5": weight(rng, 64, 9).reshape(64, 1, 3, 3) + np.float32(0.1),
             "z": np.array([0]),
         },
     )
@@ -360,12 +362,15 @@ def test_convolutions_and_cells(bits: str, ops: list[str] | None, rng: np.random
     for name in ("c1", "c2", "cell"):
         assert by_name(result)[name].format.startswith(f"{bits} bits")
         assert by_name(result)[name].rank is None
+    each = by_name(result)["each"]
+    assert each.format == "8 bits, a scale for each output"
+    assert each.reason.startswith("depthwise convolution: its 64 groups are small maps already; ")
     kinds = operators(result)
-    assert (kinds.count("Conv"), kinds.count("LSTM"), kinds.count("Mul")) == (2, 1, 3)
+    assert (kinds.count("Conv"), kinds.count("LSTM"), kinds.count("Mul")) == (3, 1, 4)
     onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
     before = compress(model, energy=1.0, calibration=samples, bench=False).report.output.bytes
     assert result.report.output.bytes < before * {"8": 0.35, "4": 0.25}[bits]
-    nearest = any("rounded to nearest in 3 of 4" in note for note in result.report.notes)
+    nearest = any("rounded to nearest in 4 of 5" in note for note in result.report.notes)
     assert nearest is (ops is None)
     again = compress(model, recipe=result.recipe, calibration=samples, bench=False)
     assert ir.to_proto(again.model) == ir.to_proto(result.model)
@@ -395,7 +400,7 @@ def test_pairs_of_convolutions(bits: str, rng: np.random.Generator) -> None:
     plain = compress(model, rank=18, **made)
     result = compress(model, rank=18, weights=bits, **made)
     ranks = {name: layer.rank for name, layer in by_name(result).items()}
-    assert ranks == {"c1": 18, "c2": 18, "cell": 18, "last": None}
+    assert ranks == {"c1": 18, "c2": 18, "each": None, "cell": 18, "last": None}
     assert {layer.form for layer in result.report.layers} >= {"conv", "conv-spatial"}
     assert error(result) < error(plain) + LOST[bits]
     assert result.report.output.bytes < plain.report.output.bytes

@@ -113,12 +113,6 @@ def test_blocks_and_zero_points(rng: np.random.Generator) -> None:
     ("body", "kind", "reason"),
     [
         (
-            "a, s, z = DynamicQuantizeLinear (x)\n b = ConvInteger <group=4> (a, q, z)\n"
-            " c = Cast <to=1> (b)\n d = Mul (s, w)\n y = Mul (c, d)",
-            (4, 1, 1, 1),
-            "small maps already",
-        ),
-        (
             "a, s, z = DynamicQuantizeLinear (x)\n b = ConvInteger (a, q, z)\n y = Cast <to=1> (b)",
             (4, 4, 1, 1),
             "its sums not scaled",
@@ -145,14 +139,14 @@ def test_what_stays(
     assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
 
 
-def test_grouped_convolutions_keep_their_pairs(rng: np.random.Generator) -> None:
-    """Their weight stays as integers, and so does what stands around them."""
+def test_others_keep_their_pairs(rng: np.random.Generator) -> None:
+    """A weight that stays as integers, and what stands around its node."""
     proto = parse(
         f"""{HEAD} g (float[1,4,3,3] x) => (float[1,4,3,3] y) {{
             w = DequantizeLinear <axis=0> (q, sw)
             a = QuantizeLinear (x, s, z)
             b = DequantizeLinear (a, s, z)
-            c = Conv <group=4> (b, w)
+            c = ConvTranspose <group=4> (b, w)
             d = QuantizeLinear (c, s, z)
             y = DequantizeLinear (d, s, z)
         }}""",

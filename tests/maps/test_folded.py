@@ -15,7 +15,7 @@ from onnx_lowrank.graph.constants import Constants, Unusable
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import stored_bytes, tensors
-from onnx_lowrank.maps.find import Finding, Refused, find
+from onnx_lowrank.maps.find import Finding, Group, Refused, find
 from onnx_lowrank.maps.folded import FOLDED
 from onnx_lowrank.maps.formats import OPSET, FormatWriter, folded, no_format
 from onnx_lowrank.maps.forms import all_forms
@@ -29,6 +29,8 @@ HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 BODIES: Mapping[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "conv": ("y = Conv <pads=[1,1,1,1]> (x, W)", (40, 6, 3, 3), (2, 6, 5, 4)),
     "conv of a line": ("y = Conv (x, W)", (40, 33, 1), (2, 33, 5)),
+    "conv of groups": ("y = Conv <group=3> (x, W)", (48, 6, 3, 3), (2, 18, 5, 4)),
+    "conv of each channel": ("y = Conv <group=80> (x, W)", (80, 1, 3, 3), (2, 80, 5, 4)),
     "lstm": ("y, h, c = LSTM <hidden_size=8> (x, W, R)", (1, 32, 48), (3, 2, 48)),
     "gru": ("y, h = GRU <hidden_size=8> (x, W, R)", (1, 24, 48), (3, 2, 48)),
     "rnn": ("y, h = RNN <hidden_size=40> (x, W, R)", (1, 40, 48), (3, 2, 48)),
@@ -61,9 +63,15 @@ def found_in(model: ir.Model) -> Finding:
     return find(model, Constants(model), all_forms())
 
 
+def first(model: ir.Model) -> Group:
+    found = found_in(model)
+    groups = (*found.groups, *found.off)
+    return next(group for group in groups if group.members[0].site.form.name in FOLDED)
+
+
 def rounded(model: ir.Model, bits: Bits, block: int) -> tuple[Array, Array]:
     """Round the first map of a model; its matrix, and what the codes stand for."""
-    group = next(g for g in found_in(model).groups if g.members[0].site.form.name in FOLDED)
+    group = first(model)
     assert no_format(group, model) is None
     raise_opset(model, OPSET)
     nodes = [member.site.node for member in group.members]
@@ -99,7 +107,7 @@ def test_nodes_read_what_codes_stand_for(
     onnx.checker.check_model(result, full_check=True)
     # The same model with the values as floats.
     plain = ir.from_proto(proto)
-    group = next(g for g in found_in(plain).groups if g.members[0].site.form.name in FOLDED)
+    group = first(plain)
     site = group.members[0].site
     floats = site.matrix.layout.inverse().apply(values[None])
     value = site.operand.root
@@ -177,7 +185,7 @@ def test_a_product_weight_of_two_nodes_is_made_floats_once(rng: np.random.Genera
 @pytest.mark.parametrize(
     ("body", "shape", "word"),
     [
-        ("y = Conv (x, W)", (40, 6, 1, 1), "narrower than a block"),
+        ("y = Conv (x, W)", (40, 6, 1, 1), "so small"),
         ("y = Conv (x, W)", (4, 6, 3, 3), "so small"),
     ],
 )

@@ -101,12 +101,14 @@ class Refusal:
         size: its elements; 0 if not known.
         shape: as its node reads it; None if not known.
         reason: one sentence.
+        site: how the constant is read where it may be stored in integers all the same.
     """
 
     weight: str
     size: int
     shape: tuple[int, ...] | None
     reason: str
+    site: Site | None = None
 
     @classmethod
     def of(cls, unusable: Unusable) -> Refusal:

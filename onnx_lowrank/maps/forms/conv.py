@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -98,10 +99,14 @@ class ConvChannels(Form):
     def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
         """An ungrouped Conv with a constant weight and any kernel."""
         weight = _weight(node, constants)
-        if not isinstance(weight, Constant):
-            return weight
-        n = weight.shape[0]
-        m = math.prod(weight.shape[1:])
+        if isinstance(weight, Refusal):
+            own = constants.resolve(node.inputs[1])
+            site = self._site(node, own) if isinstance(own, Constant) else None
+            return replace(weight, site=site) if isinstance(site, Site) else weight
+        return weight if weight is None else self._site(node, weight)
+
+    def _site(self, node: ir.Node, weight: Constant) -> Site | Refusal:
+        n, m = weight.shape[0], math.prod(weight.shape[1:])
         return self.site(node, 1, weight, weight.reshape(1, n, m).transpose(0, 2, 1))
 
     def vectors(self, site: Site, array: Array) -> Array:
