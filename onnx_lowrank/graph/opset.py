@@ -7,15 +7,16 @@ the same in the newer opset.  Others are written anew by the rules of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 
 import onnx
 import onnx.defs
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.graph.opset_rules import RULES, Editor, Rule
-from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.graph.fixed import infer_shapes
+from onnx_lowrank.graph.opset_rules import FLATTENED_BELOW, FLATTENING, RULES, Editor, Rule
+from onnx_lowrank.graph.walk import attribute, graph_values, node_name
 
 __all__ = ["raise_opset"]
 
@@ -50,15 +51,14 @@ def raise_opset(model: ir.Model, opset: int) -> str | None:
                     f"node {node_name(node)!r}: {node.op_type} of opset {version} {why}; expected "
                     f"a model of opset {opset}, export it again"
                 )
-        edit = Editor(model)
-        for version, node in nodes:
-            for rule in _rules(node.op_type, version, opset):
-                rule.apply(node, edit)
-        for own, _ in owners:
-            key = "ai.onnx" if "ai.onnx" in own else ""
-            own[key] = max(own.get(key, opset), opset)
+        inferred = _inferred(model, opset)
+        _say_last_axes(model, nodes, inferred)
+        _rewrite(model, opset)
+        wrong = _undeclared(model, inferred)
     model.ir_version = max(model.ir_version or 0, needed)
-    return None if current >= opset else f"opset {current} was raised to {opset}"
+    if current >= opset:
+        return None
+    return "; ".join([f"opset {current} was raised to {opset}", *wrong])
 
 
 def _owners(model: ir.Model) -> Iterator[tuple[MutableMapping[str, int], list[ir.Node]]]:
@@ -67,6 +67,62 @@ def _owners(model: ir.Model) -> Iterator[tuple[MutableMapping[str, int], list[ir
     for body in bodies:
         nodes = ir.traversal.RecursiveGraphIterator(body)
         yield body.opset_imports, [node for node in nodes if node.domain in ("", "ai.onnx")]
+
+
+def _rewrite(model: ir.Model, opset: int) -> None:
+    """Write every operator anew that has rules, and import the opset."""
+    owners, edit = list(_owners(model)), Editor(model)
+    for own, nodes in owners:
+        version = _version(own, opset)
+        for node in nodes:
+            for rule in _rules(node.op_type, version, opset):
+                rule.apply(node, edit)
+    for own, _ in owners:
+        key = "ai.onnx" if "ai.onnx" in own else ""
+        own[key] = max(own.get(key, opset), opset)
+
+
+def _inferred(model: ir.Model, opset: int) -> Mapping[str | None, ir.Shape | None]:
+    """Shapes of the values of the main graph by name, as far as the newer opset tells them."""
+    copy = model.clone()
+    for value in copy.graph.outputs:
+        value.shape = None
+    _rewrite(copy, opset)
+    infer_shapes(copy)
+    return {value.name: value.shape for value in graph_values(copy.graph)}
+
+
+def _say_last_axes(
+    model: ir.Model,
+    nodes: Sequence[tuple[int, ir.Node]],
+    inferred: Mapping[str | None, ir.Shape | None],
+) -> None:
+    """Write the last axis as -1 where operators flatten their input, which is not needed then."""
+    for version, node in nodes:
+        if version >= FLATTENED_BELOW or node.op_type not in FLATTENING:
+            continue
+        x = node.inputs[0]
+        outer = node.graph is model.graph and x is not None
+        shape = inferred.get(x.name) if outer and x is not None and x.shape is None else None
+        if shape is not None and attribute(node, "axis", 1) == len(shape) - 1:
+            node.attributes["axis"] = ir.AttrInt64("axis", -1)
+
+
+def _undeclared(model: ir.Model, inferred: Mapping[str | None, ir.Shape | None]) -> list[str]:
+    """Correct outputs that declare another number of axes than they have; what was corrected.
+
+    In the older opset nothing could tell that it is wrong, as some exporters leave it.
+    """
+    said = []
+    for value in model.graph.outputs:
+        found = inferred.get(value.name)
+        if found is not None and value.shape is not None and len(found) != len(value.shape):
+            said.append(
+                f"output {value.name!r} declares {len(value.shape)} axes and has {len(found)}, "
+                "which it declares now"
+            )
+            value.shape = ir.Shape([None] * len(found))
+    return said
 
 
 def _version(imports: MutableMapping[str, int], opset: int) -> int:
@@ -116,14 +172,14 @@ def _unlike(op_type: str, given: Collection[str], current: int, opset: int) -> s
         return f"is gone in opset {opset}"
     if before.since_version < _CHANGED.get(op_type, 0) <= after.since_version:
         return f"means something else in opset {opset}"
-    for name, attribute in before.attributes.items():
+    for name, old in before.attributes.items():
         newer = after.attributes.get(name)
         if newer is None and name not in given:
             continue
-        if newer is None or newer.type != attribute.type:
+        if newer is None or newer.type != old.type:
             return f"has an attribute {name!r} that opset {opset} has not"
         # Also where the node says it: what is new as a default replaced what was there, as a name.
-        if newer.default_value != attribute.default_value:
+        if newer.default_value != old.default_value:
             return f"has another default of {name!r} in opset {opset}"
     if any(
         new.required and name not in before.attributes for name, new in after.attributes.items()

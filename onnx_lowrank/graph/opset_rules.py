@@ -20,7 +20,7 @@ from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.walk import attribute, node_name
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["RULES", "Editor", "Rule"]
+__all__ = ["FLATTENED_BELOW", "FLATTENING", "RULES", "Editor", "Rule"]
 
 
 class Editor:
@@ -236,6 +236,10 @@ def _split_count(node: ir.Node, _edit: Editor) -> None:
         node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
 
 
+FLATTENING, FLATTENED_BELOW = frozenset({"Hardmax", "LogSoftmax", "Softmax"}), 13
+"""Operators that saw their input as two axes, before and from one on, and the first opset in which
+they do not."""
+
 _REDUCES = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
@@ -249,8 +253,6 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         Rule(10, _nothing, (), _more_outputs),
         Rule(12, partial(_dropped, "ratio"), ("ratio",)),
     ),
-    "Hardmax": (Rule(13, _flattened),),
-    "LogSoftmax": (Rule(13, _flattened),),
     "Pad": (Rule(11, _pad, ("pads", "value"), partial(_typed, ("value",))),),
     "ReduceSum": (_moved(13, "axes"),),
     "Resize": (
@@ -260,7 +262,6 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "RoiAlign": (Rule(16, _regions),),
     "Scatter": (Rule(11, partial(_renamed, "ScatterElements"), becomes="ScatterElements"),),
     "Slice": (Rule(10, partial(_move, ("starts", "ends", "axes")), ("starts", "ends", "axes")),),
-    "Softmax": (Rule(13, _flattened),),
     "Split": (_moved(13, "split"), Rule(18, _split_count)),
     "Squeeze": (_moved(13, "axes"),),
     "TopK": (Rule(10, _top_k, ("k",)),),
@@ -269,6 +270,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         Rule(9, _upsample_scales, ("scales",)),
         Rule(10, partial(_renamed, "Resize"), becomes="Resize"),
     ),
+    **{name: (Rule(FLATTENED_BELOW, _flattened),) for name in sorted(FLATTENING)},
     **{f"Reduce{name}": (_moved(18, "axes"),) for name in _REDUCES},
 }
 """The changes of each operator, the oldest first."""

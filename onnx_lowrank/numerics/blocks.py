@@ -25,6 +25,8 @@ Codes = npt.NDArray[np.integer[Any]]
 _CLIPS: dict[int, Float64] = {4: np.linspace(1.0, 0.6, 17), 8: np.linspace(1.0, 0.9, 5)}
 # Least weight of a row, as a share of the largest weight.
 _LEAST = 1e-6
+# Smallest range of a block; what is below it is 0.
+_TINY = np.finfo(np.float32).smallest_normal
 # Scales are kept in float16 while none is below its smallest normal number or above its largest.
 _HALF = np.finfo(np.float16)
 
@@ -113,6 +115,7 @@ def round_blocks(
         reach = np.maximum(-smallest, largest) / (high + 0.5)
     else:
         reach = (largest - smallest) / high
+    reach = np.where(reach < _TINY, np.float32(0.0), reach)  # its inverse would overflow
     scales = np.ones((groups, n), np.float32)
     zeros = np.zeros((groups, n), np.float32)
     codes = np.zeros(stack.shape, np.float32)

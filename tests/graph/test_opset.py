@@ -130,6 +130,23 @@ def test_outputs_of_old_operators_on_images_stay(
     assert_raised(model, {"x": rng.standard_normal((2, 3, 4, 5)).astype(np.float32)})
 
 
+def test_an_output_may_declare_another_shape(rng: np.random.Generator) -> None:
+    """As Paddle's exporter writes it: an output without axes, behind values of unknown ones."""
+    model = parse(
+        '<ir_version: 7, opset_import: ["" : 11]> g (float[N,3,4] x) => (float y) '
+        "{ a = Transpose <perm=[0,2,1]> (x)\n b = Mul (a, a)\n y = Softmax <axis=2> (b) }",
+        {},
+    )
+    x = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    raised = assert_raised(model, {"x": x}, inferred=False)
+    assert [node.op_type for node in raised.graph] == ["Transpose", "Mul", "Softmax"]
+    assert raised.graph.outputs[0].shape == ir.Shape([None, None, None])
+    onnx.checker.check_model(ir.to_proto(raised), full_check=True)
+    said = raise_opset(ir.from_proto(model), 21)
+    assert said is not None
+    assert "output 'y' declares 0 axes and has 3" in said
+
+
 def test_bodies_and_functions_are_raised(rng: np.random.Generator) -> None:
     text = """
         <ir_version: 8, opset_import: ["" : 11, "own" : 1]>
