@@ -255,13 +255,9 @@ def _without_chains(
     apart = {*inners, *(inner.first.node for inner in inners.values())}
     for entry in entries:
         if isinstance(entry, Factorable):
-<<<<<<< HEAD
             sites += () if entry.node in apart else entry.sites
-        elif entry.site is not None and entry.node not in apart:
-=======
-            sites += entry.sites
-        elif entry.site is not None and entry.off:
->>>>>>> ed9122f (Grouped convolutions in 8 and 4 bits)
+        elif entry.site not in (None, entry.refusal.site) and entry.node not in apart:
+            assert entry.site is not None
             sites.append(entry.site)
     chains, fed = chained(sites, constants), swapped(sites, constants)
     usable = {entry.node for entry in entries if isinstance(entry, Factorable)}
