@@ -10,6 +10,9 @@ the same total of linear parameters, for
 * ``uniform``: the same share of every layer, factors by output PCA;
 * ``SVD-LLM``: the same share of every layer, factors by truncating the whitened weight (Wang et
   al., ICLR 2025: SVD of Sᵀ·W with S·Sᵀ = C by Cholesky), written here again from the paper;
+* ``FWSVD``: the same share, with the rows of W weighed by the root of their Fisher information
+  (Hsu et al., ICLR 2022).  The gradient at a weight is that of the output times the input; with
+  both taken as independent, that of row i is ``E[x_i²]`` but for a factor of the whole layer;
 * ``pooled``: ranks by the relative output energy that is lost, pooled over all layers;
 * ``budget``: ranks by the damage measured end to end;
 * ``widths``: the same with ``--ops default,hidden,heads``, hidden units and value heads;
@@ -24,7 +27,7 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +70,7 @@ BARS = {0.9: (0.984, None), 0.8: (0.957, 0.975), 0.6: (0.887, 0.935)}
 WIDTHS = {0.9: 0.992, 0.8: 0.98}
 OPS = ("default", "hidden", "heads")
 WITHIN = 1.5
-WIDTH = 15  # of a column
+WIDTH = 10  # of a column
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,6 +113,7 @@ def _table(
         min_gain=0.0,
         simplify=False,
         bench=False,
+        effort="quick",
         refit=options.refit,
         heal=options.heal,
     )
@@ -128,7 +132,7 @@ def _table(
     judging_widths = Probe(wide.model, list(wide.measured), judge, context.trial.runner)
     dense = _unit(tuple(judging.reference))
     further = "+ refit, heal" if options.heal else "+ refit"
-    columns = ["uniform", "SVD-LLM", "pooled", "budget", "widths"]
+    columns = ["uniform", "SVD-LLM", "FWSVD", "pooled", "budget", "widths"]
     columns += [further] if options.refit else []
     print(f"cosine to the dense embeddings of {len(dense)} paragraphs", flush=True)
     print(
@@ -139,7 +143,8 @@ def _table(
         plan = Keep(searching, Budget("keep", share)).first()
         ways: dict[str, Mapping[Group, Factors]] = {
             "uniform": _uniform(prepared, share),
-            "SVD-LLM": _whitened(prepared, share),
+            "SVD-LLM": _whitened(prepared, share, _truncated),
+            "FWSVD": _whitened(prepared, share, _weighted),
             "pooled": _pairs(prepared, _pooled(searching, prepared, share)),
             "budget": _pairs(prepared, plan),
         }
@@ -180,14 +185,16 @@ def _uniform(prepared: Prepared, share: float) -> dict[Group, Factors]:
     return dict(fit(choices, prepared.statistics, lambda _: None))
 
 
-def _whitened(prepared: Prepared, share: float) -> dict[Group, Factors]:
-    """SVD-LLM's truncation, every layer at the same share."""
+def _whitened(
+    prepared: Prepared, share: float, way: Callable[[Array, Moments, int], tuple[Array, Array]]
+) -> dict[Group, Factors]:
+    """Another way to truncate, every layer at the same share."""
     pairs = {}
     for group in prepared.measured:
         weight = group.matrix.numpy()[0].astype(np.float64)
         rank = largest_rank(group.shape[1], group.shape[2], share)
         with threadpool_limits(1, user_api="blas"):  # two threads are far slower here
-            first, second = _truncated(weight, prepared.statistics.fit[group][0], rank)
+            first, second = way(weight, prepared.statistics.fit[group][0], rank)
         pairs[group] = Factors(first[None], second[None], Errors(0.0))
     return pairs
 
@@ -199,6 +206,14 @@ def _truncated(weight: Array, moments: Moments, rank: int) -> tuple[Array, Array
     u, values, vt = scipy.linalg.svd(root.T @ weight, full_matrices=False)
     half = np.sqrt(values[:rank])
     first = scipy.linalg.solve_triangular(root.T, u[:, :rank] * half, lower=False)
+    return first.astype(np.float32), (half[:, None] * vt[:rank]).astype(np.float32)
+
+
+def _weighted(weight: Array, moments: Moments, rank: int) -> tuple[Array, Array]:
+    root = np.sqrt(np.maximum(np.diag(moments.second), 1e-12 * np.trace(moments.second)))
+    u, values, vt = scipy.linalg.svd(root[:, None] * weight, full_matrices=False)
+    half = np.sqrt(values[:rank])
+    first = u[:, :rank] * half / root[:, None]
     return first.astype(np.float32), (half[:, None] * vt[:rank]).astype(np.float32)
 
 
