@@ -95,8 +95,13 @@ def calibrated(
         statistics_file.save(Path(context.settings.save_stats), saved)
     if saved.fisher is not None:
         roots, fitted = saved.fisher, found.fit
+        # What an earlier run decided holds for the damage that it measured.
+        decided = load and bool(saved.curves) and saved.curves_fisher
+        if decided and settings.budget is not None and not settings.fisher:
+            context.say("as in the run that saved them, factors are fitted by Fisher information")
+        fitted_to_felt = settings.fisher or (decided and settings.budget is not None)
         known = {group: roots[weight_of(group)] for group in fitted if weight_of(group) in roots}
-        found = replace(found, felt=known, fisher=known if settings.fisher else {})
+        found = replace(found, felt=known, fisher=known if fitted_to_felt else {})
     search = replace(found, held={})
     if searched is not None:
         own, aside = (statistics_of(model, groups, part) for part in searched)

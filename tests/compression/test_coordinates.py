@@ -128,6 +128,21 @@ def test_a_goal_without_a_search_tries_it_at_its_own_ranks(
     assert step.error_after is not None
 
 
+def test_statistics_hold_what_was_decided(
+    model: onnx.ModelProto, feeds: list[Any], tmp_path: Any
+) -> None:
+    path = tmp_path / "moments.npz"
+    calibration = feeds[16:]
+    found = compress(
+        model, data=feeds[:16], calibration=calibration, keep=0.5, save_stats=path, **PLAIN
+    )
+    assert step_of(found.report).taken
+    again = compress(model, data=feeds[:16], load_stats=path, keep=0.5, **PLAIN)
+    assert [row.rank for row in again.report.layers] == [row.rank for row in found.report.layers]
+    assert {row.energy_of for row in again.report.layers} == {"fisher"}
+    assert any("as in the run that saved them" in note for note in again.report.notes)
+
+
 def test_a_recipe_has_the_coordinates_of_its_search(
     model: onnx.ModelProto, feeds: list[Any], tmp_path: Any
 ) -> None:
