@@ -140,6 +140,8 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
     assert samples is not None  # moments were gathered of them
     fitted_to = samples.part([n for n in range(len(samples.feeds)) if n not in split.searched])
     fitting = replace(prepared.search, held=prepared.statistics.held)
+    if any(step.taken for step in prepared.steps):
+        fitting = replace(fitting, bases={})  # as the recipe of this run finds them
     with context.stages("effort"):
         probe = judging_probe(context, prepared.model, ranked)
         pairs = dict(fit(choices, fitting, lambda _: None, context.crew))

@@ -7,7 +7,7 @@ them; no model is assembled.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -82,7 +82,12 @@ class Looked:
     @property
     def statistics(self) -> Statistics:
         """Of the groups in ``fitted``, from all samples to fit to."""
-        return Statistics() if self.prepared is None else self.prepared.statistics
+        if self.prepared is None:
+            return Statistics()
+        if not self.prepared.steps:
+            return self.prepared.statistics
+        # Energies that are shown are those of outputs, whatever a budget would be spent by.
+        return replace(self.prepared.statistics, fisher={}, bases={})
 
     @property
     def calibration(self) -> Calibration | None:

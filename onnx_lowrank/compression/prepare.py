@@ -92,7 +92,9 @@ def prepare(context: Context) -> Prepared:
     alike = {
         g: own for g, own in search.bases.items() if search.fit.get(g) is statistics.fit.get(g)
     }
-    statistics = replace(statistics, bases=alike)
+    # With Fisher information a recipe finds them again, and so does the run that it is of.
+    taken = step is not None and step.taken
+    statistics = replace(statistics, bases={} if taken else alike)
     wishes = _wanted_formats(context, integers)
     formats, floats, tables = _formats(
         context, model, finding, measured.spectra, layers, selection, wishes
