@@ -127,7 +127,7 @@ def refit(
         original.advance(end, [name for later in stages[number:] for name in later.compared()])
         found = done[number]
         if found is None:
-            found = _refitted(stage, original, compressed, masks, current)
+            found = _refitted(stage, original, compressed, masks, current, memory)
             if known is not None:
                 known.save(number, found)
         for layer, better in zip(stage.layers, found, strict=True):
@@ -192,6 +192,7 @@ def _refitted(
     compressed: Walk,
     masks: Sequence[npt.NDArray[np.bool_] | None],
     current: Mapping[Group, Factors],
+    memory: Memory | None,
 ) -> tuple[Factors | None, ...]:
     """The best new pair of each layer of a stage; None where the old one is as good."""
     samples = range(len(original.live))
@@ -204,7 +205,8 @@ def _refitted(
     def solved(group: Group) -> list[Factors]:
         return _solutions(group, current[group], sums[group], judging[group])
 
-    found = dict(map_layers(solved, list(sums), group_memory))
+    room = None if memory is None else memory.planned()
+    found = dict(map_layers(solved, list(sums), group_memory, room=room))
     if len(stage.places) > 1:
         walks = original.fork(aside), compressed.fork(aside)
         found = _in_place(stage, found, judging, *walks, [masks[index] for index in aside])

@@ -159,7 +159,7 @@ def damage_curves(
             taken[group] = curve
     advance(len(taken))
     groups = [group for group in groups if group not in taken]
-    tails = _tails(groups, measured, statistics)
+    tails = _tails(groups, measured, statistics, crew.room())
     weighed = {
         group
         for group in statistics.felt.keys() & statistics.bases.keys()
@@ -230,6 +230,7 @@ def joint_curves(
     statistics: Statistics,
     goal: Goal,
     advance: Advance,
+    crew: Crew = HERE,
 ) -> dict[Joint, DamageCurve]:
     """Damage of groups that share their first factor, from that of each alone.
 
@@ -239,6 +240,7 @@ def joint_curves(
         statistics: what the factors are fitted to, and held moments if any.
         goal: limits the ranks.
         advance: called with 1 for every joint.
+        crew: what work in this process may hold.
     """
 
     def work(joint: Joint) -> npt.NDArray[np.float64]:
@@ -255,7 +257,7 @@ def joint_curves(
         return sum(group_memory(group) for group in joint.groups) * len(joint.groups)
 
     found = {}
-    for joint, tails in map_layers(work, joints, memory):
+    for joint, tails in map_layers(work, joints, memory, room=crew.room()):
         # The tails are damages already: one point says so.
         lossy = int(np.count_nonzero(tails > 0.0)) - 1
         points = ((lossy, float(tails[lossy])),) if lossy >= 0 else ()
@@ -324,7 +326,10 @@ def _slope(curve: DamageCurve, spectrum: Spectrum) -> float:
 
 
 def _tails(
-    groups: Sequence[Group], measured: Mapping[Group, Spectrum], statistics: Statistics
+    groups: Sequence[Group],
+    measured: Mapping[Group, Spectrum],
+    statistics: Statistics,
+    room: int | None,
 ) -> dict[Group, npt.NDArray[np.float64]]:
     """What is felt of the energy outside the first r components.
 
@@ -341,7 +346,7 @@ def _tails(
             statistics.weigh(group),
         )
 
-    found = dict(map_layers(work, largest_first(known), group_memory))
+    found = dict(map_layers(work, largest_first(known), group_memory, room=room))
     for group in groups:
         if group not in found:
             energies = measured[group].squares

@@ -171,7 +171,8 @@ def rounding_damages(
     inputs: dict[Group, float] = {}
     inside: dict[Group, float] = {}
     within = set(probe.groups)
-    for group, felt in map_layers(work, largest_first(groups), group_memory):
+    felt_of = map_layers(work, largest_first(groups), group_memory, room=crew.room())
+    for group, felt in felt_of:
         damage = None
         if group in within:
             constants = constants_of(group, felt.values[None], felt.shift)

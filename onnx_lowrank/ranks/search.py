@@ -148,7 +148,7 @@ class Searching:
         curves = {group: curve for group, curve in curves.items() if group not in self._left}
         joints = find_joints(curves, prepared.measured, prepared.search, prepared.model)
         with stages("damage together", len(joints)) as advance:
-            together = joint_curves(joints, curves, prepared.search, goal, advance)
+            together = joint_curves(joints, curves, prepared.search, goal, advance, prepared.crew)
         formats = {
             group: own
             for group, own in prepared.formats.items()
@@ -291,7 +291,11 @@ class Searching:
                 missing[group], tried(group, missing[group], pairs.get(group), statistics)
             )
 
-        self._tried = kept | dict(map_layers(work, largest_first(list(missing)), group_memory))
+        self._tried = kept | dict(
+            map_layers(
+                work, largest_first(list(missing)), group_memory, room=self.prepared.crew.room()
+            )
+        )
         constants: dict[str, Array] = {}
         for own in self._tried.values():
             constants |= own.constants
