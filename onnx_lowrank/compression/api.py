@@ -134,7 +134,8 @@ def compress(
             bits in blocks with a scale each, which takes opset 21; several, to choose from for each
             layer; auto: all that ``shape_for``'s target runs well.
         activations: numbers that weights of 8 bits may be multiplied with: float; int8: what MatMul
-            and Gemm read is rounded to 8 bits in every run, where that pays.
+            and Gemm read is rounded to 8 bits where that pays, in every run, or with ranges of the
+            samples where ``shape_for``'s target wants that (qnn, nnapi).
         requantize: factor and round weights too that the original holds as integers: they become
             floats first. ``weights`` fp32 then stands for as many bits as a weight had.
         quantize_ops: forms whose weights ``weights`` may store as integers, as for ``ops``:

@@ -22,6 +22,7 @@ from onnx_lowrank.compression.recording import recipe_for
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.compression.rounding import ROUNDING_NOTES, round_model
 from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.compression.static import round_around
 from onnx_lowrank.errors import DerivativeError, InputError, ShortError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.fitting.fit import fit
@@ -170,6 +171,8 @@ def assemble(
         if context.settings.shape_for is not None:
             for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
                 context.say(note)
+        if opened.static:
+            round_around(context, prepared, model, opened.static, spool)
     taken_back(model, context.at, context.source.model)
     if context.inlined:
         put_back(model, context.judged.model, context.source.model)

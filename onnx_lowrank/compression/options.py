@@ -154,7 +154,8 @@ _TABLE = (
     Option(
         "activations", "choice",
         "Numbers that weights of 8 bits may be multiplied with: float; int8: what MatMul and Gemm "
-        "read is rounded to 8 bits in every run, where that pays.",
+        "read is rounded to 8 bits where that pays, in every run, or with ranges of the samples "
+        "where {shape_for}'s target wants that (qnn, nnapi).",
         LAYERS, default="float", metavar="FORMAT", choices=("float", "int8"), needs=("weights",),
     ),
     Option(

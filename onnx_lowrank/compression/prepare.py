@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_lowrank.compression.calibrated import calibrated
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.coordinates import Coordinates, decided
+from onnx_lowrank.compression.static import static_steps
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.spectra import group_memory, largest_first, measure
 from onnx_lowrank.fitting.statistics import Statistics
@@ -99,6 +100,7 @@ def prepare(context: Context) -> Prepared:
     formats, floats, tables = _formats(
         context, model, finding, measured.spectra, layers, selection, wishes
     )
+    static = static_steps(context, model, formats)
     return Prepared(
         model=model,
         finding=finding,
@@ -118,6 +120,7 @@ def prepare(context: Context) -> Prepared:
         stored=integers.bytes,
         steps=() if step is None else (step,),
         pieces=context.pieces,
+        static=static,
     )
 
 
@@ -190,10 +193,10 @@ def _formats(
     formats: dict[Group, Formats] = {}
     floats: dict[Group, str] = {}
     tables = Tables()
-    if wanted.dynamic:
+    if wanted.integers is not None and wanted.integers.dynamic:
         # Integers without a sign are exact on every machine; elsewhere than here that is safe.
         here = context.settings.shape_for in (None, "cpu")
-        wanted = replace(wanted, signed=here and not saturates())
+        wanted = replace(wanted, integers=replace(wanted.integers, signed=here and not saturates()))
     if wanted.wanted:
         constants = Constants(model, context.settings.constant_inputs)
         tables = find_tables(finding, model, constants, selection)
@@ -207,6 +210,11 @@ def _formats(
     if "gather" in wanted.ops:
         for name, why in tables.left.items():
             context.say(f"table {name} stays floats: {why}")
+        if tables.groups and not wanted.blocks and recipe is None:
+            context.say(
+                f"tables stay floats, since the target takes none of integers: "
+                f"{listed(list(tables.groups), 4)}"
+            )
     if not formats:
         context.say("no weight has a number format: see the reasons of the layers")
         return formats, floats, tables

@@ -22,7 +22,6 @@ from onnx_lowrank.ranks.formats import (
     FormatWishes,
     offered,
     quantized_ops,
-    rounds_activations,
 )
 from onnx_lowrank.ranks.goals import Budget, Goal, budget_of, seconds_of, size_of
 from onnx_lowrank.ranks.recipe import Recipe
@@ -262,10 +261,9 @@ class Settings:
         """In which numbers weights may be stored."""
         targets = self.shape_for, self.ep
         kept = self.requantize and self.weights == OPTIONS["weights"].default
-        kinds = offered("8" if kept else self.weights, targets)
-        dynamic = rounds_activations(self.activations, kinds, targets)
+        kinds, integers, blocks = offered("8" if kept else self.weights, self.activations, targets)
         own: dict[str, str] | None = {} if kept else None
-        return FormatWishes(kinds, quantized_ops(self.quantize_ops), dynamic, own=own)
+        return FormatWishes(kinds, quantized_ops(self.quantize_ops), integers, blocks, own=own)
 
     @property
     def selection(self) -> Selection:

@@ -22,6 +22,7 @@ def stages_before(settings: Settings) -> tuple[str, ...]:
     fitted = loads or _sampled(settings)
     budget = settings.budget
     felt = settings.fisher or budget is not None or settings.effort_used == "thorough"
+    static = (integers := settings.quantized.integers) is not None and integers.static
     timed = (budget is not None and budget.timed) or settings.rank_multiple == "auto"
     wanted = {
         "load": True,
@@ -32,6 +33,7 @@ def stages_before(settings: Settings) -> tuple[str, ...]:
         "measure": True,
         "count": runs,
         "time layers": timed,
+        "ranges": static,
         "damage": budget is not None and runs,
         "damage of formats": budget is not None and runs,
         "damage together": budget is not None and runs,

@@ -45,6 +45,7 @@ from onnx_lowrank.progress import Advance
 
 __all__ = [
     "Opened",
+    "Postponed",
     "Rounded",
     "RoundedWeight",
     "centre_of",
@@ -74,18 +75,35 @@ class Rounded:
     error: float
 
 
+@dataclass(frozen=True, eq=False)
+class Postponed:
+    """Products that multiply with what codes stand for, until their inputs are rounded too.
+
+    Attributes:
+        nodes: the products.
+        codes: of their weight.
+        form: its format.
+    """
+
+    nodes: list[ir.Node]
+    codes: Blocks
+    form: Format
+
+
 @dataclass(eq=False)
 class Opened:
-    """What is left as floats while the pairs that correct roundings are healed.
+    """What is left as floats: while the pairs that correct roundings are healed, and longer.
 
     Attributes:
         corrections: nodes of these pairs.
-        products: products that multiply with what codes stand for, until their inputs are rounded
-            too: no derivative goes through that.
+        products: those that round their inputs in every run: no derivative goes through that.
+        static: those whose inputs have ranges that are known before; they wait until the graph has
+            its shape (see `onnx_lowrank.fitting.static`).
     """
 
     corrections: dict[Group, Correction] = field(default_factory=dict)
-    products: list[tuple[list[ir.Node], Blocks, Format]] = field(default_factory=list)
+    products: list[Postponed] = field(default_factory=list)
+    static: list[Postponed] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +176,7 @@ def round_weight(
         inverse = Inverse(moments)
 
     def rounding(own: Array) -> Blocks:
-        return rounded(own, inverse, form.bits, form.rows(len(own)))
+        return rounded(own, inverse, form.bits, form.rows(len(own)), one=not form.channels)
 
     if not form.correction:
         return RoundedWeight(rounding(matrix))
@@ -235,7 +253,7 @@ def round_weights(
         what became of the weights, and what is still floats.
     """
     opened = Opened()
-    writer = _Writer(FormatWriter(model, spool), opened if open_corrections else None)
+    writer = _Writer(FormatWriter(model, spool), opened, open_corrections)
     firsts: dict[ir.Node, _First] = {}
     found = {}
     for group, choice in choices.items():
@@ -279,27 +297,31 @@ def close_rounding(model: ir.Model, opened: Opened, statistics: Statistics, spoo
         first, second = _correction(a @ b, a, b, moments, inverse)
         writer.put(nodes.inner, first)
         writer.put(nodes.outer, second)
-    for products, codes, form in opened.products:
-        writer.put(products, codes, form)
+    for own in opened.products:
+        writer.put(own.nodes, own.codes, own.form)
 
 
 @dataclass(frozen=True, eq=False)
 class _Writer:
-    """Writes codes, or notes what waits for healing.
+    """Writes codes, or notes what waits.
 
     Attributes:
         formats: writes into the model.
-        opened: takes what waits; None writes everything.
+        opened: takes what waits.
+        heals: whether what healing cannot go through waits too.
     """
 
     formats: FormatWriter
-    opened: Opened | None
+    opened: Opened
+    heals: bool
 
     def put(self, nodes: list[ir.Node], codes: Blocks | Array, form: Format) -> None:
-        if self.opened is None or not form.dynamic or not isinstance(codes, Blocks):
+        waits = form.static or (self.heals and form.dynamic)
+        if not waits or not isinstance(codes, Blocks):
             self.formats.put(nodes, codes, form)
             return
-        self.opened.products.append((nodes, codes, form))
+        queue = self.opened.static if form.static else self.opened.products
+        queue.append(Postponed(nodes, codes, form))
         self.formats.put(nodes, codes.values())
 
 
@@ -344,7 +366,7 @@ def _write_dense(
     correction = None
     if found.correction is not None:
         first, second = found.correction
-        if writer.opened is not None:
+        if writer.heals:
             correction = writer.formats.correct(nodes, first.values(), second.values())
         else:
             correction = writer.formats.correct(nodes, first, second)
@@ -381,7 +403,7 @@ def _write_pair(
 
 
 def _first(first: Array, form: Format, moments: Moments | Inverse | None) -> Blocks:
-    return rounded(first, moments, form.bits, form.rows(len(first)))
+    return rounded(first, moments, form.bits, form.rows(len(first)), one=not form.channels)
 
 
 def _second(
@@ -392,4 +414,5 @@ def _second(
     if len(second) < SMALLEST:
         return refitted_second(matrix, first, second, moments).astype(np.float32)
     block = form.rows(len(second))
-    return rounded_second(matrix, first, second, moments, form.bits, block)
+    one = not form.channels
+    return rounded_second(matrix, first, second, moments, form.bits, block, one=one)

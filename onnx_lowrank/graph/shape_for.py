@@ -48,6 +48,9 @@ class Wishes:
         right: the constant on the right, or a convolution.
         blocks: whether it runs weights of integers in blocks with a scale each.
         dynamic_int8: whether it runs products of integers whose inputs are quantized in each run.
+        static_int8: whether it wants products of integers between QuantizeLinear and
+            DequantizeLinear.
+        channels: whether the weights of these may have a scale for each column.
     """
 
     rank_multiple: int = 8
@@ -58,13 +61,15 @@ class Wishes:
     right: bool = False
     blocks: bool = False
     dynamic_int8: bool = False
+    static_int8: bool = False
+    channels: bool = False
 
 
 WISHES: dict[str, Wishes] = {
     "cpu": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
     "arm": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
-    "qnn": Wishes(rank_multiple=32, fixed=True, plain=True),
-    "nnapi": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
+    "qnn": Wishes(rank_multiple=32, fixed=True, plain=True, static_int8=True, channels=True),
+    "nnapi": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True, static_int8=True),
     "coreml": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
     "webgpu": Wishes(rank_multiple=4, blocks=True),
     # XNNPACK's Gemm takes the number of rows from the model.

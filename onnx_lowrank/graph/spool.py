@@ -45,7 +45,7 @@ class Spool:
         Raises:
             OSError: the disk is full.
         """
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # a scalar stays one
         if array.nbytes < _SMALL:
             return ir.Tensor(array, name=name)
         if self._file is None:

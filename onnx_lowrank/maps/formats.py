@@ -4,12 +4,12 @@
 ``x @ W``  ->  ``x @ DequantizeLinear(q, s) + (x @ A) @ B``  with a pair that corrects the rounding
 
 That is what ONNX Runtime makes MatMulNBits of, by itself; it needs opset 21.  Products whose inputs
-are integers too are in `onnx_lowrank.maps.dynamic`.
+are integers too are in `onnx_lowrank.maps.dynamic` and `onnx_lowrank.maps.static`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,7 @@ from onnx_lowrank.maps.emit import Storage, TypedShape
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.folded import FOLDED, PRODUCTS, FoldedWriter, folded_site, is_product
 from onnx_lowrank.maps.rewrite import remove_unread
+from onnx_lowrank.maps.static import ByteStep, StaticWriter
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks
 
@@ -48,12 +49,12 @@ __all__ = [
 OPSET = 21
 """The first one whose DequantizeLinear knows blocks and 4 bits."""
 
-# Of products whose inputs are rounded in every run, and of tables by their bits.
-_DYNAMIC_OPSET, _TABLE_OPSETS = 11, {8: 11, 4: 18}
+# Of products by what they multiply with, and of tables by their bits.
+_OPSETS, _TABLE_OPSETS = {"float": OPSET, "dynamic": 11, "static": 13}, {8: 11, 4: 18}
 
 SMALLEST = 16
 """The smallest block of the kernels that multiply with one."""
-Activations = Literal["float", "dynamic"]
+Activations = Literal["float", "dynamic", "static"]
 # Bytes of the nodes and names that make floats of integers.
 _FOLDING = 1000
 _KINDS = {(4, True): ml_dtypes.int4, (4, False): ml_dtypes.uint4, (8, True): np.int8}
@@ -70,8 +71,9 @@ class Format:
         correction: rank of the pair that corrects the rounding, in 8 bits itself; 0 without.
         table: whether the weight is a table of rows that are gathered.
         activations: what the weight is multiplied with: floats, or integers of 8 bits whose range
-            is found in every run.
+            is found in every run ("dynamic"), or on samples before ("static").
         signed: whether the integers of a whole column are stored with a sign.
+        channels: whether each whole column has a scale, or all of them one.
     """
 
     bits: Bits
@@ -80,15 +82,19 @@ class Format:
     table: bool = False
     activations: Activations = "float"
     signed: bool = True
+    channels: bool = True
 
     def __str__(self) -> str:
         if self.table and self.bits == 8:
             return "8 bits, a scale for each row"
-        if not self.block and not self.dynamic:
+        if not self.block and not self.integers:
             return f"{self.bits} bits, a scale for each output"
         if self.dynamic:
             text = f"{self.bits} bits per channel, inputs in 8 bits"
             return text if self.signed else f"{text}, unsigned"
+        if self.static:
+            each = "per channel" if self.channels else "with one scale"
+            return f"{self.bits} bits {each}, inputs and results in 8 bits"
         text = f"{self.bits} bits, blocks of {self.block}"
         return f"{text}, + rank {self.correction}" if self.correction else text
 
@@ -98,11 +104,21 @@ class Format:
         return self.activations == "dynamic"
 
     @property
+    def static(self) -> bool:
+        """Whether inputs and results are rounded to integers of ranges that are known before."""
+        return self.activations == "static"
+
+    @property
+    def integers(self) -> bool:
+        """Whether products multiply integers: their inputs are rounded too."""
+        return self.activations != "float"
+
+    @property
     def opset(self) -> int:
         """The first opset that has its operators."""
         if self.table:
             return _TABLE_OPSETS[self.bits]
-        return _DYNAMIC_OPSET if self.dynamic else OPSET
+        return _OPSETS[self.activations]
 
     def rows(self, m: int) -> int:
         """How many of m weights of a column share a scale."""
@@ -121,10 +137,10 @@ class Format:
             return m * (n * self.bits // 8 + 2 * -(-n // self.block))
         if rank is not None:
             return (self.bytes(m, rank) if leads else 0) + self.bytes(rank, n)
-        if m < SMALLEST and (self.block or self.dynamic):
+        if m < SMALLEST and (self.block or self.integers):
             return 4 * m * n
         if not self.block:
-            return m * n + (4 if self.dynamic else 2) * n
+            return m * n + (4 if self.integers else 2) * (n if self.channels else 1)
         size = _coded(m, n, self.bits, suited(self.block, m))
         if self.correction:
             a, b = CORRECTION, suited(CORRECTION.block, self.correction)
@@ -249,6 +265,7 @@ class FormatWriter:
         self._constants = Constants(model)
         self._products = DynamicWriter(model.graph, self._storage)
         self._folded = FoldedWriter(model.graph, self._storage)
+        self._static = StaticWriter(model.graph, self._storage)
 
     def weight(self, node: ir.Node) -> Constant:
         """The matrix that a node multiplies with, in × out."""
@@ -277,22 +294,25 @@ class FormatWriter:
         Args:
             nodes: those that read the same constant now, all products or none of them.
             matrix: stored once for all of them; what nobody reads any more is removed.
-            form: of the codes, which decides whether the inputs are rounded too.
+            form: of the codes, which decides whether the inputs are rounded too; where their
+                ranges are known before, `surround` does that.
         """
         root = self.weight(nodes[0]).root
         base, in_node = node_name(nodes[0]), root.producer() is not None
         nodes = list(dict.fromkeys(nodes))
-        dynamic = form is not None and form.dynamic
-        shared = isinstance(matrix, Blocks) and len(nodes) > 1 and not dynamic
+        integers = form is not None and form.integers
+        shared = isinstance(matrix, Blocks) and len(nodes) > 1 and not integers
         if shared or not is_product(nodes[0], self._constants):
             self._folded.put([folded_site(node, self._constants) for node in nodes], matrix, base)
             remove_unread(root)
             return
-        if isinstance(matrix, Blocks) and form is not None and dynamic:
+        if isinstance(matrix, Blocks) and form is not None and form.dynamic:
             self._products.write(nodes, matrix, signed=form.signed, in_node=in_node)
             remove_unread(root)
             return
-        if isinstance(matrix, Blocks):
+        if isinstance(matrix, Blocks) and form is not None and form.static:
+            value = self._columns(matrix, form, base, in_node=in_node)
+        elif isinstance(matrix, Blocks):
             value = self._dequantized(matrix, f"{base}.q{matrix.bits}", in_node=in_node)
         else:
             name = f"{base}.lowrank_B"
@@ -301,6 +321,15 @@ class FormatWriter:
             node.replace_input_with(1, value)
             node.attributes.pop("transB", None)
         remove_unread(root)
+
+    def surround(self, nodes: Sequence[ir.Node], steps: Mapping[str, ByteStep]) -> None:
+        """Round what products read and give, with ranges that are known before.
+
+        Args:
+            nodes: MatMul or Gemm nodes.
+            steps: of all that they read and give, by name.
+        """
+        self._static.surround(nodes, steps)
 
     def split(self, nodes: Sequence[ir.Node], first: Array, second: Array) -> list[ir.Node]:
         """Let MatMul or Gemm nodes multiply with B, and new ones before them with A.
@@ -378,6 +407,18 @@ class FormatWriter:
         assert node.graph is not None
         node.graph.insert_before(node, new)
         return value
+
+    def _columns(self, codes: Blocks, form: Format, base: str, *, in_node: bool) -> ir.Value:
+        """What signed integers with a scale for each whole column, or one for all, stand for."""
+        graph, storage = self._model.graph, self._storage
+        q = storage.store(graph, codes.codes.astype(np.int8), f"{base}.q8", in_node=in_node)
+        scales = codes.scales.reshape(-1).astype(np.float32)
+        own = scales if form.channels else scales[:1].reshape(())
+        s = storage.store(graph, own, f"{base}.scales", in_node=in_node)
+        attributes = [ir.AttrInt64("axis", 1)] if form.channels else []
+        like = TypedShape(ir.DataType.FLOAT, codes.shape)
+        name = storage.new_name(f"{base}.q8.values")
+        return storage.derive(graph, "DequantizeLinear", [q, s], attributes, name, like)
 
     def _dequantized(self, codes: Blocks, base: str, *, in_node: bool) -> ir.Value:
         graph, storage = self._model.graph, self._storage

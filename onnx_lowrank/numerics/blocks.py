@@ -80,6 +80,7 @@ def round_blocks(
     *,
     weights: Float64 | None = None,
     symmetric: bool = True,
+    one: bool = False,
 ) -> Blocks:
     """Round to nearest; of several ranges each block takes the one with the least error.
 
@@ -90,6 +91,7 @@ def round_blocks(
         weights: weight of each row's square error, shape [m], such as the diagonal of C; default:
             all equal.
         symmetric: False gives each block a zero point.
+        one: whether all of the matrix shares one scale, whatever the block.
 
     Raises:
         ValueError: the matrix is empty, or the block is below 1.
@@ -97,6 +99,13 @@ def round_blocks(
     m, n = matrix.shape
     if not m or not n or block < 1:
         raise ValueError(f"expected a matrix and a block of 1 row or more, got {m}×{n}, {block}")
+    if one:
+        each = None if weights is None else np.repeat(weights, n)
+        column = np.asarray(matrix).reshape(-1, 1)
+        flat = round_blocks(column, bits, m * n, weights=each, symmetric=symmetric)
+        each_zero = None if flat.zeros is None else flat.zeros.repeat(n).reshape(1, n)
+        each_scale = flat.scales.repeat(n).reshape(1, n)
+        return Blocks(flat.codes.reshape(m, n), each_scale, each_zero, bits, m)
     block = min(block, m)
     groups = -(-m // block)
     stack = np.zeros((groups * block, n), np.float32)

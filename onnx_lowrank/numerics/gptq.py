@@ -50,7 +50,13 @@ class Inverse:
 
 
 def gptq(
-    matrix: Array, moments: Moments | Inverse, bits: Bits, block: int, *, symmetric: bool = True
+    matrix: Array,
+    moments: Moments | Inverse,
+    bits: Bits,
+    block: int,
+    *,
+    symmetric: bool = True,
+    one: bool = False,
 ) -> Blocks:
     """Codes of a matrix for inputs with known second moments.
 
@@ -61,12 +67,13 @@ def gptq(
         bits: of a code, 4 or 8.
         block: rows that share a scale.
         symmetric: False gives each block a zero point.
+        one: whether all of the matrix shares one scale.
 
     Raises:
         ValueError: as `round_blocks`.
     """
     known = moments if isinstance(moments, Inverse) else Inverse(moments)
-    grid = round_blocks(matrix, bits, block, weights=known.weights, symmetric=symmetric)
+    grid = round_blocks(matrix, bits, block, weights=known.weights, symmetric=symmetric, one=one)
     order, upper = known.order, known.upper
     if upper is None:
         return grid

@@ -21,7 +21,14 @@ __all__ = ["refitted_second", "rounded", "rounded_second"]
 _RIDGE = 1e-4
 
 
-def rounded(matrix: Array, moments: Moments | Inverse | None, bits: Bits, block: int) -> Blocks:
+def rounded(
+    matrix: Array,
+    moments: Moments | Inverse | None,
+    bits: Bits,
+    block: int,
+    *,
+    one: bool = False,
+) -> Blocks:
     """Codes of a weight, or of a first factor.
 
     Args:
@@ -29,14 +36,22 @@ def rounded(matrix: Array, moments: Moments | Inverse | None, bits: Bits, block:
         moments: C of the inputs; None rounds to nearest.
         bits: of a code.
         block: rows that share a scale.
+        one: whether all of the matrix shares one scale.
     """
     if moments is None:
-        return round_blocks(matrix, bits, block)
-    return gptq(matrix, moments, bits, block)
+        return round_blocks(matrix, bits, block, one=one)
+    return gptq(matrix, moments, bits, block, one=one)
 
 
 def rounded_second(
-    matrix: Array, first: Array, second: Array, moments: Moments | None, bits: Bits, block: int
+    matrix: Array,
+    first: Array,
+    second: Array,
+    moments: Moments | None,
+    bits: Bits,
+    block: int,
+    *,
+    one: bool = False,
 ) -> Blocks:
     """Codes of a second factor that is fitted to its first one as it is.
 
@@ -47,13 +62,14 @@ def rounded_second(
         moments: C of the inputs; None fits to the weight and rounds to nearest.
         bits: of a code.
         block: rows that share a scale.
+        one: whether all of the factor shares one scale.
     """
     fitted = refitted_second(matrix, first, second, moments)
     if moments is None:
-        return round_blocks(fitted, bits, block)
+        return round_blocks(fitted, bits, block, one=one)
     a = np.asarray(first, np.float64)
     inner = Moments(a.T @ moments.applied(a), moments.mean @ a, moments.rows)
-    return gptq(fitted, inner, bits, block)
+    return gptq(fitted, inner, bits, block, one=one)
 
 
 def refitted_second(matrix: Array, first: Array, second: Array, moments: Moments | None) -> Array:

@@ -34,7 +34,7 @@ _TIMED_TRIES, _OVERSHOOT = 7, 1.1
 # What a pair adds to the file beside its elements: a node, names and shapes.
 _OVERHEAD = 400
 # The same of a matrix of integers: its scales, and the nodes that make floats of both.
-_OVERHEAD_OF_FORMAT, _OVERHEAD_OF_TABLE, _OVERHEAD_OF_DYNAMIC = 700, 2500, 1200
+_OVERHEAD_OF_FORMAT, _OVERHEAD_OF_TABLE, _OVERHEAD_OF_INTEGERS = 700, 2500, 1200
 
 
 class Keep(Strategy):
@@ -121,7 +121,7 @@ def file_bytes(group: Group, variant: Variant, leads: bool = True) -> float:
     size += 0 if variant.rank is None or group.head is not None else _OVERHEAD * nodes
     if form is not None:
         matrices = (1 if variant.rank is None else 2) + (2 if form.correction else 0)
-        own = _OVERHEAD_OF_DYNAMIC * nodes if form.dynamic else _OVERHEAD_OF_FORMAT
+        own = _OVERHEAD_OF_INTEGERS * nodes if form.integers else _OVERHEAD_OF_FORMAT
         size += _OVERHEAD_OF_TABLE * nodes if form.table else own * matrices
         size += 2 * _OVERHEAD * nodes if form.correction else 0
     return size

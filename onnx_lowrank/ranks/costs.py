@@ -121,7 +121,7 @@ class CostTable:
             leads: as for `pair`.
         """
         rank, form = variant.rank, variant.format
-        if form is not None and folded(group) and not form.dynamic:
+        if form is not None and folded(group) and not form.integers:
             form = None  # floats by the time it runs
         if form is None:
             return self.dense(group) if rank is None else self.pair(group, rank, leads)
@@ -229,7 +229,7 @@ def _apart(own: Formats, *, floats: bool) -> Formats:
     if not floats:
         return own
     parts = (own.dense, own.pairs)
-    return Formats(*(tuple(f for f in part if f is None or f.dynamic) for part in parts))
+    return Formats(*(tuple(f for f in part if f is None or f.integers) for part in parts))
 
 
 def _seen(sites: Sequence[Site], model: ir.Model, run: Run) -> Seen:

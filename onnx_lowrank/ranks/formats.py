@@ -28,7 +28,6 @@ __all__ = [
     "formatted",
     "offered",
     "quantized_ops",
-    "rounds_activations",
     "unformatted",
     "without_opset",
 ]
@@ -47,10 +46,11 @@ _DENSE: Mapping[str, tuple[Format, ...]] = {
     "8": (Format(8, 128),),
     "4": (Format(4, 32), Format(4, 16), Format(4, 128)),
 }
-# Of 8 bits where inputs may be rounded too: it comes first.
+# Of 8 bits where inputs may be rounded too, in each run or with ranges of samples: they come first.
 _DYNAMIC = Format(8, 0, activations="dynamic")
 # Of what is narrower than a block.
 _NARROW = Format(8, 0)
+_STATIC = Format(8, 0, activations="static")
 _PAIRS: Mapping[str, Format] = {"8": Format(8, 128), "4": Format(4, 32)}
 # Blocks of 4 bits whose rounding may be corrected, and by which ranks.
 _CORRECTED, _RANKS = (32, 128), (4, 8, 16, 32)
@@ -69,9 +69,10 @@ class Formats:
     pairs: tuple[Format | None, ...] = (None,)
 
     @property
-    def dynamic(self) -> bool:
-        """Whether inputs may be rounded in every run."""
-        return any(form is not None and form.dynamic for form in (*self.dense, *self.pairs))
+    def integers(self) -> Format | None:
+        """The format whose inputs are rounded too; None without one."""
+        every = (form for form in (*self.dense, *self.pairs) if form is not None)
+        return next((form for form in every if form.integers), None)
 
     def joined(self, other: Formats) -> Formats:
         """Those of both."""
@@ -90,15 +91,15 @@ class FormatWishes:
     Attributes:
         kinds: of `KINDS`, in their order.
         ops: forms whose weights may be integers.
-        dynamic: whether inputs of products may be rounded to 8 bits in every run.
-        signed: whether the weights of such products are stored with a sign.
+        integers: the format of products whose inputs may be rounded to 8 bits too; None without.
+        blocks: whether integers may stand in blocks with a scale each.
         own: name of a weight -> its only kind; others stay floats.  None where all have ``kinds``.
     """
 
     kinds: tuple[str, ...] = ("fp32",)
     ops: frozenset[str] = frozenset(_OPS)
-    dynamic: bool = False
-    signed: bool = False
+    integers: Format | None = None
+    blocks: bool = True
     own: Mapping[str, str] | None = None
 
     def kinds_of(self, name: str) -> tuple[str, ...]:
@@ -121,59 +122,67 @@ class FormatWishes:
         return len(self.kinds) == 1
 
 
-def offered(weights: str, targets: Collection[str | None]) -> tuple[str, ...]:
-    """The kinds of numbers that a run may choose from: the one place that knows targets.
+def offered(
+    weights: str, activations: str, targets: Collection[str | None]
+) -> tuple[tuple[str, ...], Format | None, bool]:
+    """What numbers a run may choose from: the one place that knows targets.
 
     Args:
         weights: kinds, separated by commas, or auto: all that the targets run well.
+        activations: of `ACTIVATIONS`.
         targets: names of what the result is shaped for and runs on, as the user or ONNX Runtime
             writes them; None for no one's.
 
+    Returns:
+        of `KINDS`; the format of products whose inputs are integers too, if any; and whether
+        there are blocks.
+
     Raises:
-        UsageError: a target does not take what was asked for by name.
+        UsageError: a target does not take what was asked for by name, or no weights may have the
+            8 bits that integers are multiplied with.
     """
-    names = {short_name(target) for target in targets if target}
-    without = sorted(name for name in names & WISHES.keys() if not WISHES[name].blocks)
+    names = sorted({short_name(target) for target in targets if target} & WISHES.keys())
+    integers = None if activations == "float" else _integers(activations, names)
+    without = [name for name in names if not WISHES[name].blocks]
     given = {part.strip() for part in weights.split(",")}
-    if "auto" in given:
-        return ("fp32",) if without else KINDS
-    if without and given != {"fp32"}:
+    # Where there are no blocks 8 bits are those of whole columns.
+    most = KINDS if not without else ("fp32",) if integers is None else ("fp32", "8")
+    if "auto" not in given and not given.issubset(most):
+        hint = ""
+        if integers is None and given <= {"fp32", "8"} and WISHES[without[0]].static_int8:
+            hint = f", or {named('activations', 'int8')} beside 8"
         raise UsageError(
             f"{named('weights', weights)}: target {without[0]} takes no weights in blocks of "
-            "integers; expected fp32 or auto"
+            f"integers; expected {', '.join(most)} or auto{hint}"
         )
-    return tuple(kind for kind in KINDS if kind in given)
-
-
-def rounds_activations(
-    activations: str, kinds: Collection[str], targets: Collection[str | None]
-) -> bool:
-    """Whether products may multiply integers, as ``activations`` says.
-
-    Args:
-        activations: of `ACTIVATIONS`.
-        kinds: of weights, from `offered`.
-        targets: as for `offered`.
-
-    Raises:
-        UsageError: a target does not take that, or no weights may have 8 bits.
-    """
-    if activations == "float":
-        return False
-    option = named("activations", activations)
-    names = {short_name(target) for target in targets if target}
-    without = sorted(n for n in names & WISHES.keys() if not WISHES[n].dynamic_int8)
-    if without:
-        raise UsageError(
-            f"{option}: target {without[0]} takes no inputs that are quantized in every run; "
-            f"expected {named('activations', 'float')}"
-        )
-    if "8" not in kinds:
+    kinds = most if "auto" in given else tuple(kind for kind in KINDS if kind in given)
+    if integers is not None and "8" not in kinds:
+        option = named("activations", activations)
         raise UsageError(
             f"{option} needs 8 among {named('weights')}, or auto: integers are multiplied with "
             f"weights of 8 bits; got {', '.join(kinds)}"
         )
-    return True
+    return kinds, integers, not without
+
+
+def _integers(activations: str, names: Sequence[str]) -> Format:
+    """The format of products whose inputs are integers too, on targets of these names.
+
+    What takes no ranges of each run takes those of samples, which all others run as well.
+
+    Raises:
+        UsageError: a target takes neither.
+    """
+    static = [name for name in names if not WISHES[name].dynamic_int8]
+    without = [name for name in static if not WISHES[name].static_int8]
+    if without:
+        raise UsageError(
+            f"{named('activations', activations)}: target {without[0]} multiplies no integers; "
+            f"expected {named('activations', 'float')}"
+        )
+    if not static:
+        return _DYNAMIC
+    return dataclasses.replace(_STATIC, channels=all(WISHES[name].channels for name in static))
 
 
 def quantized_ops(names: Sequence[str] | None) -> frozenset[str]:
@@ -230,7 +239,7 @@ def formats_of(
     for group in finding.off:
         if group in found:
             found[group] = dataclasses.replace(found[group], pairs=(None,))
-    if "gather" in wanted.ops:
+    if "gather" in wanted.ops and wanted.blocks:
         for group in tables.groups.values():
             width = group.shape[2]
             own: list[Format | None] = []
@@ -258,6 +267,8 @@ def _left(
     why = no_format(group, model)
     if why is not None:
         return why
+    if not wanted.blocks and not _multiplies(group):
+        return "only MatMul, and Gemm without transA, alpha and beta, multiply integers there"
     known = measured.get(group)
     finite = known.finite if known is not None else bool(np.isfinite(group.matrix.numpy()).all())
     if not finite:
@@ -275,13 +286,14 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
             dense.append(None)
             pairs.append(None)
             continue
+        if kind == "8" and wanted.integers is not None and _multiplies(group):
+            dense.append(wanted.integers)
+            pairs.append(wanted.integers)
+        if not wanted.blocks:
+            continue
         plain = [dataclasses.replace(f, block=suited(f.block, m)) for f in _DENSE[kind]]
         if m < SMALLEST:  # of a convolution: a few weights of each output
             plain = [_NARROW]
-        if kind == "8" and wanted.dynamic and products(group) and rounds_inputs(_nodes(group)):
-            dynamic = dataclasses.replace(_DYNAMIC, signed=wanted.signed)
-            dense.append(dynamic)
-            pairs.append(dynamic)
         dense += plain
         pairs.append(_PAIRS[kind])
         if kind == "4" and correctable(group) and m >= SMALLEST:
@@ -295,8 +307,9 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
     return Formats(tuple(dict.fromkeys(dense)), tuple(pairs))
 
 
-def _nodes(group: Group) -> list[ir.Node]:
-    return [member.site.node for member in group.members]
+def _multiplies(group: Group) -> bool:
+    """Whether the nodes of a group can multiply integers."""
+    return products(group) and rounds_inputs([member.site.node for member in group.members])
 
 
 def without_opset(formats: Mapping[Group, Formats], opset: int) -> dict[Group, Formats]:

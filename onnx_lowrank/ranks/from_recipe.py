@@ -118,7 +118,7 @@ def formats_in(
     return found, floats
 
 
-def _check_dynamic(group: Group, wanted: Format, where: str) -> None:
+def _check_integers(group: Group, wanted: Format, where: str) -> None:
     """Raise where products of a group cannot round their inputs, or not in such a format."""
     if not products(group) or not rounds_inputs([member.site.node for member in group.members]):
         raise InputError(f"{where}: a Gemm with transA, alpha or beta does not round its inputs")
@@ -137,11 +137,11 @@ def _check_format(wanted: Format, layer: RecipeLayer, group: Group, where: str) 
         raise InputError(
             f"{where}: expected a correction of a rank from 0 to {most}, got {wanted.correction}"
         )
-    if wanted.dynamic:
-        _check_dynamic(group, wanted, where)
+    if wanted.integers:
+        _check_integers(group, wanted, where)
         return
-    if not wanted.signed:
-        raise InputError(f"{where}: expected signed integers in blocks, got unsigned ones")
+    if not wanted.signed or not wanted.channels:
+        raise InputError(f"{where}: expected signed integers in blocks, each with its own scale")
     if not wanted.block and wanted.bits == 8 and group.shape[1] < SMALLEST:
         return
     block = wanted.block if layer.rank is not None else suited(wanted.block, group.shape[1])

@@ -56,8 +56,8 @@ def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[s
 
 def _as_floats(group: Group, choice: Choice) -> bool:
     """Whether a layer runs as it did: only its file is smaller."""
-    dynamic = choice.format is not None and choice.format.dynamic
-    return choice.rank is None and folded(group) and not dynamic
+    integers = choice.format is not None and choice.format.integers
+    return choice.rank is None and folded(group) and not integers
 
 
 def _together(choice: Choice, group: Group) -> tuple[Group, ...]:

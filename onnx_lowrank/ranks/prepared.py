@@ -8,6 +8,7 @@ from typing import get_args
 
 import onnx_ir as ir
 
+from onnx_lowrank.fitting.static import StaticSteps
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.fitting.statistics_file import SavedStatistics, weight_of
 from onnx_lowrank.maps.choice import Choice, Spectrum
@@ -47,6 +48,8 @@ class Prepared:
         crew: who works on its layers.
         steps: those that were tried before, whose outcome the statistics have.
         pieces: where finished work of an earlier run is; None: nowhere.
+        static: steps of inputs and results of products that may be rounded with ranges that are
+            known before a run; None without any.
     """
 
     model: ir.Model
@@ -67,6 +70,7 @@ class Prepared:
     stored: Mapping[str, int] = field(default_factory=dict)
     steps: tuple[EffortStep, ...] = ()
     pieces: Pieces | None = None
+    static: StaticSteps | None = None
 
     def known_curve(self, group: Group, fisher: bool) -> DamageCurve | None:
         """The damage of a group that was measured in an earlier run.

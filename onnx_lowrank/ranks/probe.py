@@ -3,13 +3,14 @@
 The weights of its groups become inputs of the graph.  A pair is judged by feeding its product in
 the weight's place, integers by feeding what they stand for: that computes what the nodes that are
 written compute, with the graph as it was.  Where products may round their inputs a switch before
-each of them does the same with DynamicQuantizeLinear, the operator that is written.
+each of them does the same with the operators that are written, and where they round their results
+another one behind it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -17,9 +18,12 @@ import onnx_ir as ir
 from onnx_lowrank.evaluation.outputs import mean_damage
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.evaluation.watched import watched
+from onnx_lowrank.fitting.static import StaticSteps
 from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.maps.find import Group
+from onnx_lowrank.maps.formats import Format
+from onnx_lowrank.maps.static import ByteStep
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.kept import heads_of
 from onnx_lowrank.runtime.memory import Memory
@@ -39,6 +43,8 @@ class Probe:
         feeds: the samples.
         watched: what is compared to tell a damage.
         rows: of what is compared in the sample with fewest of them; the last axis is a row's.
+        open_model: makes a runner of a model.
+        static: steps of what is rounded with ranges that are known before; None without any.
     """
 
     def __init__(
@@ -50,7 +56,8 @@ class Probe:
         reading: Reading = PLAIN,
         by_classes: bool = False,
         memory: Memory | None = None,
-        rounding: Collection[Group] = (),
+        rounding: Mapping[Group, Format] | None = None,
+        static: StaticSteps | None = None,
         pieces: Pieces | None = None,
     ) -> None:
         """Open the session and run the reference.
@@ -64,15 +71,16 @@ class Probe:
             by_classes: whether damage is measured at shares of classes (see `watched`).
             memory: what may be held; outputs that do not fit wait in files, and of wide ones only
                 what they are made of is kept (`onnx_lowrank.runtime.kept`).
-            rounding: groups whose inputs may be rounded (see `rounds`).
+            rounding: groups whose inputs may be rounded (see `rounds`), and in which format.
+            static: steps of what is rounded with ranges that are known before.
             pieces: where damages of an earlier run are; default: nowhere.
 
         Raises:
             InputError: the model does not run.
         """
-        self.model, self._open = model, open_model
+        self.model, self.open_model, self.static = model, open_model, static
         copy = model.clone()
-        self._switches = _switched(model, copy, rounding)
+        self._switches = _switched(model, copy, rounding or {}, static)
         self.groups = tuple(g for g in groups if _is_open(model, g))
         self._dense = {
             constant.name: constant.tensor
@@ -159,7 +167,7 @@ class Probe:
             model: the probe's, with other nodes in place of some.
         """
         give_out(model, self.watched.inside)
-        run = self._open(model)
+        run = self.open_model(model)
         return mean_damage(
             self.watched.damage(self._whole(before), run(feed), feed)
             for feed, before in zip(self.feeds, self._before, strict=True)
@@ -194,11 +202,13 @@ class Probe:
             yield self._run({**weights, **feed})
 
 
-def _switched(model: ir.Model, copy: ir.Model, groups: Collection[Group]) -> dict[Group, str]:
-    """Put a switch before the products of groups, in a copy of the model; group -> its input."""
+def _switched(
+    model: ir.Model, copy: ir.Model, groups: Mapping[Group, Format], static: StaticSteps | None
+) -> dict[Group, str]:
+    """Put switches around the products of groups, in a copy of the model; group -> their input."""
     node_of = dict(zip(model.graph, copy.graph, strict=True)) if groups else {}
     names, switches = Names(copy), {}
-    for group in groups:
+    for group, form in groups.items():
         switch = ir.Value(
             name=names.new(f"{group.matrix.name}.rounds"),
             type=ir.TensorType(ir.DataType.BOOL),
@@ -208,21 +218,56 @@ def _switched(model: ir.Model, copy: ir.Model, groups: Collection[Group]) -> dic
         switches[group] = switch.name or ""
         for member in group.members:
             node = node_of[member.site.node]
-            x = node.inputs[0]
+            x, y = node.inputs[0], node.outputs[0]
             assert x is not None
-            chosen = ir.Node("", "If", [switch], _branches(x, names), name=names.new("rounds"))
-            value = chosen.outputs[0]
-            value.name, value.type, value.shape = names.new("rounded"), x.type, x.shape
+            steps = static.steps if form.static and static is not None else {}
+            chosen = _switch(switch, x, steps.get(x.name or ""), names)
             copy.graph.insert_before(node, chosen)
-            node.replace_input_with(0, value)
+            node.replace_input_with(0, chosen.outputs[0])
+            if form.static:
+                _behind(node, y, _switch(switch, y, steps.get(y.name or ""), names), names)
     return switches
 
 
-def _branches(x: ir.Value, names: Names) -> list[ir.Attr]:
-    """What an If gives: a value as integers stand for it, or as it is."""
-    quantized = ir.Node("", "DynamicQuantizeLinear", [x], num_outputs=3)
-    again = ir.Node("", "DequantizeLinear", list(quantized.outputs))
-    branches = {"then_branch": [quantized, again], "else_branch": [ir.Node("", "Identity", [x])]}
+def _switch(switch: ir.Value, value: ir.Value, step: ByteStep | None, names: Names) -> ir.Node:
+    """A node that gives a value rounded, or as it is."""
+    chosen = ir.Node("", "If", [switch], _branches(value, step, names), name=names.new("rounds"))
+    result = chosen.outputs[0]
+    result.name, result.type, result.shape = names.new("rounded"), value.type, value.shape
+    return chosen
+
+
+def _behind(node: ir.Node, y: ir.Value, chosen: ir.Node, names: Names) -> None:
+    """Let all that reads what a node gives read another node's output in its place and name."""
+    graph, result = node.graph, chosen.outputs[0]
+    assert graph is not None
+    graph.insert_after(node, chosen)
+    inside = {own for attr in chosen.attributes.values() for own in attr.as_graph()}
+    for use in list(y.uses()):
+        if use.node not in inside:
+            use.node.replace_input_with(use.idx, result)
+    for index, output in enumerate(graph.outputs):
+        if output is y:
+            graph.outputs[index] = result
+    result.name, y.name = y.name, names.new("exact")
+
+
+def _branches(x: ir.Value, step: ByteStep | None, names: Names) -> list[ir.Attr]:
+    """What an If gives: a value as integers stand for it, with a known step or not; or itself."""
+    if step is None:
+        quantized = ir.Node("", "DynamicQuantizeLinear", [x], num_outputs=3)
+        integers = [quantized, ir.Node("", "DequantizeLinear", list(quantized.outputs))]
+    else:
+        arrays = np.array(step.scale, np.float32), np.array(step.zero, np.uint8)
+        known = [
+            ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))])
+            for array in arrays
+        ]
+        step_of = [node.outputs[0] for node in known]
+        quantized = ir.Node("", "QuantizeLinear", [x, *step_of])
+        again = ir.Node("", "DequantizeLinear", [quantized.outputs[0], *step_of])
+        integers = [*known, quantized, again]
+    branches = {"then_branch": integers, "else_branch": [ir.Node("", "Identity", [x])]}
     found = []
     for name, nodes in branches.items():
         for value in (value for node in nodes for value in node.outputs):

@@ -10,10 +10,11 @@ bits, against what the weights alone do, says how much that loses; layers share 
 an input of m elements that is rounded with a step s has errors of ``s²/12`` each, and s goes with
 the largest element of a block, about ``√(2 ln b)`` times the root mean square of b normal ones.
 
-Products that round their inputs with one range in every run do that in the model that is run to
-measure damage, too, each layer alone and all that are chosen together.  What the second factor of
-a pair multiplies is not there: one run of the model with every weight W as two exact factors, W·Q
-and Qᵀ with Q a rotation, both in integers, says how much its rounding loses; layers share that in
+Products that round their inputs with one range do that in the model that is run to measure damage,
+too, each layer alone and all that are chosen together; so do those that round their results.  What
+the second factor of a pair multiplies is not there: one run of the model with every weight W as two
+exact factors, W·Q and Qᵀ with Q a rotation, both in integers, says how much its rounding loses;
+layers share that in
 proportion to the energy of what is rounded, as far as it is felt.
 
 A correction of rank r leaves the energy of E outside of its r leading components.  The factors of a
@@ -32,6 +33,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.rounding import (
+    Postponed,
     centre_of,
     moments_of,
     round_factors,
@@ -39,6 +41,7 @@ from onnx_lowrank.fitting.rounding import (
     shift_by,
 )
 from onnx_lowrank.fitting.spectra import group_memory, largest_first
+from onnx_lowrank.fitting.static import put_static
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
@@ -94,7 +97,7 @@ class RoundingDamage:
         if variant.format is None:
             return 0.0
         form, rank = variant.format, variant.rank
-        inputs = self.unseen(variant, curve) + (self.ranged if form.dynamic else 0.0)
+        inputs = self.unseen(variant, curve) + (self.ranged if form.integers else 0.0)
         if rank is None:
             return self.dense[form] + inputs
         assert curve is not None
@@ -105,7 +108,7 @@ class RoundingDamage:
         form, rank = variant.format, variant.rank
         if form is None or form.table:
             return 0.0
-        if form.dynamic:
+        if form.integers:
             if rank is None or curve is None:
                 return 0.0
             whole = curve.held(curve.full)
@@ -194,14 +197,14 @@ def rounding_damages(
             known,
             ranged=_lost_by_range(group, formats[group], probe, len(groups), scale * felt.inputs),
         )
-        blocks = any(form is not None and not form.dynamic for form in formats[group].dense)
+        blocks = any(form is not None and not form.integers for form in formats[group].dense)
         if blocks and not folded(group):
             inputs[group] = scale * felt.inputs
-        if formats[group].dynamic:
+        if formats[group].integers is not None:
             inside[group] = scale * felt.inside
         advance(1)
     pairs_of = ((group, formats[group].pairs) for group in inside)
-    ranged = {g: form for g, own in pairs_of for form in own if form is not None and form.dynamic}
+    ranged = {g: form for g, own in pairs_of for form in own if form is not None and form.integers}
     by_inputs = _shared(_lost_by_inputs(list(inputs), probe), inputs)
     by_inside = _shared(_lost_inside(ranged, probe), inside)
     return {
@@ -221,7 +224,7 @@ def _shared(total: float, shares: Mapping[Group, float]) -> dict[Group, float]:
 def _lost_by_range(
     group: Group, own: Formats, probe: Probe, measurements: int, felt: float
 ) -> float:
-    """Damage of products of a group alone that round their inputs in every run.
+    """Damage of products of a group alone that round their inputs, and maybe their results.
 
     Args:
         group: the group.
@@ -230,7 +233,7 @@ def _lost_by_range(
         measurements: how many groups there are to measure.
         felt: damage of errors as large as the inputs, where the run shows nothing.
     """
-    if not own.dynamic:
+    if own.integers is None:
         return 0.0
     return alone(probe, probe.rounds(group), measurements) or _LOST * felt
 
@@ -242,6 +245,7 @@ def _lost_inside(formats: Mapping[Group, Format], probe: Probe) -> float:
     model = probe.model.clone()
     node_of = dict(zip(probe.model.graph, model.graph, strict=True))
     constants: dict[str, Array] = {}
+    waiting: list[Postponed] = []
     with Spool() as spool:
         writer = FormatWriter(model, spool)
         for group, form in formats.items():
@@ -250,9 +254,15 @@ def _lost_inside(formats: Mapping[Group, Format], probe: Probe) -> float:
             nodes = [node_of[member.site.node] for member in group.members]
             heads = writer.split(nodes, first, second)
             for own, part in zip((heads, nodes), codes, strict=True):
-                writer.put(own, part, form)
+                if form.static:
+                    writer.put(own, part.values())
+                    waiting.append(Postponed(own, part, form))
+                else:
+                    writer.put(own, part, form)
             product = codes[0].values() @ codes[1].values()
             constants |= constants_of(group, product[None]) | probe.rounds(group)
+        if waiting and probe.static is not None:
+            put_static(model, waiting, probe.static.method, probe.feeds, probe.open_model, spool)
         together = probe.damage_of(model)
     apart = probe.damage(constants)
     return 0.0 if together is None or apart is None else max(together - apart, 0.0)
@@ -349,7 +359,7 @@ def _product(
     inputs = power * felt_error(matrix, None, fisher)
     m, n = matrix.shape
     inside = inputs
-    if own.dynamic and n <= m:  # what is rounded is a rotation of the outputs
+    if own.integers is not None and n <= m:  # what is rounded is a rotation of the outputs
         given = felt_error(matrix, moments) if moments is not None else felt_error(matrix, None)
         inside = given / n * felt_error(np.eye(n, dtype=np.float32), None, fisher)
     shift = shift_by(centre, matrix, values[reference])

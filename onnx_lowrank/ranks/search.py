@@ -119,7 +119,8 @@ class Searching:
                 reading,
                 by_classes,
                 memory,
-                [group for group, own in prepared.formats.items() if own.dynamic],
+                {g: form for g, own in prepared.formats.items() if (form := own.integers)},
+                prepared.static,
                 prepared.pieces,
             )
             curves = damage_curves(
@@ -300,7 +301,7 @@ class Searching:
         for own in self._tried.values():
             constants |= own.constants
         for group, choice in priced.choices(solution).items():
-            if choice.format is not None and choice.format.dynamic:
+            if choice.format is not None and choice.format.integers:
                 constants |= self.probe.rounds(group)
         return constants
 

@@ -25,6 +25,7 @@ from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.formats import SMALLEST, Format, FormatWriter
 from onnx_lowrank.maps.forms.base import Site
 from onnx_lowrank.maps.rewrite import put_pair, remove_unread
+from onnx_lowrank.maps.static import ByteStep, rounded_values
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Blocks
 from onnx_lowrank.runtime.taps import Seen
@@ -82,11 +83,16 @@ class Specimen:
         raise_opset(model, form.opset)
         with Spool() as spool:
             writer = FormatWriter(model, spool)
-            for node in list(model.graph):
-                if node.op_type in ("MatMul", "Gemm"):
-                    m, n = writer.weight(node).shape
-                    if m >= SMALLEST or rank is None:
-                        writer.put([node], _codes(m, n, form), form)
+            products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]
+            written = []
+            for node in products:
+                m, n = writer.weight(node).shape
+                if m >= SMALLEST or rank is None:
+                    writer.put([node], _codes(m, n, form), form)
+                    written.append(node)
+            if form.static:  # how long it takes does not depend on the steps
+                steps = dict.fromkeys(rounded_values(written), ByteStep(1.0 / 16.0, 128))
+                writer.surround(written, steps)
         return model
 
     def feed(self) -> dict[str, Array]:

@@ -152,7 +152,8 @@ def test_a_recipe_decides_about_the_sign(
         ({"correction": 4}, "expected a correction|a block of 0"),
         ({"bits": 4}, "expected 8 bits"),
         ({"activations": "float"}, "signed integers in blocks"),
-        ({"activations": "static"}, "expected float or dynamic"),
+        ({"activations": "static"}, "ranges of static inputs come from samples"),
+        ({"activations": "no"}, "expected float or dynamic or static"),
         ({"signed": 1}, "signed: expected"),
     ],
 )
@@ -235,5 +236,5 @@ def test_the_command(rng: np.random.Generator, tmp_path: Path, capsys: Any) -> N
     assert exit_code([*options, "--weights", "4", "--activations", "int8", "--force"]) == 2
     assert "--activations int8 needs 8 among --weights" in capsys.readouterr().err
     assert exit_code([*options, "--activations", "int8", "--force"]) == 2
-    with pytest.raises(UsageError, match="target webgpu takes no inputs"):
+    with pytest.raises(UsageError, match="target webgpu multiplies no integers"):
         compress(three(rng), weights="8", activations="int8", shape_for="webgpu")

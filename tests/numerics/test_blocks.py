@@ -133,6 +133,24 @@ def test_packing_is_that_of_onnx(count: int, signed: bool, rng: np.random.Genera
     np.testing.assert_array_equal(unpack4(packed, (count,), signed=signed), codes)
 
 
+def test_one_scale_for_all(rng: np.random.Generator) -> None:
+    matrix = (rng.standard_normal((96, 40)) * np.linspace(0.1, 1.0, 40)).astype(np.float32)
+    rows = np.linspace(1.0, 3.0, 96)
+    moments = Moments(np.diag(rows), np.zeros(96), 500)
+    each = round_blocks(matrix, 8, 96, weights=rows)
+    for found in (
+        round_blocks(matrix, 8, 96, weights=rows, one=True),
+        gptq(matrix, moments, 8, 96, one=True),
+    ):
+        assert found.shape == (96, 40)
+        assert found.scales.shape == (1, 40)
+        assert len(np.unique(found.scales)) == 1
+        step = float(found.scales[0, 0])
+        assert np.abs(found.values() - matrix).mean() < step
+        assert np.abs(found.values() - matrix).max() > np.abs(each.values() - matrix).max()
+        assert found.block == 96
+
+
 def test_no_matrix_no_blocks() -> None:
     for shape, block in (((0, 4), 16), ((4, 0), 16), ((4, 4), 0)):
         with pytest.raises(ValueError, match="expected a matrix and a block"):

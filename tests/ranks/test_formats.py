@@ -21,7 +21,6 @@ from onnx_lowrank.ranks.formats import (
     formats_of,
     offered,
     quantized_ops,
-    rounds_activations,
     without_opset,
 )
 from tests.helpers.models import parse
@@ -30,26 +29,42 @@ HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 
 
 def test_kinds_by_target() -> None:
-    assert offered("fp32", (None, "cpu")) == ("fp32",)
-    assert offered("auto", (None, "cpu")) == ("fp32", "8", "4")
-    assert offered("4, 8", ("arm", "cpu")) == ("8", "4")
-    assert offered("auto", ("qnn", "cpu")) == ("fp32",)
-    with pytest.raises(UsageError, match="target coreml takes no weights in blocks"):
-        offered("fp32,8", (None, "coreml"))
-    with pytest.raises(UsageError, match="target qnn takes no weights"):
-        offered("4", (None, "QNNExecutionProvider"))
-    assert offered("auto", ("webgpu", "openvino")) == ("fp32", "8", "4")
+    every = ("fp32", "8", "4")
+    assert offered("fp32", "float", (None, "cpu")) == (("fp32",), None, True)
+    assert offered("auto", "float", (None, "cpu")) == (every, None, True)
+    assert offered("4, 8", "float", ("arm", "cpu")) == (("8", "4"), None, True)
+    assert offered("auto", "float", ("qnn", "cpu")) == (("fp32",), None, False)
+    with pytest.raises(UsageError, match=r"coreml takes no weights in blocks.*fp32 or auto$"):
+        offered("fp32,8", "float", (None, "coreml"))
+    with pytest.raises(UsageError, match=r"target qnn takes no weights.*fp32 or auto$"):
+        offered("4", "float", (None, "QNNExecutionProvider"))
+    with pytest.raises(UsageError, match=r"fp32 or auto, or activations='int8' beside 8$"):
+        offered("8", "float", ("qnn", "cpu"))
+    assert offered("auto", "float", ("webgpu", "openvino")) == (every, None, True)
 
 
 def test_activations_by_target() -> None:
-    assert not rounds_activations("float", ("fp32",), (None, "cpu"))
     for target in ("cpu", "arm", "openvino"):
-        assert rounds_activations("int8", ("fp32", "8"), (target, "cpu"))
-    for target in ("qnn", "coreml", "nnapi", "xnnpack", "webgpu"):
-        with pytest.raises(UsageError, match=f"='int8': target {target} takes no inputs"):
-            rounds_activations("int8", ("fp32", "8"), (None, target))
+        _, integers, blocks = offered("fp32,8", "int8", (target, "cpu"))
+        assert integers == Format(8, 0, activations="dynamic")
+        assert blocks
+    for target, channels in (("qnn", True), ("nnapi", False)):
+        kinds, integers, blocks = offered("auto", "int8", (target, "cpu"))
+        assert kinds == ("fp32", "8")
+        assert integers == Format(8, 0, activations="static", channels=channels)
+        assert not blocks
+        assert offered("8", "int8", (target, None))[0] == ("8",)
+        with pytest.raises(UsageError, match=r"no weights in blocks.*expected fp32, 8 or auto$"):
+            offered("8,4", "int8", (None, target))
+    # What both take: ranges of samples, one scale.
+    assert offered("8", "int8", ("nnapi", "qnn"))[1] == Format(
+        8, 0, activations="static", channels=False
+    )
+    for target in ("coreml", "xnnpack", "webgpu"):
+        with pytest.raises(UsageError, match=f"='int8': target {target} multiplies no integers"):
+            offered("auto", "int8", (None, target))
     with pytest.raises(UsageError, match=r"'int8' needs 8 among .*got fp32, 4"):
-        rounds_activations("int8", ("fp32", "4"), ("cpu",))
+        offered("fp32,4", "int8", ("cpu",))
     with pytest.raises(UsageError, match="activations=… needs weights=…"):
         Settings(activations="int8")
     with pytest.raises(UsageError, match="one of float, int8"):
@@ -118,17 +133,30 @@ DYNAMIC = Format(8, 0, activations="dynamic", signed=False)
 
 def test_formats_whose_inputs_are_rounded_come_first() -> None:
     finding, model = mixed()
-    wanted = FormatWishes(("fp32", "8", "4"), dynamic=True)
+    wanted = FormatWishes(("fp32", "8", "4"), integers=DYNAMIC)
     found, _ = formats_of(finding, {}, Tables(), model, wanted, Selection())
     own = {group.matrix.name: formats for group, formats in found.items()}
     assert own["W"].dense[:3] == (None, DYNAMIC, Format(8, 64))
     assert own["V"].pairs == (None, DYNAMIC, Format(8, 128), Format(4, 32))
-    assert not own["U"].dynamic  # its alpha would have to go into the scales
+    assert own["U"].integers is None  # its alpha would have to go into the scales
     old = without_opset(found, 11)
     assert {g.matrix.name: f for g, f in old.items()} == dict.fromkeys(
         ("W", "V"), Formats((None, DYNAMIC), (None, DYNAMIC))
     )
     assert not without_opset(found, 10)
+
+
+def test_without_blocks_there_are_whole_columns_alone() -> None:
+    finding, model = mixed()
+    tables = find_tables(finding, model, Constants(model), Selection())
+    static = Format(8, 0, activations="static")
+    wanted = FormatWishes(("fp32", "8"), integers=static, blocks=False)
+    found, left = formats_of(finding, {}, tables, model, wanted, Selection())
+    names = {group.matrix.name: formats for group, formats in found.items()}
+    assert names == dict.fromkeys(("W", "V"), Formats((None, static), (None, static)))
+    assert list(left.values()) == [
+        "only MatMul, and Gemm without transA, alpha and beta, multiply integers there"
+    ]
 
 
 def test_forms_and_nodes_that_are_left_out() -> None:
@@ -149,6 +177,7 @@ def test_forms_and_nodes_that_are_left_out() -> None:
         (Format(8, 128), 64 * 96 + 2 * 96),
         (Format(8, 96, table=True), 64 * 96 + 2 * 64),
         (Format(8, 0, activations="dynamic"), 64 * 96 + 4 * 96),
+        (Format(8, 0, activations="static", channels=False), 64 * 96 + 4),
         (
             Format(4, 32, correction=8),
             64 * 96 // 2 + 2 * 2 * 96 + (64 * 8 + 2 * 8) + (8 * 96 + 2 * 96),
