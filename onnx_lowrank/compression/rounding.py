@@ -105,7 +105,7 @@ def _rounded_notes(
 ) -> Iterable[str]:
     """How many layers have which format, and the tables by name."""
     tables = {group: name for name, group in prepared.tables.groups.items() if group in stored}
-    for bits in (8, 4):
+    for bits in (8, 6, 4):
         own = [g for g in tables if (form := stored[g].format) is not None and form.bits == bits]
         if own:
             size = sum(rounded[group].bytes for group in own) / 1e6

@@ -50,7 +50,8 @@ OPSET = 21
 """The first one whose DequantizeLinear knows blocks and 4 bits."""
 
 # Of products by what they multiply with, and of tables by their bits.
-_OPSETS, _TABLE_OPSETS = {"float": OPSET, "dynamic": 11, "static": 13}, {8: 11, 4: 18}
+_OPSETS = {"float": OPSET, "dynamic": 11, "static": 13}
+_TABLE_OPSETS = {8: 11, 6: 18, 4: 18}
 
 SMALLEST = 16
 """The smallest block of the kernels that multiply with one."""

@@ -1,7 +1,8 @@
-"""Tables of embeddings in 8 or 4 bits: rows are gathered as integers and scaled behind.
+"""Tables of embeddings in 8, 6 or 4 bits: rows are gathered as integers and scaled behind.
 
 8 bits  ``Gather(E, i)  ->  Cast(Gather(q, i)) · Cast(Gather(s, i))``     a scale for each row
 4 bits  the same with two codes in a byte, the halves of a row, and a scale for 32 or 16 of a row
+6 bits  the upper 4 bits in the same way, then the lower 2 with four in a byte, the quarters
 
 A runtime that meets a DequantizeLinear before the Gather dequantizes the whole table at every
 call; this way it never does.  No operator newer than opset 18 is used.
@@ -29,7 +30,8 @@ from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
 
 __all__ = ["Tables", "find_tables", "round_table", "table_codes", "table_formats"]
 
-_BLOCKS = (32, 16)
+# Elements of a row with one scale, by bits; of 6 bits the largest that divides the row.
+_BLOCKS, _WIDE = (32, 16), (64, 32, 16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +80,14 @@ def find_tables(
 
 
 def table_formats(width: int, bits: Bits) -> tuple[Format, ...]:
-    """The formats of rows of so many elements, the smallest first; 8 bits where 4 do not fit.
+    """The formats of rows of so many elements, the smallest first.
 
-    Both halves of a row, which share its bytes, consist of whole blocks.
+    In 4 bits both halves of a row, which share its bytes, consist of whole blocks; where they
+    cannot it has 8 bits.  Not every row can have 6 bits.
     """
+    if bits == 6:
+        wide = (block for block in _WIDE if width % block == 0)
+        return tuple(Format(6, block, table=True) for block in wide)[:1]
     blocks = [block for block in _BLOCKS if bits == 4 and width % (2 * block) == 0]
     found = tuple(Format(4, block, table=True) for block in blocks)
     return found or (Format(8, width, table=True),)
@@ -143,12 +149,10 @@ def round_table(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spo
     storage = Storage(model, Names(model), spool)
     graph, in_node = model.graph, table.root.producer() is not None
     base = table.name
-    if form.bits == 4:
-        shifted = (codes.codes.T + 8).astype(np.uint8)  # from 0
-        middle = width // 2
-        stored: Array = shifted[:, :middle] | shifted[:, middle:] << 4
+    if form.bits == 8:
+        stored: Array = np.ascontiguousarray(codes.codes.T)
     else:
-        stored = np.ascontiguousarray(codes.codes.T)
+        stored = _packed((codes.codes.T + (1 << form.bits - 1)).astype(np.uint8), form.bits)
     scales = np.ascontiguousarray(codes.scales.T)  # [V, D / block]
     q = storage.store(graph, stored, f"{base}.codes", in_node=in_node)
     s = storage.store(graph, scales, f"{base}.scales", in_node=in_node)
@@ -156,6 +160,19 @@ def round_table(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spo
         _Rows(site.node, storage, width, form.block).write(q, s, form.bits)
     remove_unread(table.root)
     return codes
+
+
+def _packed(codes: Array, bits: Bits) -> Array:
+    """Codes from 0, shape [V, D], as rows of bytes."""
+    if bits == 6:
+        return np.concatenate([_together(codes >> 2, 4), _together(codes & 3, 2)], axis=1)
+    return _together(codes, bits)
+
+
+def _together(codes: Array, bits: int) -> Array:
+    """Parts of rows in the same bytes, the first one lowest."""
+    parts = np.split(codes, 8 // bits, axis=1)
+    return np.bitwise_or.reduce([part << bits * place for place, part in enumerate(parts)])
 
 
 class _Rows:
@@ -175,15 +192,10 @@ class _Rows:
             return
         flat = self._node("Reshape", [indices, self._integers([-1])], indices.dtype)
         packed = self._node("Gather", [codes, flat], ir.DataType.UINT8)
-        mask, shift = (self._byte(number) for number in (15, 4))
-        low = self._node("BitwiseAnd", [packed, mask], ir.DataType.UINT8)
-        right = [ir.AttrString("direction", "RIGHT")]
-        high = self._node("BitShift", [packed, shift], ir.DataType.UINT8, right)
-        both = self._node("Concat", [low, high], ir.DataType.UINT8, [ir.AttrInt64("axis", 1)])
-        eight = self._storage.store(
-            self._graph, np.float32(8).reshape(1), f"{self._base}.zero", in_node=False
-        )
-        centred = self._node("Sub", [self._cast(both), eight], kind)
+        both = self._unpacked(packed, bits)
+        middle = np.float32(1 << bits - 1).reshape(1)
+        zero = self._storage.store(self._graph, middle, f"{self._base}.zero", in_node=False)
+        centred = self._node("Sub", [self._cast(both), zero], kind)
         shape = self._integers([-1, width // block, block])
         blocks = self._node("Reshape", [centred, shape], kind)
         s = self._cast(self._node("Gather", [scales, flat], half))
@@ -195,6 +207,31 @@ class _Rows:
         self._become("Reshape", [values, final])
         # Where there are no indices a size is 0, which else means that the input's is taken.
         self._gather.attributes.add(ir.AttrInt64("allowzero", 1))
+
+    def _unpacked(self, packed: ir.Value, bits: Bits) -> ir.Value:
+        """Codes from 0 of rows of bytes."""
+        if bits != 6:
+            return self._apart(packed, bits)
+        sizes = self._integers([self._width // 2, self._width // 4])
+        axis = [ir.AttrInt64("axis", 1)]
+        upper, lower = self._nodes("Split", [packed, sizes], ir.DataType.UINT8, axis, 2)
+        high, low = self._apart(upper, 4), self._apart(lower, 2)
+        return self._bits("BitwiseOr", self._shift(high, 2, "LEFT"), low)
+
+    def _apart(self, packed: ir.Value, bits: int) -> ir.Value:
+        """What `_together` put in the same bytes, one part behind the other."""
+        mask, parts = self._byte((1 << bits) - 1), []
+        for place in range(0, 8, bits):
+            part = self._shift(packed, place, "RIGHT") if place else packed
+            parts.append(part if place + bits == 8 else self._bits("BitwiseAnd", part, mask))
+        return self._node("Concat", parts, ir.DataType.UINT8, [ir.AttrInt64("axis", 1)])
+
+    def _shift(self, value: ir.Value, places: int, direction: str) -> ir.Value:
+        how = [ir.AttrString("direction", direction)]
+        return self._node("BitShift", [value, self._byte(places)], ir.DataType.UINT8, how)
+
+    def _bits(self, op_type: str, one: ir.Value, other: ir.Value) -> ir.Value:
+        return self._node(op_type, [one, other], ir.DataType.UINT8)
 
     @property
     def _graph(self) -> ir.Graph:
@@ -226,15 +263,33 @@ class _Rows:
         dtype: ir.DataType | None,
         attributes: Sequence[ir.Attr] = (),
     ) -> ir.Value:
+        """The output of a new node before the Gather."""
+        return self._nodes(op_type, inputs, dtype, attributes)[0]
+
+    def _nodes(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        dtype: ir.DataType | None,
+        attributes: Sequence[ir.Attr] = (),
+        outputs: int = 1,
+    ) -> tuple[ir.Value, ...]:
         name = self._storage.new_name(f"{self._base}.{op_type.lower()}")
-        metadata = dict(self._gather.metadata_props)
-        node = ir.Node("", op_type, list(inputs), attributes, name=name, metadata_props=metadata)
-        value = node.outputs[0]
-        value.name = self._storage.new_name(f"{name}_out")
-        if dtype is not None:
-            value.dtype = dtype
+        node = ir.Node(
+            "",
+            op_type,
+            list(inputs),
+            attributes,
+            num_outputs=outputs,
+            name=name,
+            metadata_props=dict(self._gather.metadata_props),
+        )
+        for value in node.outputs:
+            value.name = self._storage.new_name(f"{name}_out")
+            if dtype is not None:
+                value.dtype = dtype
         self._graph.insert_before(self._gather, node)
-        return value
+        return tuple(node.outputs)
 
     def _become(self, op_type: str, inputs: Sequence[ir.Value]) -> None:
         node = self._gather

@@ -1,4 +1,4 @@
-"""Integers of 4 or 8 bits in blocks: codes of a matrix with one scale for a few of its rows.
+"""Integers of 4, 6 or 8 bits in blocks: codes of a matrix with one scale for a few of its rows.
 
 ``W[i, j] ≈ s[i // block, j] · (q[i, j] − z[i // block, j])``, the blockwise form of ONNX's
 DequantizeLinear (opset 21) along axis 0, the axis that a product ``x·W`` sums over.  Symmetric
@@ -17,12 +17,16 @@ from onnx_lowrank.numerics.arrays import Array
 
 __all__ = ["Bits", "Blocks", "pack4", "round_blocks", "unpack4"]
 
-Bits = Literal[4, 8]
+Bits = Literal[4, 6, 8]
 Float64 = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.integer[Any]]
 
 # Ranges to try, as shares of the largest magnitude of a block: with few levels it pays to clip.
-_CLIPS: dict[int, Float64] = {4: np.linspace(1.0, 0.6, 17), 8: np.linspace(1.0, 0.9, 5)}
+_CLIPS: dict[int, Float64] = {
+    4: np.linspace(1.0, 0.6, 17),
+    6: np.linspace(1.0, 0.8, 9),
+    8: np.linspace(1.0, 0.9, 5),
+}
 # Least weight of a row, as a share of the largest weight.
 _LEAST = 1e-6
 # Smallest range of a block; what is below it is 0.
@@ -86,7 +90,7 @@ def round_blocks(
 
     Args:
         matrix: ``W[m, n]``, finite.
-        bits: of a code, 4 or 8.
+        bits: of a code.
         block: rows that share a scale; above m it is m.
         weights: weight of each row's square error, shape [m], such as the diagonal of C; default:
             all equal.

@@ -64,7 +64,7 @@ def gptq(
         matrix: ``W[m, n]``, finite.
         moments: C of its inputs, shrunk where there are few rows (see `Moments.fitting`), or what
             is needed of it.  Where only the diagonal is kept rows are rounded to nearest.
-        bits: of a code, 4 or 8.
+        bits: of a code.
         block: rows that share a scale.
         symmetric: False gives each block a zero point.
         one: whether all of the matrix shares one scale.

@@ -243,8 +243,11 @@ def formats_of(
         for group in tables.groups.values():
             width = group.shape[2]
             own: list[Format | None] = []
-            for kind in wanted.kinds_of(group.matrix.name):
+            kinds = wanted.kinds_of(group.matrix.name)
+            for kind in kinds:
                 own += [None] if kind == "fp32" else table_formats(width, 8 if kind == "8" else 4)
+            if {"8", "4"}.issubset(kinds):
+                own += table_formats(width, 6)  # between the two
             found[group] = Formats(tuple(dict.fromkeys(own)))
     return found, left
 

@@ -131,6 +131,8 @@ def _check_integers(group: Group, wanted: Format, where: str) -> None:
 
 def _check_format(wanted: Format, layer: RecipeLayer, group: Group, where: str) -> None:
     """Raise InputError where a weight cannot have a format."""
+    if wanted.bits == 6:
+        raise InputError(f"{where}: 6 bits are for tables; expected 4 or 8, got 6")
     corrected = layer.rank is None and correctable(group)
     most = min(group.shape[1:]) if corrected else 0
     if not 0 <= wanted.correction <= most:

@@ -151,6 +151,7 @@ def test_a_recipe_decides_about_the_sign(
         ({"block": 32}, "expected 8 bits, a block of 0"),
         ({"correction": 4}, "expected a correction|a block of 0"),
         ({"bits": 4}, "expected 8 bits"),
+        ({"bits": 6}, "6 bits are for tables"),
         ({"activations": "float"}, "signed integers in blocks"),
         ({"activations": "static"}, "ranges of static inputs come from samples"),
         ({"activations": "no"}, "expected float or dynamic or static"),

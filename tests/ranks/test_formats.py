@@ -124,7 +124,7 @@ def test_formats_of_layers_and_tables() -> None:
     # The correction would have to be scaled as well.
     assert all(form is None or not form.correction for form in own["U"].dense)
     tables_of = (Format(8, 64, table=True), Format(4, 32, table=True), Format(4, 16, table=True))
-    assert own["E"].dense == (None, *tables_of)
+    assert own["E"].dense == (None, *tables_of, Format(6, 64, table=True))
     assert own["W"].pairs == (None, Format(8, 128), Format(4, 32))
 
 
