@@ -175,6 +175,8 @@ class _Run:
         settings, ratio = self._context.settings, latency.speedup
         if settings.allow_slower or settings.min_gain < 0 or not chosen.strategy.may_put_back:
             why = "the goal is not a latency" if settings.recipe is None else "the recipe says so"
+            if settings.budget is not None and settings.budget.most_bytes is not None:
+                why = "the file would be larger without"
             self._context.say(
                 f"slower than the original: {speedup_text(ratio.median, *ratio.certain)}; "
                 f"{_what(found.plan)} stay, since {why}"

@@ -200,6 +200,7 @@ def test_tables_are_options_too() -> None:
         assert formats(again) == formats(result)
         assert error(again) == error(result)
     assert found[0] == "8 bits, a scale for each row"
+    assert found[1] == "6 bits, blocks of 64"
     assert found[2] == "4 bits, blocks of 32"
     own = made(model, keep=0.8, calibration=samples, quantize_ops=["matmul"])
     assert formats(own)["rows"] is None
