@@ -172,7 +172,8 @@ def _packed(codes: Array, bits: Bits) -> Array:
 def _together(codes: Array, bits: int) -> Array:
     """Parts of rows in the same bytes, the first one lowest."""
     parts = np.split(codes, 8 // bits, axis=1)
-    return np.bitwise_or.reduce([part << bits * place for place, part in enumerate(parts)])
+    shifted = [part << bits * place for place, part in enumerate(parts)]
+    return np.asarray(np.bitwise_or.reduce(shifted), np.uint8)
 
 
 class _Rows:

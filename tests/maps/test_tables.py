@@ -13,9 +13,10 @@ from onnx_lowrank.maps.find import Selection, find
 from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.maps.tables import find_tables, round_table, table_formats
+from onnx_lowrank.numerics.blocks import Bits
 from tests.helpers.models import parse, run_ort, run_reference
 
-WIDTHS = {8: 40, 6: 48, 4: 96}
+WIDTHS: dict[Bits, int] = {8: 40, 6: 48, 4: 96}
 
 
 @pytest.mark.parametrize(
