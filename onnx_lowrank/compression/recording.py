@@ -165,8 +165,10 @@ def recipe_for(
 def goal_of(settings: Settings) -> dict[str, Any]:
     """What a run looks for, as plain values of options."""
     found = _plain(settings, [o for o in RECORDED if o.group == GOAL])
-    if settings.rank_multiple == "auto":
-        found["rank_multiple"] = "auto"
+    multiple = settings.rank_multiple
+    # So many components are found at first, which decides on the last bits of the factors.
+    if multiple is not None and multiple != Wishes().rank_multiple:
+        found["rank_multiple"] = multiple
     return found
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +118,15 @@ class Recipe:
     def limits(self, min_gain: float) -> Goal:
         """The goal by which the layers are measured, which has a part in what their factors are."""
         energy, rank, keep = (self.goal.get(name) for name in ("energy", "rank", "keep"))
+        found = Goal(min_gain=min_gain, budget=True)
         if energy is not None:
-            return Goal(energy=energy, min_gain=min_gain)
-        if rank is not None:
-            return Goal(rank=rank, min_gain=min_gain)
-        if keep is not None and self.goal.get("uniform"):
-            return Goal(keep=keep, min_gain=min_gain)
-        return Goal(min_gain=min_gain, budget=True)
+            found = Goal(energy=energy, min_gain=min_gain)
+        elif rank is not None:
+            found = Goal(rank=rank, min_gain=min_gain)
+        elif keep is not None and self.goal.get("uniform"):
+            found = Goal(keep=keep, min_gain=min_gain)
+        multiple = self.goal.get("rank_multiple")
+        return replace(found, rank_multiple=multiple) if isinstance(multiple, int) else found
 
 
 def digest_of_layers(layers: Sequence[RecipeLayer], shared: Sequence[SharedFirst]) -> str:

@@ -82,6 +82,7 @@ def again(folder: Path, place: Path, *, data: bool, options: dict[str, Any]) -> 
     ("data", "options"),
     [
         (False, {"energy": 0.8}),
+        (False, {"energy": 0.8, "rank_multiple": 5}),
         (False, {"rank": 7}),
         (False, {"keep": 0.6, "uniform": True}),
         (False, {"keep": 0.6}),

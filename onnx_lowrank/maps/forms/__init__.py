@@ -31,7 +31,7 @@ def chosen_forms(ops: Iterable[str] | None) -> tuple[Form, ...]:
     wanted: set[str] = set()
     for name in ("default",) if ops is None else ops:
         if name == "all":
-            wanted |= known
+            wanted |= {form.ops for form in forms if form.pairs}
         elif name == "default":
             wanted |= {form.ops for form in forms if form.default}
         elif name in known:

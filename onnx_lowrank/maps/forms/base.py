@@ -129,6 +129,8 @@ class Form(abc.ABC):
     """Whether its first map is a MatMul of the activation with A, which several nodes can share."""
     default: ClassVar[bool] = True
     """Whether it is on unless the user chooses others."""
+    pairs: ClassVar[bool] = True
+    """Whether it becomes a pair of maps; "all" is all of these."""
     targets: ClassVar[frozenset[tuple[str, str]]]
     """(domain, operator) of the nodes to look at."""
 

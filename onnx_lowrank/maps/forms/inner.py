@@ -49,6 +49,7 @@ class InnerForm(Form):
     """The second of two maps with a width between them; it reads rows times a matrix."""
 
     default = False
+    pairs = False
 
     @abc.abstractmethod
     def inner(self, plain: Site, constants: Constants) -> Inner | None:
