@@ -21,7 +21,7 @@ from onnx_lowrank.compression.summary import layers, output_verdict, seen_damage
 from onnx_lowrank.compression.verbs import COMPRESS
 from onnx_lowrank.errors import named
 from onnx_lowrank.maps.choice import Decision
-from onnx_lowrank.measures import Check
+from onnx_lowrank.measures import Check, Judged
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.prepared import Prepared
@@ -127,7 +127,7 @@ def report_of(context: Context, facts: Facts) -> Report:
         settings=context.settings.to_dict(),
         seconds=dict(context.stages.seconds),
         notes=tuple(notes),
-        verdict=_verdict(context.settings, check, decisions),
+        verdict=_verdict(context.settings, check, decisions, judged),
         origin=_origin(context, facts.target),
         judged=judged,
         steps=_steps(prepared, made),
@@ -144,12 +144,15 @@ def _origin(context: Context, target: Destination | None) -> Origin:
 
 
 def _verdict(
-    settings: Settings, check: Check | None, decisions: Sequence[Decision]
+    settings: Settings,
+    check: Check | None,
+    decisions: Sequence[Decision],
+    judged: Judged | None,
 ) -> OutputVerdict | None:
     if settings.tolerance is not None or settings.max_error is not None:
         return None  # the user has set what is usable
     random = settings.data is None and settings.calibration is None
-    return output_verdict(check, decisions, random=random)
+    return output_verdict(check, decisions, random=random, judged=judged)
 
 
 def _predicted(plan: Plan, made: Assembled | None) -> float | None:

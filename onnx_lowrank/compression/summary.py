@@ -14,7 +14,7 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Decision, linear_parameters
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Errors
-from onnx_lowrank.measures import Check
+from onnx_lowrank.measures import Check, Judged
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.report import Layer, OutputVerdict, Totals
@@ -133,7 +133,11 @@ def totals(
 
 
 def output_verdict(
-    check: Check | None, decisions: Sequence[Decision], *, random: bool
+    check: Check | None,
+    decisions: Sequence[Decision],
+    *,
+    random: bool,
+    judged: Judged | None = None,
 ) -> OutputVerdict | None:
     """A warning where the outputs of a result are beyond what is usable on its face.
 
@@ -141,6 +145,8 @@ def output_verdict(
         check: the outputs; None where they were not compared.
         decisions: what became of the layers; what is as it was is not warned of.
         random: whether the check ran on random input.
+        judged: the result by the metric that the user named; the error of the outputs alone does
+            not call it unusable then.
     """
     outputs = [] if check is None else [o for p in check.providers for o in p.outputs]
     if not outputs or not any(decision.choice.changed for decision in decisions):
@@ -155,19 +161,23 @@ def output_verdict(
     agreement = 1.0 if agreed is None else agreed.top1_agreement or 0.0
     if error <= _USABLE_ERROR and agreement >= _USABLE_AGREEMENT:
         return None
-    bad = error > _LOST_ERROR or agreement < _LOST_AGREEMENT
+    lost = error > _LOST_ERROR or agreement < _LOST_AGREEMENT
+    bad = not math.isfinite(error) or (judged is None and lost)
     parts = [f"output {worst.name!r} is off by {100 * error:.3g} % (mean relative L2 error)"]
     if agreed is not None:
         changed = f"another one in {100 * (1.0 - agreement):.3g} % of the rows"
         same = "the same in every row"
         what = same if agreement == 1.0 else changed
         parts.append(f"the largest element of {agreed.name!r} is {what}")
-    advice = (
-        f"on random input; judge it on real samples: {named('data')}, {named('tolerance')}"
-        if random
-        else f"do not ship this without judging it by your own metric: {named('tolerance')}, "
-        f"{named('metric')}"
-    )
+    if random:
+        advice = f"on random input; judge it on real samples: {named('data')}, {named('tolerance')}"
+    elif judged is not None:
+        advice = f"the loss by {judged.metric} is {judged.loss:.3g}; {named('tolerance')} limits it"
+    else:
+        advice = (
+            f"do not ship this without judging it by your own metric: {named('tolerance')}, "
+            f"{named('metric')}"
+        )
     return OutputVerdict("unusable" if bad else "doubtful", f"{'; '.join(parts)}; {advice}")
 
 

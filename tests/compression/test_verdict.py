@@ -14,7 +14,7 @@ from onnx_lowrank.cli.console import print_report
 from onnx_lowrank.cli.screen import output_screen
 from onnx_lowrank.compression.summary import output_verdict
 from onnx_lowrank.maps.choice import Choice
-from onnx_lowrank.measures import Check, OutputCheck, ProviderCheck
+from onnx_lowrank.measures import Check, Judged, OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.report import OutputVerdict
 from tests.helpers.models import known_rank, parse, uniform
@@ -87,6 +87,18 @@ def test_levels(error: float, agreement: float | None, level: str | None) -> Non
     assert (verdict.level if isinstance(verdict, OutputVerdict) else None) == level
     if verdict is not None and agreement == 1.0:
         assert "the same in every row" in verdict.text
+
+
+@pytest.mark.parametrize(("error", "level"), [(0.6, "doubtful"), (float("inf"), "unusable")])
+def test_a_metric_that_the_user_named_tells_how_bad_it_is(error: float, level: str) -> None:
+    output = OutputCheck("y", error, error, 0.9, None)
+    check = Check("data.npz", 4, (ProviderCheck("CPUExecutionProvider", (output,)),))
+    judged = Judged(0.17, 17.7, 20.7, 4, metric="perplexity")
+    verdict = output_verdict(check, _decisions(), random=False, judged=judged)
+    assert verdict is not None
+    assert verdict.level == level
+    assert "the loss by perplexity is 0.17; tolerance=… limits it" in verdict.text
+    assert "judging it by your own metric" not in verdict.text
 
 
 def _decisions() -> list[Any]:
