@@ -48,7 +48,8 @@ def test_outputs_and_instructions(tmp_path: Path) -> None:
     onnx.save(model, paths[0])
     result.save(paths[1])
     paths[2].write_bytes(b"")
-    feeds = [{"x": uniform((4, 256), rng)} for _ in range(2)]
+    # So many rows that the few hundred instructions of a call around them are far below a percent.
+    feeds = [{"x": uniform((64, 256), rng)} for _ in range(2)]
     target = open_target("qemu-arm64")
     assert target.emulated
     done: list[int] = []
