@@ -31,6 +31,9 @@ _CLIPS: dict[int, Float64] = {
 _LEAST = 1e-6
 # Smallest range of a block; what is below it is 0.
 _TINY = np.finfo(np.float32).smallest_normal
+# Scale of a block of zeros, at most: kernels take zero points away from sums of codes in floats,
+# and what that rounds is multiplied by the scale.
+_OF_ZEROS = 2.0**-14  # the smallest that float16 holds in full
 # Scales are kept in float16 while none is below its smallest normal number or above its largest.
 _HALF = np.finfo(np.float16)
 
@@ -129,7 +132,8 @@ def round_blocks(
     else:
         reach = (largest - smallest) / high
     reach = np.where(reach < _TINY, np.float32(0.0), reach)  # its inverse would overflow
-    scales = np.ones((groups, n), np.float32)
+    none = min(_OF_ZEROS, float(reach.min(initial=_OF_ZEROS, where=reach > 0.0)))
+    scales = np.full((groups, n), none, np.float32)
     zeros = np.zeros((groups, n), np.float32)
     codes = np.zeros(stack.shape, np.float32)
     best = np.full((groups, n), np.inf, np.float32)
@@ -137,7 +141,7 @@ def round_blocks(
     unit = np.divide(1.0, reach, out=np.zeros_like(reach), where=reach > 0.0)[:, None]
     half = _fits_half(reach * _CLIPS[bits].min(), reach)
     for clip in _CLIPS[bits]:
-        scale = np.where(reach > 0.0, reach * np.float32(clip), 1.0).astype(np.float32)
+        scale = np.where(reach > 0.0, reach * np.float32(clip), none).astype(np.float32)
         if half:
             scale = scale.astype(np.float16).astype(np.float32)
         zero = np.zeros_like(scale) if symmetric else np.clip(np.rint(-smallest / scale), 0, high)

@@ -244,6 +244,7 @@ def _lost_inside(formats: Mapping[Group, Format], probe: Probe) -> float:
         return 0.0
     model = probe.model.clone()
     node_of = dict(zip(probe.model.graph, model.graph, strict=True))
+    raise_opset(model, max(form.opset for form in formats.values()))
     constants: dict[str, Array] = {}
     waiting: list[Postponed] = []
     with Spool() as spool:

@@ -27,11 +27,11 @@ def weight(rng: np.random.Generator, m: int, n: int) -> Array:
     return np.asarray(rng.standard_normal((m, n)) / 8, np.float32)
 
 
-def three(rng: np.random.Generator) -> onnx.ModelProto:
+def three(rng: np.random.Generator, opset: int = 17) -> onnx.ModelProto:
     """Two products of one activation, and a Gemm behind them, between nodes of floats."""
     return parse(
-        """<ir_version: 8, opset_import: ["" : 17]>
-        g (float[N,8,96] x) => (float[N,8,48] y) {
+        f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[N,8,96] x) => (float[N,8,48] y) {{
             r = Tanh (x)
             [q] q = MatMul (r, Q)
             [k] k = MatMul (r, K)
@@ -40,7 +40,7 @@ def three(rng: np.random.Generator) -> onnx.ModelProto:
             [last] l = MatMul (a, W)
             m = Add (l, b)
             y = Tanh (m)
-        }""",
+        }}""",
         {
             "Q": weight(rng, 96, 80),
             "K": weight(rng, 96, 80),
@@ -113,6 +113,23 @@ def test_chosen_beside_floats_and_ranks(goal: str, weights: str, rng: np.random.
     again = compress(model, calibration=samples, bench=False, recipe=result.recipe)
     assert formats(again) == formats(result)
     assert error(again) == error(result)
+
+
+def test_an_older_model_is_raised_where_pairs_are_measured_too(rng: np.random.Generator) -> None:
+    model, samples = three(rng, opset=11), feeds(rng)
+    result = compress(
+        model,
+        calibration=samples,
+        bench=False,
+        simplify=False,
+        keep=0.3,
+        weights="auto",
+        activations="int8",
+        shape_for="qnn",
+    )
+    assert CHANNELS in formats(result)
+    assert error(result) < 0.1
+    assert any(note.startswith("opset 11 was raised to 13") for note in result.report.notes)
 
 
 def test_what_is_asked_for_has_to_be_there(rng: np.random.Generator) -> None:

@@ -118,6 +118,8 @@ def test_zeros_and_extreme_scales(scale: float, symmetric: bool, rng: np.random.
     blocks = round_blocks(matrix, 4, 16, symmetric=symmetric)
     assert (blocks.scales > 0).all()
     assert not blocks.values()[:, 1].any()
+    # What kernels round of sums of codes is scaled by it, in an output that is zero.
+    assert (blocks.scales[:, 1] <= min(2.0**-14, blocks.scales[:, 0].max())).all()
     assert np.linalg.norm(blocks.values() - matrix) <= 0.15 * np.linalg.norm(matrix)
 
 
