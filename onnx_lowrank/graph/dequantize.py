@@ -32,6 +32,7 @@ from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import all_nodes, attribute, node_name, operator
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.contents import content_of
 
 __all__ = ["Dequantized", "dequantize", "holds_integers"]
 
@@ -42,6 +43,12 @@ _MAPS = {
     **dict.fromkeys(("Einsum", "Gemm", "MatMul"), (0, 1)),
 }
 _SUFFIXES = ("_quantized", "_Q4", "_Q8")
+# Types of the codes of a QuantizeLinear without a zero point, by its output_dtype.
+_UNSAID: dict[int, type[np.uint8 | np.int8]] = {
+    0: np.uint8,
+    int(ir.DataType.UINT8): np.uint8,
+    int(ir.DataType.INT8): np.int8,
+}
 # What goes with a map that nothing reads any more.
 _GOES = frozenset(
     {
@@ -103,7 +110,7 @@ class _Run:
         self.found = Dequantized()
         self._model, self._graph, self._spool = model, model.graph, spool
         self._names, self._constants = Names(model), Constants(model)
-        self._floats: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
+        self._floats: dict[tuple[ir.Value, str], ir.Value] = {}
         self._before = {v for v in model.graph.initializers.values() if v.uses()}
 
     def map(self, node: ir.Node) -> None:
@@ -130,8 +137,11 @@ class _Run:
         before = node.inputs[0].producer()
         if before is None or before.op_type != "QuantizeLinear":
             return
-        scale, zero = self._step(node)
-        if scale is None or self._step(before) != (scale, zero):
+        unsaid = _UNSAID.get(attribute(before, "output_dtype", 0))
+        if unsaid is None:
+            return
+        scale, zero = self._step(node, unsaid)
+        if scale is None or self._step(before, unsaid) != (scale, zero):
             return
         source = before.inputs[0]
         if self._constants.resolve(source) is not None:
@@ -148,11 +158,16 @@ class _Run:
         )
         _become(node, "Clip", [source, low, high])
 
-    def _step(self, node: ir.Node) -> tuple[np.float32 | None, np.uint8 | np.int8 | None]:
-        """Scale and zero point of a node, where it has one of each; None otherwise."""
+    def _step(
+        self, node: ir.Node, unsaid: type[np.uint8 | np.int8]
+    ) -> tuple[np.float32 | None, np.uint8 | np.int8 | None]:
+        """Scale and zero point of a node, where it has one of each; None otherwise.
+
+        Without a zero point it is the 0 of the type ``unsaid``.
+        """
         scale = self._constants.literal(node.inputs[1])
         given = node.inputs[2] if len(node.inputs) > 2 else None
-        zero = np.zeros(1, np.uint8) if given is None else self._constants.literal(given)
+        zero = np.zeros(1, unsaid) if given is None else self._constants.literal(given)
         if scale is None or scale.size != 1 or scale.dtype != np.float32:
             return None, None
         if zero is None or zero.size != 1 or zero.dtype not in (np.uint8, np.int8):
@@ -180,8 +195,8 @@ class _Run:
             return "its input is not rounded by DynamicQuantizeLinear, or its sums not scaled"
         assert cast is not None
         zero = node.inputs[2] if len(node.inputs) > 2 else None
-        if zero is not None and zero is not rounds.outputs[2]:
-            return "its input has a zero point of its own"
+        if zero is not rounds.outputs[2]:
+            return "its input has another zero point than it was rounded with"
         others = [value for value in scaled.inputs if value is not cast.outputs[0]]
         product = _producer(others[0]) if len(others) == 1 else None
         factors = () if product is None or product.op_type != "Mul" else product.inputs
@@ -221,8 +236,8 @@ class _Run:
         rounds = _producer(inputs[0])
         if rounds is None or rounds.op_type != "DynamicQuantizeLinear":
             return "its input is not rounded by DynamicQuantizeLinear"
-        if inputs[2] is not rounds.outputs[1] or inputs[4] not in (None, rounds.outputs[2]):
-            return "its input has a scale or zero point of its own"
+        if inputs[2] is not rounds.outputs[1] or inputs[4] is not rounds.outputs[2]:
+            return "its input has another scale or zero point than it was rounded with"
         weight = read_weight(self._constants, inputs[1], inputs[3], inputs[5], -1)
         if isinstance(weight, str):
             return weight
@@ -328,8 +343,8 @@ class _Run:
         self.found.nodes.append(node_name(node))
 
     def _weight(self, weight: IntegerWeight, name: str) -> ir.Value:
-        """The constant of a weight's floats, one for all maps that read it in one way."""
-        key = weight.root, weight.values.shape
+        """The constant of a weight's floats, one for all maps that read the same floats of it."""
+        key = weight.root, content_of(weight.values)
         if key not in self._floats:
             base = weight.root.name or name
             for suffix in _SUFFIXES:

@@ -105,8 +105,26 @@ def read_weight(
         axis: of the scales.
         block: as for `dequantized`.
     """
-    found = [constants.resolve(value) for value in (codes, scales, zeros)]
-    q, s, z = found
+    stored = _stored(constants, codes, scales, zeros)
+    if isinstance(stored, str):
+        return stored
+    q, s, z = stored
+    bits = 32 if q.dtype is ir.DataType.INT32 else BITS.get(q.dtype)
+    if bits is None:
+        return f"its codes are {q.dtype.name.lower()}; 4 and 8 bits are read"
+    try:
+        axis = axis % max(len(q.shape), 1)
+        values = dequantized(q.numpy(), s.numpy(), None if z is None else z.numpy(), axis, block)
+    except ValueError as error:
+        return f"its scales do not fit: {error}"
+    return IntegerWeight(q.root, values, bits, _bytes(q, s, z))
+
+
+def _stored(
+    constants: Constants, codes: ir.Value | None, scales: ir.Value | None, zeros: ir.Value | None
+) -> tuple[Constant, Constant, Constant | None] | str:
+    """Integers, scales and zero points, or why they cannot be read."""
+    q, s, z = (constants.resolve(value) for value in (codes, scales, zeros))
     if not isinstance(q, Constant) or not isinstance(s, Constant):
         return "its integers or scales are not constant"
     if zeros is not None and not isinstance(z, Constant):
@@ -115,17 +133,11 @@ def read_weight(
         return f"its scales are {s.dtype.name.lower()}; float32 ones are read"
     if q.root.is_graph_input() or q.root.is_graph_output():
         return "its integers are an input or output of the model"
-    bits = 32 if q.dtype is ir.DataType.INT32 else BITS.get(q.dtype)
-    if bits is None:
-        return f"its codes are {q.dtype.name.lower()}; 4 and 8 bits are read"
-    known = [own for own in (q, s, z) if isinstance(own, Constant)]
-    try:
-        zero = z.numpy() if isinstance(z, Constant) else None
-        axis = axis % max(len(q.shape), 1)
-        values = dequantized(q.numpy(), s.numpy(), zero, axis, block)
-    except ValueError as error:
-        return f"its scales do not fit: {error}"
-    return IntegerWeight(q.root, values, bits, sum(own.tensor.nbytes for own in known))
+    return q, s, z if isinstance(z, Constant) else None
+
+
+def _bytes(*stored: Constant | None) -> int:
+    return sum(own.tensor.nbytes for own in stored if own is not None)
 
 
 def multiplied_weight(node: ir.Node, constants: Constants) -> IntegerWeight | str:
@@ -178,26 +190,20 @@ def nbits_weight(node: ir.Node, constants: Constants) -> IntegerWeight | str:
     inner, outer = attribute(node, "K", 0), attribute(node, "N", 0)
     if bits not in _PACKED:
         return f"its codes have {bits} bits; 4 and 8 are read"
-    found = [constants.resolve(value) for value in (packed, scales, zeros)]
-    q, s, z = found
-    if not isinstance(q, Constant) or not isinstance(s, Constant):
-        return "its integers or scales are not constant"
-    if zeros is not None and not isinstance(z, Constant):
-        return "its zero points are not constant"
-    if s.dtype is not ir.DataType.FLOAT:
-        return f"its scales are {s.dtype.name.lower()}; float32 ones are read"
+    stored = _stored(constants, packed, scales, zeros)
+    if isinstance(stored, str):
+        return stored
+    q, s, z = stored
     groups = -(-inner // block)
     codes = _unpacked(q.numpy().reshape(outer, -1), bits)[:, :inner]  # [N, K]
     each = s.numpy().reshape(outer, groups)
     middle: Array = np.full((1, 1), 1 << bits - 1, np.float32)
-    if isinstance(z, Constant):
+    if z is not None:
         packed_zeros = z.dtype is ir.DataType.UINT8
         own = z.numpy().reshape(outer, -1)
         middle = (_unpacked(own, bits) if packed_zeros else own)[:, :groups]
     values = dequantized(codes, each, np.broadcast_to(middle, each.shape), 1, block)
-    known = [own for own in (q, s, z) if isinstance(own, Constant)]
-    size = sum(own.tensor.nbytes for own in known)
-    return IntegerWeight(q.root, np.ascontiguousarray(values.T), bits, size)
+    return IntegerWeight(q.root, np.ascontiguousarray(values.T), bits, _bytes(q, s, z))
 
 
 def _unpacked(rows: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float32]:

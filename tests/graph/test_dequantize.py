@@ -89,6 +89,55 @@ def test_what_a_pair_cuts_off_stays_cut_off(rng: np.random.Generator) -> None:
     assert 0.0 < np.abs(after - before).max() <= 0.0101  # half a step
 
 
+@pytest.mark.parametrize(
+    ("attributes", "zero", "low"),
+    [("", "", 0.0), ("<output_dtype=3>", "", -128.0), ("", "z", -128.0)],
+)
+def test_the_range_is_that_of_the_type(attributes: str, zero: str, low: float) -> None:
+    """Without a zero point a QuantizeLinear says in an attribute whether it has a sign."""
+    last = f", {zero}" if zero else ""
+    known: dict[str, Array] = {"s": np.array(1.0, np.float32), "z": np.array(0, np.int8)}
+    proto = parse(
+        f"{HEAD} g (float[1,4] x) => (float[1,4] y) "
+        f"{{ a = QuantizeLinear {attributes} (x, s{last})\n y = DequantizeLinear (a, s{last}) }}",
+        {name: array for name, array in known.items() if name == "s" or zero},
+    )
+    model = ir.from_proto(proto)
+    dequantize(model, Spool())
+    assert [node.op_type for node in model.graph] == ["Clip"]
+    feed: Feed = {"x": np.array([[-900.0, -7.0, 7.0, 900.0]], np.float32)}
+    got = outputs(ir.to_proto(model), feed)["y"]
+    np.testing.assert_array_equal(got, outputs(proto, feed)["y"])
+    assert got.min() == low
+
+
+def test_integers_that_are_read_with_two_scales(rng: np.random.Generator) -> None:
+    proto = parse(
+        f"""{HEAD} g (float[4,8] x) => (float[4,8] y) {{
+            a = DequantizeLinear <axis=1> (q, s)
+            b = DequantizeLinear <axis=1> (q, t)
+            c = DequantizeLinear <axis=0> (q, t)
+            d = DequantizeLinear <axis=0> (q, t)
+            e = MatMul (x, a)
+            f = MatMul (e, b)
+            h = MatMul (f, c)
+            y = MatMul (h, d)
+        }}""",
+        {
+            "q": rng.integers(-9, 9, (8, 8)).astype(np.int8),
+            "s": rng.random(8).astype(np.float32),
+            "t": rng.random(8).astype(np.float32),
+        },
+    )
+    model = ir.from_proto(proto)
+    found = dequantize(model, Spool())
+    assert len(found.nodes) == 4
+    assert len(found.bits) == 3  # the last two are one
+    feed: Feed = {"x": rng.standard_normal((4, 8)).astype(np.float32)}
+    got, wanted = outputs(ir.to_proto(model), feed)["y"], outputs(proto, feed)["y"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_blocks_and_zero_points(rng: np.random.Generator) -> None:
     proto = parse(
         f"{HEAD} g (float[4,24] x) => (float[4,16] y) "
@@ -118,6 +167,18 @@ def test_blocks_and_zero_points(rng: np.random.Generator) -> None:
             "its sums not scaled",
         ),
         ("a = Cast <to=2> (x)\n b = ConvInteger (a, q)\n y = Cast <to=1> (b)", (4, 4, 1, 1), ""),
+        (
+            "a, s, z = DynamicQuantizeLinear (x)\n b = MatMulInteger (a, q)\n c = Cast <to=1> (b)\n"
+            " d = Mul (s, w)\n y = Mul (c, d)",
+            (3, 3),
+            "another zero point",
+        ),
+        (
+            "a, s, z = DynamicQuantizeLinear (x)\n"
+            " y = com.microsoft.MatMulIntegerToFloat (a, q, s, w)",
+            (3, 3),
+            "another scale or zero point",
+        ),
     ],
 )
 def test_what_stays(
