@@ -13,6 +13,7 @@ quantizer left out; only its rounding goes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ from onnx_lowrank.graph.integer_weights import (
 )
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
-from onnx_lowrank.graph.walk import all_nodes, attribute, node_name, operator
+from onnx_lowrank.graph.walk import all_nodes, attribute, float_attribute, node_name, operator
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.contents import content_of
 
@@ -208,7 +209,8 @@ class _Run:
         weight = read_weight(self._constants, node.inputs[1], scales[0], zeros, 0 if conv else -1)
         if isinstance(weight, str):
             return weight
-        if conv and self._size(scales[0]) != 1:
+        shape = self._shape(scales[0])
+        if math.prod(shape) != 1 and (conv or math.prod(shape) != shape[-1]):
             return "its scales are not those of its outputs"
         attributes = list(node.attributes.values())
         name = node_name(node)
@@ -254,7 +256,12 @@ class _Run:
         return ""
 
     def operator(self, node: ir.Node) -> str:
-        """QLinearMatMul, QLinearConv or QGemm: between a DequantizeLinear and a QuantizeLinear."""
+        """QLinearMatMul, QLinearConv or QGemm: between a DequantizeLinear and a QuantizeLinear.
+
+        A QGemm may give floats itself.
+        """
+        if attribute(node, "channels_last", 0):
+            return "its channels are the last axis"
         kind = node.op_type.removeprefix("QLinear").removeprefix("Q")
         inputs = [*node.inputs, *[None] * 9][:9]
         conv, gemm = kind == "Conv", kind == "Gemm"
@@ -271,18 +278,20 @@ class _Run:
             if codes is None or any(step is None for step in steps):
                 return "its bias or the scale of its input is not constant"
             a, b = (np.asarray(step, np.float32) for step in steps)
-            values = dequantized(codes, a.reshape(-1)[0] * b.reshape(-1), None, codes.ndim - 1)
+            each = a.reshape(-1)[0] * b.reshape(-1) * float_attribute(node, "alpha", 1.0)
+            values = dequantized(codes, each, None, codes.ndim - 1)
             added = self._constant(values, f"{node_name(node)}.bias")
         x = self._before_node(node, "DequantizeLinear", inputs[:3], "floats")
         weight_value = self._weight(weight, node_name(node))
         attributes = list(node.attributes.values())
         terms = [x, weight_value, *([] if added is None else [added])]
-        product = self._before_node(node, kind, terms, "product", attributes)
         name = node_name(node)
-        self._named(product.producer(), node)
         if out[0] is None:
-            node.outputs[0].replace_all_uses_with(product, replace_graph_outputs=True)
+            self.found.nodes.append(name)
+            _become(node, kind, terms, attributes)
             return ""
+        product = self._before_node(node, kind, terms, "product", attributes)
+        self._named(product.producer(), node)
         _become(node, "QuantizeLinear", [product, *out])
         node.name = self._names.new(f"{name}.rounded")
         return ""
@@ -354,9 +363,9 @@ class _Run:
             self.found.bits[own], self.found.bytes[own] = weight.bits, weight.nbytes
         return self._floats[key]
 
-    def _size(self, value: ir.Value | None) -> int:
+    def _shape(self, value: ir.Value | None) -> tuple[int, ...]:
         found = self._constants.literal(value)
-        return 0 if found is None else found.size
+        return (0,) if found is None else found.shape
 
     def _constant(self, array: Array, name: str) -> ir.Value:
         name = self._names.new(name)

@@ -148,6 +148,9 @@ def multiplied_weight(node: ir.Node, constants: Constants) -> IntegerWeight | st
             continue
         q, s = constants.resolve(cast.inputs[0]), _evaluated(scales, constants)
         if isinstance(q, Constant) and q.dtype in BITS and s is not None:
+            to = ir.DataType(attribute(cast, "to", int(ir.DataType.FLOAT)))
+            if to is not ir.DataType.FLOAT:
+                return f"it is made {to.name.lower()}; float32 is read"
             values = np.asarray(q.numpy().astype(np.float32) * s, np.float32)
             return IntegerWeight(q.root, values, BITS[q.dtype], q.tensor.nbytes + 2 * s.size)
     return "its codes or scales are computed in another way"

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.graph.fixed import infer_shapes
 from onnx_lowrank.graph.opset_rules import FLATTENED_BELOW, FLATTENING, RULES, Editor, Rule
+from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.walk import attribute, graph_values, node_name
 
 __all__ = ["raise_opset"]
@@ -146,6 +147,8 @@ def _differs(node: ir.Node, current: int, opset: int) -> str | None:
         return f"is older than opset {_OLDEST}"
     op_type, given = node.op_type, set(node.attributes)
     for rule in _rules(op_type, current, opset):
+        if open_ := unresolved(node):
+            return f"has {', '.join(open_)} from the call of the function around it"
         why = _unlike(op_type, given, current, rule.since - 1) or rule.refused(node)
         if why is not None:
             return why
@@ -174,7 +177,8 @@ def _unlike(op_type: str, given: Collection[str], current: int, opset: int) -> s
         return f"means something else in opset {opset}"
     for name, old in before.attributes.items():
         newer = after.attributes.get(name)
-        if newer is None and name not in given:
+        unsaid = old.default_value.type == onnx.AttributeProto.UNDEFINED
+        if newer is None and unsaid and name not in given:
             continue
         if newer is None or newer.type != old.type:
             return f"has an attribute {name!r} that opset {opset} has not"

@@ -262,6 +262,77 @@ def test_fused_operators(name: str, rng: np.random.Generator) -> None:
     assert relative(got, outputs(proto, {"x": x})["y"]) < 0.02
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_a_bias_is_scaled_as_the_product(alpha: float, rng: np.random.Generator) -> None:
+    proto = parse(
+        f"""{HEAD} g (float[6,8] x) => (float[6,5] y) {{
+            a = QuantizeLinear (x, s, z)
+            y = com.microsoft.QGemm <alpha={alpha}, transB=1> (a, s, z, q, t, u, b)
+        }}""",
+        {
+            "s": np.array(0.03, np.float32),
+            "z": np.array(3, np.int8),
+            "q": rng.integers(-127, 128, (5, 8)).astype(np.int8),
+            "t": np.array(0.01, np.float32),
+            "u": np.array(0, np.int8),
+            "b": rng.integers(-9000, 9000, 5).astype(np.int32),
+        },
+    )
+    model = ir.from_proto(proto)
+    assert dequantize(model, Spool()).bits
+    feed: Feed = {"x": rng.standard_normal((6, 8)).astype(np.float32)}
+    got, wanted = outputs(ir.to_proto(model), feed)["y"], outputs(proto, feed)["y"]
+    assert relative(got, wanted) < 0.05
+
+
+ODD = {
+    "has scales of rows": (
+        "float[4,4] x",
+        "a, s, z = DynamicQuantizeLinear (x)\n b = MatMulInteger (a, q, z)\n c = Cast <to=1> (b)\n"
+        " d = Mul (s, w)\n y = Mul (c, d)",
+        (4, 4),
+        "its scales are not those of its outputs",
+    ),
+    "has channels last": (
+        "float[1,3,3,4] x",
+        "a = QuantizeLinear (x, s, z)\n"
+        " y = com.microsoft.QLinearConv <channels_last=1> (a, s, z, q, s, o, s, z)",
+        (4, 4, 1, 1),
+        "its channels are the last axis",
+    ),
+    "is of half precision": (
+        "float16[1,4,3,3] x",
+        "c = Cast <to=10> (q)\n v = Mul (c, h)\n y = Conv (x, v)",
+        (4, 4, 1, 1),
+        "it is made float16; float32 is read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_has_no_plain_float_map_stays(name: str, rng: np.random.Generator) -> None:
+    given, body, shape, reason = ODD[name]
+    known: dict[str, Array] = {
+        "q": rng.integers(-9, 9, shape).astype(np.int8),
+        "w": rng.random((4, 1)).astype(np.float32),
+        "h": rng.random((4, 1, 1, 1)).astype(np.float16),
+        "s": np.array(0.1, np.float32),
+        "o": np.array(0, np.int8),
+        "z": np.array(3, np.uint8),
+    }
+    made = body.split("=")[0]
+    used = {k: v for k, v in known.items() if f"{k}," in body or f"{k})" in body}
+    proto = parse(
+        f"{HEAD} g ({given}) => (y) {{ {body} }}",
+        {k: v for k, v in used.items() if f" {k}" not in made and f", {k}" not in made},
+    )
+    model = ir.from_proto(proto)
+    found = dequantize(model, Spool())
+    assert not found.bits
+    assert list(found.left.values()) == [reason]
+    assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
+
+
 def test_products_of_what_is_computed_are_no_maps() -> None:
     proto = parse(
         f"""{HEAD} g (float[4,4] x) => (float[4,4] y) {{

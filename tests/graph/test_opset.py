@@ -197,6 +197,20 @@ def test_new_enough_is_left() -> None:
     assert model.opset_imports[""] == 22
 
 
+def test_an_attribute_of_a_call_is_an_error() -> None:
+    model = parse(
+        """
+        <ir_version: 8, opset_import: ["" : 12, "own" : 1]>
+        g (float[1,3] x) => (float[3] y) { y = own.flat <of=[0]> (x) }
+        <domain: "own", opset_import: ["" : 12]>
+        flat <of> (v) => (w) { w = Squeeze <axes: ints = @of> (v) }
+        """,
+        {},
+    )
+    with pytest.raises(InputError, match="Squeeze of opset 12 has axes from the call"):
+        raise_opset(ir.from_proto(model), 21)
+
+
 @pytest.mark.parametrize(
     ("opset", "body", "word"),
     [
@@ -211,6 +225,7 @@ def test_new_enough_is_left() -> None:
         ),
         (18, "y = GroupNormalization <num_groups=2> (x, s, s)", "means something else"),
         (16, 'y = GridSample <mode="bilinear"> (x, f)', "GridSample"),
+        (17, "y = DFT (x)", "an attribute 'axis'"),
     ],
 )
 def test_a_change_of_meaning_is_an_error(opset: int, body: str, word: str) -> None:
