@@ -187,9 +187,9 @@ def compress(
         memory: memory that the process may hold: batches get smaller, fewer layers are worked on at
             once, what waits goes into files, and onnxsim is left out where it would take more. A
             whole number is bytes; a text has a unit, such as '4GB'. Default: half of what is free.
-        work: keep finished work in this folder: moments, spectra, factors, damage, refits and how
-            far healing came. A run that was ended goes on from there; what has changed is made
-            again.
+        work: keep finished work in this folder: moments, spectra, factors, damage, refits and the
+            last step of healing. If a run ends early, the same command goes on from there. If you
+            change the model, the samples or an option, what depends on it is done anew.
         executor: hand spectra, factors and the moments of samples to a running Dask cluster:
             dask://HOST:PORT of its scheduler. Any `concurrent.futures.Executor` does as well.
             Default: this process.

@@ -311,8 +311,9 @@ _TABLE = (
     ),
     Option(
         "work", "path",
-        "Keep finished work in this folder: moments, spectra, factors, damage, refits and how far "
-        "healing came. A run that was ended goes on from there; what has changed is made again.",
+        "Keep finished work in this folder: moments, spectra, factors, damage, refits and the last "
+        "step of healing. If a run ends early, the same command goes on from there. If you change "
+        "the model, the samples or an option, what depends on it is done anew.",
         RUNS, metavar="DIR",
     ),
     Option(

@@ -167,7 +167,8 @@ def gather(
         memory: what may be held, and where moments wait that do not fit; default: no limit.
         must_fit: whether a mask that fits no activation is an error.
         away: how parts are summed elsewhere; default: all are summed here.
-        pieces: where the moments of an earlier run are, and how far it came; default: nowhere.
+        pieces: where an earlier run keeps moments, of all samples or of the first ones; None for
+            no such place.
 
     Raises:
         InputError: an activation holds NaN or Inf, the mask does not fit or masks everything, or a

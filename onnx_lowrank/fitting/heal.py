@@ -101,7 +101,7 @@ def heal(
         memory: what may be held; default: without a limit.
         logits: values of both models whose shares of classes are compared in place of the outputs.
         narrowed: values that have another width in the original.
-        pieces: where the result of an earlier run is, and how far it came; default: nowhere.
+        pieces: where an earlier run keeps its result and its last step; None for no such place.
 
     Raises:
         ShortError: the derivatives of one sample do not fit in memory.

@@ -117,7 +117,7 @@ def save(path: Path, saved: SavedStatistics) -> None:
     header = {"version": _VERSION, "model": saved.model, "name": saved.name}
     try:
         with atomic(path) as file:
-            write_archive(file, header, saved)
+            write_archive(file, header, saved, _CLASSES)
     except OSError as error:
         raise InputError(f"{named('save_stats', path)}: {error.strerror or error}") from error
 

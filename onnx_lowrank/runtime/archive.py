@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,19 +28,22 @@ BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, zipfil
 _SIDE = 16
 
 
-def write_archive(file: IO[bytes], header: Mapping[str, Any], value: Any) -> None:
+def write_archive(
+    file: IO[bytes], header: Mapping[str, Any], value: Any, classes: Iterable[type] = ()
+) -> None:
     """Write a value.
 
     Args:
         file: open for writing.
         header: plain values, what the file is.
         value: numbers, texts, arrays, and dataclasses, mappings, tuples and lists of them.
+        classes: the dataclasses that may be in it, as for `read_archive`.
 
     Raises:
-        TypeError: something else is in it.
+        TypeError: something else is in it, which could not be read again.
         OSError: it cannot be written.
     """
-    writing = _Writing()
+    writing = _Writing(frozenset(classes))
     text = json.dumps({**header, "value": writing.plain(value)})
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         _put(archive, "header", np.frombuffer(text.encode(), np.uint8))
@@ -77,8 +80,9 @@ def read_archive(path: Path, classes: Iterable[type]) -> Any:
 class _Writing:
     """Takes a value apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: Collection[type]) -> None:
         self.arrays: list[Array] = []
+        self._classes = classes
         self._known: dict[int, tuple[Any, Array]] = {}
 
     def plain(self, value: Any) -> Any:
@@ -90,7 +94,7 @@ class _Writing:
             if id(value) not in self._known:  # one that is shared is written once
                 self._known[id(value)] = self._array(value), value
             return self._known[id(value)][0]
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if dataclasses.is_dataclass(value) and type(value) in self._classes:
             names = [field.name for field in dataclasses.fields(value)]
             fields = {name: self.plain(getattr(value, name)) for name in names}
             return {"of": type(value).__name__, "fields": fields}

@@ -98,7 +98,8 @@ class Pieces:
             return
         try:
             with atomic(self._folder / name) as file:
-                write_archive(file, {"kind": kind, "key": key, "version": _VERSION}, value)
+                header = {"kind": kind, "key": key, "version": _VERSION}
+                write_archive(file, header, value, self._classes)
         except OSError as error:
             self._full = error.strerror or str(error)
 

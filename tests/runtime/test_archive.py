@@ -25,7 +25,7 @@ class Box:
 def through(value: Any, folder: Path) -> Any:
     path = folder / "archive.npz"
     with path.open("wb") as file:
-        write_archive(file, {"kind": "test"}, value)
+        write_archive(file, {"kind": "test"}, value, [Box])
     assert read_header(path)["kind"] == "test"
     return read_archive(path, [Box])
 
@@ -82,12 +82,14 @@ def test_an_array_that_is_shared_stays_so(tmp_path: Path) -> None:
 def test_what_cannot_be_written() -> None:
     with pytest.raises(TypeError, match="expected numbers, texts, arrays"):
         write_archive(io.BytesIO(), {}, object())
+    with pytest.raises(TypeError, match="Box"):  # it could not be read again
+        write_archive(io.BytesIO(), {}, [Box("a", 1)])
 
 
 def test_every_damage_is_seen(rng: np.random.Generator, tmp_path: Path) -> None:
     path = tmp_path / "archive.npz"
     with path.open("wb") as file:
-        write_archive(file, {}, Box("a", rng.standard_normal(100)))
+        write_archive(file, {}, Box("a", rng.standard_normal(100)), [Box])
     whole = path.read_bytes()
     for broken in (b"", whole[:100], whole[:-30], whole[:400] + b"?" + whole[401:]):
         path.write_bytes(broken)
