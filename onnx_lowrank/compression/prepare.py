@@ -28,9 +28,10 @@ from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name, stored_bytes
 from onnx_lowrank.maps.adapters import merge_adapters
 from onnx_lowrank.maps.choice import Choice, Spectrum
-from onnx_lowrank.maps.find import Finding, Group, Selection, find
+from onnx_lowrank.maps.find import Finding, Group, find
 from onnx_lowrank.maps.formats import OPSET
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.phrases import by_reason, counted, listed
 from onnx_lowrank.ranks.choose import wanted, worth_measuring

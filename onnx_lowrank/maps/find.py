@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
 
-from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.errors import named
 from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
 from onnx_lowrank.graph.references import unresolved
-from onnx_lowrank.graph.scopes import scopes_of
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 from onnx_lowrank.maps.chains import chained
 from onnx_lowrank.maps.forms import Form, Refusal, Site
@@ -22,7 +19,7 @@ from onnx_lowrank.maps.forms.inner import Inner, InnerForm
 from onnx_lowrank.maps.swapped import swapped
 from onnx_lowrank.numerics.ranks import break_even, largest_rank
 
-__all__ = ["Factorable", "Finding", "Group", "Member", "Refused", "Selection", "find"]
+__all__ = ["Factorable", "Finding", "Group", "Member", "Refused", "find"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,72 +376,3 @@ def _bias(members: Sequence[Member], constants: Constants) -> Constant | None:
     alone = len(readers) == 1 and readers[0] is not None and len(list(root.uses())) == 1
     # In a function or a body of a loop it may be added more than once.
     return found if alone and owner is site.node.graph is constants.model.graph else None
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which nodes may be factored: globs on a node's name or its torch scopes.
-
-    Attributes:
-        include: nothing else is factored, where there are any.
-        exclude: these are not.
-        left: name of a node that no glob leaves out -> why it is left out all the same.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    left: Mapping[str, str] = field(default_factory=dict)
-
-    def named(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
-        """The nodes that a glob matches."""
-        globs = (*self.include, *self.exclude)
-        return [node for node in nodes if _match(globs, _labels(node)) is not None]
-
-    def carried(self, merged: Mapping[ir.Node, ir.Node]) -> Selection:
-        """The selection for a model in which nodes were merged into others.
-
-        Args:
-            merged: node -> what it was merged into, which stays where either is to stay.
-        """
-        left = {
-            node_name(node): f"{node_name(old)!r} is merged into it: {reason}"
-            for old, node in merged.items()
-            if (reason := self.reason(old)) is not None and self.reason(node) is None
-        }
-        return replace(self, left={**self.left, **left})
-
-    def check(self, nodes: Iterable[ir.Node]) -> None:
-        """Raise InputError for a glob that matches none of the linear maps."""
-        labels = {label: None for node in nodes for label in _labels(node)}
-        for option, globs in (("include", self.include), ("exclude", self.exclude)):
-            for glob in globs:
-                if any(fnmatch.fnmatchcase(label, glob) for label in labels):
-                    continue
-                near = difflib.get_close_matches(glob, labels, n=3, cutoff=0.3)
-                near = near or list(labels)[:3]
-                names = ", ".join(repr(label) for label in near) or "none in this model"
-                raise InputError(
-                    f"{named(option, glob)}: expected the name or scope of a linear map, "
-                    f"matched none; near names: {names}"
-                )
-
-    def excluded(self, node: ir.Node) -> str | None:
-        """Why the user left the node out; None where no glob of ``exclude`` matches it."""
-        glob = _match(self.exclude, _labels(node))
-        return None if glob is None else f"left out by {named('exclude', glob)}"
-
-    def reason(self, node: ir.Node) -> str | None:
-        """Why the node is left out; None if it is chosen."""
-        labels = _labels(node)
-        if self.include and not _match(self.include, labels):
-            return f"no glob of {named('include')} matches it"
-        return self.excluded(node) or self.left.get(node_name(node))
-
-
-def _match(globs: Sequence[str], labels: Sequence[str]) -> str | None:
-    return next((g for g in globs if any(fnmatch.fnmatchcase(label, g) for label in labels)), None)
-
-
-def _labels(node: ir.Node) -> list[str]:
-    """The node's name, and the module scopes that torch's dynamo exporter writes."""
-    return [node_name(node), *scopes_of(node)]

@@ -21,10 +21,11 @@ from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.emit import Storage
-from onnx_lowrank.maps.find import Finding, Group, Member, Refused, Selection
+from onnx_lowrank.maps.find import Finding, Group, Member, Refused
 from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.rewrite import remove_unread
+from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
 

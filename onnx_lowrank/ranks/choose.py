@@ -7,14 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from onnx_lowrank.maps.choice import STAYS, Choice, Decision, Spectrum
-from onnx_lowrank.maps.find import (
-    Factorable,
-    Finding,
-    Group,
-    Refused,
-    Selection,
-)
+from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
 from onnx_lowrank.maps.forms import Site
+from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.numerics.ranks import (
     break_even,
     rounded,

@@ -13,8 +13,9 @@ from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.graph.shape_for import WISHES
 from onnx_lowrank.maps.choice import STAYS, Choice, Spectrum
 from onnx_lowrank.maps.dynamic import rounds_inputs
-from onnx_lowrank.maps.find import Finding, Group, Selection
+from onnx_lowrank.maps.find import Finding, Group
 from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, no_format, products, suited
+from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import Tables, table_formats
 from onnx_lowrank.runtime.providers import short_name
 

@@ -9,9 +9,10 @@ import pytest
 
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.spool import Spool
-from onnx_lowrank.maps.find import Selection, find
+from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import find_tables, round_table, table_formats
 from onnx_lowrank.numerics.blocks import Bits
 from tests.helpers.models import parse, run_ort, run_reference

@@ -11,9 +11,10 @@ import pytest
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.maps.find import Finding, Selection, find
+from onnx_lowrank.maps.find import Finding, find
 from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.ranks.formats import (
     Formats,
