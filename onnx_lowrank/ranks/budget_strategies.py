@@ -12,9 +12,10 @@ from onnx_lowrank.measures import Judged, Latency
 from onnx_lowrank.numerics.knapsack import Solution, path, solve
 from onnx_lowrank.ranks.allocation import CostOf, bytes_of, parameters_of
 from onnx_lowrank.ranks.costs import CostTable
+from onnx_lowrank.ranks.furthest import furthest
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.prepared import Prepared
-from onnx_lowrank.ranks.search import Searching, furthest
+from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import (
     Measured,
     Plan,

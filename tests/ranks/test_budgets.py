@@ -33,9 +33,9 @@ from onnx_lowrank.numerics.knapsack import Solution
 from onnx_lowrank.ranks.budget_strategies import cost_of
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.damage import DamageCurve
+from onnx_lowrank.ranks.furthest import furthest
 from onnx_lowrank.ranks.goals import Budget, milliseconds_of, size_of
 from onnx_lowrank.ranks.guard import put_back, slower
-from onnx_lowrank.ranks.search import furthest
 from onnx_lowrank.ranks.strategy import Plan
 from onnx_lowrank.runtime.session import OrtLog
 from tests.helpers.models import parse, run_ort
