@@ -10,7 +10,8 @@ from pathlib import Path
 from onnx_lowrank.compression.inlining import with_weights_in_sight
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.trial import Trial
-from onnx_lowrank.data.shapes import concrete_shapes, input_specs
+from onnx_lowrank.data.declared import input_specs
+from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.inside import giving_out, inside_note, values_named
 from onnx_lowrank.graph.fingerprint import fingerprint

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.data.declared import input_specs
 from onnx_lowrank.data.runnable import runnable_shapes
 from onnx_lowrank.data.samples import Samples, random_samples
-from onnx_lowrank.data.shapes import input_specs
 from onnx_lowrank.data.sources import SampleSource, load_source, same_source
 from onnx_lowrank.numerics.arrays import Feed
 

@@ -13,9 +13,10 @@ import onnxruntime as ort
 from onnx_lowrank.compression.original import Original
 from onnx_lowrank.compression.sample_split import SampleSplit
 from onnx_lowrank.compression.settings import Settings
+from onnx_lowrank.data.declared import input_specs
 from onnx_lowrank.data.mask import chosen_mask, mask_note
 from onnx_lowrank.data.samples import Samples
-from onnx_lowrank.data.shapes import concrete_shapes, input_specs
+from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.metrics import Metric, Ran

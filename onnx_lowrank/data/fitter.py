@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.data.labels import LABEL_NAMES, own_name
-from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
+from onnx_lowrank.data.shapes import ConcreteShapes
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array, sequence
 from onnx_lowrank.phrases import listed, near_names

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.data.fitter import is_floating, require_fed
-from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec
+from onnx_lowrank.data.shapes import ConcreteShapes
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.phrases import listed

@@ -13,15 +13,10 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.data.fitter import is_floating
 from onnx_lowrank.data.samples import random_samples
-from onnx_lowrank.data.shapes import (
-    IMAGE_SIZES,
-    SEQUENCE,
-    ConcreteShapes,
-    InputSpec,
-    concrete_shapes,
-)
+from onnx_lowrank.data.shapes import IMAGE_SIZES, SEQUENCE, ConcreteShapes, concrete_shapes
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.walk import attribute, static_shape
 from onnx_lowrank.numerics.arrays import Feed

@@ -20,6 +20,7 @@ from typing import TypeVar, overload
 import numpy as np
 import onnx_ir as ir
 
+from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.data.fitter import Fitter
 from onnx_lowrank.data.index_bounds import compared_with, index_bound
 from onnx_lowrank.data.labels import all_or_none, cut, read_labels
@@ -30,10 +31,7 @@ from onnx_lowrank.data.sample_files import (
     read_npz,
     read_value,
 )
-from onnx_lowrank.data.shapes import (
-    ConcreteShapes,
-    InputSpec,
-)
+from onnx_lowrank.data.shapes import ConcreteShapes
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import exists
 from onnx_lowrank.numerics.arrays import Array, Feed, flat

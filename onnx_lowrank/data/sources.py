@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnx_lowrank.data.declared import InputSpec, output_specs
 from onnx_lowrank.data.fitter import Fitter
 from onnx_lowrank.data.labels import LABEL_NAMES, all_or_none
 from onnx_lowrank.data.samples import Samples, load_samples, sample_files, stacked_samples
-from onnx_lowrank.data.shapes import ConcreteShapes, InputSpec, output_specs
+from onnx_lowrank.data.shapes import ConcreteShapes
 from onnx_lowrank.data.usercode import UserCode, failure
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array, sequence

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnx_lowrank.data.declared import InputSpec, input_specs
 from onnx_lowrank.data.runnable import runnable_shapes
 from onnx_lowrank.data.samples import Samples, random_samples
-from onnx_lowrank.data.shapes import InputSpec, input_specs
 from onnx_lowrank.data.sources import SampleSource, load_source, source_files
 from onnx_lowrank.errors import CrashError, InputError, named
 from onnx_lowrank.evaluation.inside import giving_out, inside_note, values_named

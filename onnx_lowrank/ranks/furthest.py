@@ -10,8 +10,6 @@ __all__ = ["furthest"]
 
 # How often the whole model is judged in a search.
 _EVALUATIONS = 12
-
-
 # After so many the guess is not asked any more.
 _GUESSED = 4
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_lowrank.data.shapes import concrete_shapes, input_specs
+from onnx_lowrank.data.declared import input_specs
+from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes, infer_shapes

@@ -14,8 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.data.samples import Samples, load_samples
-from onnx_lowrank.data.shapes import InputSpec, concrete_shapes
+from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.errors import InputError
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)

@@ -7,9 +7,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_lowrank.data.declared import InputSpec, input_specs
 from onnx_lowrank.data.runnable import runnable_shapes
 from onnx_lowrank.data.samples import Samples, random_samples
-from onnx_lowrank.data.shapes import InputSpec, concrete_shapes, input_specs
+from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.runtime.session import OrtLog, open_session, run

@@ -10,10 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import check, compress
+from onnx_lowrank.data.declared import input_specs
 from onnx_lowrank.data.index_bounds import compared_with
 from onnx_lowrank.data.runnable import runnable_shapes
 from onnx_lowrank.data.samples import random_samples
-from onnx_lowrank.data.shapes import ConcreteShapes, input_specs
+from onnx_lowrank.data.shapes import ConcreteShapes
 from onnx_lowrank.numerics.arrays import Feed
 from tests.helpers.models import parse, uniform
 

@@ -7,15 +7,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_lowrank.data.shapes import (
-    ConcreteShapes,
-    InputSpec,
-    concrete_shapes,
-    input_specs,
-    output_specs,
-    parse_dims,
-    parse_input_shapes,
-)
+from onnx_lowrank.data.declared import InputSpec, input_specs, output_specs
+from onnx_lowrank.data.shapes import ConcreteShapes, concrete_shapes, parse_dims, parse_input_shapes
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.phrases import near_names
 

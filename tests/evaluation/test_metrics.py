@@ -10,9 +10,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.data.labels import read_labels
 from onnx_lowrank.data.samples import Samples, load_samples
-from onnx_lowrank.data.shapes import InputSpec, concrete_shapes
+from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.data.sources import load_source
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.evaluation.metrics import Metric
