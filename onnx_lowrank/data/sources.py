@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onnx_lowrank.data.declared import InputSpec, output_specs
 from onnx_lowrank.data.fitter import Fitter
 from onnx_lowrank.data.labels import LABEL_NAMES, all_or_none
-from onnx_lowrank.data.samples import Samples, load_samples, sample_files, stacked_samples
+from onnx_lowrank.data.loading import load_samples, sample_files, stacked_samples
+from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import ConcreteShapes
 from onnx_lowrank.data.usercode import UserCode, failure
 from onnx_lowrank.errors import InputError, named

@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from onnx_lowrank.data.declared import InputSpec
-from onnx_lowrank.data.samples import Samples, load_samples
+from onnx_lowrank.data.loading import load_samples
+from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.errors import InputError
 

@@ -12,7 +12,8 @@ import pytest
 
 from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.data.labels import read_labels
-from onnx_lowrank.data.samples import Samples, load_samples
+from onnx_lowrank.data.loading import load_samples
+from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.data.sources import load_source
 from onnx_lowrank.errors import InputError, UsageError
