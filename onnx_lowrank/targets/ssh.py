@@ -20,25 +20,20 @@ is gone) it stops and removes its folder too.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
-import queue
 import shlex
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.targets import runner
 from onnx_lowrank.targets.address import parse
 from onnx_lowrank.targets.base import (
     Job,
@@ -54,6 +49,7 @@ from onnx_lowrank.targets.packing import (
     read_result,
 )
 from onnx_lowrank.targets.setup import hint, packages
+from onnx_lowrank.targets.ssh_connection import PATIENCE, BrokenError, Connection, ThereError
 
 __all__ = ["KINDS", "Ssh", "create", "offers"]
 
@@ -64,11 +60,6 @@ _BOOTSTRAP = (
     "source = sys.stdin.buffer; exec(source.read(int(source.readline())))"
 )
 _PREFIX = "onnx-lowrank-"
-_SIGN_OF_LIFE = runner.SILENCE / 12
-_PATIENCE = 15.0
-"""Seconds for the other side to clean up and end once the connection is closed."""
-_CHUNK = 1 << 20
-
 
 KINDS = frozenset({"ssh"})
 
@@ -174,7 +165,7 @@ class Ssh(Target):
         command = f"exec {self._python or 'python3'} -c {shlex.quote(_BOOTSTRAP)} serve"
         if self._tmp is not None:
             command += f" {shlex.quote(self._tmp)}"
-        with _Connection([*self.words, command], end) as connection:
+        with Connection([*self.words, command], end) as connection:
             folder = None
             try:
                 connection.write_runner()
@@ -187,9 +178,9 @@ class Ssh(Target):
                         advance(1)
                 connection.receive(event["files"], result)
                 connection.finish()
-            except _ThereError as error:
+            except ThereError as error:
                 raise InputError(f"{where}: {error}") from error
-            except (_BrokenError, OSError, ValueError, KeyError, TypeError) as error:
+            except (BrokenError, OSError, ValueError, KeyError, TypeError) as error:
                 why = connection.why(error, job.seconds)
                 left = "" if folder is None else self._clear(folder)
                 raise InputError(f"{where}: {why}{left}") from error
@@ -203,13 +194,13 @@ class Ssh(Target):
 
     def _check(self, ready: dict[str, Any], parcel: Parcel) -> None:
         if not ready["onnxruntime"]:
-            raise _ThereError(
+            raise ThereError(
                 f"{ready['executable']} there (Python {ready['python']}) has no onnxruntime; "
                 "there: "
                 f"{ready['executable']} -m pip install onnxruntime"
             )
         if ready["free"] < parcel.bytes:
-            raise _ThereError(
+            raise ThereError(
                 f"expected {parcel.bytes:,} bytes free in {ready['folder']} there, "
                 f"it has {ready['free']:,}"
             )
@@ -222,7 +213,7 @@ class Ssh(Target):
                 [*self.words, command],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=2 * _PATIENCE,
+                timeout=2 * PATIENCE,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired):
@@ -232,187 +223,9 @@ class Ssh(Target):
         return f"; the folder {folder} may be left there"
 
 
-class _ThereError(Exception):
-    """The other side says what is wrong."""
-
-
-class _BrokenError(Exception):
-    """The connection ended."""
-
-
 def _own_folder(ready: dict[str, Any]) -> str:
     folder = str(ready["folder"])
     path = PurePosixPath(folder)
     if not path.is_absolute() or not path.name.startswith(_PREFIX):
-        raise _ThereError(f"expected a folder {_PREFIX}… there, got {folder!r}")
+        raise ThereError(f"expected a folder {_PREFIX}… there, got {folder!r}")
     return folder
-
-
-class _Connection:
-    """A running ssh, with what it says sorted out."""
-
-    def __init__(self, command: Sequence[str], end: float | None) -> None:
-        self._command, self._end = command, end
-        self._late = False
-        self._errors: list[str] = []
-
-    def __enter__(self) -> _Connection:
-        pipe = subprocess.PIPE
-        # Not stopped by Ctrl-C itself: it is closed in an orderly way, and so the other side is.
-        self._process = subprocess.Popen(
-            self._command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-        )
-        assert self._process.stdin
-        assert self._process.stdout
-        assert self._process.stderr
-        self._in, self._out = self._process.stdin, self._process.stdout
-        self._reader = threading.Thread(
-            target=self._read_errors, args=(self._process.stderr,), daemon=True
-        )
-        self._reader.start()
-        self._timer = None
-        if self._end is not None:
-            self._timer = threading.Timer(max(0.0, self._end - time.monotonic()), self._too_late)
-            self._timer.daemon = True
-            self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._close()
-        with contextlib.suppress(OSError):
-            self._out.close()
-        self._reader.join(1.0)
-
-    def _too_late(self) -> None:
-        self._late = True
-        self._process.terminate()
-
-    def _close(self) -> None:
-        """Hang up, and give the other side time to clean up."""
-        with contextlib.suppress(OSError):
-            self._in.close()
-        drained = threading.Thread(target=self._drain, daemon=True)
-        drained.start()
-        try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        drained.join(1.0)
-
-    def _drain(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while self._out.read(_CHUNK):
-                pass
-
-    def _read_errors(self, stream: IO[bytes]) -> None:
-        with stream:
-            for line in stream:
-                self._errors.append(line.decode("utf-8", "replace").strip())
-                del self._errors[:-20]
-
-    def write_runner(self) -> None:
-        """Send the program itself."""
-        source = Path(runner.__file__).read_bytes()
-        self._in.write(b"%d\n" % len(source) + source)
-        self._in.flush()
-
-    def event(self, *kinds: str) -> dict[str, Any]:
-        """The next event, which is of one of these kinds.
-
-        Raises:
-            _ThereError: the other side reports a fault.
-            _BrokenError: it ended instead.
-        """
-        while line := self._out.readline():
-            if not line.startswith(runner.MARK):
-                continue
-            event: dict[str, Any] = json.loads(line[len(runner.MARK) :])
-            if event["event"] == "fault":
-                raise _ThereError(" ".join(str(event["text"]).split()))
-            if event["event"] not in kinds:
-                raise ValueError(f"expected {kinds}, got {event}")
-            return event
-        raise _BrokenError("it ended before it was done")
-
-    def send(self, parcel: Parcel) -> None:
-        """Send a job; the other side may report a fault meanwhile."""
-        files = [[name, path.stat().st_size] for name, path in parcel.files]
-        try:
-            self._in.write(json.dumps({"files": files}).encode() + b"\n")
-            for _, path in parcel.files:
-                with path.open("rb") as file:
-                    shutil.copyfileobj(file, self._in, _CHUNK)
-            self._in.flush()
-        except OSError as error:  # it stopped reading; it may have said why
-            self.event("result")
-            raise _BrokenError(str(error)) from error
-
-    @contextlib.contextmanager
-    def signs_of_life(self) -> Iterator[None]:
-        """Send a byte now and then while the block runs."""
-        done: queue.Queue[None] = queue.Queue()
-
-        def beat() -> None:
-            while True:
-                try:
-                    done.get(timeout=_SIGN_OF_LIFE)
-                    return
-                except queue.Empty:
-                    with contextlib.suppress(OSError, ValueError):
-                        self._in.write(b"\n")
-                        self._in.flush()
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.put(None)
-            thread.join()
-
-    def receive(self, files: Sequence[tuple[str, int]], folder: Path) -> None:
-        """Write the files that follow an event into a folder.
-
-        Raises:
-            _BrokenError: the connection ends before they do.
-        """
-        for name, size in files:
-            with (folder / Path(name).name).open("wb") as file:
-                while size:
-                    data = self._out.read(min(size, _CHUNK))
-                    if not data:
-                        raise _BrokenError("it ended while the result was sent")
-                    file.write(data)
-                    size -= len(data)
-
-    def finish(self) -> None:
-        """Wait until the other side has cleaned up and ended by itself.
-
-        Raises:
-            _BrokenError: it did not.
-        """
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE)
-        self._close()
-        if self._process.returncode != 0:
-            raise _BrokenError("it did not end in order")
-
-    def why(self, error: Exception, seconds: float | None) -> str:
-        """Why the conversation ended early, in one line."""
-        self._close()
-        self._reader.join(1.0)
-        if self._late:
-            return f"not done within {seconds:g} s"
-        said = [line for line in self._errors if line]
-        last = said[-1] if said else ""
-        code = self._process.returncode
-        if code == 255:
-            return f"no connection: {last}" if last else "the connection broke"
-        if code == 127:
-            return f"no such Python there ({last}); name one with ?python=COMMAND"
-        if code < 0:
-            return "the ssh client was killed"
-        return f"the runner there ended with status {code}: {last or error}"
