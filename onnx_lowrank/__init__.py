@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from onnx_lowrank.compression.ir_pass import LowRankPass
     from onnx_lowrank.compression.judging import bench, check, providers, support
     from onnx_lowrank.compression.result import Result
-    from onnx_lowrank.compression.sweep import SweepReport, sweep
+    from onnx_lowrank.compression.sweep import sweep
+    from onnx_lowrank.compression.sweep_report import SweepReport
     from onnx_lowrank.evaluation.bench import BenchReport
     from onnx_lowrank.evaluation.check import CheckReport
     from onnx_lowrank.reports.writers import write_report
@@ -68,7 +69,7 @@ _HOMES = {
     "Offer": "targets.base",
     "Result": "compression.result",
     "SupportReport": "targets.support",
-    "SweepReport": "compression.sweep",
+    "SweepReport": "compression.sweep_report",
     "bench": "compression.judging",
     "check": "compression.judging",
     "compress": "compression.api",

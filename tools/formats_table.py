@@ -32,7 +32,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Tokenizer
 
 from onnx_lowrank import compress, sweep
-from onnx_lowrank.compression.sweep import Point
+from onnx_lowrank.compression.sweep_report import Point
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.runtime.saturation import saturates
 from onnx_lowrank.runtime.session import open_session, run

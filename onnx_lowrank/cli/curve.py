@@ -10,7 +10,7 @@ from typing import IO
 from onnx_lowrank.cli.grid import Column, Grid
 from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import samples_text
-from onnx_lowrank.compression.sweep import Point, SweepReport
+from onnx_lowrank.compression.sweep_report import Point, SweepReport
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.files import Output, atomic, write_text
 

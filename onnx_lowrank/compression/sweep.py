@@ -5,13 +5,9 @@ What does not depend on the budget, the statistics and the layers' damage, is me
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.stages import MADE, stages_before
 from onnx_lowrank.compression.summary import layers, seen_damage, totals
+from onnx_lowrank.compression.sweep_report import Point, SweepReport
 from onnx_lowrank.compression.verbs import COMPRESS, SETTINGS, SWEEP
 from onnx_lowrank.compression.workplace import workplace
 from onnx_lowrank.data.sources import SampleSource
@@ -36,7 +33,6 @@ from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.files import Output, check_outputs, workspace
 from onnx_lowrank.graph.load import ModelLike, load
 from onnx_lowrank.graph.walk import elements
-from onnx_lowrank.measures import Verdict
 from onnx_lowrank.progress import Progress, Silent, Stages
 from onnx_lowrank.ranks.budget_strategies import Keep
 from onnx_lowrank.ranks.goals import Budget
@@ -44,100 +40,11 @@ from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import File, JsonReport, Origin, tool_name
+from onnx_lowrank.report import tool_name
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 
-__all__ = ["Point", "SweepReport", "settings_of", "sweep"]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One budget.
-
-    Attributes:
-        keep: share of the linear parameters asked for; 1 for the model with all layers dense.
-        bytes: of the model, external data included.
-        parameters: of the model.
-        linear_parameters: of its linear layers.
-        macs: multiply-accumulates of one inference; None if not counted.
-        speedup: median ratio of the original's latency to the model's; None if not timed.
-        certain: 95 % interval of that median.
-        verdict: what that interval says, see `onnx_lowrank.measures.verdict_of`.
-        predicted_damage: of all pairs together, on the samples of the search.
-        summed_damage: sum of the layers' damages, each measured alone.
-        damage: achieved on the samples of the check: mean relative square error of the outputs.
-        error: mean relative L2 error of the worst output.
-        cosine: of the worst output.
-        loss: by the metric that was asked for; None without one.
-        model: the file, where models are kept.
-        command: what makes this model by itself; None for the model with all layers dense, and
-            where a part of it is in memory.
-    """
-
-    keep: float
-    bytes: int
-    parameters: int
-    linear_parameters: int
-    macs: int | None
-    speedup: float | None
-    certain: tuple[float, float] | None
-    verdict: Verdict | None
-    predicted_damage: float | None
-    summed_damage: float | None
-    damage: float | None
-    error: float
-    cosine: float | None
-    loss: float | None
-    model: str | None
-    command: str | None = None
-
-
-@dataclass(frozen=True)
-class SweepReport(JsonReport):
-    """A sweep.
-
-    Attributes:
-        tool: name and version of the program.
-        input: the model file; None for one in memory.
-        metric: of the losses, or None.
-        data: what the errors were measured on: "random" or a path.
-        samples: how many samples.
-        provider: execution provider of check and timing.
-        threads: intra-op threads.
-        points: by falling share.
-        missed: budgets that cannot be had, and why.
-        notes: what else the user should know.
-        file: the model.
-        settings: the options of every point, but for the share to keep.
-        origin: what it takes to do it again; None where it was not kept.
-    """
-
-    tool: str
-    input: str | None
-    metric: str | None
-    data: str
-    samples: int
-    provider: str
-    threads: int
-    points: tuple[Point, ...]
-    missed: tuple[str, ...]
-    notes: tuple[str, ...]
-    file: File | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    origin: Origin | None = None
-
-    def to_csv(self) -> str:
-        """One line for each point."""
-        text = io.StringIO()
-        names = [field.name for field in dataclasses.fields(Point)]
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(names)
-        for point in self.points:
-            row = dataclasses.asdict(point)
-            row["certain"] = "" if point.certain is None else "–".join(map(str, point.certain))
-            writer.writerow(["" if row[name] is None else row[name] for name in names])
-        return text.getvalue()
+__all__ = ["settings_of", "sweep"]
 
 
 def sweep(

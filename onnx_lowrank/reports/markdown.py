@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from onnx_lowrank.compression.inspection import Inspection
 from onnx_lowrank.compression.provenance import provenance_line
-from onnx_lowrank.compression.sweep import SweepReport
+from onnx_lowrank.compression.sweep_report import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
 from onnx_lowrank.measures import OutputCheck, judged_text, speedup_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from onnx_lowrank.compression.sweep import Point, SweepReport
+from onnx_lowrank.compression.sweep_report import Point, SweepReport
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.reports.charts import Mark, scatter
 from onnx_lowrank.reports.frame import again, notes, page, section, table

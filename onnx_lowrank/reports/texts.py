@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from onnx_lowrank.compression.inspection import Inspection
-from onnx_lowrank.compression.sweep import SweepReport
+from onnx_lowrank.compression.sweep_report import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
 from onnx_lowrank.measures import speedup_text

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.compression.inspection import Inspection
-from onnx_lowrank.compression.sweep import SweepReport
+from onnx_lowrank.compression.sweep_report import SweepReport
 from onnx_lowrank.errors import UsageError
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport

@@ -15,7 +15,7 @@ from onnx_lowrank.cli.tables import (
     print_outputs,
     print_support,
 )
-from onnx_lowrank.compression.sweep import Point, SweepReport
+from onnx_lowrank.compression.sweep_report import Point, SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport, ModelBench, Noise, Ratio, TargetBench
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
 from onnx_lowrank.measures import OutputCheck

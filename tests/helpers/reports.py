@@ -7,7 +7,7 @@ import numpy as np
 from onnx_lowrank.compression.figures import shown_spectrum
 from onnx_lowrank.compression.inspection import Inspected, Inspection
 from onnx_lowrank.compression.outlook import Outlook
-from onnx_lowrank.compression.sweep import Point, SweepReport
+from onnx_lowrank.compression.sweep_report import Point, SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport, ModelBench, Noise, Ratio, TargetBench
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
 from onnx_lowrank.maps.choice import Spectrum
