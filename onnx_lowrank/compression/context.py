@@ -17,8 +17,8 @@ from onnx_lowrank.evaluation.inside import giving_out, inside_note, values_named
 from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.graph.fixed import fix_shapes
 from onnx_lowrank.graph.load import LoadedModel
-from onnx_lowrank.graph.shape_for import WISHES
 from onnx_lowrank.graph.validity import invalid
+from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages

@@ -17,8 +17,8 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.graph.save import write, written_bytes
-from onnx_lowrank.graph.shape_for import WISHES
 from onnx_lowrank.graph.walk import all_nodes, stored_bytes
+from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.measures import Check, Speedup
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.runtime.providers import CPU

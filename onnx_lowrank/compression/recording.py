@@ -13,7 +13,7 @@ from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.verbs import RECORDED
 from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.metrics import Metric
-from onnx_lowrank.graph.shape_for import Wishes
+from onnx_lowrank.graph.wishes import Wishes
 from onnx_lowrank.maps.choice import Decision
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import (

@@ -15,7 +15,7 @@ from onnx_lowrank.compression.verbs import SETTINGS
 from onnx_lowrank.data.sources import SampleSource, source_name
 from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.evaluation.metrics import Metric, Score
-from onnx_lowrank.graph.shape_for import WISHES, Wishes
+from onnx_lowrank.graph.wishes import WISHES, Wishes
 from onnx_lowrank.maps.forms import chosen_forms
 from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.ranks.formats import (

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,55 +26,14 @@ from onnx_lowrank.graph.face import lower_initializers
 from onnx_lowrank.graph.fixed import INTEGER_NODES, fix_shapes, new_constants, opset_of
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.walk import attribute, float_attribute, node_name, only_sum, static_shape
+from onnx_lowrank.graph.wishes import WISHES, Wishes
 from onnx_lowrank.phrases import by_reason
 
-__all__ = ["SHAPED", "WISHES", "Wishes", "shape_for"]
+__all__ = ["SHAPED", "shape_for"]
 
 SHAPED = "shaped for"
 """How its notes begin."""
 
-
-@dataclass(frozen=True)
-class Wishes:
-    """The form of a graph that a target runs best.
-
-    Attributes:
-        rank_multiple: multiple of ranks on which its kernels are fastest.
-        fixed: whether all sizes must be known.
-        plain: Gemm with α = β = 1, transA = 0 and a weight that is an initializer.
-        matrices: products of two axes.
-        bias: Gemm with a bias, and only with one.
-        right: the constant on the right, or a convolution.
-        blocks: whether it runs weights of integers in blocks with a scale each.
-        dynamic_int8: whether it runs products of integers whose inputs are quantized in each run.
-        static_int8: whether it wants products of integers between QuantizeLinear and
-            DequantizeLinear.
-        channels: whether the weights of these may have a scale for each column.
-    """
-
-    rank_multiple: int = 8
-    fixed: bool = False
-    plain: bool = False
-    matrices: bool = False
-    bias: bool = False
-    right: bool = False
-    blocks: bool = False
-    dynamic_int8: bool = False
-    static_int8: bool = False
-    channels: bool = False
-
-
-WISHES: dict[str, Wishes] = {
-    "cpu": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
-    "arm": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
-    "qnn": Wishes(rank_multiple=32, fixed=True, plain=True, static_int8=True, channels=True),
-    "nnapi": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True, static_int8=True),
-    "coreml": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True),
-    "webgpu": Wishes(rank_multiple=4, blocks=True),
-    # XNNPACK's Gemm takes the number of rows from the model.
-    "xnnpack": Wishes(16, fixed=True, plain=True, matrices=True, bias=True, right=True),
-}
-"""By the name of the target."""
 
 # Before, a Gemm and an Add say in an attribute whether and how they broadcast.
 _OLDEST = 7

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.errors import UsageError, named
-from onnx_lowrank.graph.shape_for import WISHES
+from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.maps.choice import STAYS, Choice, Spectrum
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Finding, Group

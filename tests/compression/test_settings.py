@@ -12,7 +12,7 @@ from onnx_lowrank.compression.options import OPTIONS
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.verbs import SETTINGS
 from onnx_lowrank.errors import named, spelled
-from onnx_lowrank.graph.shape_for import WISHES
+from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.ranks.goals import OBJECTIVES
 
 

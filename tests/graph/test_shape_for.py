@@ -12,7 +12,8 @@ import pytest
 
 from onnx_lowrank import InputError, UsageError
 from onnx_lowrank.graph.fixed import infer_shapes
-from onnx_lowrank.graph.shape_for import WISHES, shape_for
+from onnx_lowrank.graph.shape_for import shape_for
+from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.targets.rules import Graph, all_rules
 from tests.helpers.models import (

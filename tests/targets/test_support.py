@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank.graph.fixed import fix_shapes, infer_shapes
-from onnx_lowrank.graph.shape_for import WISHES
+from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.targets import open_target
 from onnx_lowrank.targets.base import Job
