@@ -20,7 +20,7 @@ from onnx_ir.passes.common import InlinePass
 from onnx_lowrank.autodiff.derivatives import Tape, find_derivative
 from onnx_lowrank.autodiff.derivatives.base import unsupported
 from onnx_lowrank.errors import DerivativeError, InputError, named
-from onnx_lowrank.graph.constants import FLOATS
+from onnx_lowrank.graph.constant import FLOATS
 from onnx_lowrank.graph.fixed import infer_shapes
 from onnx_lowrank.graph.flow import read_by
 from onnx_lowrank.graph.serialize import from_proto, to_proto

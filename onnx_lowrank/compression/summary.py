@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from onnx_lowrank.compression.figures import Figures
 from onnx_lowrank.errors import named
 from onnx_lowrank.fitting.rounding import Rounded
-from onnx_lowrank.graph.constants import FLOAT_FIRST
+from onnx_lowrank.graph.constant import FLOAT_FIRST
 from onnx_lowrank.graph.scopes import module_of
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Decision, linear_parameters

@@ -25,7 +25,8 @@ from onnx_lowrank.autodiff.gradient import (
 from onnx_lowrank.data.samples import largest
 from onnx_lowrank.errors import DerivativeError
 from onnx_lowrank.fitting.batches import Batches, batch_size, joined, wide
-from onnx_lowrank.graph.constants import FLOATS, Constants
+from onnx_lowrank.graph.constant import FLOATS
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from onnx_lowrank.data.mask import spread_mask
 from onnx_lowrank.fitting.statistics import Statistics
-from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.walk import node_name, only_sum
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms import Site

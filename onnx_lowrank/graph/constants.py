@@ -19,23 +19,17 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.errors import named
+from onnx_lowrank.graph.constant import FLOAT_FIRST, FLOATS, Constant, Unusable
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.sparse import SparseTensor
 from onnx_lowrank.graph.walk import all_nodes, attribute, static_shape
 
-__all__ = ["FLOATS", "FLOAT_FIRST", "Constant", "Constants", "Unusable", "in_chain", "requantized"]
-
-FLOATS = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-)
-
-FLOAT_FIRST = "factor the float model first, then quantize"
-"""The advice in the reason of every weight that is quantized."""
+__all__ = ["Constants", "in_chain", "requantized"]
 
 
 def requantized() -> str:
-    """The same where the weight can also be made floats for the time of a run."""
+    """The advice `FLOAT_FIRST` where the weight can also be made floats for the time of a run."""
     return f"{FLOAT_FIRST}, or see {named('requantize', True)}"
 
 
@@ -51,87 +45,6 @@ _DEQUANTIZERS = frozenset({"DequantizeLinear", "DequantizeBFP", "DequantizeWithO
 def in_chain(node: ir.Node, index: int) -> bool:
     """Whether a node only moves or relabels the elements of the input at this index."""
     return index == 0 and node.op_type in _CHAIN and node.domain in ("", "ai.onnx")
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A constant as one node reads it.
-
-    Attributes:
-        root: the initializer, or the output of the Constant node.
-        tensor: the root's tensor.
-        layout: how the tensor is read, from the root's shape to ``shape``.
-        dtype: the element type that the reading node sees (the root's may differ by Casts).
-    """
-
-    root: ir.Value
-    tensor: ir.TensorProtocol
-    layout: Layout
-    dtype: ir.DataType
-
-    @property
-    def name(self) -> str:
-        """The root's name."""
-        return self.root.name or ""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the constant as it is read."""
-        return self.layout.shape
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    def transpose(self, *perm: int) -> Constant:
-        """The same constant, transposed further."""
-        return Constant(self.root, self.tensor, self.layout.transpose(*perm), self.dtype)
-
-    def reshape(self, *shape: int) -> Constant:
-        """The same constant, reshaped further."""
-        return Constant(self.root, self.tensor, self.layout.reshape(*shape), self.dtype)
-
-    def numpy(self) -> npt.NDArray[Any]:
-        """The elements in the type they are stored in; a view on the stored array if possible.
-
-        A file is mapped into memory for each call, until the last view is gone: the pages of all
-        weights together may be more than there is memory, and threads that read one weight do not
-        take the file from each other.
-        """
-        tensor = self.tensor
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor = ir.ExternalTensor(
-                tensor.location,
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=tensor.name or "",
-                base_dir=tensor.base_dir,
-            )
-        return self.layout.apply(tensor.numpy())
-
-    def read(self) -> npt.NDArray[Any]:
-        """The elements in the type that the reading node sees; a view where that is the same."""
-        return self.numpy().astype(self.dtype.numpy(), copy=False)
-
-
-@dataclass(frozen=True)
-class Unusable:
-    """A value that is constant, or nearly so, and cannot be factored.
-
-    Attributes:
-        name: the value.
-        size: number of elements, 0 if not known.
-        shape: as its node reads it, None if not known.
-        reason: why, as the end of a sentence that begins with the value's name.
-    """
-
-    name: str
-    size: int
-    shape: tuple[int, ...] | None
-    reason: str
 
 
 @dataclass

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.integer_weights import (
     IntegerWeight,

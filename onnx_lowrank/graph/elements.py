@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.graph.constants import FLOATS
+from onnx_lowrank.graph.constant import FLOATS
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.numerics.arrays import Array
 

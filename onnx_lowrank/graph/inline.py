@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator, Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
+from onnx_lowrank.graph.constant import FLOATS, Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.walk import all_nodes, graph_values, static_shape
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.walk import attribute
 from onnx_lowrank.numerics.arrays import Array
 

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
+from onnx_lowrank.graph.constant import FLOATS, Constant
+from onnx_lowrank.graph.constants import Constants
 
 __all__ = ["resolve"]
 

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
+from onnx_lowrank.graph.constant import FLOATS, Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.face import lower_initializers
 from onnx_lowrank.graph.fixed import INTEGER_NODES, fix_shapes, new_constants, opset_of

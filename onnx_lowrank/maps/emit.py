@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant
+from onnx_lowrank.graph.constant import Constant
 from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.graph.names import Names

@@ -10,7 +10,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnx_lowrank.errors import named
-from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
+from onnx_lowrank.graph.constant import FLOATS, Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 from onnx_lowrank.maps.chains import chained

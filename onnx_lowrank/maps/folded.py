@@ -18,7 +18,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.maps.emit import Storage, TypedShape
 from onnx_lowrank.maps.forms import Refusal, Site, all_forms

@@ -17,7 +17,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import attribute, float_attribute, node_name

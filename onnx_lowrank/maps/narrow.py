@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant
+from onnx_lowrank.graph.constant import Constant
 from onnx_lowrank.graph.elements import put_elements
 from onnx_lowrank.graph.sizes import set_last_size
 from onnx_lowrank.graph.spool import Spool

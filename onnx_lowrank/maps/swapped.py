@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import FLOATS, Constant, Constants, in_chain
+from onnx_lowrank.graph.constant import FLOATS, Constant
+from onnx_lowrank.graph.constants import Constants, in_chain
 from onnx_lowrank.graph.walk import attribute, only_sum, operator
 from onnx_lowrank.maps.forms import Site
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.graph.constants import FLOATS, Constant, Constants
+from onnx_lowrank.graph.constant import FLOATS, Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.formats import CORRECTION, Format, Variant, folded

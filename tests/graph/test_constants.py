@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_lowrank.graph.constants import Constant, Constants, Unusable
+from onnx_lowrank.graph.constant import Constant, Unusable
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.numerics.arrays import Array
 from tests.helpers.models import parse, run_reference, uniform

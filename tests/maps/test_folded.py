@@ -11,7 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from onnx_lowrank.graph.constants import Constants, Unusable
+from onnx_lowrank.graph.constant import Unusable
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import stored_bytes, tensors

@@ -17,7 +17,8 @@ from onnx import TensorProto
 import onnx_lowrank
 from onnx_lowrank import compress
 from onnx_lowrank.compression.result import Result
-from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.graph.walk import all_nodes, node_name
 from onnx_lowrank.numerics.arrays import Array

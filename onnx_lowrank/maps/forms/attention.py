@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from onnx_lowrank.graph.constants import Constant
+from onnx_lowrank.graph.constant import Constant
 from onnx_lowrank.maps.emit import Factor, Pair
 from onnx_lowrank.maps.forms.base import Site
 from onnx_lowrank.maps.forms.projected import Projected

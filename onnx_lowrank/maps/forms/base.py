@@ -19,12 +19,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import (
-    FLOATS,
-    Constant,
-    Constants,
-    Unusable,
-)
+from onnx_lowrank.graph.constant import FLOATS, Constant, Unusable
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.emit import Emitter, Pair
 from onnx_lowrank.numerics.arrays import Array
 

@@ -21,7 +21,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants, Unusable
+from onnx_lowrank.graph.constant import Constant, Unusable
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.emit import Emitter, Pair
 from onnx_lowrank.maps.forms.base import (
     Form,

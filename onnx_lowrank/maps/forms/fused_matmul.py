@@ -15,7 +15,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.walk import attribute
 from onnx_lowrank.maps.emit import Emitter, Factor, Pair
 from onnx_lowrank.maps.forms.base import (

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants
+from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.sizes import last_sizes
 from onnx_lowrank.graph.walk import operator
 from onnx_lowrank.maps.forms.base import Site

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants, Unusable
+from onnx_lowrank.graph.constant import Constant, Unusable
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.forms.base import (
     Refusal,
 )

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import Constant, Constants, Unusable
+from onnx_lowrank.graph.constant import Constant, Unusable
+from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.emit import Emitter, Factor, Pair
 from onnx_lowrank.maps.forms.base import (
     Dims,

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.constants import FLOAT_FIRST, Constants, requantized
+from onnx_lowrank.graph.constant import FLOAT_FIRST
+from onnx_lowrank.graph.constants import Constants, requantized
 from onnx_lowrank.graph.walk import operator
 from onnx_lowrank.maps.emit import Emitter, Pair
 from onnx_lowrank.maps.forms.base import Form, Refusal, Site
