@@ -20,8 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from onnx_lowrank.compression.headings import GROUPS  # noqa: E402
 from onnx_lowrank.compression.option import Option  # noqa: E402
-from onnx_lowrank.compression.options import GROUPS, OPTIONS  # noqa: E402
+from onnx_lowrank.compression.options import OPTIONS  # noqa: E402
 from onnx_lowrank.compression.verbs import (  # noqa: E402
     BENCH,
     CHECK,

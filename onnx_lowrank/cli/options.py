@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnx_lowrank.compression.headings import GROUPS
 from onnx_lowrank.compression.option import Option, check_relations, check_values
-from onnx_lowrank.compression.options import GROUPS, OPTIONS
+from onnx_lowrank.compression.options import OPTIONS
 from onnx_lowrank.compression.verbs import Verb
 from onnx_lowrank.errors import UsageError, named
 

@@ -1,8 +1,9 @@
 """The options: name, type, range, default, help and group of each, once.
 
-From this table are made the command's options and its help, the checks of `Settings`, the
-report's ``settings``, the arguments of the public functions and the reference page
-(``tools/write_options.py`` writes the last two).  Nothing heavy is imported: ``--help`` reads it.
+Those that the main job lacks stand in `onnx_lowrank.compression.verb_options`.  From both are made
+the command's options and its help, the checks of `Settings`, the report's ``settings``, the
+arguments of the public functions and the reference page (``tools/write_options.py`` writes the last
+two).  Nothing heavy is imported: ``--help`` reads it.
 
 In a help text ``{data}`` stands for an option, as ``--data`` for the command and ``data`` for a
 function; ``{IN}`` and ``{OUT}`` for the models.
@@ -12,22 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onnx_lowrank.compression.headings import FITTING, GOAL, LAYERS, OUTPUT, RUNS, SAMPLES
 from onnx_lowrank.compression.option import Option
+from onnx_lowrank.compression.verb_options import OF_OTHER_VERBS
 
-__all__ = ["FITTING", "GOAL", "GROUPS", "LAYERS", "OPTIONS", "OUTPUT", "RUNS", "SAMPLES"]
-
-GOAL, LAYERS, SAMPLES = "Goal", "Layers", "Samples"
-FITTING, RUNS, OUTPUT = "Fitting", "Check and timing", "Output"
-
-GROUPS: Mapping[str, str] = {
-    GOAL: "onnx-lowrank in.onnx out.onnx --tolerance 0.02 --data samples.npz",
-    LAYERS: "onnx-lowrank in.onnx out.onnx --include 'encoder.*' --for qnn",
-    SAMPLES: "onnx-lowrank in.onnx out.onnx --data samples.npz --dim batch=1",
-    FITTING: "onnx-lowrank in.onnx out.onnx --calibrate samples.npz --refit --heal 200",
-    RUNS: "onnx-lowrank in.onnx out.onnx --max-error 0.05 --threads 4",
-    OUTPUT: "onnx-lowrank in.onnx out.onnx --report report.html --force",
-}
-"""Heading of a group -> an example of it."""
+__all__ = ["OPTIONS"]
 
 _FITTED = ("calibration", "data")
 
@@ -366,60 +356,7 @@ _TABLE = (
         "quiet", "switch", "Print nothing but errors; files are written all the same.",
         OUTPUT, default=False, function=False, aliases=("-q",), excludes=("verbose", "all_rows"),
     ),
-    # Of other verbs
-    Option(
-        "shares", "numbers",
-        "Shares of the linear parameters to keep.",
-        GOAL, default=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4), flag="--budgets", metavar="LIST",
-        above=0, most=1,
-    ),
-    Option(
-        "out", "path", "Folder for sweep.json, sweep.csv and sweep.png.",
-        OUTPUT, metavar="DIR", function=False, required=True,
-    ),
-    Option(
-        "targets", "texts", "Where to run, as providers lists it; repeatable.",
-        RUNS, default=("cpu",), flag="--target", aliases=("--ep",), metavar="NAME",
-    ),
-    Option(
-        "fix_shapes", "switch", "Run copies whose inputs have fixed sizes, as QNN and NNAPI need.",
-        SAMPLES, default=False,
-    ),
-    Option(
-        "strict", "switch", "A node that a target leaves to the CPU is an error.",
-        RUNS, default=False,
-    ),
-    Option(
-        "min_speedup", "number",
-        "Exit 3 if the last model is surely not so many times as fast as the first, which is by "
-        "the whole 95 % interval, on any target.",
-        RUNS, above=0, also="A function says so in the report's ``missed``.",
-    ),
-    Option("iterations", "whole", "Timed runs of each model.", RUNS, default=50, least=1),
-    Option("warmup", "whole", "Runs of each model before.", RUNS, default=5, least=0),
-    Option(
-        "nodes", "switch", "Name every node that is left to the CPU.",
-        OUTPUT, default=False, function=False,
-    ),
-    Option(
-        "sort", "choice",
-        "Order of the rows: of the graph, by name, by parameters (most first), by rank at energy "
-        "0.95 over break-even (least first), or by the energy that half of the parameters hold "
-        "(most first).",
-        OUTPUT, default="graph", metavar="BY", function=False,
-        choices=("graph", "name", "parameters", "rank", "energy"),
-    ),
-    Option(
-        "install", "texts",
-        "Install what a target needs, packages into this Python and the rest into the user's "
-        "cache: openvino, qnn, webgpu, qemu-arm64 or web; repeatable.",
-        OUTPUT, default=(), metavar="NAME", function=False,
-    ),
-    Option(
-        "before", "model", "The model that MODEL was made from, judged beside it.",
-        LAYERS, metavar="ORIGINAL",
-    ),
 )  # fmt: skip
 
-OPTIONS: Mapping[str, Option] = {option.name: option for option in _TABLE}
+OPTIONS: Mapping[str, Option] = {option.name: option for option in (*_TABLE, *OF_OTHER_VERBS)}
 """Name -> option; some verbs change the text of one."""

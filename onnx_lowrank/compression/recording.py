@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lowrank.compression.context import Context
+from onnx_lowrank.compression.headings import GOAL
 from onnx_lowrank.compression.option import Option, marked
-from onnx_lowrank.compression.options import GOAL, OPTIONS
+from onnx_lowrank.compression.options import OPTIONS
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.verbs import RECORDED
 from onnx_lowrank.errors import InputError, UsageError, named

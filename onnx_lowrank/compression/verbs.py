@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onnx_lowrank.compression.headings import OUTPUT, RUNS, SAMPLES
 from onnx_lowrank.compression.option import Option, check_relations, check_values
-from onnx_lowrank.compression.options import OPTIONS, OUTPUT, RUNS, SAMPLES
+from onnx_lowrank.compression.options import OPTIONS
 
 __all__ = [
     "BENCH",

@@ -18,7 +18,7 @@ import pytest
 
 import onnx_lowrank
 from onnx_lowrank.cli.program import cli
-from onnx_lowrank.compression.options import GROUPS
+from onnx_lowrank.compression.headings import GROUPS
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.verbs import COMPRESS, SETTINGS, VERBS, Verb
 from tests.helpers.commands import COMMAND, call, names, one_line
