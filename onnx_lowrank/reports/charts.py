@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnx_lowrank.layer import LayerSpectrum
 from onnx_lowrank.measures import Milliseconds
-from onnx_lowrank.report import LayerSpectrum
 from onnx_lowrank.reports.markup import Html, joined, tag
 from onnx_lowrank.reports.texts import milliseconds
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from onnx_lowrank.layer import Layer, achieved_error
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import Layer, Report, achieved_error
+from onnx_lowrank.report import Report
 from onnx_lowrank.reports.charts import spark
 from onnx_lowrank.reports.frame import bar, section
 from onnx_lowrank.reports.markup import Html, joined, name, tag
