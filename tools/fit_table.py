@@ -1,12 +1,13 @@
 """Print how far factors that are fitted to data go, on a sentence encoder.
 
-    python tools/fit_table.py [--shares 0.8 0.6] [--samples 8192] [--heal STEPS [--last]]
+    python tools/fit_table.py [--shares 0.8 0.6] [--samples 8192] [--heal STEPS] [--ways NAME ...]
 
 The texts are paragraphs of the standard library's docstrings: 256 first paragraphs of modules h-z
 judge; those of modules a-g and of all packages calibrate.  Printed are the cosine between the
 embeddings of the model and of its compressed versions, every layer keeping the same share of its
-parameters, the time of gathering the moments against that of only running the same samples (in
-turns, same session options), and the time of the spectra and factors of all layers on one core.
+parameters, by the ways of others (``tools/other_methods.py``) and by ours; the time of gathering
+the moments against that of only running the same samples (in turns, same session options), and the
+time of the spectra and factors of all layers on one core.
 
 Needs ``models/cache/minilm-l6.onnx`` and its tokenizer (see ``models/get.py``) and the package
 ``tokenizers`` of the extra ``exporters``.
@@ -22,11 +23,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from other_methods import WAYS, aa_svd, by_layer
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
@@ -34,11 +37,15 @@ from onnx_lowrank import compress
 from onnx_lowrank.fitting.gather import gather
 from onnx_lowrank.fitting.statistics import statistics_of
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.maps.find import find
+from onnx_lowrank.graph.spool import Spool
+from onnx_lowrank.maps.find import Group, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.maps.rewrite import rewrite
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.ranks import largest_rank
 from onnx_lowrank.numerics.stacks import fitted_pair, squares
+from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.session import default_threads, open_session, run
 
 __all__ = ["main"]
@@ -48,16 +55,24 @@ JUDGED, LENGTH, BATCH = 256, 128, 16
 TIMED = 12  # batches
 # Folders of the standard library that hold no docstrings of its own, or none that describe it.
 OTHERS = frozenset({"dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests"})
-# The columns: how the factors are made.
-COLUMNS: dict[str, dict[str, Any]] = {
+# Our rows: how the factors are made.
+OURS: dict[str, dict[str, Any]] = {
     "plain SVD": {"calibrate": False},
     "output PCA": {},
     "+ refit": {"refit": True},
     "Fisher": {"fisher": True},
     "Fisher, refit": {"fisher": True, "refit": True},
 }
-# What they have to reach: share -> a bar for each column; 0 stands for the column before it.
-BARS = {0.8: (None, 0.90, 0.0, None, 0.0, 0.96), 0.6: (None, 0.82, 0.0, None, 0.0, 0.92)}
+HEALED = "+ heal"
+AA_SVD = "AA-SVD"
+# The rows: those of others behind the one that needs no samples.
+ROWS = ("plain SVD", *WAYS, AA_SVD, *(name for name in OURS if name != "plain SVD"), HEALED)
+# What ours have to reach: share -> row -> cosine; 0 stands for that of our row before it.
+BARS: dict[float, dict[str, float]] = {
+    0.8: {"output PCA": 0.90, "+ refit": 0.0, "Fisher, refit": 0.0, HEALED: 0.96},
+    0.6: {"output PCA": 0.82, "+ refit": 0.0, "Fisher, refit": 0.0, HEALED: 0.92},
+}
+NAME, CELL = 16, 18  # widths
 
 Feed = dict[str, Array]
 
@@ -74,22 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--shares",
         type=float,
         nargs="*",
-        choices=list(BARS),
         default=list(BARS),
-        help="rows of the table; none prints the times alone",
+        help="columns of the table; none prints the times alone",
     )
     parser.add_argument("--samples", type=int, default=8192, help="paragraphs to calibrate with")
     parser.add_argument("--repeats", type=int, default=5, help="of the timed gathering")
-    parser.add_argument("--heal", type=int, default=0, help="steps of the last column's healing")
-    parser.add_argument("--last", action="store_true", help="only the last column")
+    parser.add_argument("--heal", type=int, default=0, help="steps of the last row's healing")
+    parser.add_argument(
+        "--ways", nargs="+", choices=ROWS, metavar="NAME", help=f"rows: of {', '.join(ROWS)}"
+    )
     options = parser.parse_args(arguments)
-    if options.heal:
-        COLUMNS["+ heal"] = {"fisher": True, "refit": True, "heal": options.heal}
-    columns = list(COLUMNS)[-1 if options.last else 0 :]
+    ways = options.ways or [name for name in ROWS if name != HEALED or options.heal]
+    if HEALED in ways and not options.heal:
+        parser.error(f"{HEALED!r} needs --heal STEPS")
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
     fit = calibrating(tokenizer, options.samples)
     judge = batches(tokenizer, paragraphs("h", "z", JUDGED))
-    met = accuracy(options.model, fit, judge, options.shares, columns) if options.shares else True
+    met = True
+    if options.shares:
+        met = accuracy(options.model, fit, judge, options.shares, ways, options.heal)
     some = fit[:: max(1, len(fit) // TIMED)][:TIMED]  # of all lengths
     met &= gathering(options.model, some, options.repeats)
     met &= factoring(options.model, some)
@@ -151,64 +169,102 @@ def accuracy(
     fit: Sequence[Feed],
     judge: Sequence[Feed],
     shares: Sequence[float],
-    columns: Sequence[str],
+    ways: Sequence[str],
+    heal: int,
 ) -> bool:
-    """Print the table of cosines."""
+    """Print the table of cosines; whether all its bars are met."""
     dense = embeddings(path, judge)
     count = sum(len(feed["input_ids"]) for feed in fit)
     print(f"cosine to the dense embeddings of {len(dense)} paragraphs; {count} calibrate")
-    print("kept   " + "  ".join(f"{name:<16}" for name in columns))
-    met = True
+    print(f"{'kept':<{NAME}}" + "".join(f"{share:<{CELL}g}" for share in shares), flush=True)
+    met, before = True, dict.fromkeys(shares, 0.0)
+    others = Others(path, fit)
     with tempfile.TemporaryDirectory() as name:
         # So that all others calibrate.
         np.savez(Path(name, "0.npz"), allow_pickle=False, **judge[0])
-        for share in shares:
-            met &= row(path, Path(name), fit, judge, dense, share, columns)
+        for way in ways:
+            print(f"{way:<{NAME}}", end="", flush=True)
+            for share in shares:
+                start = time.perf_counter()
+                if way in OURS or way == HEALED:
+                    model = ours(path, Path(name), fit, share, way, heal)
+                else:
+                    model = others.model(way, share)
+                seconds = time.perf_counter() - start
+                cosine = float((embeddings(model, judge) * dense).sum(axis=1).mean())
+                least = BARS.get(share, {}).get(way)
+                least = before[share] if least == 0.0 else least
+                met &= least is None or cosine >= least
+                aim = "" if least is None else f"(≥ {least:.3f})"
+                print(f"{f'{cosine:.4f} {aim}':<{CELL}}", end="", flush=True)
+                print(f"[{seconds:.0f} s]", file=sys.stderr, end="", flush=True)
+                if way in OURS:
+                    before[share] = cosine
+            print(flush=True)
     return met
 
 
-def row(
-    path: Path,
-    held: Path,
-    fit: Sequence[Feed],
-    judge: Sequence[Feed],
-    dense: Array,
-    share: float,
-    columns: Sequence[str],
-) -> bool:
-    """Print one line of the table; whether all its bars are met."""
-    print(f"{share:<5g}", end="", flush=True)
-    met, before = True, 0.0
-    for (name, column), bar in zip(COLUMNS.items(), BARS[share], strict=False):
-        if name not in columns:
-            continue
-        calibrate = column.get("calibrate", True)
-        start = time.perf_counter()
-        result = compress(
-            path,
-            keep=share,
-            uniform=True,
-            rank_multiple=1,
-            min_gain=0.0,
-            data=held,
-            calibration=fit if calibrate else None,
-            calibration_samples=len(fit),
-            simplify=False,
-            check=False,
-            bench=False,
-            **column,
-        )
-        seconds = time.perf_counter() - start
-        model = ir.to_proto(result.model).SerializeToString()
-        cosine = float((embeddings(model, judge) * dense).sum(axis=1).mean())
-        least = before if bar == 0.0 else bar
-        met &= least is None or cosine >= least
-        aim = "" if least is None else f"(≥ {least:.3f})"
-        print(f"  {cosine:.4f} {aim:<9}", end="", flush=True)
-        print(f"[{seconds:.0f} s]", file=sys.stderr, end="", flush=True)
-        before = cosine
-    print()
-    return met
+def ours(path: Path, held: Path, fit: Sequence[Feed], share: float, way: str, heal: int) -> bytes:
+    """The model with factors of one of our rows."""
+    own = {"fisher": True, "refit": True, "heal": heal} if way == HEALED else OURS[way]
+    calibrate = own.get("calibrate", True)
+    result = compress(
+        path,
+        keep=share,
+        uniform=True,
+        rank_multiple=1,
+        min_gain=0.0,
+        data=held,
+        calibration=fit if calibrate else None,
+        calibration_samples=len(fit),
+        simplify=False,
+        check=False,
+        bench=False,
+        **own,
+    )
+    return ir.to_proto(result.model).SerializeToString()
+
+
+class Others:
+    """The ways of others, on the same samples; moments are gathered once."""
+
+    def __init__(self, path: Path, fit: Sequence[Feed]) -> None:
+        """Nothing is gathered yet."""
+        self._path, self._fit = path, fit
+
+    @cached_property
+    def _known(self) -> tuple[ir.Model, tuple[Group, ...], dict[Group, Moments]]:
+        """The model, its layers, and the moments of what is multiplied with them."""
+        model, groups = layers(self._path)
+
+        def opened(copy: ir.Model) -> Callable[[Any], dict[str, Array]]:
+            return runner(ir.to_proto(copy).SerializeToString())
+
+        found = gather(model, groups, opened, self._fit, (), "attention_mask", lambda _: None)
+        fit = statistics_of(model, groups, found).fit
+        return model, groups, {group: moments for group, (moments,) in fit.items()}
+
+    def model(self, way: str, share: float) -> bytes:
+        """The model with factors of one of their rows."""
+        model, groups, moments = self._known
+        ranks = {group: largest_rank(group.shape[1], group.shape[2], share) for group in groups}
+        with tempfile.TemporaryDirectory() as name:
+            if way == AA_SVD:
+                pairs = aa_svd(
+                    model,
+                    ranks,
+                    self._fit,
+                    "attention_mask",
+                    lambda proto: runner(proto.SerializeToString()),
+                    Memory.of(None, Path(name)),
+                )
+            else:
+                pairs = by_layer(WAYS[way], ranks, moments)
+            copy, own = layers(self._path)
+            with Spool(Path(name)) as spool:
+                alike = zip(groups, own, strict=True)
+                rewrite(copy, [(mine, pairs[group]) for group, mine in alike], spool)
+                return ir.to_proto(copy).SerializeToString()
 
 
 def embeddings(model: Path | bytes, feeds: Sequence[Feed]) -> Array:
