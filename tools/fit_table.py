@@ -222,7 +222,8 @@ def ours(path: Path, held: Path, fit: Sequence[Feed], share: float, way: str, he
         bench=False,
         **own,
     )
-    return ir.to_proto(result.model).SerializeToString()
+    found: bytes = ir.to_proto(result.model).SerializeToString()
+    return found
 
 
 class Others:
@@ -264,7 +265,8 @@ class Others:
             with Spool(Path(name)) as spool:
                 alike = zip(groups, own, strict=True)
                 rewrite(copy, [(mine, pairs[group]) for group, mine in alike], spool)
-                return ir.to_proto(copy).SerializeToString()
+                proto: bytes = ir.to_proto(copy).SerializeToString()
+                return proto
 
 
 def embeddings(model: Path | bytes, feeds: Sequence[Feed]) -> Array:
