@@ -53,6 +53,7 @@ def compress(
     shape_for: str | None = None,
     weights: str = "fp32",
     activations: str = "float",
+    operators: str = "onnx",
     requantize: bool = False,
     quantize_ops: Sequence[str] | None = None,
     data: SampleSource | None = None,
@@ -136,6 +137,9 @@ def compress(
         activations: numbers that weights of 8 bits may be multiplied with: float; int8: what MatMul
             and Gemm read is rounded to 8 bits where that pays, in every run, or with ranges of the
             samples where ``shape_for``'s target wants that (qnn, nnapi).
+        operators: operators of products with weights in blocks: onnx, DequantizeLinear of the
+            standard, which ONNX Runtime fuses; microsoft, its own MatMulNBits, which needs no newer
+            opset and is known to few other runtimes.
         requantize: factor and round weights too that the original holds as integers: they become
             floats first. ``weights`` fp32 then stands for as many bits as a weight had.
         quantize_ops: forms whose weights ``weights`` may store as integers, as for ``ops``:

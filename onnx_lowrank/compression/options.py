@@ -149,6 +149,13 @@ _TABLE = (
         LAYERS, default="float", metavar="FORMAT", choices=("float", "int8"), needs=("weights",),
     ),
     Option(
+        "operators", "choice",
+        "Operators of products with weights in blocks: onnx, DequantizeLinear of the standard, "
+        "which ONNX Runtime fuses; microsoft, its own MatMulNBits, which needs no newer opset and "
+        "is known to few other runtimes.",
+        LAYERS, default="onnx", metavar="DOMAIN", choices=("onnx", "microsoft"), needs=("weights",),
+    ),
+    Option(
         "requantize", "switch",
         "Factor and round weights too that {IN} holds as integers: they become floats first. "
         "{weights} fp32 then stands for as many bits as a weight had.",

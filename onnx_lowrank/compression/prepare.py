@@ -29,7 +29,6 @@ from onnx_lowrank.graph.walk import node_name, stored_bytes
 from onnx_lowrank.maps.adapters import merge_adapters
 from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Finding, Group, find
-from onnx_lowrank.maps.formats import OPSET
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import Tables, find_tables
@@ -40,6 +39,7 @@ from onnx_lowrank.ranks.formats import (
     Formats,
     FormatWishes,
     formats_of,
+    needed_opset,
     without_opset,
 )
 from onnx_lowrank.ranks.from_recipe import formats_in, formats_off_in, ranks_of
@@ -219,9 +219,10 @@ def _formats(
     if not formats:
         context.say("no weight has a number format: see the reasons of the layers")
         return formats, floats, tables
+    opset = needed_opset(formats)
     try:
         # Each result is raised at its end; what cannot be is known before the work.
-        raise_opset(model.clone(), OPSET)
+        raise_opset(model.clone(), opset)
     except InputError as error:
         rest = without_opset(formats, opset_of(model))
         if len(rest) < len(formats) and (wanted.forced or recipe is not None):
@@ -230,7 +231,7 @@ def _formats(
             context.say(f"all weights stay floats: {error}")
             return {}, {}, Tables()
         if rest != formats:
-            context.say(f"formats that need opset {OPSET} are left out: {error}")
+            context.say(f"formats that need opset {opset} are left out: {error}")
         floats |= dict.fromkeys(formats.keys() - rest.keys(), "its formats need a newer opset")
         formats = rest
     return formats, floats, tables

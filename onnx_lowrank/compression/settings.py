@@ -66,6 +66,7 @@ class Settings:
     shape_for: str | None = None
     weights: str = "fp32"
     activations: str = "float"
+    operators: str = "onnx"
     requantize: bool = False
     quantize_ops: tuple[str, ...] | None = None
     data: SampleSource | None = None
@@ -263,7 +264,13 @@ class Settings:
         kept = self.requantize and self.weights == OPTIONS["weights"].default
         kinds, integers, blocks = offered("8" if kept else self.weights, self.activations, targets)
         own: dict[str, str] | None = {} if kept else None
-        return FormatWishes(kinds, quantized_ops(self.quantize_ops), integers, blocks, own=own)
+        ops, fused = quantized_ops(self.quantize_ops), self.operators == "microsoft"
+        if fused and not blocks:
+            raise UsageError(
+                f"{named('operators', self.operators)}: the target takes no weights in blocks of "
+                f"integers, which MatMulNBits has; expected {named('operators', 'onnx')}"
+            )
+        return FormatWishes(kinds, ops, integers, blocks, own=own, fused=fused)
 
     @property
     def selection(self) -> Selection:

@@ -96,7 +96,8 @@ class Opened:
 
     Attributes:
         corrections: nodes of these pairs.
-        products: those that round their inputs in every run: no derivative goes through that.
+        products: those that round their inputs in every run, or are one node with their codes: no
+            derivative goes through that.
         static: those whose inputs have ranges that are known before; they wait until the graph has
             its shape (see `onnx_lowrank.fitting.static`).
     """
@@ -125,10 +126,10 @@ class RoundedWeight:
         first, second = self.correction
         return np.asarray(self.codes.values() + first.values() @ second.values(), np.float32)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of its integers and scales."""
-        return self.codes.nbytes + sum(part.nbytes for part in self.correction or ())
+    def bytes(self, form: Format) -> int:
+        """Bytes of all of its integers and scales, as they are written in a format."""
+        parts = (form.corrected_by.stored(part) for part in self.correction or ())
+        return form.stored(self.codes) + sum(parts)
 
 
 def moments_of(statistics: Statistics, group: Group) -> Moments | None:
@@ -295,8 +296,8 @@ def close_rounding(model: ir.Model, opened: Opened, statistics: Statistics, spoo
         inverse = None if moments is None else Inverse(moments)
         a, b = (np.array(writer.weight(own[0]).numpy()) for own in (nodes.inner, nodes.outer))
         first, second = _correction(a @ b, a, b, moments, inverse)
-        writer.put(nodes.inner, first)
-        writer.put(nodes.outer, second)
+        writer.put(nodes.inner, first, nodes.form)
+        writer.put(nodes.outer, second, nodes.form)
     for own in opened.products:
         writer.put(own.nodes, own.codes, own.form)
 
@@ -316,7 +317,7 @@ class _Writer:
     heals: bool
 
     def put(self, nodes: list[ir.Node], codes: Blocks | Array, form: Format) -> None:
-        waits = form.static or (self.heals and form.dynamic)
+        waits = form.static or (self.heals and (form.dynamic or form.fused))
         if not waits or not isinstance(codes, Blocks):
             self.formats.put(nodes, codes, form)
             return
@@ -362,15 +363,17 @@ def _write_dense(
     matrix = np.array(writer.formats.weight(nodes[0]).numpy())
     found = round_weight(matrix, form, inputs.moments, inputs.fisher)
     values = found.values()
-    writer.put(nodes, found.codes, form)
-    correction = None
+    correction, products = None, nodes
     if found.correction is not None:
         first, second = found.correction
+        own = form.corrected_by
         if writer.heals:
-            correction = writer.formats.correct(nodes, first.values(), second.values())
+            correction = writer.formats.correct(nodes, first.values(), second.values(), own)
         else:
-            correction = writer.formats.correct(nodes, first, second)
-    rounded_as = Rounded(found.nbytes, inputs.relative(matrix, values))
+            correction = writer.formats.correct(nodes, first, second, own)
+        products = list(correction.products)
+    writer.put(products, found.codes, form)
+    rounded_as = Rounded(found.bytes(form), inputs.relative(matrix, values))
     return rounded_as, shift_by(inputs.centre, matrix, values), correction
 
 
@@ -388,7 +391,7 @@ def _write_pair(
     if heads[0] not in firsts:
         first = writer.formats.weight(heads[0]).numpy()
         codes = _first(first, form, moments)
-        size = codes.nbytes
+        size = form.stored(codes)
         known = _First(np.array(first, np.float64), codes.values())
         writer.put(heads, codes, form)
         firsts |= dict.fromkeys(heads, known)
@@ -398,7 +401,8 @@ def _write_pair(
     writer.put(nodes, found, form)
     values = found.values() if isinstance(found, Blocks) else found
     product, stored = exact @ second, inner @ values
-    rounded_as = Rounded(size + found.nbytes, inputs.relative(product, stored))
+    size += form.stored(found) if isinstance(found, Blocks) else found.nbytes
+    rounded_as = Rounded(size, inputs.relative(product, stored))
     return rounded_as, shift_by(inputs.centre, product, stored)
 
 

@@ -102,7 +102,7 @@ class Storage:
         self._spool = spool
         self._bodies = {id(function.graph) for function in model.functions.values()}
         self._old = model.ir_version < 4
-        self._heads: dict[int, ir.Node | None] = {}
+        self._last: dict[int, ir.Node] = {}
 
     def store(
         self, graph: ir.Graph, array: npt.NDArray[Any], name: str, *, in_node: bool
@@ -136,14 +136,14 @@ class Storage:
         node = ir.Node("", op_type, list(inputs), attributes, name=name)
         value = node.outputs[0]
         value.name, value.dtype, value.shape = name, like.dtype, ir.Shape(like.shape)
-        key = id(graph)
-        if key not in self._heads:
-            self._heads[key] = next(iter(graph), None)
-        head = self._heads[key]
-        if head is None:
-            graph.append(node)
+        last, first = self._last.get(id(graph)), next(iter(graph), None)
+        if last is not None and last.graph is graph:  # else something has removed it
+            graph.insert_after(last, node)
+        elif first is not None:
+            graph.insert_before(first, node)
         else:
-            graph.insert_before(head, node)
+            graph.append(node)
+        self._last[id(graph)] = node
         return value
 
     def new_name(self, wanted: str) -> str:

@@ -3,14 +3,15 @@
 ``x @ W``  ->  ``x @ DequantizeLinear(q, s)``  with blocks along the axis that is summed over
 ``x @ W``  ->  ``x @ DequantizeLinear(q, s) + (x @ A) @ B``  with a pair that corrects the rounding
 
-That is what ONNX Runtime makes MatMulNBits of, by itself; it needs opset 21.  Products whose inputs
-are integers too are in `onnx_lowrank.maps.dynamic` and `onnx_lowrank.maps.static`.
+That is what ONNX Runtime makes MatMulNBits of, by itself; it needs opset 21.  That node itself is
+written by `onnx_lowrank.maps.nbits`.  Products whose inputs are integers too are in
+`onnx_lowrank.maps.dynamic` and `onnx_lowrank.maps.static`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import ml_dtypes
@@ -26,6 +27,7 @@ from onnx_lowrank.maps.dynamic import DynamicWriter
 from onnx_lowrank.maps.emit import Storage, TypedShape
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.folded import FOLDED, PRODUCTS, FoldedWriter, folded_site, is_product
+from onnx_lowrank.maps.nbits import NBitsWriter, in_one_node, kernel_block
 from onnx_lowrank.maps.rewrite import remove_unread
 from onnx_lowrank.maps.static import ByteStep, StaticWriter
 from onnx_lowrank.numerics.arrays import Array
@@ -42,6 +44,7 @@ __all__ = [
     "Variant",
     "correctable",
     "folded",
+    "fusable",
     "no_format",
     "products",
     "suited",
@@ -76,6 +79,7 @@ class Format:
             is found in every run ("dynamic"), or on samples before ("static").
         signed: whether the integers of a whole column are stored with a sign.
         channels: whether each whole column has a scale, or all of them one.
+        fused: whether a product with blocks is one node, MatMulNBits of ONNX Runtime.
     """
 
     bits: Bits
@@ -85,6 +89,7 @@ class Format:
     activations: Activations = "float"
     signed: bool = True
     channels: bool = True
+    fused: bool = False
 
     def __str__(self) -> str:
         if self.table and self.bits == 8:
@@ -98,7 +103,8 @@ class Format:
             each = "per channel" if self.channels else "with one scale"
             return f"{self.bits} bits {each}, inputs and results in 8 bits"
         text = f"{self.bits} bits, blocks of {self.block}"
-        return f"{text}, + rank {self.correction}" if self.correction else text
+        text = f"{text}, + rank {self.correction}" if self.correction else text
+        return f"{text}, MatMulNBits" if self.fused else text
 
     @property
     def dynamic(self) -> bool:
@@ -120,7 +126,7 @@ class Format:
         """The first opset that has its operators."""
         if self.table:
             return _TABLE_OPSETS[self.bits]
-        return _OPSETS[self.activations]
+        return 1 if self.fused else _OPSETS[self.activations]
 
     def rows(self, m: int) -> int:
         """How many of m weights of a column share a scale."""
@@ -143,12 +149,31 @@ class Format:
             return 4 * m * n
         if not self.block:
             return m * n + (4 if self.integers else 2) * (n if self.channels else 1)
-        size = _coded(m, n, self.bits, suited(self.block, m))
+        size = self._coded(m, n, self.bits, suited(self.block, m))
         if self.correction:
             a, b = CORRECTION, suited(CORRECTION.block, self.correction)
-            size += _coded(m, self.correction, a.bits, suited(a.block, m))
-            size += _coded(self.correction, n, a.bits, b)
+            size += self._coded(m, self.correction, a.bits, suited(a.block, m))
+            size += self._coded(self.correction, n, a.bits, b)
         return size
+
+    def stored(self, codes: Blocks) -> int:
+        """Bytes of codes as they are written, with their scales and zero points."""
+        if not self.fused:
+            return codes.nbytes
+        groups, n = codes.scales.shape
+        zeros = 0 if codes.zeros is None else n * -(-groups * codes.bits // 8)
+        return self._coded(*codes.shape, codes.bits, kernel_block(codes)) + zeros
+
+    @property
+    def corrected_by(self) -> Format:
+        """The format of the pair that corrects the rounding."""
+        return replace(CORRECTION, fused=self.fused)
+
+    def _coded(self, m: int, n: int, bits: int, block: int) -> int:
+        if self.fused:  # whole blocks, and scales in float32
+            groups = -(-m // block)
+            return groups * n * (block * bits // 8 + 4)
+        return -(-m * n * bits // 8) + 2 * -(-m // block) * n
 
 
 CORRECTION = Format(bits=8, block=128)
@@ -166,10 +191,6 @@ class Variant:
 
     rank: int | None = None
     format: Format | None = None
-
-
-def _coded(m: int, n: int, bits: int, block: int) -> int:
-    return -(-m * n * bits // 8) + 2 * -(-m // block) * n
 
 
 def suited(block: int, rows: int) -> int:
@@ -237,6 +258,12 @@ def correctable(group: Group) -> bool:
     return all(plain)
 
 
+def fusable(group: Group) -> bool:
+    """Whether the nodes of a group can be one node each with their codes, MatMulNBits."""
+    nodes = [member.site.node for member in group.members]
+    return not folded(group) and in_one_node(nodes, group.shape[2])
+
+
 @dataclass(frozen=True, eq=False)
 class Correction:
     """Nodes that correct the rounding of one weight.
@@ -244,12 +271,21 @@ class Correction:
     Attributes:
         inner: those that multiply with A, one for each product with the weight.
         outer: those that multiply with B.
-        beside: the products themselves, and the sums.
+        products: the products themselves.
+        sums: what adds both; these have the names of the products that were.
+        form: of A and B where they are integers.
     """
 
     inner: tuple[ir.Node, ...]
     outer: tuple[ir.Node, ...]
-    beside: tuple[ir.Node, ...]
+    products: tuple[ir.Node, ...]
+    sums: tuple[ir.Node, ...]
+    form: Format
+
+    @property
+    def beside(self) -> tuple[ir.Node, ...]:
+        """The products and the sums."""
+        return (*self.products, *self.sums)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -268,6 +304,7 @@ class FormatWriter:
         self._products = DynamicWriter(model.graph, self._storage)
         self._folded = FoldedWriter(model.graph, self._storage)
         self._static = StaticWriter(model.graph, self._storage)
+        self._nbits = NBitsWriter(model.graph, self._storage, model.opset_imports)
 
     def weight(self, node: ir.Node) -> Constant:
         """The matrix that a node multiplies with, in × out."""
@@ -310,6 +347,10 @@ class FormatWriter:
             return
         if isinstance(matrix, Blocks) and form is not None and form.dynamic:
             self._products.write(nodes, matrix, signed=form.signed, in_node=in_node)
+            remove_unread(root)
+            return
+        if isinstance(matrix, Blocks) and form is not None and form.fused:
+            self._nbits.write(nodes, matrix, base, in_node=in_node)
             remove_unread(root)
             return
         if isinstance(matrix, Blocks) and form is not None and form.static:
@@ -355,18 +396,23 @@ class FormatWriter:
         return [head for head in heads if head is not None]
 
     def correct(
-        self, nodes: Sequence[ir.Node], first: Blocks | Array, second: Blocks | Array
+        self,
+        nodes: Sequence[ir.Node],
+        first: Blocks | Array,
+        second: Blocks | Array,
+        form: Format = CORRECTION,
     ) -> Correction:
         """Add ``(x @ A) @ B`` to what products give; each becomes the sum, with its name.
 
         Args:
-            nodes: products that read the same weight, which is stored already.
+            nodes: products that read the same weight.
             first: A, stored once for all of them, as codes or floats.
             second: B.
+            form: of the codes.
         """
         base = node_name(nodes[0])
-        a = self._stored(first, f"{base}.correction_A")
-        b = self._stored(second, f"{base}.correction_B")
+        a = self._stored(first, f"{base}.correction_A", form)
+        b = self._stored(second, f"{base}.correction_B", form)
         made: list[tuple[ir.Node, ...]] = []
         for node in nodes:
             product = self._before(
@@ -383,12 +429,20 @@ class FormatWriter:
             known = (value.producer() for value in (inner, outer, product))
             made.append((*(one for one in known if one is not None), node))
         inners, outers, products, sums = zip(*made, strict=True)
-        return Correction(inners, outers, (*products, *sums))
+        for own, part in ((inners, first), (outers, second)):
+            if isinstance(part, Blocks) and form.fused:
+                self._nbits.write(own, part, node_name(own[0]), in_node=False)
+        return Correction(inners, outers, products, sums, form)
 
-    def _stored(self, matrix: Blocks | Array, name: str) -> ir.Value:
-        if isinstance(matrix, Blocks):
-            return self._dequantized(matrix, name, in_node=False)
-        return self._storage.store(self._model.graph, matrix, name, in_node=False)
+    def _stored(
+        self, matrix: Blocks | Array, name: str, form: Format | None = None
+    ) -> ir.Value | None:
+        """A matrix as an input of products; None where it becomes a part of their nodes."""
+        if not isinstance(matrix, Blocks):
+            return self._storage.store(self._model.graph, matrix, name, in_node=False)
+        if form is not None and form.fused:
+            return None
+        return self._dequantized(matrix, name, in_node=False)
 
     def _before(
         self,

@@ -18,7 +18,7 @@ from onnx_lowrank.graph.constant import FLOATS, Constant
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.formats import CORRECTION, Format, Variant, folded
+from onnx_lowrank.maps.formats import Format, Variant, folded
 from onnx_lowrank.maps.forms.base import Site
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.progress import Advance
@@ -365,10 +365,9 @@ def _measured(
 
 def _timed_formats(formats: Formats) -> tuple[tuple[Format, ...], tuple[Format, ...]]:
     """The formats to time: of dense weights, and which of them of pairs too."""
-    corrected = any(form is not None and form.correction for form in formats.dense)
     pairs = dict.fromkeys(form for form in formats.pairs if form is not None)
-    if corrected:
-        pairs[CORRECTION] = None
+    corrected = (form for form in formats.dense if form is not None and form.correction)
+    pairs |= dict.fromkeys(form.corrected_by for form in corrected)
     dense = [replace(form, correction=0) for form in formats.dense if form is not None]
     return tuple(dict.fromkeys([*dense, *pairs])), tuple(pairs)
 

@@ -14,7 +14,15 @@ from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.maps.choice import STAYS, Choice, Spectrum
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Finding, Group
-from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, no_format, products, suited
+from onnx_lowrank.maps.formats import (
+    SMALLEST,
+    Format,
+    correctable,
+    fusable,
+    no_format,
+    products,
+    suited,
+)
 from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import Tables, table_formats
 from onnx_lowrank.runtime.providers import short_name
@@ -23,10 +31,12 @@ __all__ = [
     "ACTIVATIONS",
     "KINDS",
     "ONLY_FLOATS",
+    "OPERATORS",
     "FormatWishes",
     "Formats",
     "formats_of",
     "formatted",
+    "needed_opset",
     "offered",
     "quantized_ops",
     "unformatted",
@@ -38,6 +48,9 @@ KINDS = ("fp32", "8", "4")
 
 ACTIVATIONS = ("float", "int8")
 """What ``activations`` may name."""
+
+OPERATORS = ("onnx", "microsoft")
+"""What ``operators`` may name."""
 
 # Forms whose weights may be integers.
 _OPS = ("conv", "einsum", "gather", "gemm", "gru", "lstm", "matmul", "rnn")
@@ -70,6 +83,12 @@ class Formats:
     pairs: tuple[Format | None, ...] = (None,)
 
     @property
+    def blocks(self) -> Format | None:
+        """A format of a dense weight that is multiplied with floats; None without one."""
+        plain = (form for form in self.dense if form is not None and not form.integers)
+        return next(plain, None)
+
+    @property
     def integers(self) -> Format | None:
         """The format whose inputs are rounded too; None without one."""
         every = (form for form in (*self.dense, *self.pairs) if form is not None)
@@ -95,6 +114,7 @@ class FormatWishes:
         integers: the format of products whose inputs may be rounded to 8 bits too; None without.
         blocks: whether integers may stand in blocks with a scale each.
         own: name of a weight -> its only kind; others stay floats.  None where all have ``kinds``.
+        fused: whether products with blocks are MatMulNBits nodes, where they can be.
     """
 
     kinds: tuple[str, ...] = ("fp32",)
@@ -102,6 +122,7 @@ class FormatWishes:
     integers: Format | None = None
     blocks: bool = True
     own: Mapping[str, str] | None = None
+    fused: bool = False
 
     def kinds_of(self, name: str) -> tuple[str, ...]:
         """The kinds that the weight of a name may have."""
@@ -285,6 +306,7 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
     _, m, n = group.shape
     dense: list[Format | None] = []
     pairs: list[Format | None] = []
+    fused = wanted.fused and fusable(group)
     for kind in wanted.kinds_of(group.matrix.name):
         if kind == "fp32":
             dense.append(None)
@@ -295,11 +317,13 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
             pairs.append(wanted.integers)
         if not wanted.blocks:
             continue
-        plain = [dataclasses.replace(f, block=suited(f.block, m)) for f in _DENSE[kind]]
+        plain = [
+            dataclasses.replace(f, block=suited(f.block, m), fused=fused) for f in _DENSE[kind]
+        ]
         if m < SMALLEST:  # of a convolution: a few weights of each output
             plain = [_NARROW]
         dense += plain
-        pairs.append(_PAIRS[kind])
+        pairs.append(dataclasses.replace(_PAIRS[kind], fused=fused))
         if kind == "4" and correctable(group) and m >= SMALLEST:
             dense += [
                 dataclasses.replace(form, correction=rank)
@@ -314,6 +338,12 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
 def _multiplies(group: Group) -> bool:
     """Whether the nodes of a group can multiply integers."""
     return products(group) and rounds_inputs([member.site.node for member in group.members])
+
+
+def needed_opset(formats: Mapping[Group, Formats]) -> int:
+    """The first opset that has all operators of some formats."""
+    every = (form for own in formats.values() for form in (*own.dense, *own.pairs))
+    return max((form.opset for form in every if form is not None), default=1)
 
 
 def without_opset(formats: Mapping[Group, Formats], opset: int) -> dict[Group, Formats]:

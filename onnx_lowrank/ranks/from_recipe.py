@@ -10,7 +10,7 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.maps.choice import Choice, Joint
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
-from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, products, suited
+from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, fusable, products, suited
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.tables import Tables, table_formats
 from onnx_lowrank.numerics.ranks import largest_rank
@@ -144,6 +144,8 @@ def _check_format(wanted: Format, layer: RecipeLayer, group: Group, where: str) 
         return
     if not wanted.signed or not wanted.channels:
         raise InputError(f"{where}: expected signed integers in blocks, each with its own scale")
+    if wanted.fused and not fusable(group):
+        raise InputError(f"{where}: the layer cannot be MatMulNBits; expected fused false")
     if not wanted.block and wanted.bits == 8 and group.shape[1] < SMALLEST:
         return
     block = wanted.block if layer.rank is not None else suited(wanted.block, group.shape[1])

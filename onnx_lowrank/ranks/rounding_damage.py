@@ -47,7 +47,7 @@ from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.formats import OPSET, Format, FormatWriter, Variant, folded, suited
+from onnx_lowrank.maps.formats import Format, FormatWriter, Variant, folded, suited
 from onnx_lowrank.maps.pair import Factors, constants_of
 from onnx_lowrank.maps.tables import table_codes
 from onnx_lowrank.numerics.arrays import Array
@@ -197,15 +197,15 @@ def rounding_damages(
             known,
             ranged=_lost_by_range(group, formats[group], probe, len(groups), scale * felt.inputs),
         )
-        blocks = any(form is not None and not form.integers for form in formats[group].dense)
-        if blocks and not folded(group):
+        if formats[group].blocks is not None and not folded(group):
             inputs[group] = scale * felt.inputs
         if formats[group].integers is not None:
             inside[group] = scale * felt.inside
         advance(1)
     pairs_of = ((group, formats[group].pairs) for group in inside)
     ranged = {g: form for g, own in pairs_of for form in own if form is not None and form.integers}
-    by_inputs = _shared(_lost_by_inputs(list(inputs), probe), inputs)
+    blocks = {group: form for group in inputs if (form := formats[group].blocks) is not None}
+    by_inputs = _shared(_lost_by_inputs(blocks, probe), inputs)
     by_inside = _shared(_lost_inside(ranged, probe), inside)
     return {
         group: replace(
@@ -278,20 +278,20 @@ def _turned(matrix: Array) -> tuple[Array, Array]:
     return first.astype(np.float32), np.ascontiguousarray(second, np.float32)
 
 
-def _lost_by_inputs(groups: Sequence[Group], probe: Probe) -> float:
+def _lost_by_inputs(formats: Mapping[Group, Format], probe: Probe) -> float:
     """Damage of kernels that round what they multiply, all layers together, weights aside."""
-    if not groups:
+    if not formats:
         return 0.0
     model = probe.model.clone()
     node_of = dict(zip(probe.model.graph, model.graph, strict=True))
-    raise_opset(model, OPSET)
+    raise_opset(model, max(form.opset for form in formats.values()))
     constants: dict[str, Array] = {}
     with Spool() as spool:
         writer = FormatWriter(model, spool)
-        for group in groups:
+        for group, form in formats.items():
             matrix = group.matrix.numpy()[0]
             codes = round_blocks(matrix, 8, suited(_BLOCK, len(matrix)))
-            writer.put([node_of[member.site.node] for member in group.members], codes)
+            writer.put([node_of[member.site.node] for member in group.members], codes, form)
             constants |= constants_of(group, codes.values()[None])
         together = probe.damage_of(model)
     apart = probe.damage(constants)

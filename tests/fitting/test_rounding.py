@@ -51,7 +51,11 @@ def test_the_larger_the_correction_the_smaller_the_error(rng: np.random.Generato
 
 
 @pytest.mark.parametrize(
-    "form", [Format(8, 64), Format(4, 16), Format(4, 32, 4), Format(4, 32, 16)]
+    "form",
+    [
+        *(Format(8, 64), Format(4, 16), Format(4, 32, 4), Format(4, 32, 16)),
+        *(Format(8, 64, fused=True), Format(4, 64, 4, fused=True)),
+    ],
 )
 @pytest.mark.parametrize("samples", [True, False])
 def test_bytes_are_those_that_were_promised(
@@ -59,7 +63,7 @@ def test_bytes_are_those_that_were_promised(
 ) -> None:
     matrix, moments = case(rng)
     found = round_weight(matrix, form, moments if samples else None)
-    assert found.nbytes == form.bytes(*matrix.shape)
+    assert found.bytes(form) == form.bytes(*matrix.shape)
 
 
 @pytest.mark.parametrize("rank", [8, 24])

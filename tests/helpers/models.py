@@ -144,9 +144,13 @@ def as_proto(model: AnyModel) -> onnx.ModelProto:
     return ir.to_proto(model) if isinstance(model, ir.Model) else model
 
 
-def run_ort(model: AnyModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def run_ort(
+    model: AnyModel, feeds: Mapping[str, Array], *, optimize: bool = True
+) -> dict[str, Array]:
     """The outputs by name in ONNX Runtime on the CPU."""
     options = ort.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = ort.InferenceSession(
