@@ -16,6 +16,7 @@ from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Finding, Group
+from onnx_lowrank.maps.formats import first_opset
 from onnx_lowrank.maps.tables import find_tables, round_table
 from onnx_lowrank.numerics.correction import felt_error
 from onnx_lowrank.phrases import counted
@@ -56,7 +57,7 @@ def round_model(
     stored = {group: choice for group, choice in choices.items() if choice.format is not None}
     if not stored:
         return {}, Opened()
-    opset = max(c.format.opset for c in stored.values() if c.format is not None)
+    opset = max(first_opset(g, c.format) for g, c in stored.items() if c.format is not None)
     context.say(raise_opset(model, opset))
     known, others = ((*found.groups, *found.off) for found in (prepared.finding, finding))
     own = dict(zip(known, others, strict=True))

@@ -43,6 +43,7 @@ __all__ = [
     "FormatWriter",
     "Variant",
     "correctable",
+    "first_opset",
     "folded",
     "fusable",
     "no_format",
@@ -56,6 +57,8 @@ OPSET = 21
 # Of products by what they multiply with, and of tables by their bits.
 _OPSETS = {"float": OPSET, "dynamic": 11, "static": 13}
 _TABLE_OPSETS = {8: 11, 6: 18, 4: 18}
+# Of weights that are cast and multiplied, by their bits.
+_FOLDED_OPSETS = {8: 11, 4: OPSET}
 
 SMALLEST = 16
 """The smallest block of the kernels that multiply with one."""
@@ -123,7 +126,7 @@ class Format:
 
     @property
     def opset(self) -> int:
-        """The first opset that has its operators."""
+        """The first opset that has its operators, those of products with a weight."""
         if self.table:
             return _TABLE_OPSETS[self.bits]
         return 1 if self.fused else _OPSETS[self.activations]
@@ -245,6 +248,13 @@ def folded(group: Group) -> bool:
     ONNX Runtime fuses a DequantizeLinear with a product only where nothing else reads it.
     """
     return not products(group) or len({member.site.node for member in group.members}) > 1
+
+
+def first_opset(group: Group, form: Format) -> int:
+    """The first opset that has the operators which a format of a group is written with."""
+    if form.table or form.integers or not folded(group):
+        return form.opset
+    return _FOLDED_OPSETS[form.bits]
 
 
 def correctable(group: Group) -> bool:

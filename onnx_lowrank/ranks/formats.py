@@ -18,6 +18,7 @@ from onnx_lowrank.maps.formats import (
     SMALLEST,
     Format,
     correctable,
+    first_opset,
     fusable,
     no_format,
     products,
@@ -342,8 +343,15 @@ def _multiplies(group: Group) -> bool:
 
 def needed_opset(formats: Mapping[Group, Formats]) -> int:
     """The first opset that has all operators of some formats."""
-    every = (form for own in formats.values() for form in (*own.dense, *own.pairs))
-    return max((form.opset for form in every if form is not None), default=1)
+    return max(
+        (
+            first_opset(group, form)
+            for group, own in formats.items()
+            for form in (*own.dense, *own.pairs)
+            if form is not None
+        ),
+        default=1,
+    )
 
 
 def without_opset(formats: Mapping[Group, Formats], opset: int) -> dict[Group, Formats]:
@@ -354,12 +362,12 @@ def without_opset(formats: Mapping[Group, Formats], opset: int) -> dict[Group, F
         opset: of a model that cannot be raised.
     """
 
-    def had(forms: tuple[Format | None, ...]) -> tuple[Format | None, ...]:
-        return tuple(form for form in forms if form is None or form.opset <= opset)
+    def had(group: Group, forms: tuple[Format | None, ...]) -> tuple[Format | None, ...]:
+        return tuple(form for form in forms if form is None or first_opset(group, form) <= opset)
 
     found = {}
     for group, own in formats.items():
-        rest = Formats(had(own.dense), had(own.pairs))
+        rest = Formats(had(group, own.dense), had(group, own.pairs))
         if any(rest.dense):
             found[group] = rest
     return found
