@@ -66,8 +66,6 @@ _SMALLER = 0.9
 # Losses (1 - cosine of the outputs) within which the fastest model is looked for, with inputs in 8
 # bits and that share of int8's bytes.
 FAST = (0.012, 0.009)
-# What stands between a weight and its product.
-_READS = ("Cast", "DequantizeLinear", "Transpose", "Reshape", "Identity")
 # What the cosine of the pairs may lose by being quantized.
 _BAR = 0.02
 _STRICT = 0.01  # QUInt8, per channel
@@ -113,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cosines = {title: cosine(path) for title, path in files.items()}
         print(f"{options.samples} paragraphs calibrate, {options.judged} judge")
         print(f"{'':<32}{'MB':>7}{'linear':>8}{'cosine':>9}{'speed':>8}{'predicted':>11}")
-        speeds = timed(files, judge[0], options.rounds)
+        short = {name: array[:1, :_TOKENS] for name, array in judge[0].items()}
+        speeds = timed(files, short, options.rounds)
         for title, path in files.items():
             size, own = path.stat().st_size / 1e6, linear(path) / 1e6
             ratio = predicted(points.get(title))
@@ -247,22 +246,22 @@ def chosen(
 
 
 def linear(path: Path) -> int:
-    """Bytes of the constants that products with a weight read."""
+    """Bytes of the constants that products with a weight read; each counts once."""
     model = ir.load(path)
+    # What is made of constants alone: their names and bytes.
+    made: dict[ir.Value, dict[str, int]] = {}
     found: dict[str, int] = {}
     for node in model.graph:
-        if node.op_type not in ("MatMul", "Gemm", "MatMulInteger"):
-            continue
-        waiting = [node.inputs[1]]
-        while waiting:
-            value = waiting.pop()
-            if value is None:
-                continue
-            producer = value.producer()
-            if value.const_value is not None:
-                found[value.name or ""] = value.const_value.nbytes
-            elif producer is not None and producer.op_type in _READS:
-                waiting += producer.inputs
+        inputs = [value for value in node.inputs if value is not None]
+        for value in inputs:
+            if value not in made and (own := ir.convenience.get_const_tensor(value)) is not None:
+                made[value] = {value.name or "": own.nbytes}
+        if node.op_type in ("MatMul", "Gemm", "MatMulInteger"):
+            for value in inputs[:2]:
+                found |= made.get(value, {})
+        elif inputs and all(value in made for value in inputs):
+            parts = {name: size for value in inputs for name, size in made[value].items()}
+            made |= dict.fromkeys(node.outputs, parts)
     return sum(found.values())
 
 
@@ -304,13 +303,12 @@ def judged(model: Path, judge: Sequence[Feed]) -> Callable[[Path], float]:
     return lambda path: float((embeddings(path, judge) * dense).sum(axis=1).mean())
 
 
-def timed(files: Mapping[str, Path], feed: Feed, rounds: int) -> dict[str, float]:
+def timed(files: Mapping[str, Path], feed: Mapping[str, Array], rounds: int) -> dict[str, float]:
     """How many times as fast as the first file each is, by the median of the ratios."""
-    short = {name: array[:1, :_TOKENS] for name, array in feed.items()}
 
     def caller(path: Path) -> Callable[[], dict[str, Array]]:
         session = open_session(path, threads=1)
-        return lambda: run(session, short, "the model")
+        return lambda: run(session, feed, "the model")
 
     times = np.array(
         interleave(

@@ -7,9 +7,14 @@ and its compressed versions read without a mistake, every layer keeping the same
 parameters, or ("budget") all layers together.  Calibration, what is held out for it, and judging
 draw with three seeds.
 
-With ``--formats`` another table has the bytes of the file and the same share for the model, for
-ONNX Runtime's dynamic quantization of it and for ``--weights auto`` at shares of the bytes of the
-linear layers and convolutions.  With ``--ops default,conv`` convolutions may be pairs as well.
+With ``--formats`` another table has the bytes of the file and of what MatMul and Gemm multiply
+with, the same share of images, the time of one image on one thread against the model's, run in
+turns, and where it was predicted the damage to the outputs over the damage achieved.  Its rows are
+the model, ONNX Runtime's dynamic quantization of it, ``--weights auto`` at shares of the bytes of
+linear layers and convolutions, the same with the convolutions as they are (``--linear``), and what
+is fastest within losses (``--fast``).  The last lines say how small and how fast a model is that
+reads as well as the original, within one standard error, against int8; the exit code is 1 where a
+bar is missed.  With ``--ops default,conv`` convolutions may be pairs as well.
 
 Needs ``models/cache/captcha.onnx``, ``models/cache/ppocrv5-rec.onnx`` and its characters (see
 ``models/get.py``), and the packages ``captcha``, ``matplotlib`` and ``pillow`` of the extra
@@ -22,11 +27,13 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from formats_table import linear, predicted, timed
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from onnx_lowrank import compress, sweep
@@ -47,7 +54,15 @@ COLUMNS: dict[str, Mapping[str, Any]] = {
     # The same total, spread by measured damage.
     "budget": {"uniform": False, "check": True},
 }
-FORMAT_SHARES = {"captcha": (0.08, 0.04, 0.03, 0.022), "ppocrv5-rec": (0.26, 0.2, 0.16)}
+# Shares of the bytes that `--weights auto` keeps: of all, and with convolutions as they are.
+FORMAT_SHARES = {"captcha": (0.08, 0.05, 0.04, 0.03), "ppocrv5-rec": (0.26, 0.2, 0.16)}
+LINEAR_SHARES = {"captcha": (0.06, 0.04, 0.03, 0.02), "ppocrv5-rec": ()}
+# Losses (relative L2 error of the outputs) within which the fastest model is looked for.
+FAST = {"captcha": (0.15,), "ppocrv5-rec": ()}
+# Of int8's bytes, how many a model may have that reads as well, and how much faster it has to be.
+_SMALLER, _FASTER = 0.12, 1.3
+_PREDICTED = (0.67, 1.5)
+_INT8 = "int8 dynamic, "
 FIT_SEED, HELD_SEED, JUDGE_SEED = 1, 2, 3
 HELD = 2 * BATCH
 
@@ -60,10 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--judged", type=int, default=320, help="images to judge with")
     parser.add_argument("--samples", type=int, default=256, help="images to calibrate with")
-    parser.add_argument("--keep", type=float, nargs="+", help="shares to keep instead of ours")
+    parser.add_argument("--keep", type=float, nargs="*", help="shares to keep instead of ours")
     parser.add_argument("--heal", type=int, default=0, help="steps of a column with healing")
     parser.add_argument("--ops", default="default", help="as that of the command")
     parser.add_argument("--formats", action="store_true", help="the table of number formats")
+    parser.add_argument("--linear", type=float, nargs="*", help="shares, convolutions as they are")
+    parser.add_argument("--fast", type=float, nargs="*", help="losses of what is fastest")
+    parser.add_argument("--held", type=int, default=128, help="images that tell achieved damage")
+    parser.add_argument("--effort", default="quick", help="as that of the command")
+    parser.add_argument("--rounds", type=int, default=60, help="of the timing")
     options = parser.parse_args(arguments)
     unknown = set(options.models) - set(TASKS)
     if unknown:
@@ -72,10 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COLUMNS["+ refit, heal"] = {"refit": True, "heal": options.heal}
     ops = tuple(options.ops.split(","))
     if options.formats:
+        met = True
         for name in options.models or TASKS:
-            shares = options.keep or FORMAT_SHARES[name]
-            formats(TASKS[name], options.judged, options.samples, shares, ops)
-        return 0
+            own = argparse.Namespace(**vars(options))
+            own.linear = LINEAR_SHARES[name] if options.linear is None else options.linear
+            own.fast = FAST[name] if options.fast is None else options.fast
+            shares = FORMAT_SHARES[name] if options.keep is None else options.keep
+            met &= formats(TASKS[name], own, ops, shares)
+        return 0 if met else 1
     for name in options.models or TASKS:
         table(TASKS[name], options.judged, options.samples, options.keep or SHARES[name], ops)
     return 0
@@ -119,53 +143,142 @@ def table(
             print(flush=True)
 
 
+@dataclass(frozen=True)
+class Row:
+    """One model of the table of formats.
+
+    Attributes:
+        file: its size in MB.
+        linear: MB of what MatMul and Gemm multiply with.
+        read: the share of images that it reads.
+        error: the standard error of that.
+    """
+
+    file: float
+    linear: float
+    read: float
+    error: float
+
+
 def formats(
-    task: Task, judged: int, samples: int, shares: Sequence[float], ops: tuple[str, ...]
-) -> None:
-    """Print the table of number formats of one model."""
-    judge = task.draw(judged, JUDGE_SEED)
-    fit = feeds(task, task.draw(samples, FIT_SEED))
-    print(f"{task.name}: share of {judged} images read without a mistake; {samples} calibrate")
-    print(f"{'':<20}{'MB':>8}{'read':>8}{'standard error':>16}{'predicted':>11}", flush=True)
+    task: Task, options: argparse.Namespace, ops: tuple[str, ...], shares: Sequence[float]
+) -> bool:
+    """Print the table of number formats of one model; whether its bars are met."""
+    judge = task.draw(options.judged, JUDGE_SEED)
+    fit = feeds(task, task.draw(options.samples, FIT_SEED))
+    common: dict[str, Any] = {
+        "calibration": fit,
+        "calibration_samples": len(fit),
+        "simplify": False,
+        "heal": options.heal,
+        "effort": options.effort,
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "held").mkdir()
-        (folder / "models").mkdir()
-        for index, feed in enumerate(feeds(task, task.draw(HELD, HELD_SEED))):
-            np.savez(folder / "held" / f"{index}.npz", allow_pickle=False, **feed)
-        quantize_dynamic(
-            task.model, folder / "int8.onnx", per_channel=True, weight_type=QuantType.QUInt8
+        common["data"] = folder / "held"
+        common["data"].mkdir()
+        held = feeds(task, task.draw(options.held, HELD_SEED))
+        for index, feed in enumerate(held):
+            np.savez(common["data"] / f"{index}.npz", allow_pickle=False, **feed)
+        common["samples"] = len(held)
+        files, ratios = {"float": task.model}, dict[str, float]()
+        for kind in (QuantType.QInt8, QuantType.QUInt8):
+            path = files[f"{_INT8}{kind.name}"] = folder / f"{kind.name}.onnx"
+            quantize_dynamic(task.model, path, per_channel=True, weight_type=kind)
+        every: tuple[tuple[str, Sequence[float], dict[str, Any]], ...] = (
+            ("auto", shares, {"ops": ops}),
+            ("linear", options.linear, {"quantize_ops": ("matmul", "gemm")}),
         )
-        for title, path in (("float", task.model), ("int8 dynamic", folder / "int8.onnx")):
-            row(task, title, path, judge, "")
-        report = sweep(
-            task.model,
-            shares=shares,
-            weights="auto",
-            ops=ops,
-            rank_multiple=1,
-            data=folder / "held",
-            calibration=fit,
-            calibration_samples=len(fit),
-            simplify=False,
-            bench=False,
-            models=folder / "models",
-        )
-        for point in report.points:
-            if point.keep < 1.0 and point.model is not None:
-                ratio = ""
-                if point.predicted_damage and point.damage:
-                    ratio = f"{point.predicted_damage / point.damage:.2f}"
-                row(task, f"auto, {point.keep:g}", Path(point.model), judge, ratio)
-    for text in (*report.missed, *report.notes):
-        print(text, file=sys.stderr)
+        for title, own, more in every:
+            into = folder / title
+            into.mkdir()
+            if not own:
+                continue
+            report = sweep(
+                task.model, shares=own, weights="auto", models=into, bench=False, **common, **more
+            )
+            for point in report.points:
+                if point.keep < 1.0 and point.model is not None:
+                    files[f"{title}, {point.keep:g}"] = Path(point.model)
+                    ratio = predicted(point)
+                    ratios |= {} if ratio is None else {f"{title}, {point.keep:g}": ratio}
+            for text in (*report.missed, *report.notes):
+                print(text, file=sys.stderr)
+        for loss in options.fast:
+            result = compress(
+                task.model,
+                tolerance=loss,
+                weights="auto",
+                activations="int8",
+                ops=ops,
+                threads=1,
+                **common,
+            )
+            files[f"fast, {loss:g}"] = folder / f"fast-{loss:g}.onnx"
+            result.save(files[f"fast, {loss:g}"])
+            for text in result.report.notes:
+                print(text, file=sys.stderr)
+        return printed(task, files, ratios, judge, options)
 
 
-def row(task: Task, title: str, path: Path, judge: Drawn, ratio: str) -> None:
-    """Print the row of one file."""
-    read, size = accuracy(task, path, judge), path.stat().st_size / 1e6
-    error = (read * (1.0 - read) / len(judge.texts)) ** 0.5
-    print(f"{title:<20}{size:>8.3f}{read:>8.3f}{error:>16.3f}{ratio:>11}", flush=True)
+def printed(
+    task: Task,
+    files: Mapping[str, Path],
+    ratios: Mapping[str, float],
+    judge: Drawn,
+    options: argparse.Namespace,
+) -> bool:
+    """Print the rows of all files and how near the bars are; whether they are met."""
+    print(
+        f"{task.name}: share of {len(judge)} images read without a mistake; {options.samples} "
+        f"calibrate, {options.held} say what damage is achieved"
+    )
+    print(
+        f"{'':<22}{'MB':>8}{'linear':>8}{'read':>8}{'error':>8}{'speed':>8}{'predicted':>11}",
+        flush=True,
+    )
+    one = {task.input: judge.images[:1]}
+    speeds = timed(files, one, options.rounds)
+    rows = {}
+    for title, path in files.items():
+        read = accuracy(task, path, judge)
+        error = (read * (1.0 - read) / len(judge)) ** 0.5
+        row = rows[title] = Row(path.stat().st_size / 1e6, linear(path) / 1e6, read, error)
+        ratio = f"{ratios[title]:.2f}" if title in ratios else ""
+        print(
+            f"{title:<22}{row.file:>8.3f}{row.linear:>8.3f}{read:>8.3f}{error:>8.3f}"
+            f"{speeds[title]:>7.2f}×{ratio:>11}",
+            flush=True,
+        )
+    dense, int8 = rows["float"], {t: row for t, row in rows.items() if t.startswith(_INT8)}
+    least = dense.read - dense.error
+    as_good = [t for t, row in rows.items() if row.read >= least and t != "float" and t not in int8]
+    size, weights = (min(getattr(r, n) for r in int8.values()) for n in ("file", "linear"))
+    speed = max(speeds[t] for t in int8)
+    found = (
+        (
+            min((rows[t].linear for t in as_good), default=np.inf) / weights,
+            "of int8's bytes of linear weights",
+            f"bar {_SMALLER}",
+        ),
+        (
+            min((rows[t].file for t in as_good), default=np.inf) / size,
+            "of int8's file",
+            f"bar {_SMALLER}",
+        ),
+    )
+    met = True
+    print(f"reads as well, {least:.3f} or more:")
+    for value, what, bar in found:
+        met &= value <= _SMALLER
+        print(f"  {'met' if value <= _SMALLER else 'MISSED'}: {value:.3f} {what}, {bar}")
+    ratio = max((speeds[t] for t in as_good), default=0.0) / speed
+    print(
+        f"  {'met' if ratio >= _FASTER else 'MISSED'}: {ratio:.2f} of int8's speed, bar {_FASTER}"
+    )
+    within = all(_PREDICTED[0] <= own <= _PREDICTED[1] for own in ratios.values())
+    print(f"  {'met' if within else 'MISSED'}: predicted over achieved, bar {_PREDICTED}")
+    return met and ratio >= _FASTER and within
 
 
 def accuracy(task: Task, model: Path | bytes, judge: Drawn) -> float:

@@ -8,7 +8,8 @@
 For each model of ``models/cache/`` (see ``models/get.py``): the float model; ours at 80 % and 70 %
 of the parameters of the linear layers; ``quantize_dynamic`` per channel; and ours with ``--weights
 auto``, once in as many bytes as that takes, once as near to the float model as that is (mean
-relative L2 error of the outputs, or loss by the task's ``--metric``, on calibration samples).  The
+relative L2 error of the outputs, or loss by the task's ``--metric``, on calibration samples).
+``--halved`` has rows of half of the float model's bytes: pairs alone, and with number formats.  The
 metric is the task's own: accuracy of a classifier of MNIST, share of functions of the standard
 library whose docstring a sentence encoder finds among those of all (R@1), share of freshly drawn
 images that are read without a mistake, log-likelihood of a decoder's next token with the perplexity
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--kept", type=float, nargs="*", default=list(KEPT), help="shares of the linear parameters"
     )
     parser.add_argument("--no-formats", action="store_true", help="leave the last two rows out")
+    parser.add_argument("--halved", action="store_true", help="rows of half of the bytes")
     options = parser.parse_args(arguments)
     unknown = set(options.models) - set(MAKERS)
     if unknown:
@@ -109,12 +111,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.models or [name for name in MAKERS if name not in LONG]:
         task = MAKERS[name](options.samples, options.judged)
         how = {"effort": options.effort, "ops": options.ops.split(",")}
-        met &= table(name, task, how, options.kept, formats=not options.no_formats)
+        formats, halved = not options.no_formats, options.halved
+        met &= table(name, task, how, options.kept, formats=formats, halved=halved)
     return 0 if met else 1
 
 
 def table(
-    name: str, task: Task, how: Mapping[str, Any], kept: Sequence[float], *, formats: bool
+    name: str,
+    task: Task,
+    how: Mapping[str, Any],
+    kept: Sequence[float],
+    *,
+    formats: bool,
+    halved: bool,
 ) -> bool:
     """Print the rows of one model; whether all of them could be made."""
     before = task.scores(task.model)
@@ -132,6 +141,10 @@ def table(
             **{f"--keep {share:g}": {"keep": share} for share in kept},
             "int8 per channel": {},
         }
+        if halved:
+            half = task.model.stat().st_size // 2
+            rows["half, pairs"] = {"max_size": half}
+            rows["half, --weights auto"] = {"max_size": half, "weights": "auto"}
         if formats:
             auto = {"weights": "auto"}
             near = {"tolerance": lost(task, path), "objective": "size"}
