@@ -4,7 +4,9 @@
 
 The model is the vision transformer on handwritten digits that ``models/get.py`` makes, with fixed
 inputs, so that every target can take it.  Rows are the float model, ONNX Runtime's own dynamic and
-static int8, what ``--weights`` makes, pairs, and pairs with ``--weights 8``.  For each target (web,
+static int8, what ``--weights`` makes, pairs, pairs with ``--weights 8``, and 8 bits with inputs in
+8 bits too: with ranges of each run, for ``qnn`` with those of the samples, alone and chosen with
+ranks in about as many bytes.  For each target (web,
 qemu-arm64 and qnn, unless others are named): the relative L2 distance of the outputs there to those
 of the float model on the CPU, the nodes that the target took itself, the operators that it left to
 the CPU, and what one inference costs, in turns where times mean something, else the deterministic
@@ -51,6 +53,8 @@ from onnx_lowrank.targets.support import support_of
 __all__ = ["main"]
 
 TARGETS = ("web", "qemu-arm64", "qnn")
+# The share of the bytes that the smallest row for QNN keeps: about those of int8.
+SMALL = 0.25
 # Where products of integers with inputs that are rounded beforehand have one scale, or many.
 STATIC = {"int8 static, by channels": True, "int8 static, one scale": False}
 _PROVIDERS = ("qnn", "nnapi", "coreml (MLProgram)", "xnnpack", "webgpu")
@@ -135,6 +139,20 @@ def made(source: Path, fit: Sequence[Feed], keep: float, folder: Path) -> dict[s
         "--weights 4": {"energy": 1.0, "weights": "4"},
         f"--keep {keep:g}": {"keep": keep, "uniform": True},
         f"--keep {keep:g} --weights 8": {"keep": keep, "uniform": True, "weights": "8"},
+        "--activations int8": {"energy": 1.0, "weights": "8", "activations": "int8"},
+        "  --for qnn": {
+            "energy": 1.0,
+            "weights": "8",
+            "activations": "int8",
+            "shape_for": "qnn",
+        },
+        f"  --for qnn --keep {SMALL:g}": {
+            "keep": SMALL,
+            "weights": "auto",
+            "activations": "int8",
+            "shape_for": "qnn",
+            "check": True,  # a budget measures
+        },
     }
     for number, (title, row) in enumerate(rows.items()):
         known: dict[str, Any] = dict(common)
@@ -144,7 +162,9 @@ def made(source: Path, fit: Sequence[Feed], keep: float, folder: Path) -> dict[s
         else:
             known["save_stats"] = statistics
         found[title] = folder / f"ours-{number}.onnx"
-        compress(fixed, **known, **row).save(found[title])
+        # Ranges of inputs are no part of the statistics.
+        own = common if row.get("shape_for") else known
+        compress(fixed, **{**own, **row}).save(found[title])
     return found
 
 
