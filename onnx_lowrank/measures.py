@@ -106,12 +106,14 @@ class Check:
         providers: one entry for each execution provider.
         damage: mean over samples and outputs of ``‖b − a‖² / ‖a‖²``, on the first provider; None
             where no output can be compared.
+        damage_error: standard error of the damage; None where one sample does not tell.
     """
 
     data: str
     samples: int
     providers: tuple[ProviderCheck, ...]
     damage: float | None = None
+    damage_error: float | None = None
 
 
 @dataclass(frozen=True)

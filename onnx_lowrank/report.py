@@ -203,6 +203,9 @@ class BudgetReport:
         samples: how many samples the search used.
         put_back: layers that are dense again because the model was slower with their pairs.
         loss_error: standard error of the loss; None where one sample does not tell.
+        predicted_error: standard error of the predicted damage; None where one sample does not
+            tell.
+        achieved_error: the same of the achieved one.
         damage_of: what the damages are: "outputs", the mean relative square error of the outputs;
             "classes", the mean Kullback-Leibler divergence of rows of classes, in nats.
     """
@@ -219,6 +222,8 @@ class BudgetReport:
     put_back: tuple[str, ...] = ()
     loss_error: float | None = None
     damage_of: DamageOf = "outputs"
+    predicted_error: float | None = None
+    achieved_error: float | None = None
 
 
 @dataclass(frozen=True)

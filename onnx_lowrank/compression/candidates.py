@@ -106,4 +106,5 @@ class Candidates:
             return check
         after = trial.giving_out(assembled.model)
         with self._context.stages("check", len(trial.samples.feeds)) as advance:
-            return dataclasses.replace(check, damage=trial.damage(seen, before, after, advance))
+            damage = trial.damage(seen, before, after, advance)
+        return dataclasses.replace(check, damage=damage.mean, damage_error=damage.error)

@@ -17,7 +17,7 @@ from onnx_lowrank.compression.origin import origin_of
 from onnx_lowrank.compression.plan import Chosen
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.compression.settings import Settings
-from onnx_lowrank.compression.summary import layers, output_verdict, seen_damage, totals
+from onnx_lowrank.compression.summary import by_chance, layers, output_verdict, seen_damage, totals
 from onnx_lowrank.compression.verbs import COMPRESS
 from onnx_lowrank.errors import named
 from onnx_lowrank.maps.choice import Decision
@@ -110,8 +110,16 @@ def report_of(context: Context, facts: Facts) -> Report:
             put_back=facts.put_back,
             loss_error=None if limited is None else limited.standard_error,
             damage_of=context.settings.damage_of,
+            predicted_error=plan.error,
+            achieved_error=None if check is None else check.damage_error,
         )
         notes += _uncertain(goal, budget)
+        chance = by_chance(
+            (goal.predicted_damage, goal.predicted_error),
+            (goal.achieved_damage, goal.achieved_error),
+        )
+        if chance is not None:
+            notes.append(chance)
     report = Report(
         version=REPORT_VERSION,
         tool=tool_name(),

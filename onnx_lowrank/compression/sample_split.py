@@ -26,6 +26,9 @@ __all__ = ["SampleSplit"]
 _SEARCHED, _MOST_SEARCHED = 5, 32
 # Samples that are whole batches: with so many batches at most, or with so many of their rows.
 _BATCHES_SEARCHED, _ROWS_SEARCHED = 8, 128
+# Of few batches a third, until so many rows judge: of outputs that change by leaps, such as classes
+# of characters, fewer rows tell next to nothing.
+_FEWEST_ROWS, _THIRD = 48, 3
 # For the search of a tolerance so many more samples are read, which neither fit nor judge.
 _SPARE = 256
 # Of samples that are whole batches so many judge at least, where the user does not say.
@@ -81,7 +84,10 @@ class SampleSplit:
             return ()
         rows = _rows(self.fitted_to)
         most = min(_MOST_SEARCHED, max(_BATCHES_SEARCHED, _ROWS_SEARCHED // rows))
-        spread = np.linspace(0, count - 1, min(most, count // _SEARCHED))
+        wanted = count // _SEARCHED
+        if rows > 1:
+            wanted = max(wanted, min(count // _THIRD, -(-_FEWEST_ROWS // rows)))
+        spread = np.linspace(0, count - 1, min(most, wanted))
         return tuple(sorted({int(place) for place in spread}))
 
     @cached_property

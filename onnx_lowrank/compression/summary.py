@@ -20,12 +20,14 @@ from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.report import OutputVerdict, Totals
 
-__all__ = ["layers", "nothing_gained", "output_verdict", "seen_damage", "totals"]
+__all__ = ["by_chance", "layers", "nothing_gained", "output_verdict", "seen_damage", "totals"]
 
 
 # Beyond these a result is doubtful, and beyond the second ones unusable, on its face.
 _USABLE_ERROR, _LOST_ERROR = 0.1, 0.5
 _USABLE_AGREEMENT, _LOST_AGREEMENT = 0.98, 0.9
+# Predicted damage over achieved damage that needs no explanation.
+_ALIKE = (0.67, 1.5)
 
 
 def layers(
@@ -193,6 +195,30 @@ def _first_factor(decision: Decision) -> str | None:
 def seen_damage(damage: float | None, decisions: Sequence[Decision]) -> float | None:
     """A measured damage; None where it is exactly 0 though layers are changed: none was seen."""
     return damage or None if any(d.choice.changed for d in decisions) else damage
+
+
+def by_chance(
+    predicted: tuple[float | None, float | None], achieved: tuple[float | None, float | None]
+) -> str | None:
+    """What to say of two damages that differ much, but no more than samples do.
+
+    Args:
+        predicted: a damage, and its standard error; None where it is not known.
+        achieved: the same.
+    """
+    (one, one_error), (other, other_error) = predicted, achieved
+    if not one or not other or _ALIKE[0] <= one / other <= _ALIKE[1]:
+        return None
+    errors = (one_error, other_error)
+    known = [error for error in errors if error is not None]
+    if len(known) == 2 and abs(one - other) > 2.0 * math.hypot(*known):
+        return None
+    sure = " and ".join("unknown" if error is None else f"{error:.2g}" for error in errors)
+    return (
+        f"the damage was predicted as {one:.3g} and is {other:.3g}; that may be chance, their "
+        f"standard errors are {sure}: more samples ({named('calibration')}, {named('samples')}) "
+        "would tell"
+    )
 
 
 def nothing_gained(decisions: Sequence[Decision]) -> str | None:

@@ -22,7 +22,7 @@ from onnx_lowrank.compression.prepare import prepare
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.stages import MADE, stages_before
-from onnx_lowrank.compression.summary import layers, seen_damage, totals
+from onnx_lowrank.compression.summary import by_chance, layers, seen_damage, totals
 from onnx_lowrank.compression.sweep_report import Point, SweepReport
 from onnx_lowrank.compression.verbs import COMPRESS, SETTINGS, SWEEP
 from onnx_lowrank.compression.workplace import workplace
@@ -232,6 +232,7 @@ def sweep(
                 missed.append(str(error))
         held = context.trial.samples
         notes = [*context.notes, *context.trial.notes, *(table.notes() if table else ())]
+        notes += _by_chance(points)
         if pieces is not None:
             notes += pieces.summary()
             pieces.finished()
@@ -281,6 +282,21 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
 
 def _planned(searching: Searching, budget: Budget) -> Plan:
     return Keep(searching, budget).first()
+
+
+def _by_chance(points: Sequence[Point]) -> list[str]:
+    """The first point whose damage may be off by chance, and which other ones are so too."""
+    found = {}
+    for point in points:
+        one = (point.predicted_damage, point.predicted_error)
+        chance = by_chance(one, (point.damage, point.damage_error))
+        if chance is not None:
+            found[f"{point.keep:g}"] = chance
+    if not found:
+        return []
+    shares = list(found)
+    more = f" (so too at {', '.join(shares[1:])})" if shares[1:] else ""
+    return [f"at {named('shares')} {shares[0]}{more}: {found[shares[0]]}"]
 
 
 class _Sweep:
@@ -340,6 +356,8 @@ class _Sweep:
             loss=found.measured.loss,
             model=None if destination is None else str(destination.path),
             command=self._command(keep) if plan.factored else None,
+            predicted_error=plan.error,
+            damage_error=check.damage_error,
         )
 
     def _command(self, keep: float) -> str | None:

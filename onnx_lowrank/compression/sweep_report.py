@@ -31,6 +31,9 @@ class Point:
         predicted_damage: of all pairs together, on the samples of the search.
         summed_damage: sum of the layers' damages, each measured alone.
         damage: achieved on the samples of the check: mean relative square error of the outputs.
+        predicted_error: standard error of the predicted damage; None where one sample does not
+            tell.
+        damage_error: the same of the achieved one.
         error: mean relative L2 error of the worst output.
         cosine: of the worst output.
         loss: by the metric that was asked for; None without one.
@@ -55,6 +58,8 @@ class Point:
     loss: float | None
     model: str | None
     command: str | None = None
+    predicted_error: float | None = None
+    damage_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.metrics import Metric, Ran
-from onnx_lowrank.evaluation.outputs import compare_outputs, mean_damage, run_check
+from onnx_lowrank.evaluation.outputs import MeanDamage, compare_outputs, mean_damage, run_check
 from onnx_lowrank.evaluation.reading import Reading, reading_of
 from onnx_lowrank.evaluation.unchanged import change
 from onnx_lowrank.evaluation.watched import Watched
@@ -265,11 +265,13 @@ class Trial:
         self.notes.update(dict.fromkeys(notes))
         if computes_half(self._source.model) and not self.provider.half:
             self.notes[half_note([self.provider.title])] = None
-        return Check(self.samples.source, len(self.samples.feeds), (figures,), damage)
+        return Check(
+            self.samples.source, len(self.samples.feeds), (figures,), damage.mean, damage.error
+        )
 
     def damage(
         self, seen: Watched, before: ir.Model, after: ir.Model, advance: Advance
-    ) -> float | None:
+    ) -> MeanDamage:
         """Mean damage of a model, where its outputs alone do not tell it."""
         runners = [self.runner(seen.opened(model)) for model in (before, after)]
         found = []

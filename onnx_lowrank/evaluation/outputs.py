@@ -27,6 +27,7 @@ from onnx_lowrank.runtime.session import run
 
 __all__ = [
     "Comparison",
+    "MeanDamage",
     "compare_outputs",
     "damage_of",
     "mean_damage",
@@ -280,7 +281,7 @@ def run_check(
     reading: Reading,
     progress: Callable[[int], None] | None = None,
     damage: Callable[[Feed, Feed, Feed], float | None] | None = None,
-) -> tuple[ProviderCheck, float | None, tuple[str, ...]]:
+) -> tuple[ProviderCheck, MeanDamage, tuple[str, ...]]:
     """Run both models on every sample; outputs of one sample at a time are in memory.
 
     Args:
@@ -393,7 +394,24 @@ def _squares(a: Array, b: Array) -> tuple[float, float]:
     return norm, error
 
 
-def mean_damage(damages: Iterable[float | None]) -> float | None:
-    """The mean over samples of `damage_of`, of those that have one; None where none has."""
-    known = [damage for damage in damages if damage is not None]
-    return float(np.mean(known)) if known else None
+@dataclass(frozen=True)
+class MeanDamage:
+    """A mean over samples of `damage_of`.
+
+    Attributes:
+        mean: of those that have one; None where none has.
+        error: its standard error; None where fewer than two have one, or one is infinite.
+    """
+
+    mean: float | None
+    error: float | None = None
+
+
+def mean_damage(damages: Iterable[float | None]) -> MeanDamage:
+    """The mean over samples of `damage_of`, and how sure it is."""
+    known = np.array([damage for damage in damages if damage is not None])
+    if not known.size:
+        return MeanDamage(None)
+    sure = len(known) > 1 and bool(np.isfinite(known).all())
+    error = float(known.std(ddof=1) / np.sqrt(len(known))) if sure else None
+    return MeanDamage(float(known.mean()), error)

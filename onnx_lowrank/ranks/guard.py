@@ -50,7 +50,7 @@ def put_back(plan: Plan, table: CostTable, *, last: bool) -> tuple[Plan, tuple[s
     for group in losers:
         choices[group] = _dense(table, group, choices[group])
     damage = None if plan.damage is None or len(losers) < len(ranked) else 0.0
-    following = dataclasses.replace(plan, choices=choices, damage=damage, summed=damage)
+    following = dataclasses.replace(plan, choices=choices, damage=damage, summed=damage, error=None)
     return following, _names(losers)
 
 

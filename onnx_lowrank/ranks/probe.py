@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.evaluation.outputs import mean_damage
+from onnx_lowrank.evaluation.outputs import MeanDamage, mean_damage
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.fitting.static import StaticSteps
@@ -141,6 +141,10 @@ class Probe:
             constants: as for `outputs`.
             most: run only so many samples, which lie evenly among all, the same ones every time.
         """
+        return self.measured(constants, most).mean
+
+    def measured(self, constants: Mapping[str, Array], most: int | None = None) -> MeanDamage:
+        """The same with its standard error; arguments as for `damage`."""
         count = len(self.feeds)
         chosen: Sequence[int] = range(count)
         if most is not None and most < count:
@@ -149,16 +153,16 @@ class Probe:
             self._pieces,
             "damage",
             lambda: (self._identity, constants, list(chosen)),
-            lambda: {"damage": self._damage(constants, chosen)},
+            lambda: {"damages": self._damages(constants, chosen)},
         )
-        return found["damage"]
+        return mean_damage(found["damages"])
 
-    def _damage(self, constants: Mapping[str, Array], chosen: Sequence[int]) -> float | None:
+    def _damages(self, constants: Mapping[str, Array], chosen: Sequence[int]) -> list[float | None]:
         feeds = [self.feeds[sample] for sample in chosen]
-        return mean_damage(
+        return [
             self.watched.damage(self._whole(self._before[sample]), after, self.feeds[sample])
             for sample, after in zip(chosen, self._values(constants, feeds), strict=True)
-        )
+        ]
 
     def damage_of(self, model: ir.Model) -> float | None:
         """The same of another model that gives the same values; it is changed.
@@ -171,7 +175,7 @@ class Probe:
         return mean_damage(
             self.watched.damage(self._whole(before), run(feed), feed)
             for feed, before in zip(self.feeds, self._before, strict=True)
-        )
+        ).mean
 
     def _narrow(self, values: Feed) -> Feed:
         """What is kept of the values: in place of wide ones what they are made of."""

@@ -168,10 +168,11 @@ class Searching:
         """A solution as a plan."""
         settled = self._settled(priced.choices(solution))
         with self.stages("search"):
-            together = self.probe.damage(self._constants(priced, solution))
+            found = self.probe.measured(self._constants(priced, solution))
+        together = found.mean
         if together:  # 0 is no finding; and the probe's kernels are those of floats
             together += self.ladders.lost_by_inputs(priced.choices(solution))
-        plan = Plan(settled, together, solution.damage)
+        plan = Plan(settled, together, solution.damage, found.error)
         # Exactly 0 of pairs that lose something: no sample reaches them.
         return replace(plan, damage=together or None) if plan.changed else plan
 

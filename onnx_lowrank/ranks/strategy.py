@@ -30,11 +30,13 @@ class Plan:
         damage: predicted mean relative square error of the outputs, all pairs together, on the
             samples of the search; None where not predicted.
         summed: sum of the layers' damages, each alone.
+        error: standard error of the damage; None where one sample does not tell.
     """
 
     choices: Mapping[Group, Choice]
     damage: float | None = None
     summed: float | None = None
+    error: float | None = None
 
     @property
     def factored(self) -> bool:

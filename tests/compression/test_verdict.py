@@ -12,7 +12,7 @@ import pytest
 from onnx_lowrank import Result, compress
 from onnx_lowrank.cli.console import print_report
 from onnx_lowrank.cli.screen import output_screen
-from onnx_lowrank.compression.summary import output_verdict
+from onnx_lowrank.compression.summary import by_chance, output_verdict
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.measures import Check, Judged, OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array
@@ -53,6 +53,39 @@ def test_a_ruined_result_is_said_first(capsys: pytest.CaptureFixture[str]) -> No
     assert report.to_dict()["verdict"]["level"] == "unusable"
     print_report(report, output_screen())
     assert capsys.readouterr().out.splitlines()[0].startswith("unusable: output 'y' is off by ")
+
+
+def test_damages_that_differ_by_chance_are_said_to() -> None:
+    text = by_chance((1.0, 0.5), (2.0, 1.0))
+    assert text is not None
+    assert "predicted as 1 and is 2" in text
+    assert "standard errors are 0.5 and 1" in text
+    text = by_chance((1.0, None), (2.0, 0.01))  # one sample predicts
+    assert text is not None
+    assert "unknown and 0.01" in text
+    assert by_chance((1.0, 0.1), (2.0, 0.1)) is None  # that is no chance
+    assert by_chance((1.0, 0.5), (1.4, 1.0)) is None  # near enough
+    assert by_chance((None, None), (1.0, 0.5)) is None
+    assert by_chance((1.0, 0.5), (0.0, None)) is None
+
+
+def test_a_run_says_that_its_damage_is_of_few_samples() -> None:
+    # Of all that judge one is far from what the factors were fitted to.
+    own = feeds()
+    own[-1] = {"x": 40.0 * np.roll(own[-1]["x"], 1, axis=1)}
+    found = compress(
+        model(), **_PLAIN, keep=0.5, calibration=own[:12], data=own[12:], samples=8, calibrate=True
+    ).report
+    goal, check = found.goal, found.check
+    assert goal is not None
+    assert check is not None
+    assert goal.achieved_error == check.damage_error
+    assert (goal.achieved_error or 0.0) > 0.0
+    assert (goal.predicted_error or 0.0) > 0.0
+    chance = by_chance(
+        (goal.predicted_damage, goal.predicted_error), (goal.achieved_damage, goal.achieved_error)
+    )
+    assert [note for note in found.notes if "may be chance" in note] == ([chance] if chance else [])
 
 
 def test_random_input_is_no_judge() -> None:

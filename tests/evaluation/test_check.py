@@ -15,8 +15,10 @@ from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.classifiers import classifier_outputs
 from onnx_lowrank.evaluation.outputs import (
     Comparison,
+    MeanDamage,
     compare_outputs,
     damage_of,
+    mean_damage,
     run_check,
     worst_error,
 )
@@ -214,9 +216,19 @@ def test_the_damage_is_told_as_the_caller_says() -> None:
 
     both, data = (session(1), session(1.5)), samples()
     _, damage, _ = run_check(*both, data, provider="P", reading=PLAIN, damage=told)
-    assert damage == 1.5  # one row, and two
+    assert damage.mean == 1.5  # one row, and two
+    assert damage.error == pytest.approx(0.5)
     _, plain, _ = run_check(*both, data, provider="P", reading=PLAIN)
-    assert plain == pytest.approx(0.5 * 0.5**2)
+    assert plain.mean == pytest.approx(0.5 * 0.5**2)
+
+
+def test_a_mean_damage_knows_how_sure_it_is() -> None:
+    assert mean_damage([None, None]) == MeanDamage(None)
+    assert mean_damage([None, 2.0]) == MeanDamage(2.0)
+    assert mean_damage([1.0, float("inf")]) == MeanDamage(float("inf"))
+    found = mean_damage([1.0, None, 2.0, 6.0])
+    assert found.mean == 3.0
+    assert found.error == pytest.approx(np.sqrt((4 + 1 + 9) / 2 / 3))
 
 
 def test_run_check() -> None:

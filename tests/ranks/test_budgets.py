@@ -524,7 +524,10 @@ def test_a_sweep_in_memory(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "count", "searched"),
-    [(1, 4, 0), (1, 100, 16), (1, 1000, 32), (16, 100, 8), (8, 1000, 16), (500, 20, 3)],
+    [
+        *[(1, 4, 0), (1, 100, 16), (1, 1000, 32), (16, 100, 8), (8, 1000, 16), (500, 20, 3)],
+        *[(16, 8, 2), (4, 12, 3)],
+    ],
 )
 def test_a_search_reads_some_dozen_samples(
     model: onnx.ModelProto, tmp_path: Path, rows: int, count: int, searched: int
