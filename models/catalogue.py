@@ -322,6 +322,18 @@ MODELS: tuple[Model, ...] = (
         description="SmolLM2-135M-Instruct, Llama decoder without a cache, TorchScript; 540 MB",
         large=True,
     ),
+    Model(
+        name="smollm2-cache",
+        licence="Apache-2.0",
+        origin=Exporter(
+            program="export_smollm2.py",
+            imports=("torch", "gguf", "tokenizers", "onnxruntime"),
+            suffixes=(".onnx", ".tokenizer.json"),
+            needs=("smollm2-weights",),
+        ),
+        description="the same decoder with past_key_values, as optimum names them; 540 MB",
+        large=True,
+    ),
 )
 
 

@@ -1,9 +1,10 @@
 """Export SmolLM2-135M-Instruct from its GGUF file: python models/export_smollm2.py NAME --out DIR.
 
-The decoder is written out below, so that no other package decides what the graph looks like.
 Input ``input_ids`` (batch, length); output ``logits`` (batch, length, 49152), of the token that
 follows each one.  The weights are those of the package, 4 bits each, as floats: the embedding
 table is stored once and is the matrix of the last layer too.
+
+A NAME that ends in ``-cache`` is run step by step (see `llama`).
 """
 
 from __future__ import annotations
@@ -17,112 +18,20 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from gguf import GGUFReader, dequantize
+from llama import Decoder, Sizes, export, step
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 from windows import windows
 
-__all__ = ["Decoder", "load", "main", "tokenizer_of"]
+__all__ = ["load", "main", "tokenizer_of"]
 
-LAYERS, WIDTH, HEADS, SHARED, INNER = 30, 576, 9, 3, 1536  # SHARED: heads of keys and values
-VOCABULARY, EPSILON, BASE = 49152, 1e-5, 100_000.0
-SIZE = WIDTH // HEADS  # of a head
-OPSET = 17
 WINDOWS = 512  # of the data that is written beside the model
-
-
-class Norm(nn.Module):
-    """Division by the root of the mean square."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., WIDTH) to the same shape."""
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPSILON) * self.weight
-
-
-class Linear(nn.Module):
-    """A product with a matrix (inputs, outputs), without a transposition in the graph."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., inputs) to (..., outputs)."""
-        return x @ self.weight
-
-
-class Layer(nn.Module):
-    """A Llama layer: attention and gated MLP, each behind a normalisation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm_attention = Norm()
-        self.query = Linear(WIDTH, HEADS * SIZE)
-        self.key = Linear(WIDTH, SHARED * SIZE)
-        self.value = Linear(WIDTH, SHARED * SIZE)
-        self.projection = Linear(HEADS * SIZE, WIDTH)
-        self.norm_mlp = Norm()
-        self.gate = Linear(WIDTH, INNER)
-        self.up = Linear(WIDTH, INNER)
-        self.down = Linear(INNER, WIDTH)
-
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, bias: Tensor) -> Tensor:
-        """Map tokens (batch, length, WIDTH); cosine and sine (length, SIZE) turn by position."""
-        batch, length, _ = x.shape
-
-        def split(y: Tensor, heads: int) -> Tensor:  # (batch, heads, length, SIZE)
-            return y.reshape(batch, length, heads, SIZE).transpose(1, 2)
-
-        def turned(y: Tensor) -> Tensor:
-            halves = torch.cat((-y[..., SIZE // 2 :], y[..., : SIZE // 2]), dim=-1)
-            return y * cosine + halves * sine
-
-        def spread(y: Tensor) -> Tensor:  # each head of keys and values serves several queries
-            wide = y[:, :, None].expand(batch, SHARED, HEADS // SHARED, length, SIZE)
-            return wide.reshape(batch, HEADS, length, SIZE)
-
-        normed = self.norm_attention(x)
-        query = turned(split(self.query(normed), HEADS))
-        key = spread(turned(split(self.key(normed), SHARED)))
-        value = spread(split(self.value(normed), SHARED))
-        scores = query @ key.transpose(-2, -1) * SIZE**-0.5 + bias
-        mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, length, WIDTH)
-        x = x + self.projection(mixed)
-        normed = self.norm_mlp(x)
-        added: Tensor = self.down(nn.functional.silu(self.gate(normed)) * self.up(normed))
-        return x + added
-
-
-class Decoder(nn.Module):
-    """The Llama decoder, whose last matrix is its table of embeddings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(VOCABULARY, WIDTH)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
-        self.norm = Norm()
-        powers = torch.arange(0, SIZE, 2, dtype=torch.float64) / SIZE
-        self.register_buffer("rates", (BASE**-powers).float(), persistent=False)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Map token ids (batch, length) of int64 to logits (batch, length, VOCABULARY)."""
-        places = torch.arange(input_ids.shape[1])
-        angles = places[:, None].float() * self.rates
-        angles = torch.cat((angles, angles), dim=-1)
-        bias = torch.where(places[None, :] > places[:, None], -1e9, 0.0)
-        x = self.words(input_ids)
-        for layer in self.layers:
-            x = layer(x, angles.cos(), angles.sin(), bias)
-        logits: Tensor = self.norm(x) @ self.words.weight.T
-        return logits
 
 
 def load(reader: GGUFReader) -> Decoder:
     """The decoder with the weights of a GGUF file."""
+    sizes = Sizes()
     stored = {tensor.name: tensor for tensor in reader.tensors}
 
     def floats(name: str) -> Tensor:
@@ -132,20 +41,20 @@ def load(reader: GGUFReader) -> Decoder:
     def halved(rows: Tensor, heads: int) -> Tensor:
         # The file has the two numbers that are turned together side by side; here they are in
         # the two halves of a head.
-        return rows.reshape(heads, SIZE // 2, 2, -1).transpose(1, 2).reshape(rows.shape)
+        return rows.reshape(heads, sizes.head // 2, 2, -1).transpose(1, 2).reshape(rows.shape)
 
     names = {"query": "attn_q", "key": "attn_k", "value": "attn_v", "projection": "attn_output"}
     names |= {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
     state = {"words.weight": floats("token_embd"), "norm.weight": floats("output_norm")}
-    for index in range(LAYERS):
+    for index in range(sizes.layers):
         ours, theirs = f"layers.{index}", f"blk.{index}"
         state[f"{ours}.norm_attention.weight"] = floats(f"{theirs}.attn_norm")
         state[f"{ours}.norm_mlp.weight"] = floats(f"{theirs}.ffn_norm")
         for own, name in names.items():
             rows = floats(f"{theirs}.{name}")
-            heads = {"query": HEADS, "key": SHARED}.get(own)
+            heads = {"query": sizes.heads, "key": sizes.shared}.get(own)
             state[f"{ours}.{own}.weight"] = (rows if heads is None else halved(rows, heads)).T
-    decoder = Decoder()
+    decoder = Decoder(sizes)
     decoder.eval()
     decoder.load_state_dict(state)
     return decoder
@@ -170,14 +79,31 @@ def tokenizer_of(reader: GGUFReader) -> Tokenizer:
     return tokenizer
 
 
-def perplexity(session: ort.InferenceSession, data: Mapping[str, NDArray[np.int64]]) -> float:
-    """``exp`` of the mean surprise at the next token."""
+def perplexity(
+    session: ort.InferenceSession, data: Mapping[str, NDArray[np.int64]], sizes: Sizes | None
+) -> float:
+    """``exp`` of the mean surprise at the next token; sizes as for `_logits`."""
     surprise = []
     for ids in data["input_ids"]:
-        (logits,) = session.run(None, {"input_ids": ids[np.newaxis]})
+        logits = _logits(session, ids[np.newaxis], sizes)
         shares = torch.from_numpy(logits[0, :-1]).log_softmax(-1).numpy()
         surprise.append(-np.take_along_axis(shares, ids[1:, np.newaxis], axis=-1).mean())
     return float(np.exp(np.mean(surprise)))
+
+
+def _logits(
+    session: ort.InferenceSession, ids: NDArray[np.int64], sizes: Sizes | None
+) -> NDArray[np.float32]:
+    """The logits of tokens (batch, length), in two steps where sizes are of one with a cache."""
+    if sizes is None:
+        (logits,) = session.run(None, {"input_ids": ids})
+        return np.asarray(logits)
+    names, found, outputs = [own.name for own in session.get_outputs()], [], None
+    for tokens in (ids[:, :-1], ids[:, -1:]):
+        given = session.run(None, step(tokens, outputs, sizes))
+        outputs = dict(zip(names, given, strict=True))
+        found.append(outputs["logits"])
+    return np.concatenate(found, axis=1)
 
 
 def main() -> int:
@@ -187,36 +113,32 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, required=True, help="where NAME-weights is")
     parser.add_argument("--out", type=Path, required=True, help="directory to write into")
     options = parser.parse_args()
-    reader = GGUFReader(options.cache / f"{options.name}-weights.gguf")
+    cache = options.name.endswith("-cache")
+    weights = f"{options.name.removesuffix('-cache')}-weights.gguf"
+    reader = GGUFReader(options.cache / weights)
     tokenizer = tokenizer_of(reader)
     data = windows(tokenizer, "a", "z", WINDOWS)
     decoder = load(reader)
     path = options.out / f"{options.name}.onnx"
     ids = torch.from_numpy(data["input_ids"])
-    torch.onnx.export(
-        decoder,
-        (ids[:2, :16],),
-        path,
-        input_names=["input_ids"],
-        output_names=["logits"],
-        opset_version=OPSET,
-        dynamic_axes={name: {0: "batch", 1: "length"} for name in ("input_ids", "logits")},
-        do_constant_folding=False,  # else the table is stored twice
-        dynamo=False,
-    )
-    np.savez(options.out / f"{options.name}.data.npz", allow_pickle=False, **data)
+    export(decoder, path, cache)
+    if not cache:
+        np.savez(options.out / f"{options.name}.data.npz", allow_pickle=False, **data)
     tokenizer.save(str(options.out / f"{options.name}.tokenizer.json"))
 
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for batch, length in ((1, 17), (3, 64)):  # neither is the exported example's shape
-        (logits,) = session.run(None, {"input_ids": data["input_ids"][:batch, :length]})
+        logits = _logits(
+            session, data["input_ids"][:batch, :length], decoder.sizes if cache else None
+        )
         with torch.inference_mode():
             expected = decoder(ids[:batch, :length]).numpy()
         worst = max(worst, float(np.abs(logits - expected).max()))
     if worst > 1e-2:
         sys.exit(f"ONNX Runtime's logits are {worst:.2g} from torch's, expected at most 0.01")
-    found = perplexity(session, {name: array[:4] for name, array in data.items()})
+    few = {name: array[:4] for name, array in data.items()}
+    found = perplexity(session, few, decoder.sizes if cache else None)
     print(f"ONNX Runtime's logits at most {worst:.1e} from torch's; perplexity {found:.1f}")
     return 0
 

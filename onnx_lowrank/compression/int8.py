@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from onnx_lowrank.compression.candidates import TIMED_PAIRS, Candidate
 from onnx_lowrank.compression.context import Context
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.graph.save import write, written_bytes
@@ -21,13 +21,16 @@ from onnx_lowrank.graph.walk import all_nodes, stored_bytes
 from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.measures import Check, Speedup
 from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.runtime.memory import gigabytes
 from onnx_lowrank.runtime.providers import CPU
 from onnx_lowrank.runtime.saturation import saturates
 
 __all__ = ["LARGEST", "Figured", "beside_int8", "quantized_alone", "said"]
 
-LARGEST = 500_000_000
-"""Bytes above which quantizing takes longer than a hint is worth, and several times the memory."""
+LARGEST = 1_900_000_000
+"""Bytes of weights that fit in the one file that the quantizer is given."""
+# Memory that quantizing takes, and running the two models, in bytes of weights.
+_TIMES = 5
 # Float32 weights become no smaller than this share.
 _SMALLEST = 0.25
 # How much larger, or further off, counts as equal where speed counts too.
@@ -97,6 +100,12 @@ def beside_int8(
         return None
     if before > LARGEST:
         return f"not compared with int8 alone: the model is above {LARGEST // 10**6} MB"
+    room = trial.memory.room()
+    if room is not None and room < _TIMES * before:
+        return (
+            f"not compared with int8 alone: it takes about {gigabytes(_TIMES * before)} of memory, "
+            f"{gigabytes(room)} are left ({named('memory')})"
+        )
     judged = None if chosen else found.measured.judged
     known = dict(trial.notes)  # what is noted of the other model is not said of the result
     speedup = None

@@ -16,6 +16,7 @@ from onnx_lowrank.evaluation.unchanged import same_bits
 from onnx_lowrank.graph.draws import drawing
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.save import runnable_file
+from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.runtime.finite import all_finite, not_finite
 from onnx_lowrank.runtime.memory import UNKNOWN, Memory, gigabytes, growth, held
@@ -23,6 +24,9 @@ from onnx_lowrank.runtime.opener import Opener
 from onnx_lowrank.runtime.providers import CPU, Provider
 
 __all__ = ["Original"]
+
+# A session of more bytes of weights is closed while nobody needs it.
+_LARGE = 1 << 28
 
 
 class Original:
@@ -52,18 +56,25 @@ class Original:
         """
         self._source, self._settings, self._folder = source, settings, folder
         self._opener, self._provider, self._opened = opener, provider, opened
+        self._session: ort.InferenceSession | None = None
 
     @cached_property
     def _file(self) -> Path:
         return runnable_file(self._source, self._folder / "original")
 
-    @cached_property
+    @property
     def session(self) -> ort.InferenceSession:
         """On the provider.  Raises InputError where ONNX Runtime does not load the model."""
-        self._opener.rehearse(self._file, what=self._source.name, provider=self._provider)
-        session = self._opener.open(self._file, provider=self._provider)
-        self._opened(session)
-        return session
+        if self._session is None:
+            self._opener.rehearse(self._file, what=self._source.name, provider=self._provider)
+            self._session = self._opener.open(self._file, provider=self._provider)
+            self._opened(self._session)
+        return self._session
+
+    def rest(self) -> None:
+        """Close the session of a large model on the CPU; it is opened again when it is needed."""
+        if self._provider is CPU and stored_bytes(self._source.model) > _LARGE:
+            self._session = None
 
     @cached_property
     def on_cpu(self) -> ort.InferenceSession:

@@ -17,7 +17,7 @@ from onnx_lowrank.data.declared import input_specs
 from onnx_lowrank.data.mask import chosen_mask, mask_note
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes
-from onnx_lowrank.errors import InputError
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
 from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.outputs import MeanDamage, compare_outputs, mean_damage, run_check
@@ -141,11 +141,14 @@ class Trial:
             ] = None
         return found
 
-    @cached_property
+    @property
     def _judge_of_original(self) -> ort.InferenceSession:
         """What others are judged against, on the provider."""
-        if not self.draws and not self._at:
-            return self._original.session
+        return self._made_judge if self.draws or self._at else self._original.session
+
+    @cached_property
+    def _made_judge(self) -> ort.InferenceSession:
+        """The original without draws, which gives out what counts as an output."""
         model = self._steady(self._judged)
         return self._opener.made(model, "the original", provider=self.provider)
 
@@ -223,6 +226,7 @@ class Trial:
 
     def runner(self, model: ir.Model | onnx.ModelProto, *, optimize: bool = True) -> Runner:
         """A function from feeds to the outputs of a model made from the original."""
+        self._original.rest()
         if self.draws:
             model = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
             model = self._steady(model)
@@ -295,7 +299,13 @@ class Trial:
     @cached_property
     def reading(self) -> Reading:
         """How the outputs are read in every comparison of the run."""
-        return reading_of(self._judged, self.mask, at=self._at)
+        found = reading_of(self._judged, self.mask, at=self._at)
+        if len(found.cache) > 1 and not self._settings.metric_used.of_classes:
+            self.notes[
+                f"{listed(sorted(found.cache), 2)} are a cache: together they count as one output; "
+                f"with {named('metric', 'kl')} only classes count"
+            ] = None
+        return found
 
     def judge(self, candidate: ort.InferenceSession, metric: Metric) -> Judged:
         """A model by a metric, on the samples of the check."""

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_lowrank.data.cache import new_tokens
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array, Feed
 
@@ -39,12 +40,17 @@ def spread_mask(mask: Array, shape: tuple[int, ...]) -> Array | None:
 
 
 def find_mask(feed: Feed) -> str | None:
-    """The input that marks padding, by its usual name and shape: ``attention_mask[B, T]``."""
+    """The input that marks padding, by its usual name and shape: ``attention_mask[B, T]``.
+
+    It may cover a cache before the tokens as well.
+    """
     for name in _MASKS:
         array = feed.get(name)
         if array is None or array.ndim != 2 or not np.isin(array, (0, 1)).all():
             continue
         if any(other.shape[:2] == array.shape for key, other in feed.items() if key != name):
+            return name
+        if new_tokens(feed, array) is not None:
             return name
     return None
 
@@ -70,8 +76,12 @@ def mask_note(mask: str) -> str:
 
 
 def kept_rows(feed: Feed, mask: str | None) -> npt.NDArray[np.bool_] | None:
-    """Which rows count; None for all of them."""
-    return None if mask is None else np.asarray(feed[mask] != 0)
+    """Which rows count, of the tokens without a cache before them; None for all of them."""
+    if mask is None:
+        return None
+    keep = np.asarray(feed[mask] != 0)
+    count = new_tokens(feed, feed[mask])
+    return keep if count is None else keep[:, -count:]
 
 
 def counted_rows(array: Array, keep: Array) -> Array:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnx_lowrank.data.cache import PAST
 from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.phrases import listed, near_names
@@ -39,7 +40,6 @@ _SEQUENCE_NAME = re.compile(r"seq|token|length|^(s|t|l|time|len)$|_len$", re.IGN
 _AUDIO_NAME = re.compile(r"audio|wave|pcm|samples", re.IGNORECASE)
 _CHANNELS = (1, 3, 4)
 # What the exporters of decoders call their inputs.
-_PAST_INPUT = re.compile(r"^past")
 _TOKEN_INPUT = re.compile(r"^(decoder_)?(input_ids|inputs_embeds)$")
 _MASK_INPUT = re.compile(r"^attention_mask$")
 
@@ -210,7 +210,7 @@ def _step(specs: Mapping[str, InputSpec], values: dict[str, int], guessed: set[s
 
     Only where the three lengths have names of their own; adds to `values` and `guessed`.
     """
-    past = _axis_named(specs, _PAST_INPUT, -2)
+    past = _axis_named(specs, PAST, -2)
     new = _axis_named(specs, _TOKEN_INPUT, 1)
     total = _axis_named(specs, _MASK_INPUT, 1)
     if past is None or new is None or total is None or len({past, new, total}) < 3:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast
@@ -210,11 +210,14 @@ class Metric:
 
 
 class _Distance(Meter):
-    """Relative L2 error, or cosine: the means over the outputs of what the check says of each."""
+    """Relative L2 error, or cosine: the means over the outputs of what the check says of each.
+
+    The outputs of a cache count as one.
+    """
 
     def __init__(self, kind: MetricKind, reading: Reading) -> None:
         super().__init__()
-        self._kind = kind
+        self._kind, self._reading = kind, reading
         self._comparison = Comparison(reading)
         self.notes = self._comparison.notes
 
@@ -235,16 +238,21 @@ class _Distance(Meter):
         if not results:
             raise InputError(f"{named('metric', self._kind)}: no output holds anything")
         if self._kind == "cosine":
-            cosines = [output.cosine for output in results if output.cosine is not None]
+            cosines = {own.name: own.cosine for own in results if own.cosine is not None}
             if not cosines:
                 raise InputError(
                     f"{named('metric', 'cosine')}: expected an output of floats with more than one "
                     "element in a sample, got none"
                 )
-            cosine = math.fsum(cosines) / len(cosines)
+            cosine = self._mean(cosines)
             return Judged(1.0 - cosine, 1.0, cosine, self.samples)
-        error = sum(output.relative_l2 for output in results) / len(results)
+        error = self._mean({output.name: output.relative_l2 for output in results})
         return Judged(error, 0.0, error, self.samples)
+
+    def _mean(self, figures: Mapping[str, float]) -> float:
+        """Over outputs, of which those of a cache count as one."""
+        shares = self._reading.shares(figures)
+        return math.fsum(shares[name] * figure for name, figure in figures.items())
 
 
 class _Function(Meter):

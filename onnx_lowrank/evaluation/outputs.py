@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +18,15 @@ import onnxruntime as ort
 
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.errors import InputError
+from onnx_lowrank.evaluation.distances import (
+    TEXTS,
+    apart,
+    largest_of,
+    padded,
+    squares,
+    things,
+    unequal,
+)
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.measures import OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array, Feed
@@ -36,10 +44,6 @@ __all__ = [
     "worst_error",
 ]
 
-# Kinds of arrays of strings; bytes, at most, of an integer that is a quantized number.
-_TEXTS, _QUANTIZED = "OUS", 2
-# Elements that are in double precision at once.
-_BLOCK = 1 << 20
 _AGREES = 1e-3
 """Relative error up to which the original is said to agree with stored outputs."""
 
@@ -123,7 +127,7 @@ class Comparison:
 
     def _look(self, name: str, expected: Array, found: Array) -> None:
         """Raise InputError where an output has a shape or type that it must not have."""
-        texts = [array.dtype.kind in _TEXTS for array in (expected, found)]
+        texts = [array.dtype.kind in TEXTS for array in (expected, found)]
         if texts[0] != texts[1] and expected.size and found.size:
             raise InputError(
                 f"output {name!r}: {self.what} has type {found.dtype}, expected {expected.dtype}"
@@ -144,16 +148,16 @@ class Comparison:
         sums = self._sums.setdefault(name, _Sums(classifier=name in self.reading.classifiers))
         if not expected.size and not found.size:
             return
-        exact = _exact(expected) or _exact(found)
+        exact = things(expected) or things(found)
         if exact:
-            kind = "strings" if expected.dtype.kind in _TEXTS else "integers"
+            kind = "strings" if expected.dtype.kind in TEXTS else "integers"
             self.notes[f"output {name!r} holds {kind}: relative_l2 is the share that differs"] = (
                 None
             )
-            largest, error = _unequal(expected, found)
+            largest, error = unequal(expected, found)
             cosine = None
         else:
-            expected, found = _padded(expected, found)
+            expected, found = padded(expected, found)
             largest, error, cosine = self._figures(name, expected, found)
             if sums.classifier and expected.ndim and expected.shape[-1] > 1:
                 same = same_top(expected, found)
@@ -169,10 +173,11 @@ class Comparison:
     def _figures(self, name: str, expected: Array, found: Array) -> tuple[float, float, float]:
         """Largest absolute difference, relative L2 error and cosine of one sample."""
         wide = np.complex128 if "c" in (expected.dtype.kind, found.dtype.kind) else np.float64
-        a = expected.reshape(-1).astype(wide)  # [elements]
-        b = found.reshape(-1).astype(wide)
-        finite = np.isfinite(a) & np.isfinite(b)
-        if not finite.all():
+        a, b = expected.reshape(-1), found.reshape(-1)  # [elements]
+        scale = max(largest_of(a, wide), largest_of(b, wide))
+        if not math.isfinite(scale):
+            a, b = a.astype(wide), b.astype(wide)
+            finite = np.isfinite(a) & np.isfinite(b)
             odd_a, odd_b = a[~finite], b[~finite]
             agree = bool(np.all((odd_a == odd_b) | (np.isnan(odd_a) & np.isnan(odd_b))))
             if not agree:
@@ -180,62 +185,10 @@ class Comparison:
                 return math.inf, math.inf, 0.0
             self.notes[f"output {name!r}: both models give the same NaN or Inf in places"] = None
             a, b = a[finite], b[finite]
-        # Scaled to at most 1, so that squares of huge or tiny values neither overflow nor vanish.
-        scale = float(max(np.abs(a).max(initial=0.0), np.abs(b).max(initial=0.0)))
+            scale = max(largest_of(a, wide), largest_of(b, wide))
         if scale == 0.0:
             return 0.0, 0.0, 1.0
-        a, b = a / scale, b / scale
-        difference = np.abs(b - a)
-        norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-        distance = float(np.linalg.norm(difference))
-        relative = distance / norm_a if norm_a else math.inf
-        cosine = float(np.vdot(a, b).real) / (norm_a * norm_b) if norm_a and norm_b else 0.0
-        return float(difference.max()) * scale, relative, min(1.0, max(-1.0, cosine))
-
-
-def _exact(array: Array) -> bool:
-    """Whether two elements are the same or not, however near: strings, truths, numbers of things.
-
-    Integers of 8 and 16 bits are what quantized models compute with.
-    """
-    kind = array.dtype.kind
-    return kind in _TEXTS or kind == "b" or (kind in "iu" and array.dtype.itemsize > _QUANTIZED)
-
-
-def _unequal(expected: Array, found: Array) -> tuple[float, float]:
-    """Largest difference, and the share of elements that differ.
-
-    Where the sizes differ it is the share of rows of the longer one that the other does not have.
-    """
-    if expected.shape != found.shape:
-        own, other = (_counted(array) for array in (expected, found))
-        both = sum((own & other).values())
-        return 1.0, 1.0 - both / max(own.total(), other.total())
-    differs = expected != found
-    if expected.dtype.kind in _TEXTS:
-        return float(differs.any()), float(np.mean(differs))
-    distance = np.abs(found.astype(np.float64) - expected.astype(np.float64))
-    return float(distance.max()), float(np.mean(differs))
-
-
-def _counted(array: Array) -> Counter[object]:
-    """How often each row is there."""
-    if array.ndim < 2:
-        return Counter(array.reshape(-1).tolist())
-    return Counter(
-        tuple(row) for row in array.reshape(len(array), math.prod(array.shape[1:])).tolist()
-    )
-
-
-def _padded(one: Array, other: Array) -> tuple[Array, Array]:
-    """Two arrays with zeros where only the other one has elements."""
-    if one.shape == other.shape:
-        return one, other
-    sizes = np.maximum(one.shape, other.shape)
-    return tuple(  # type: ignore[return-value]
-        np.pad(a, [(0, int(size) - own) for own, size in zip(a.shape, sizes, strict=True)])
-        for a in (one, other)
-    )
+        return apart(a, b, scale, wide)
 
 
 def same_top(expected: Array, found: Array) -> npt.NDArray[np.bool_]:
@@ -359,6 +312,7 @@ def damage_of(
 ) -> float | None:
     """Mean over the outputs of ``‖b − a‖² / ‖a‖²``, of those that are floats and not all zero.
 
+    The outputs of a cache count as one (see `Reading.shares`).
     Squares of independent errors add up, so that the damage of many layers is about the sum of
     theirs.  Infinite where only the candidate holds NaN or Inf; None where no output can be
     compared.
@@ -369,29 +323,16 @@ def damage_of(
         reading: what is known of the outputs.
         keep: which rows count (see `Reading.kept`); None for all of them.
     """
-    found = []
+    found: dict[str, float] = {}
     for name, before in reference.items():
         if before.dtype.kind not in "fV" or before.shape != candidate[name].shape:
             continue  # V: bfloat16 and smaller
         a, b = (reading.counted(name, given[name], keep) for given in (reference, candidate))
-        norm, error = _squares(a.reshape(-1), b.reshape(-1))
+        norm, error = squares(a.reshape(-1), b.reshape(-1))
         if norm > 0.0:
-            found.append(error / norm if np.isfinite(error) else np.inf)
-    return float(np.mean(found)) if found else None
-
-
-def _squares(a: Array, b: Array) -> tuple[float, float]:
-    """``‖a‖²`` and ``‖b − a‖²`` where a is finite, of shape [elements]; a block at a time."""
-    norm = error = 0.0
-    for start in range(0, len(a), _BLOCK):
-        one, other = (own[start : start + _BLOCK].astype(np.float64) for own in (a, b))
-        known = np.isfinite(one)
-        if not known.all():
-            one, other = one[known], other[known]
-        other -= one
-        norm += float(np.vdot(one, one))
-        error += float(np.vdot(other, other))
-    return norm, error
+            found[name] = error / norm if np.isfinite(error) else np.inf
+    shares = reading.shares(found)
+    return math.fsum(shares[name] * error for name, error in found.items()) if found else None
 
 
 @dataclass(frozen=True)

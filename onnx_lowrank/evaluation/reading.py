@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnx_lowrank.data.cache import cache_outputs, output_shares
 from onnx_lowrank.data.mask import (
     counted_rows,
     kept_rows,
@@ -32,6 +33,7 @@ class Reading:
         mask: the input whose zeros mark padding; None without.
         masked: outputs that have the mask's axes: padding counts nowhere in them.
         last: those of them that have its second axis as their last one, as ``[B, C, T]`` has.
+        cache: outputs that hold what a decoder hands on to its next step.
         inside: what counts as an output and is none; the place of its largest element is no answer.
     """
 
@@ -41,6 +43,11 @@ class Reading:
     masked: frozenset[str] = frozenset()
     last: frozenset[str] = frozenset()
     inside: frozenset[str] = frozenset()
+    cache: frozenset[str] = frozenset()
+
+    def shares(self, names: Iterable[str]) -> dict[str, float]:
+        """What the error of each of some outputs counts, 1 together: a cache counts as one."""
+        return output_shares(names, self.cache)
 
     def kept(self, feed: Feed) -> Array | None:
         """Which rows of a sample count; None for all of them."""
@@ -83,4 +90,5 @@ def reading_of(
         masked=masked_values(model, mask, values) | last,
         last=last,
         inside=frozenset(at),
+        cache=cache_outputs(model) - frozenset(at),
     )

@@ -155,6 +155,7 @@ class Batches:
 
     Attributes:
         values: what the losses are of.
+        shares: what each value's loss counts, 1 together.
 
     What the original gives is computed once and kept, in files where it does not fit in memory; of
     wide values what they are made of is kept (`onnx_lowrank.runtime.kept`).
@@ -185,7 +186,7 @@ class Batches:
             by_classes: values that are logits, whose loss is the divergence of the classes.
         """
         self._by_classes = frozenset(by_classes)
-        self._shares = shares or dict.fromkeys(values, 1.0 / max(len(values), 1))
+        self.shares = shares or dict.fromkeys(values, 1.0 / max(len(values), 1))
         self._feeds = list(feeds)
         self._mask = mask
         self.values = tuple(values)
@@ -206,6 +207,11 @@ class Batches:
                 if value in self._original.heads.narrow:
                     inputs[Loss.of(value).target] = whole[value].astype(np.float32, copy=False)
         return inputs
+
+    def compute(self) -> None:
+        """What the original gives for all batches, now; it is not run again."""
+        for index in range(len(self._feeds)):
+            self._targets(index)
 
     def energy(self, index: int, value: str) -> float:
         """``Σ t²`` of a value in a batch, or how many rows of classes count in it."""
@@ -241,7 +247,7 @@ class Batches:
                 energy = float(np.broadcast_to(weight, rows).sum(dtype=np.float64))
             else:
                 energy = float(np.sum(np.square(target, dtype=np.float64) * weight))
-            share = self._shares[value] / energy if energy > 0.0 else 0.0
+            share = self.shares[value] / energy if energy > 0.0 else 0.0
             if value not in heads:
                 inputs[names.target] = target
             inputs[names.weight] = np.asarray(weight * share, np.float32)

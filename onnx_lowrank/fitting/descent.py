@@ -283,18 +283,22 @@ class Judge:
         self._run = open_model(loss_model(base, batches.values, logits))
 
     def error(self, arrays: Mapping[str, Array]) -> float:
-        """Relative L2 error over all batches, mean over the values; of classes their divergence."""
+        """Relative L2 error over all batches, mean over the values by their shares.
+
+        Of classes it is their divergence.
+        """
         apart = dict.fromkeys(self._values, 0.0)
         energy = dict.fromkeys(self._values, 0.0)
         for index in range(len(self._batches)):
             losses = self._run({**self._batches.inputs(index), **arrays})
             for value in self._values:
                 own = self._batches.energy(index, value)
-                # Each loss is a share of its own batch's energy and of all values together.
-                apart[value] += float(losses[Loss.of(value).loss]) * own * len(self._values)
+                # Each loss is a share of its own batch's energy, times the value's share.
+                apart[value] += float(losses[Loss.of(value).loss]) * own
                 energy[value] += own
-        shares = [apart[v] / energy[v] for v in self._values if energy[v] > 0.0]
-        error = sum(shares) / len(shares) if shares else 0.0
+        known = [value for value in self._values if energy[value] > 0.0]
+        counted = sum(self._batches.shares[value] for value in known)
+        error = sum(apart[value] / energy[value] for value in known) / counted if known else 0.0
         error = math.sqrt(max(error, 0.0)) if self._square else error
         return error if math.isfinite(error) else math.inf
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.autodiff.gradient import depends, differentiable, gradient_model, read_ranks
+from onnx_lowrank.data.cache import cache_outputs, output_shares
 from onnx_lowrank.data.samples import Lazy, largest
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.batches import Batches, batch_size, joined, wide
@@ -144,12 +145,13 @@ def heal(
     adam = Adam(white.into(start), plan.rate or DEFAULT_RATE)
     gradients = gradient_model(white.model, values, trained, ranks, logits)
     descend = open_model(gradients.model)
-    shares = _shares(outputs, values)
+    own = output_shares(outputs, cache_outputs(original))
+    shares = _shares(own, values)
     single = Batches([one], mask, values, source, shares, by_classes=logits).inputs(0)
     size = batch_size(descend, single, plan.batch, memory, adam.arrays)
     shelf = Shelf(memory)
     (fit, judging), said = joined(model, (feeds, held), size, source.read, shelf)
-    judged = Batches(judging, mask, outputs or values, source, shelf=shelf, by_classes=logits)
+    judged = Batches(judging, mask, outputs or values, source, own or None, shelf, logits)
     bookmark = None
     if pieces is not None:  # batches are made by the memory there is
         bookmark = Bookmark(pieces, "healing", pieces.key("healing", key, size))
@@ -205,8 +207,8 @@ def _outputs(base: ir.Model, original: ir.Model, trained: Sequence[str]) -> tupl
     return tuple(found)
 
 
-def _shares(outputs: Sequence[str], values: Sequence[str]) -> dict[str, float]:
+def _shares(outputs: Mapping[str, float], values: Sequence[str]) -> dict[str, float]:
     """What each value's loss counts: the outputs together as much as all that is inside."""
     inside = [value for value in values if value not in outputs]
     half = 0.5 if outputs and inside else 1.0
-    return {value: half / len(outputs if value in outputs else inside) for value in values}
+    return {value: half * outputs.get(value, 1.0 / max(len(inside), 1)) for value in values}

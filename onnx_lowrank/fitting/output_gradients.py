@@ -22,6 +22,7 @@ from onnx_lowrank.autodiff.gradient import (
     gradient_model,
     read_ranks,
 )
+from onnx_lowrank.data.cache import cache_outputs, output_shares
 from onnx_lowrank.data.samples import largest
 from onnx_lowrank.errors import DerivativeError
 from onnx_lowrank.fitting.batches import Batches, batch_size, joined, wide
@@ -145,6 +146,7 @@ def felt(
     if not outputs:
         raise DerivativeError("no output of the model is a float that depends on a layer")
     source = Kept(base, outputs, open_model)
+    shares = output_shares(outputs, cache_outputs(base))
     ranks = read_ranks(base, names, open_model, wide(feeds[0]))
 
     def opened(part: Mapping[Group, int]) -> tuple[Gradients, Runner]:
@@ -155,17 +157,20 @@ def felt(
     directions = _drawn_classes if logits else _directions
     gradients, run = opened(parts[0])
     first = [feeds[largest(feeds)]]
-    largest_one = Batches(first, mask, outputs, source).inputs(0)
+    largest_one = Batches(first, mask, outputs, source, shares).inputs(0)
     size = batch_size(run, largest_one, _BATCH, memory)
     each = _rows(largest_one, outputs) / _samples(first[0])
     each = min(_ROWS, max(1, int(each)))
     shelf = Shelf(memory)
     (batches,), notes = joined(base, [feeds], size, source.read, shelf)
-    targets = Batches(batches, mask, outputs, source, shelf=shelf)
     drawn = each * sum(_samples(feed) for feed in batches)
     rounds = min(_ROUNDS, max(1, round(draws / drawn)))
-    order = list(range(len(batches)))[:: max(1, round(drawn / draws))] * rounds
-    draws = each * sum(_samples(batches[index]) for index in order)
+    chosen = batches[:: max(1, round(drawn / draws))]
+    targets = Batches(chosen, mask, outputs, source, shares, shelf)
+    targets.compute()
+    source.close()  # it holds the weights once more, and moments need the room
+    order = list(range(len(chosen))) * rounds
+    draws = each * sum(_samples(chosen[index]) for index in order)
     large = sum(8 * size * size for size in sizes.values()) > _LARGE
     rng, total, done = np.random.default_rng(seed), len(parts) * len(order), 0
     found: dict[Group, Fisher] = {}

@@ -33,6 +33,9 @@ from onnx_lowrank.runtime.taps import OpenModel, Runner, give_out
 
 __all__ = ["Probe"]
 
+# Wide values of samples that are compared again and again stay as they are, up to so many bytes.
+_KNOWN = 1 << 28
+
 
 class Probe:
     """Runs a model on samples with pairs in place of weights and biases.
@@ -105,6 +108,7 @@ class Probe:
                 fingerprint(copy, whole=True), list(self._dense), weights, *reads, self.feeds
             )
         self._run: Runner = open_model(copy)
+        self._known: dict[int, Feed] = {}
         shelf = Shelf(memory)
         self._before = tuple(shelf.values(self._narrow(values)) for values in self._values({}))
         self.rows = max(1, min(map(self._rows, self._before), default=1))
@@ -160,9 +164,21 @@ class Probe:
     def _damages(self, constants: Mapping[str, Array], chosen: Sequence[int]) -> list[float | None]:
         feeds = [self.feeds[sample] for sample in chosen]
         return [
-            self.watched.damage(self._whole(self._before[sample]), after, self.feeds[sample])
+            self.watched.damage(self._reference_of(sample), after, self.feeds[sample])
             for sample, after in zip(chosen, self._values(constants, feeds), strict=True)
         ]
+
+    def _reference_of(self, sample: int) -> Feed:
+        """All that is compared with a sample's outputs; what is wide is not made anew each time."""
+        if self._heads.run is None:
+            return self._before[sample]
+        if sample not in self._known:
+            found = self._whole(self._before[sample])
+            size = sum(array.nbytes for values in self._known.values() for array in values.values())
+            if size + sum(array.nbytes for array in found.values()) > _KNOWN:
+                return found
+            self._known[sample] = found
+        return self._known[sample]
 
     def damage_of(self, model: ir.Model) -> float | None:
         """The same of another model that gives the same values; it is changed.

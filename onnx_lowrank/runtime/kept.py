@@ -63,7 +63,6 @@ class Kept:
 
     Attributes:
         heads: of the wide ones.
-        read: from a sample to the values that are kept, and what is fed.
     """
 
     def __init__(self, model: ir.Model, names: Collection[str], open_model: OpenModel) -> None:
@@ -75,7 +74,16 @@ class Kept:
             open_model: makes a runner of a model that gives its outputs by name.
         """
         self.heads = heads_of(model, names, open_model)
-        self.read = tapped(model, self.heads.read(names), open_model)
+        self._read: Runner | None = tapped(model, self.heads.read(names), open_model)
+
+    def read(self, feed: Feed) -> Feed:
+        """From a sample to the values that are kept, and what is fed."""
+        assert self._read is not None
+        return self._read(feed)
+
+    def close(self) -> None:
+        """Let the model go: nothing more is read, and what was read still becomes whole."""
+        self._read = None
 
     def whole(self, values: Feed) -> Feed:
         """All that is wanted, of what `read` gives."""

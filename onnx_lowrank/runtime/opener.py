@@ -34,6 +34,9 @@ _NAME = "made.onnx"
 # Weights above this many bytes stand beside a model that is made: ONNX Runtime maps them where it
 # would copy them twice.
 _BESIDE = 1 << 26
+# Weights above this many bytes stay in that file while a model is looked into: several such models
+# are open at a time, and each would hold a copy, of derivatives two.
+_UNPACKED = 1 << 28
 
 
 class Waiting:
@@ -134,6 +137,7 @@ class Opener:
         optimize: bool = True,
         provider: Provider = CPU,
         planned: bool = True,
+        packed: bool = True,
     ) -> ort.InferenceSession:
         """A session in this process, of a model that was rehearsed.
 
@@ -141,7 +145,8 @@ class Opener:
             model: a file, or a serialized model.
             optimize: ONNX Runtime's graph optimizations.
             provider: the execution provider.
-            planned: see `onnx_lowrank.runtime.session.open_session`.
+            planned: see `onnx_lowrank.runtime.session.open_session`, also for the next one.
+            packed: whether weights are copied.
 
         Raises:
             InputError: ONNX Runtime does not load it.
@@ -152,6 +157,7 @@ class Opener:
             threads=self.threads,
             optimize=optimize,
             planned=planned,
+            packed=packed,
             log=self._log,
         )
 
@@ -199,8 +205,9 @@ class Opener:
 
         The function raises InputError where ONNX Runtime does not load, run or survive the model.
         """
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        folder, packed = Path(tempfile.mkdtemp(dir=self._folder)), True
         if isinstance(model, ir.Model):
+            packed = stored_bytes(model) <= _UNPACKED
             wanted = {value.name for value in model.graph.inputs}
             path = _written(model, folder)
         else:
@@ -210,7 +217,7 @@ class Opener:
 
         def load(given: Feed) -> Runner:
             survived = self._survived(path, given, optimize)
-            session = self.open(path, optimize=survived, planned=False)
+            session = self.open(path, optimize=survived, planned=False, packed=packed)
             remove()
             return lambda feed: self.run(session, feed, INSIDE)
 

@@ -128,6 +128,13 @@ def test_a_quantizer_that_fails_is_said_and_nothing_else(monkeypatch: pytest.Mon
     assert notes() == ["not compared with int8 alone: the model is above 0 MB"]
 
 
+def test_memory_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_alone, "_TIMES", 10**9)
+    (note,) = notes()
+    assert note.startswith("not compared with int8 alone: it takes about ")
+    assert "memory=…" in note
+
+
 def test_a_model_of_which_nothing_is_quantized_is_none(tmp_path: Path) -> None:
     text = _TEXT.replace("MatMul(x, w1)", 'Einsum <equation = "bm,mn->bn"> (x, w1)')
     text = text.replace("MatMul(b, w2)", 'Einsum <equation = "bm,mn->bn"> (b, w2)')

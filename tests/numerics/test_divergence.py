@@ -23,6 +23,23 @@ def test_against_the_plain_formula(rows: int, classes: int, seed: int, scale: fl
     assert np.all(divergences(a, a) == 0.0)
 
 
+@pytest.mark.parametrize("apart", [1e-3, 0.1, 3.0, 60.0])
+def test_float32_loses_next_to_nothing(apart: float) -> None:
+    rng = np.random.default_rng(1)
+    a = 4.0 * rng.standard_normal((3, 9000)).astype(np.float32)
+    b = (a + apart * rng.standard_normal(a.shape) + 7.0).astype(np.float32)
+    exact = divergences(a.astype(np.float64), b.astype(np.float64))
+    np.testing.assert_allclose(divergences(a, b), exact, rtol=2e-4)
+    assert np.all(divergences(a, a) == 0.0)
+
+
+def test_float32_that_overflows_is_done_in_float64() -> None:
+    a = np.array([[0.0, 1.0], [3.0, 300.0]], np.float32)
+    b = np.array([[0.0, 200.0], [400.0, 3.0]], np.float32)
+    exact = divergences(a.astype(np.float64), b.astype(np.float64))
+    np.testing.assert_allclose(divergences(a, b), exact)
+
+
 def test_blocks_of_rows_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 11, 7)).astype(np.float16)

@@ -1,0 +1,138 @@
+"""The decoder of models/llama.py, small: with a cache, grouped queries and a tied head."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from onnx_lowrank import Result, compress
+from onnx_lowrank.numerics.arrays import Feed
+from tests.helpers.places import ROOT
+
+torch = pytest.importorskip("torch")
+sys.path.append(str(ROOT / "models"))
+
+import llama  # noqa: E402
+
+SIZES = llama.Sizes(layers=2, width=64, heads=4, shared=2, inner=96, words=160)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Without a cache, and with one."""
+    torch.manual_seed(0)
+    decoder = llama.Decoder(SIZES).eval()
+    with torch.no_grad():
+        for name, weight in decoder.named_parameters():
+            if weight.dim() == 2 and "words" not in name:
+                u, _, vt = torch.linalg.svd(torch.randn(*weight.shape), full_matrices=False)
+                weight.copy_(3.0 * u @ torch.diag(torch.exp(-torch.arange(u.shape[1]) / 12.0)) @ vt)
+    folder = tmp_path_factory.mktemp("decoder")
+    found = {}
+    for cache in (False, True):
+        found[cache] = folder / f"decoder-{cache}.onnx"
+        llama.export(decoder, found[cache], cache)
+    return found
+
+
+def steps(path: Path | bytes, ids: Any, lengths: list[int]) -> tuple[list[Feed], list[Feed]]:
+    """Tokens in steps of some lengths: the inputs and the outputs of each."""
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names, past, start = [own.name for own in session.get_outputs()], None, 0
+    feeds, outputs = [], []
+    for length in lengths:
+        feeds.append(llama.step(ids[:, start : start + length], past, SIZES))
+        past = dict(zip(names, session.run(None, feeds[-1]), strict=True))
+        outputs.append(past)
+        start += length
+    return feeds, outputs
+
+
+def test_steps_give_what_the_whole_gives(exported: dict[bool, Path]) -> None:
+    ids = np.random.default_rng(0).integers(0, SIZES.words, (2, 12))
+    session = ort.InferenceSession(exported[False], providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"input_ids": ids})
+    _, outputs = steps(exported[True], ids, [7, 1, 1, 3])
+    found = np.concatenate([own["logits"] for own in outputs], axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    names = [value.name for value in onnx.load(exported[True]).graph.input]
+    assert names[:3] == ["input_ids", "attention_mask", "past_key_values.0.key"]
+
+
+@pytest.fixture(scope="module")
+def mixed(exported: dict[bool, Path]) -> list[Feed]:
+    """First steps of 9 tokens, and each of the two that follow."""
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(20):
+        found += steps(exported[True], rng.integers(0, SIZES.words, (1, 11)), [9, 1, 1])[0]
+    return found
+
+
+def compressed(path: Path, feeds: list[Feed], **more: Any) -> Result:
+    return compress(path, data=feeds, bench=False, simplify=False, **{"keep": 0.75, **more})
+
+
+def drift(before: Path, after: Result, lengths: list[int]) -> float:
+    """Mean divergence of the classes over sequences of the model's own, run in steps."""
+    model = ir.to_proto(after.model).SerializeToString()
+    rng, found = np.random.default_rng(7), []
+    for _ in range(6):
+        ids = rng.integers(0, SIZES.words, (1, sum(lengths)))
+        both = [steps(own, ids, lengths)[1] for own in (before, model)]
+        for one, other in zip(*both, strict=True):
+            p, q = (torch.tensor(own["logits"]).log_softmax(-1).numpy() for own in (one, other))
+            found.append((np.exp(p) * (p - q)).sum(-1).mean())
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("metric", [None, "kl"])
+def test_first_and_later_steps_end_to_end(
+    exported: dict[bool, Path], mixed: list[Feed], metric: str | None
+) -> None:
+    result = compressed(exported[True], mixed, metric=metric, fisher=True, refit=True, heal=16)
+    report = result.report
+    assert any(layer.rank is not None for layer in report.layers)
+    assert report.calibration is not None
+    assert not report.calibration.missing
+    assert report.healing is not None
+    assert report.healing.error_after < report.healing.error_before
+    assert report.check is not None
+    assert len(report.check.providers[0].outputs) == 5
+    assert not [note for note in report.notes if "without" in note and "Fisher" in note]
+    said = (
+        "present.0.key, present.0.value and 2 more are a cache: together they count as one output"
+    )
+    assert any(note.startswith(said) for note in report.notes) == (metric is None)
+    assert [v.name for v in result.model.graph.inputs] == [
+        v.name for v in ir.load(exported[True]).graph.inputs
+    ]
+    blind = compressed(exported[True], mixed, uniform=True, calibrate=False)
+    apart = [drift(exported[True], own, [5, 1, 1]) for own in (result, blind)]
+    assert apart[0] < 0.5 * apart[1], apart
+
+
+def test_calibration_on_both_kinds_of_steps(exported: dict[bool, Path], mixed: list[Feed]) -> None:
+    """Rows of first and of later steps are in the moments of a layer."""
+    result = compressed(exported[True], mixed, keep=None, rank=12, calibration_samples=30)
+    assert result.report.calibration is not None
+    assert result.report.calibration.samples == 30
+    assert {feed["input_ids"].shape[1] for feed in mixed} == {9, 1}
+    assert result.report.calibration.mask == "attention_mask"
+
+
+def test_a_cache_does_not_drown_the_logits(exported: dict[bool, Path], mixed: list[Feed]) -> None:
+    """Four outputs of a cache and one of logits: their errors count half and half."""
+    report = compressed(exported[True], mixed, keep=None, rank=12, metric="relative-l2").report
+    assert report.check is not None
+    assert report.judged is not None
+    errors = {own.name: own.relative_l2 for own in report.check.providers[0].outputs}
+    logits = errors.pop("logits")
+    assert report.judged.loss == pytest.approx((logits + np.mean(list(errors.values()))) / 2)
