@@ -25,12 +25,12 @@ from onnx_lowrank.runtime.memory import gigabytes
 from onnx_lowrank.runtime.providers import CPU
 from onnx_lowrank.runtime.saturation import saturates
 
-__all__ = ["LARGEST", "Figured", "beside_int8", "quantized_alone", "said"]
+__all__ = ["LARGEST", "TIMES", "Figured", "beside_int8", "quantized_alone", "said"]
 
 LARGEST = 1_900_000_000
 """Bytes of weights that fit in the one file that the quantizer is given."""
-# Memory that quantizing takes, and running the two models, in bytes of weights.
-_TIMES = 5
+TIMES = 5
+"""Memory that quantizing takes, and running the two models, in bytes of weights."""
 # Float32 weights become no smaller than this share.
 _SMALLEST = 0.25
 # How much larger, or further off, counts as equal where speed counts too.
@@ -101,9 +101,9 @@ def beside_int8(
     if before > LARGEST:
         return f"not compared with int8 alone: the model is above {LARGEST // 10**6} MB"
     room = trial.memory.room()
-    if room is not None and room < _TIMES * before:
+    if room is not None and room < TIMES * before:
         return (
-            f"not compared with int8 alone: it takes about {gigabytes(_TIMES * before)} of memory, "
+            f"not compared with int8 alone: it takes about {gigabytes(TIMES * before)} of memory, "
             f"{gigabytes(room)} are left ({named('memory')})"
         )
     judged = None if chosen else found.measured.judged

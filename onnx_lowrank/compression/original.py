@@ -23,10 +23,10 @@ from onnx_lowrank.runtime.memory import UNKNOWN, Memory, gigabytes, growth, held
 from onnx_lowrank.runtime.opener import Opener
 from onnx_lowrank.runtime.providers import CPU, Provider
 
-__all__ = ["Original"]
+__all__ = ["LARGE", "Original"]
 
-# A session of more bytes of weights is closed while nobody needs it.
-_LARGE = 1 << 28
+LARGE = 1 << 28
+"""A session of more bytes of weights is closed while nobody needs it."""
 
 
 class Original:
@@ -73,7 +73,7 @@ class Original:
 
     def rest(self) -> None:
         """Close the session of a large model on the CPU; it is opened again when it is needed."""
-        if self._provider is CPU and stored_bytes(self._source.model) > _LARGE:
+        if self._provider is CPU and stored_bytes(self._source.model) > LARGE:
             self._session = None
 
     @cached_property

@@ -119,7 +119,8 @@ def _near(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray
         bent = np.expm1(t)
         bent -= t
         bent *= p
-        return np.maximum(np.log1p(bent.sum(axis=-1, dtype=np.float64) + mean) - mean, 0.0)
+        found = np.log1p(bent.sum(axis=-1, dtype=np.float64) + mean) - mean
+        return np.asarray(np.maximum(found, 0.0))
 
 
 def _logarithms(rows: Array, shares: bool) -> npt.NDArray[np.float64]:

@@ -25,7 +25,7 @@ from onnx_lowrank.runtime.rehearsal import attempt, rehearse
 from onnx_lowrank.runtime.session import OrtLog, default_threads, open_session, run
 from onnx_lowrank.runtime.taps import Runner
 
-__all__ = ["INSIDE", "Opener", "Waiting"]
+__all__ = ["INSIDE", "UNPACKED", "Opener", "Waiting"]
 
 INSIDE = "the model with its activations as outputs"
 """What messages call a model that is made to look inside another one."""
@@ -34,9 +34,9 @@ _NAME = "made.onnx"
 # Weights above this many bytes stand beside a model that is made: ONNX Runtime maps them where it
 # would copy them twice.
 _BESIDE = 1 << 26
-# Weights above this many bytes stay in that file while a model is looked into: several such models
-# are open at a time, and each would hold a copy, of derivatives two.
-_UNPACKED = 1 << 28
+UNPACKED = 1 << 28
+"""Weights above this many bytes stay in that file while a model is looked into: several such models
+are open at a time, and each would hold a copy, of derivatives two."""
 
 
 class Waiting:
@@ -207,7 +207,7 @@ class Opener:
         """
         folder, packed = Path(tempfile.mkdtemp(dir=self._folder)), True
         if isinstance(model, ir.Model):
-            packed = stored_bytes(model) <= _UNPACKED
+            packed = stored_bytes(model) <= UNPACKED
             wanted = {value.name for value in model.graph.inputs}
             path = _written(model, folder)
         else:

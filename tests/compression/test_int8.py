@@ -129,7 +129,7 @@ def test_a_quantizer_that_fails_is_said_and_nothing_else(monkeypatch: pytest.Mon
 
 
 def test_memory_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8_alone, "_TIMES", 10**9)
+    monkeypatch.setattr(int8_alone, "TIMES", 10**9)
     (note,) = notes()
     assert note.startswith("not compared with int8 alone: it takes about ")
     assert "memory=…" in note

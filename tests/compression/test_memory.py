@@ -10,14 +10,19 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from onnx_lowrank import compress
+from onnx_lowrank.compression import original, trial
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.runtime import opener
 from onnx_lowrank.runtime.memory import held
+from onnx_lowrank.runtime.opener import Opener
 from tests.helpers.models import parse, uniform
 
 pytestmark = pytest.mark.skipif(held() is None, reason="this system does not tell what is held")
@@ -114,3 +119,35 @@ def test_a_sample_that_does_not_fit_is_named_before_the_work(tmp_path: Path) -> 
         compress(
             str(_model(tmp_path / "model.onnx")), calibration=feeds, data=feeds[:1], memory="2MB"
         )
+
+
+def test_sessions_of_large_models_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session of the original is closed meanwhile, and the result is the same."""
+    opened = list[str]()
+
+    def noted(self: Opener, model: Path | bytes, **more: Any) -> ort.InferenceSession:
+        if isinstance(model, Path):
+            opened.append("original" if model.name == "m.onnx" else "made")
+        return Opener.open(self, model, **more)
+
+    class Noted(Opener):
+        open = noted
+
+    monkeypatch.setattr(trial, "Opener", Noted)
+    rng = np.random.default_rng(3)
+    feeds = [{"x": rng.standard_normal((1, 40, 32)).astype(np.float32)} for _ in range(12)]
+    runs = []
+    for most in (1 << 28, 0):
+        monkeypatch.setattr(original, "LARGE", most)
+        monkeypatch.setattr(opener, "UNPACKED", most)
+        opened.clear()
+        report = compress(
+            _model(tmp_path / "m.onnx"), data=feeds, rank=8, refit=True, bench=False, simplify=False
+        ).report
+        assert report.check is not None
+        runs.append((report.check.providers[0].outputs, opened.count("original")))
+    assert runs[0][0][0].relative_l2 == pytest.approx(runs[1][0][0].relative_l2, rel=1e-3)
+    assert runs[0][1] == 1
+    assert runs[1][1] > 1

@@ -46,7 +46,7 @@ def steps(path: Path | bytes, ids: Any, lengths: list[int]) -> tuple[list[Feed],
     """Tokens in steps of some lengths: the inputs and the outputs of each."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     names, past, start = [own.name for own in session.get_outputs()], None, 0
-    feeds, outputs = [], []
+    feeds, outputs = list[Feed](), list[Feed]()
     for length in lengths:
         feeds.append(llama.step(ids[:, start : start + length], past, SIZES))
         past = dict(zip(names, session.run(None, feeds[-1]), strict=True))

@@ -45,6 +45,17 @@ def test_logits_come_back_bit_by_bit_of_what_the_tied_head_reads() -> None:
             np.testing.assert_array_equal(found[name], expected[name])
 
 
+def test_what_was_read_becomes_whole_without_the_model() -> None:
+    model, (feed,) = ir.from_proto(decoder_model()), decoder_feeds(1, 5)
+    values = Kept(model, ["logits"], opened)
+    given = values.read(feed)
+    values.close()
+    expected = run_ort(ir.to_proto(model), feed)["logits"]
+    np.testing.assert_array_equal(values.whole(given)["logits"], expected)
+    with pytest.raises(AssertionError):
+        values.read(feed)
+
+
 def test_shares_and_logits_have_one_head(rng: np.random.Generator) -> None:
     text = f"""{_HEAD} g (float[N, 8] x) => (float[N, 96] l, float[N, 96] y)
     {{ h = Tanh(x)

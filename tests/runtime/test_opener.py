@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +13,10 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank.errors import CrashError, InputError
+from onnx_lowrank.runtime import opener as opening
 from onnx_lowrank.runtime.log import OrtLog
 from onnx_lowrank.runtime.opener import Opener
+from onnx_lowrank.runtime.session import open_session
 from onnx_lowrank.runtime.taps import look, tapped
 from onnx_lowrank.targets import local
 from tests.helpers.models import parse
@@ -72,6 +75,28 @@ def test_a_runner_gives_outputs_and_ignores_what_it_is_not_asked(opener: Opener)
 
 def test_a_protobuf_runs_too(opener: Opener) -> None:
     assert opener.runner(parse(FRAMES, {}), optimize=False)(feed(4))["y"].shape == (1, 5, 3, 2)
+
+
+@pytest.mark.parametrize("most", [0, 1 << 28])
+def test_weights_of_large_models_are_not_copied(
+    opener: Opener, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = list[Any]()
+
+    def noted(*arguments: Any, **more: Any) -> Any:
+        given.append(more["packed"])
+        return open_session(*arguments, **more)
+
+    monkeypatch.setattr(opening, "open_session", noted)
+    monkeypatch.setattr(opening, "UNPACKED", most)
+    rng = np.random.default_rng(0)
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 40] x) => (float[N, 70] y) { y = MatMul(x, w) }"""
+    w = rng.standard_normal((40, 70)).astype(np.float32)
+    x = rng.standard_normal((9, 40)).astype(np.float32)
+    run = opener.runner(ir.from_proto(parse(text, {"w": w})))
+    np.testing.assert_allclose(run({"x": x})["y"], x @ w, rtol=1e-4, atol=1e-5)
+    assert given == [bool(most)]
 
 
 def test_a_crash_of_a_model_made_on_the_way_is_an_error(opener: Opener) -> None:
