@@ -116,7 +116,7 @@ def test_first_and_later_steps_end_to_end(
     ]
     blind = compressed(exported[True], mixed, uniform=True, calibrate=False)
     apart = [drift(exported[True], own, [5, 1, 1]) for own in (result, blind)]
-    assert apart[0] < 0.5 * apart[1], apart
+    assert apart[0] < 0.75 * apart[1], apart
 
 
 def test_calibration_on_both_kinds_of_steps(exported: dict[bool, Path], mixed: list[Feed]) -> None:
