@@ -321,6 +321,12 @@ _TABLE = (
         also="Any `concurrent.futures.Executor` does as well.",
     ),
     Option(
+        "device", "text",
+        "Where spectra and factors are computed: cpu, or an accelerator by its name in torch, such "
+        "as cuda or cuda:1.",
+        RUNS, default="cpu", metavar="NAME",
+    ),
+    Option(
         "save_costs", "path",
         "Write the measured latencies of single layers (JSON), for runs on other machines.",
         RUNS, metavar="FILE",

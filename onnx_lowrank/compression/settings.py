@@ -97,6 +97,7 @@ class Settings:
     memory: int | str | None = None
     work: str | os.PathLike[str] | None = None
     executor: str | Executor | None = None
+    device: str = "cpu"
     save_costs: str | os.PathLike[str] | None = None
     load_costs: str | os.PathLike[str] | None = None
     save_recipe: str | os.PathLike[str] | None = None

@@ -90,6 +90,7 @@ def sweep(
     memory: int | str | None = None,
     work: str | os.PathLike[str] | None = None,
     executor: str | Executor | None = None,
+    device: str = "cpu",
     save_costs: str | os.PathLike[str] | None = None,
     load_costs: str | os.PathLike[str] | None = None,
     simplify: bool = True,
@@ -177,6 +178,8 @@ def sweep(
         executor: hand spectra, factors and the moments of samples to a running Dask cluster:
             dask://HOST:PORT of its scheduler. Any `concurrent.futures.Executor` does as well.
             Default: this process.
+        device: where spectra and factors are computed: cpu, or an accelerator by its name in torch,
+            such as cuda or cuda:1.
         save_costs: write the measured latencies of single layers (JSON), for runs on other
             machines.
         load_costs: read the latencies of single layers, such as a board's, instead of measuring

@@ -26,6 +26,7 @@ from onnx_lowrank.maps.pair import Errors, Factors
 from onnx_lowrank.numerics.adam import AdamState
 from onnx_lowrank.numerics.components import Basis
 from onnx_lowrank.numerics.crew import Crew
+from onnx_lowrank.numerics.engine import engine_of
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import Moments, Sums
 from onnx_lowrank.numerics.units import Units
@@ -58,8 +59,9 @@ def workplace(
         outputs: everything that the run writes, none of which may be in the folder of the work.
 
     Raises:
-        InputError: there is no such cluster, or the folder is not ours or in use.
+        InputError: there is no such cluster or device, or the folder is not ours or in use.
     """
+    engine_of(settings.device)  # before the work: it may not be there
     with contextlib.ExitStack() as stack:
         pieces = None
         if settings.work is not None:
@@ -72,7 +74,9 @@ def workplace(
                     )
             begun = _begun(settings, source)
             pieces = stack.enter_context(opened(folder, begun, _program(), _CLASSES))
-        crew = stack.enter_context(working(settings.executor, Crew(keeper=pieces)))
+        crew = stack.enter_context(
+            working(settings.executor, Crew(keeper=pieces, device=settings.device))
+        )
         yield crew, pieces
 
 

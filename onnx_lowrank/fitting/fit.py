@@ -16,6 +16,7 @@ from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Errors, Factors
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.crew import HERE, Crew
+from onnx_lowrank.numerics.engine import engine_of
 from onnx_lowrank.numerics.factors import relative_error
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.joint import joint_pair
@@ -34,12 +35,14 @@ class _Fitting:
         rank: of the pairs.
         scales: how strongly errors of each count, where they share; else None.
         by_fisher: of each, whether its rank was chosen by the energy in the coordinates of errors.
+        device: where they are computed.
     """
 
     layers: tuple[LayerArrays, ...]
     rank: int
     scales: tuple[float, ...] | None
     by_fisher: tuple[bool, ...]
+    device: str
 
 
 def fit(
@@ -73,6 +76,7 @@ def fit(
             rank,
             None if joint is None else joint.scales,
             tuple(choices[group].of == "fisher" for group in task),
+            crew.device,
         )
 
     def memory(task: tuple[Group, ...]) -> int:
@@ -86,19 +90,18 @@ def fit(
 
 def fitted(task: _Fitting) -> list[Factors]:
     """The pairs of layers that are fitted together."""
-    lead, rank = task.layers[0], task.rank
+    lead, rank, engine = task.layers[0], task.rank, engine_of(task.device)
     moments = lead.moments
     felt = [layer.fisher.into(layer.stack) for layer in task.layers]
     if lead.selects:
         assert moments is not None  # without, nothing is left out
         pairs = [selected_pair(felt[0], moments, rank, lead.bases)]
     elif task.scales is None:
-        pairs = [fitted_pair(felt[0], moments, rank, felt[0].dtype, lead.bases)]
+        pairs = [fitted_pair(felt[0], moments, rank, felt[0].dtype, lead.bases, engine)]
     else:
         matrices = [stack[0] for stack in felt]
-        first, seconds = joint_pair(
-            matrices, task.scales, None if moments is None else moments[0], rank, felt[0].dtype
-        )
+        own = None if moments is None else moments[0]
+        first, seconds = joint_pair(matrices, task.scales, own, rank, felt[0].dtype, engine)
         shared = first[None]  # one array for all: that is how it is stored once
         pairs = [(shared, second[None]) for second in seconds]
     del felt

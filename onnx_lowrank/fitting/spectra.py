@@ -16,6 +16,7 @@ from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Basis
 from onnx_lowrank.numerics.crew import HERE, Crew
+from onnx_lowrank.numerics.engine import engine_of
 from onnx_lowrank.numerics.parallel import working_set
 from onnx_lowrank.numerics.sketch import sketch
 from onnx_lowrank.numerics.spectrum import row_blocks, squared_norm
@@ -74,6 +75,7 @@ def measure(
             spectra,
             energy,
             None if wanted is None else wanted(group),
+            crew.device,
         )
 
     with Spool(folder) as spool:
@@ -96,6 +98,7 @@ class _Measuring:
     spectra: bool
     energy: float | None
     wanted: Wish | None
+    device: str
 
 
 def _weighed(group: Group, statistics: Statistics) -> EnergyOf:
@@ -120,7 +123,9 @@ def measured(task: _Measuring) -> tuple[Spectrum, tuple[Leading, ...]]:
             return Spectrum(found.squares, True, of, found.rest), (found.basis,)
     if layer.selects:
         return _units(layer, of)
-    components = StackComponents(layer.fisher.into(stack), moments, task.energy)
+    components = StackComponents(
+        layer.fisher.into(stack), moments, task.energy, engine_of(task.device)
+    )
     spectrum = Spectrum(components.squares, True, of)
     rank = None if task.wanted is None else task.wanted(spectrum)
     bases: tuple[Leading, ...] = ()

@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.lapack import Tridiagonal
+from onnx_lowrank.numerics.engine import PROCESSOR, Engine, Reduced
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.rotation import rotated_first, rotated_second
-from onnx_lowrank.numerics.spectrum import gram, row_blocks, squared_norm, unit
+from onnx_lowrank.numerics.spectrum import row_blocks, squared_norm, unit
 
 __all__ = ["FINE", "NOISE", "SURE", "Basis", "Components"]
 
@@ -71,7 +71,9 @@ class Basis:
         """The same in float32, for factors that are stored in float32 or less."""
         return Basis(np.ascontiguousarray(self.vectors, np.float32), self.transposed)
 
-    def pair(self, matrix: Array, rank: int, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+    def pair(
+        self, matrix: Array, rank: int, dtype: npt.DTypeLike, engine: Engine = PROCESSOR
+    ) -> tuple[Array, Array]:
         """``A[m, k]`` and ``B[k, n]`` with ``A @ B`` closest to W, balanced and rotated.
 
         The square root of the singular values goes into each factor, so that both have the same
@@ -86,7 +88,7 @@ class Basis:
         vectors = self.vectors[:, :rank].astype(work, copy=False)
         projected = np.empty((len(tall), rank), work)
         for block in row_blocks(*tall.shape):
-            np.matmul(np.asarray(tall[block], work), vectors, out=projected[block])
+            projected[block] = engine.product(np.asarray(tall[block], work), vectors)
         # The columns of W V are U Σ: their norms are the singular values.
         safe = unit(matrix)
         scale = np.sqrt(np.linalg.norm(projected * safe if safe != 1.0 else projected, axis=0))
@@ -119,6 +121,7 @@ class Components:
         energy: float | None = None,
         rank: int | None = None,
         beside: float = 0.0,
+        engine: Engine = PROCESSOR,
     ) -> None:
         """Find the energies.
 
@@ -129,9 +132,10 @@ class Components:
             rank: the only number of components that is.  The energies are then those of float32
                 where these tell it: those that it does not tell from rounding share what is left.
             beside: energy that any rank holds beside that of the components.
+            engine: does the work, but for a float64 weight by itself.
         """
-        self._matrix = matrix
-        self._reduced: Tridiagonal | None = None
+        self._matrix, self._engine = matrix, engine
+        self._reduced: Reduced | None = None
         self._root: Float64 | None = None
         self._plain = moments is None
         m, n = matrix.shape
@@ -147,12 +151,12 @@ class Components:
         if moments is None:
             tall = matrix if m >= n else matrix.T
             if asked and _SMALLEST < squared_norm(matrix) < _LARGEST:
-                self._reduce(gram(tall, np.float32))
+                self._reduce(engine.gram(tall, np.float32))
                 if self._told(energy, rank, beside, partial(_weight_energies, tall)):
                     return
-            self._reduce(gram(tall))
+            self._reduce(engine.gram(tall))
             return
-        square, self._root = _outputs(matrix, moments)
+        square, self._root = _outputs(matrix, moments, engine)
         if asked and _SMALLEST < float(np.trace(square)) < _LARGEST:
             self._reduce(square.astype(np.float32))
             if self._told(energy, rank, beside, partial(_output_energies, square)):
@@ -162,7 +166,7 @@ class Components:
     def _reduce(self, square: Array) -> None:
         """The energies, by a matrix that they are the eigenvalues of, which is overwritten."""
         self._reduced = None  # an earlier one takes as much memory
-        self._reduced = Tridiagonal(square)
+        self._reduced = self._engine.reduce(square)
         squares = self._reduced.values()
         largest = max(float(squares[0]), 0.0)
         if square.dtype == np.float32:
@@ -232,7 +236,9 @@ class Components:
         kept = values > self._floor
         inverse[kept] = 1.0 / np.sqrt(values[kept])
         exact = np.asarray(self._matrix, np.float64)
-        return Basis((exact.T @ (self._root @ vectors)) * inverse)
+        vectors = np.asarray(vectors, np.float64)
+        made = self._engine.product(exact.T, self._engine.product(self._root, vectors))
+        return Basis(made * inverse)
 
 
 def _tails(squares: Float64) -> Float64:
@@ -268,15 +274,15 @@ def _output_energies(square: Float64, columns: Float64 | None) -> Float64:
     return np.asarray(np.einsum("ij,ij->j", columns, square @ columns))
 
 
-def _outputs(matrix: Array, moments: Moments) -> tuple[Float64, Float64 | None]:
+def _outputs(matrix: Array, moments: Moments, engine: Engine) -> tuple[Float64, Float64 | None]:
     """``Wᵀ C W`` or, where that is the larger, its m×m counterpart and a root R of C."""
     m, n = matrix.shape
     exact = np.asarray(matrix, np.float64)
     if n <= m:
-        return exact.T @ moments.applied(exact), None
+        return engine.product(exact.T, moments.applied(exact, engine)), None
     root = _root(moments)
-    half = root.T @ exact  # [m, n]
-    return half @ half.T, root
+    half = engine.product(root.T, exact)  # [m, n]
+    return engine.product(half, half.T), root
 
 
 def _root(moments: Moments) -> Float64:

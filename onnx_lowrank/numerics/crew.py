@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from threadpoolctl import threadpool_limits
 
 from onnx_lowrank.errors import InputError, named
+from onnx_lowrank.numerics.engine import HOST
 from onnx_lowrank.numerics.parallel import MEMORY, in_turn, map_layers
 
 __all__ = ["HERE", "PATIENCE", "Crew", "Keeper"]
@@ -55,12 +56,14 @@ class Crew:
         gone: says why no answer can come any more, such as when all workers have left; None while
             one may.  It is asked now and then.
         room: bytes that work in this process may take now; None for the usual.
+        device: where spectra and factors are computed (`onnx_lowrank.numerics.engine`).
     """
 
     executor: Executor | None = None
     keeper: Keeper | None = None
     gone: Callable[[], str | None] = lambda: None
     room: Callable[[], int | None] = lambda: None
+    device: str = HOST
 
     def map(
         self,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Components
+from onnx_lowrank.numerics.engine import PROCESSOR, Engine
 from onnx_lowrank.numerics.spectrum import row_blocks, unit
 
 __all__ = ["balanced_pair", "relative_error", "squared_singular_values"]
@@ -26,21 +27,24 @@ def squared_singular_values(stack: Array) -> npt.NDArray[np.float64]:
     return total
 
 
-def balanced_pair(stack: Array, rank: int, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+def balanced_pair(
+    stack: Array, rank: int, dtype: npt.DTypeLike, engine: Engine = PROCESSOR
+) -> tuple[Array, Array]:
     """Factors ``A[e, m, k]`` and ``B[e, k, n]`` with ``W ≈ A @ B`` for every slice.
 
     Args:
         stack: ``W[e, m, n]``, finite; may be a memory-mapped view.
         rank: k, at most ``min(m, n)``.
         dtype: type of the factors.
+        engine: does the work.
     """
     slices, m, n = stack.shape
     first = np.empty((slices, m, rank), dtype)
     second = np.empty((slices, rank, n), dtype)
     for index, matrix in enumerate(stack):
         asked = None if np.dtype(dtype) == np.float64 else rank
-        basis = Components(matrix, rank=asked).basis(rank)
-        first[index], second[index] = basis.pair(matrix, rank, dtype)
+        basis = Components(matrix, rank=asked, engine=engine).basis(rank)
+        first[index], second[index] = basis.pair(matrix, rank, dtype, engine)
     return first, second
 
 

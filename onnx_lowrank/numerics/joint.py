@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Components
+from onnx_lowrank.numerics.engine import PROCESSOR, Engine
 from onnx_lowrank.numerics.factors import balanced_pair
 from onnx_lowrank.numerics.felt import Weigh, felt_tails
 from onnx_lowrank.numerics.moments import Moments
@@ -64,6 +65,7 @@ def joint_pair(
     moments: Moments | None,
     rank: int,
     dtype: npt.DTypeLike,
+    engine: Engine = PROCESSOR,
 ) -> tuple[Array, list[Array]]:
     """``A[m, k]`` and ``B_i[k, n_i]``, one for each ``W_i[m, n_i]``.
 
@@ -73,12 +75,13 @@ def joint_pair(
         moments: C of the inputs; None fits to the weights alone.
         rank: k.
         dtype: of the factors.
+        engine: does the work.
     """
     joined = side_by_side(matrices, scales)
     if moments is None:
-        first, second = (part[0] for part in balanced_pair(joined[None], rank, np.float64))
+        first, second = (part[0] for part in balanced_pair(joined[None], rank, np.float64, engine))
     else:
-        first, second = output_pair(joined, moments.fitting(), rank, np.float64)
+        first, second = output_pair(joined, moments.fitting(), rank, np.float64, engine)
     ends = np.cumsum([w.shape[1] for w in matrices])[:-1]
     parts = np.split(second, ends, axis=1)
     seconds = [(part / scale).astype(dtype) for part, scale in zip(parts, scales, strict=True)]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.engine import PROCESSOR, Engine
 
 __all__ = ["BLOCK", "MEMORY", "Accumulator", "Moments", "Sums", "passes"]
 
@@ -91,12 +92,12 @@ class Moments:
         """The same with all of C."""
         return Moments(np.diag(self.second), self.mean, self.rows) if self.diagonal else self
 
-    def applied(self, matrix: Array) -> Float64:
-        """``C @ M`` for ``M[m, n]``."""
+    def applied(self, matrix: Array, engine: Engine = PROCESSOR) -> Float64:
+        """``C @ M`` for ``M[m, n]``, computed by an engine."""
         exact = np.asarray(matrix, np.float64)
         if self.diagonal:
             return self.second[:, None] * exact
-        return np.asarray(self.second @ exact)
+        return np.asarray(engine.product(self.second, exact))
 
     def about(self, centre: Float64 | None) -> Moments:
         """The moments of the rows less a centre; None takes nothing off."""

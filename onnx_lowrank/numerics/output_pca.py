@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Components
+from onnx_lowrank.numerics.engine import PROCESSOR, Engine
 from onnx_lowrank.numerics.moments import Moments
 
 __all__ = ["output_energies", "output_pair", "output_squares"]
@@ -36,14 +37,19 @@ def output_squares(matrix: Array, moments: Moments) -> Float64:
 
 
 def output_pair(
-    matrix: Array, moments: Moments, rank: int, dtype: npt.DTypeLike
+    matrix: Array,
+    moments: Moments,
+    rank: int,
+    dtype: npt.DTypeLike,
+    engine: Engine = PROCESSOR,
 ) -> tuple[Array, Array]:
     """``A[m, k]`` and ``B[k, n]`` with ``A @ B = W V Vᵀ``, balanced and rotated.
 
     Components without any energy add nothing.  The rotation of the rank axis leaves the product as
     it is (see `onnx_lowrank.numerics.rotation`).
     """
-    return Components(matrix, moments).basis(rank).pair(matrix, rank, dtype)
+    basis = Components(matrix, moments, engine=engine).basis(rank)
+    return basis.pair(matrix, rank, dtype, engine)
 
 
 def output_energies(

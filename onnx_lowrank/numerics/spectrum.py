@@ -10,12 +10,13 @@ singular values themselves.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK", "gram", "row_blocks", "squared_norm", "unit"]
+__all__ = ["BLOCK", "gram", "gram_parts", "row_blocks", "squared_norm", "unit"]
 
 # Rows that are converted to float64 at a time, in elements: 16 MB.
 BLOCK = 1 << 21
@@ -45,18 +46,27 @@ def gram(
         matrix: M.
         dtype: float64, or float32 for what needs no more; squares have to be within its range.
     """
-    rows, columns = matrix.shape
+    columns = matrix.shape[1]
     total = np.zeros((columns, columns), dtype)
-    # Sums of more numbers would be rounded too often in float32.
-    step = min(max(1, BLOCK // max(columns, 1)), rows if total.itemsize == 8 else _ADDED)
-    for number, start in enumerate(range(0, rows, max(step, 1))):
-        part = np.asarray(matrix[start : start + step], dtype)
+    for number, part in enumerate(gram_parts(matrix, dtype)):
         # numpy calls dsyrk or ssyrk for the product of a matrix with its transpose.
         if number == 0:
             np.matmul(part.T, part, out=total)
         else:
             total += part.T @ part
     return total
+
+
+def gram_parts(
+    matrix: npt.NDArray[Any], dtype: npt.DTypeLike
+) -> Iterator[npt.NDArray[np.floating[Any]]]:
+    """Blocks of rows whose Gram matrices add up to that of the matrix, in float64 or float32."""
+    rows, columns = matrix.shape
+    # Sums of more numbers would be rounded too often in float32.
+    double = np.dtype(dtype).itemsize == 8
+    step = max(1, min(max(1, BLOCK // max(columns, 1)), rows if double else _ADDED))
+    for start in range(0, rows, step):
+        yield np.asarray(matrix[start : start + step], dtype)
 
 
 def squared_norm(matrix: npt.NDArray[Any]) -> float:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Basis, Components
+from onnx_lowrank.numerics.engine import PROCESSOR, Engine
 from onnx_lowrank.numerics.felt import Weigh, felt_tails, plainly
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.output_pca import output_energies
@@ -52,7 +53,11 @@ class StackComponents:
     """
 
     def __init__(
-        self, stack: Array, moments: Sequence[Moments] | None, energy: float | None = None
+        self,
+        stack: Array,
+        moments: Sequence[Moments] | None,
+        energy: float | None = None,
+        engine: Engine = PROCESSOR,
     ) -> None:
         """Find the energies.
 
@@ -60,8 +65,9 @@ class StackComponents:
             stack: ``W[e, m, n]``.
             moments: of the inputs, by slice; None for the weights by themselves.
             energy: the only share of the energy that is asked about, if so.
+            engine: does the work.
         """
-        self._stack, self._moments = stack, moments
+        self._stack, self._moments, self._engine = stack, moments, engine
         self._energy = energy if len(stack) == 1 else None  # it is a share of all slices together
         self.squares = np.zeros(min(stack.shape[1:]), np.float64)
         side = min(stack.shape[1:])
@@ -79,7 +85,9 @@ class StackComponents:
         if index < len(self._parts):
             return self._parts[index]
         own = None if self._moments is None else self._moments[index].fitting()
-        return Components(self._stack[index], own, energy=self._energy, beside=central)
+        return Components(
+            self._stack[index], own, energy=self._energy, beside=central, engine=self._engine
+        )
 
     def bases(self, rank: int) -> tuple[Basis, ...]:
         """The leading components of every slice."""
@@ -137,6 +145,7 @@ def fitted_pair(
     rank: int,
     dtype: npt.DTypeLike,
     bases: Sequence[Leading] = (),
+    engine: Engine = PROCESSOR,
 ) -> tuple[Array, Array]:
     """``A[e, m, k]`` and ``B[e, k, n]``: closest to W, or with moments closest in the outputs.
 
@@ -146,6 +155,7 @@ def fitted_pair(
         rank: k.
         dtype: of the factors.
         bases: components by slice where they are known; they are used if there are enough.
+        engine: does the work.
     """
     slices, m, n = stack.shape
     first, second = np.empty((slices, m, rank), dtype), np.empty((slices, rank, n), dtype)
@@ -159,8 +169,8 @@ def fitted_pair(
         if basis is None:
             own = None if moments is None else moments[index].fitting()
             asked = None if np.dtype(dtype) == np.float64 else rank
-            basis = Components(matrix, own, rank=asked).basis(rank)
-        first[index], second[index] = basis.pair(matrix, rank, dtype)
+            basis = Components(matrix, own, rank=asked, engine=engine).basis(rank)
+        first[index], second[index] = basis.pair(matrix, rank, dtype, engine)
     return first, second
 
 
