@@ -100,8 +100,8 @@ def fitted(task: _Fitting) -> list[Factors]:
         pairs = [fitted_pair(felt[0], moments, rank, felt[0].dtype, lead.bases, engine)]
     else:
         matrices = [stack[0] for stack in felt]
-        own = None if moments is None else moments[0]
-        first, seconds = joint_pair(matrices, task.scales, own, rank, felt[0].dtype, engine)
+        inputs = None if moments is None else moments[0]
+        first, seconds = joint_pair(matrices, task.scales, inputs, rank, felt[0].dtype, engine)
         shared = first[None]  # one array for all: that is how it is stored once
         pairs = [(shared, second[None]) for second in seconds]
     del felt
