@@ -265,7 +265,7 @@ def inspect(
         constant_inputs: as in the main job.
         data: samples, as in the main job: the ranks are those for what the layers multiply.
             Default: none, the weights alone.
-        samples: how many samples judge. Default: 16; with ``tolerance`` up to 256 of ``data``.
+        samples: how many samples judge. Default: 16.
         seed: seed of random input and of the choice of samples.
         input_shapes: concrete shape of an input, to run the model with.
         dims: size of a symbolic dimension, to run the model with.
@@ -276,8 +276,8 @@ def inspect(
         save_stats: write the calibration statistics (.npz), for runs with other budgets.
         load_stats: use the statistics that ``save_stats`` wrote for this model.
         threads: intra-op threads. Default: physical cores.
-        judge_at: a value inside the model, or a node, that counts as an output wherever outputs are
-            compared: for damage, check, metrics, ``heal`` and ``fisher``.
+        judge_at: a value inside the model, or a node, that counts as an output where damage is
+            measured.
         custom_ops: a library of custom operators that the model uses, which every session
             registers.
         simplify: False: with samples: do not run onnxsim first.

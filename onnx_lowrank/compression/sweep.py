@@ -106,7 +106,6 @@ def sweep(
         model: as for `onnx_lowrank.compress`; it is not changed.
         shares: shares of the linear parameters to keep.
         metric: a further measure of the loss, as in the main job. The function itself does as well.
-            Default: relative-l2.
         include: factor only nodes whose name or torch scope matches.
         exclude: leave nodes dense whose name or torch scope matches.
         ops: forms to factor: default, all, or names as inspect lists them.

@@ -140,7 +140,7 @@ SWEEP = Verb(
         ),
         replace(
             OPTIONS["metric"], type_="str | Score | None", default=None, needs=(),
-            help="A further measure of the loss, as in the main job.",
+            shown="", help="A further measure of the loss, as in the main job.",
         ),
         *_SWEPT,
         OPTIONS["report_path"],
@@ -228,7 +228,7 @@ INSPECT = Verb(
             help="Samples, as in the main job: the ranks are those for what the layers multiply.",
             also="", shown="none, the weights alone",
         ),
-        replace(OPTIONS["samples"], help="How many samples judge."),
+        replace(OPTIONS["samples"], help="How many samples judge.", shown="16"),
         *_options("seed", "input_shapes", "dims"),
         replace(
             OPTIONS["calibration"], excludes=(),
@@ -240,7 +240,12 @@ INSPECT = Verb(
             help="Use the statistics that {save_stats} wrote for this model.",
         ),
         replace(OPTIONS["threads"], help="Intra-op threads."),
-        *_options("judge_at", "custom_ops"),
+        replace(
+            OPTIONS["judge_at"],
+            help="A value inside the model, or a node, that counts as an output where damage is "
+            "measured; repeatable.",
+        ),
+        *_options("custom_ops"),
         replace(OPTIONS["simplify"], help="With samples: do not run onnxsim first."),
         *_options("sort", "report_path", "verbose"),
         _QUIET,
