@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -84,6 +84,10 @@ class Constant:
         """The elements in the type that the reading node sees; a view where that is the same."""
         return self.numpy().astype(self.dtype.numpy(), copy=False)
 
+    def unusable(self, reason: str) -> Unusable:
+        """That it is constant and yet cannot be used, for a reason (see `Unusable`)."""
+        return Unusable(self.name, self.size, self.shape, reason)
+
 
 @dataclass(frozen=True)
 class Unusable:
@@ -100,3 +104,7 @@ class Unusable:
     size: int
     shape: tuple[int, ...] | None
     reason: str
+
+    def unusable(self, reason: str) -> Unusable:
+        """The same for another reason."""
+        return replace(self, reason=reason)

@@ -85,12 +85,9 @@ class Constants:
         if in_chain(node, 0):
             source = self.resolve(node.inputs[0] if node.inputs else None)
             if isinstance(source, Constant) and (open_ := unresolved(node)):
-                return Unusable(
-                    source.name,
-                    source.size,
-                    source.shape,
+                return source.unusable(
                     f"is read through {node.op_type}, whose {', '.join(open_)} depends on the call "
-                    "of the function around it",
+                    "of the function around it"
                 )
             if isinstance(source, Constant):
                 return self._step(node, source)
@@ -149,12 +146,9 @@ class Constants:
                 continue
             passed = self.resolve(node.inputs[index])
             if isinstance(passed, Constant):
-                return Unusable(
-                    passed.name,
-                    passed.size,
-                    passed.shape,
+                return passed.unusable(
                     f"is passed as argument {value.name!r} of function {function!r}, whose other "
-                    "calls may pass another weight; inline the function first",
+                    "calls may pass another weight; inline the function first"
                 )
         return None
 
@@ -187,21 +181,13 @@ class Constants:
             trained = self.resolve(before.inputs[0])
             if trained is None:
                 return None
-            return Unusable(
-                trained.name,
-                trained.size,
-                trained.shape,
+            return trained.unusable(
                 "is rounded by QuantizeLinear and DequantizeLinear, as quantization-aware "
-                f"training leaves it; {FLOAT_FIRST}",
+                f"training leaves it; {FLOAT_FIRST}"
             )
         if source is None:
             return None
-        return Unusable(
-            source.name,
-            source.size,
-            source.shape,
-            f"is quantized ({node.op_type}); {requantized()}",
-        )
+        return source.unusable(f"is quantized ({node.op_type}); {requantized()}")
 
     def _scaled(self, node: ir.Node) -> Unusable | None:
         """Integers and their scales, both constant, as `onnx_lowrank.maps.folded` writes them."""
@@ -211,12 +197,7 @@ class Constants:
                 continue
             source = self.resolve(cast.inputs[0])
             if isinstance(source, Constant) and source.dtype in _CODES and self._known(other):
-                return Unusable(
-                    source.name,
-                    source.size,
-                    source.shape,
-                    f"is quantized (Cast and Mul); {FLOAT_FIRST}",
-                )
+                return source.unusable(f"is quantized (Cast and Mul); {FLOAT_FIRST}")
         return None
 
     def _known(self, value: ir.Value | None, depth: int = 6) -> bool:
@@ -236,17 +217,12 @@ class Constants:
         if node.op_type == "Cast":
             number = attribute(node, "to", 0)
             if number not in {kind.value for kind in ir.DataType}:
-                return Unusable(
-                    source.name, source.size, shape, f"is cast to type {number}, which is none"
-                )
+                return source.unusable(f"is cast to type {number}, which is none")
             to = ir.DataType(number)
             if source.dtype in FLOATS and to in FLOATS:
                 return Constant(source.root, source.tensor, source.layout, to)
-            return Unusable(
-                source.name,
-                source.size,
-                shape,
-                f"is stored as {source.dtype.name.lower()} and cast to {to.name.lower()}",
+            return source.unusable(
+                f"is stored as {source.dtype.name.lower()} and cast to {to.name.lower()}"
             )
         if node.op_type == "Transpose":
             perm = (
@@ -255,22 +231,16 @@ class Constants:
                 else tuple(reversed(range(len(shape))))
             )
             if sorted(perm) != list(range(len(shape))):
-                return Unusable(
-                    source.name,
-                    source.size,
-                    shape,
-                    f"has {len(shape)} axes, which a Transpose puts in the order {list(perm)}",
+                return source.unusable(
+                    f"has {len(shape)} axes, which a Transpose puts in the order {list(perm)}"
                 )
             return source.transpose(*perm)
         new_shape = self._new_shape(node, shape)
         if new_shape is None:
             return None
         if math.prod(new_shape) != source.size:
-            return Unusable(
-                source.name,
-                source.size,
-                shape,
-                f"has shape {shape}, which {node.op_type} cannot make {new_shape}",
+            return source.unusable(
+                f"has shape {shape}, which {node.op_type} cannot make {new_shape}"
             )
         return source.reshape(*new_shape)
 

@@ -289,7 +289,7 @@ def _refused(
     site = entry.sites[0] if isinstance(entry, Factorable) else entry.site
     assert site is not None
     constant = site.operand
-    refusal = Refusal(constant.name, constant.size, constant.shape, reason)
+    refusal = Refusal.because(constant, reason)
     return Refused(entry.node, site.form, refusal, site, paired=paired)
 
 
@@ -305,9 +305,7 @@ def _entry(
         site = next((own for own in sites if not isinstance(own.form, InnerForm)), sites[0])
         constant = site.operand
         ops = site.form.ops
-        refusal = Refusal(
-            constant.name, constant.size, constant.shape, f"off; {named('ops', ops)} turns it on"
-        )
+        refusal = Refusal.because(constant, f"off; {named('ops', ops)} turns it on")
         return Refused(node, site.form, refusal, site, off=True)
     form, refused = matches[0]
     assert isinstance(refused, Refusal)
@@ -319,10 +317,8 @@ def _depends_on_call(node: ir.Node, names: Sequence[str], constants: Constants) 
     for value in node.inputs:
         found = constants.resolve(value)
         if isinstance(found, Constant) and len(found.shape) > 1:
-            return Refusal(
-                found.name,
-                found.size,
-                found.shape,
+            return Refusal.because(
+                found,
                 f"its {', '.join(names)} depends on the call of the function around it",
             )
     return None

@@ -113,6 +113,11 @@ class Refusal:
             unusable.name, unusable.size, unusable.shape, f"{unusable.name} {unusable.reason}"
         )
 
+    @classmethod
+    def because(cls, constant: Constant, reason: str) -> Refusal:
+        """The refusal of a constant that can be read, for a reason that is a whole sentence."""
+        return cls(constant.name, constant.size, constant.shape, reason)
+
 
 class Form(abc.ABC):
     """One way in which a constant linear map can stand in a graph."""
@@ -206,10 +211,8 @@ class Form(abc.ABC):
     ) -> Site | Refusal:
         """A site of this form, unless the constant's type rules it out."""
         if operand.dtype not in FLOATS or matrix.tensor.dtype not in FLOATS:
-            return Refusal(
-                operand.name,
-                operand.size,
-                operand.shape,
+            return Refusal.because(
+                operand,
                 f"{operand.name} has type {operand.dtype.name.lower()}; only float16, bfloat16, "
                 "float32 and float64 weights are factored",
             )

@@ -52,10 +52,8 @@ def _weight(node: ir.Node, constants: Constants) -> Constant | Refusal | None:
     groups = attribute(node, "group", 1)
     if groups != 1:
         kind = "depthwise" if weight.shape[1] == 1 else "grouped"
-        return Refusal(
-            weight.name,
-            weight.size,
-            weight.shape,
+        return Refusal.because(
+            weight,
             f"{kind} convolution: its {groups} groups are small maps already",
         )
     return weight

@@ -91,7 +91,7 @@ class Einsum(Form):
         if not isinstance(equation, str) and len(equation.w) != len(operand.shape):
             equation = f"einsum has {equation.w!r} for a constant of {len(operand.shape)} axes"
         if isinstance(equation, str):
-            return Refusal(operand.name, operand.size, operand.shape, equation)
+            return Refusal.because(operand, equation)
         return self.site(node, index, operand, _matrices(operand, equation))
 
     def vectors(self, site: Site, array: Array) -> Array:

@@ -49,9 +49,7 @@ class _FusedMatMul(Form):
         if not isinstance(operand, Constant):
             return operand
         if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
-            return Refusal(
-                operand.name, operand.size, operand.shape, "transBatchA or transBatchB is set"
-            )
+            return Refusal.because(operand, "transBatchA or transBatchB is set")
         turned = bool(attribute(node, _TRANSPOSED[self.side], 0))
         matrix = stack(operand, transposed=turned != (self.side == 0))
         return self.site(node, self.side, operand, matrix)

@@ -43,7 +43,7 @@ def constant_operand(node: ir.Node, index: int, constants: Constants) -> Constan
             reason = "a batch of weights applied to a single vector"
     if reason is None:
         return constant
-    return Refusal(constant.name, constant.size, constant.shape, reason)
+    return Refusal.because(constant, reason)
 
 
 def row_constant(value: ir.Value | None, size: int, constants: Constants) -> Constant | None:
