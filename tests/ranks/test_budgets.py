@@ -29,11 +29,9 @@ from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.formats import Format, Variant
 from onnx_lowrank.measures import Latency, Milliseconds, Speedup, speedup_text
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.knapsack import Solution
 from onnx_lowrank.ranks.budget_strategies import cost_of
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.damage import DamageCurve
-from onnx_lowrank.ranks.furthest import furthest
 from onnx_lowrank.ranks.goals import Budget, milliseconds_of, size_of
 from onnx_lowrank.ranks.guard import put_back, slower
 from onnx_lowrank.ranks.strategy import Plan
@@ -359,22 +357,6 @@ def test_a_curve_goes_through_its_points_and_falls_with_the_rank() -> None:
     assert curve.at(15) == pytest.approx(1e-3 * tails[15] / tails[10])
     odd = DamageCurve(((10, 1e-3), (3, 1e-4)), tails)  # noise: less damage at a lower rank
     assert np.isfinite([odd.at(rank) for rank in range(21)]).all()
-
-
-@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
-def test_the_search_finds_the_last_step_within_the_limit(power: float) -> None:
-    steps = [Solution((), 1000.0 - i, float(i * i)) for i in range(1000)]
-    calls = []
-
-    def loss(step: Solution) -> float:
-        calls.append(step)
-        return float(0.003 * step.damage ** (power / 2))
-
-    limit = 0.003 * 400**power
-    index, known = furthest(steps, loss, limit, lambda step: step.damage**0.5, {})
-    assert 395 <= index <= 400
-    assert known[index] <= limit
-    assert len(calls) <= 12
 
 
 def latency(low: float, high: float) -> Latency:
