@@ -90,7 +90,9 @@ def _grid(rows: Sequence[tuple[Layer, int]], layers: Sequence[Layer], *, piped: 
             *([_format(layer, piped=piped)] if formats else []),
         ]
         if layer.rank is None:
-            grid.add(*cells, rest=_DENSE + layer.reason.removeprefix(_DENSE))
+            # The column before has the format already.
+            reason = layer.reason.removesuffix(f"; weights in {layer.format}")
+            grid.add(*cells, rest=_DENSE + reason.removeprefix(_DENSE))
         else:
             energy = "" if layer.energy is None else f"{layer.energy:.4f}"
             grid.add(*cells, str(layer.rank), f"{_share(layer):.2f}", energy, _error(layer))

@@ -178,8 +178,9 @@ def assemble(
         put_back(model, context.judged.model, context.source.model)
     drop_inferred(model)
     if context.settings.shape_for is None:  # else it has been said
-        for change in differences(context.source.model, model):
-            context.say(f"{_CHANGED}{change}")
+        changes = differences(context.source.model, model)
+        if changes:
+            context.say(f"{_CHANGED}{'; '.join(changes)}")
     methods = methods_of(prepared, steps)
     given = context.settings.data, context.settings.calibration
     if context.settings.heals and context.settings.calibrate and any(s is not None for s in given):

@@ -321,7 +321,7 @@ def _others(model: ir.Model, finding: Finding, constants: Constants, total: int)
             "the graph's outputs" if node is None else f"{node.op_type} (input {index})"
             for node, index in readers
         )
-        reason = f"read by {', '.join(kinds) or 'nothing'}, which is no linear map that is handled"
+        reason = f"read by {', '.join(kinds) or 'nothing'}, where no weight is factored"
         rows.append(
             Inspected(
                 listed(names, 2), "", "", value.name or "", found.shape, size, None, (), reason

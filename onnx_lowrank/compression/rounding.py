@@ -116,7 +116,7 @@ def _rounded_notes(
         counts = Counter(str(stored[group].format) for group in layers)
         size = sum(rounded[group].bytes for group in layers) / 1e6
         each = "; ".join(f"{counted(n, 'layer')} in {form}" for form, n in counts.most_common())
-        yield f"{_WEIGHTS}integers: {each}; {size:.3g} MB"
+        yield f"{_WEIGHTS}integers: {each}; {size:.3g} MB together"
     if any(form.dynamic and form.signed for own in stored.values() if (form := own.format)):
         yield (
             f"{_SIGNED}, as kernels compute them exactly where that was chosen; on x86 processors "

@@ -118,6 +118,15 @@ def test_a_number_format_has_a_column(width: int, monkeypatch: pytest.MonkeyPatc
     assert "format" not in shown(table(layers(4)), width, monkeypatch)[1]
 
 
+def test_a_reason_does_not_repeat_the_column_of_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = "8 bits, blocks of 32"
+    reason = f"dense: off; --ops conv turns it on; weights in {form}"
+    dense = dataclasses.replace(layers(1)[0], rank=None, status="dense", format=form, reason=reason)
+    row = shown(table([dense]), 200, monkeypatch)[2]
+    assert row.endswith("dense: off; --ops conv turns it on")
+    assert row.count("8 bits") == 1
+
+
 def test_reasons_that_are_cut_are_whole_below(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(table(layers(3)), 80, monkeypatch)
     assert REASON in " ".join(line.strip() for line in lines)
