@@ -29,7 +29,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from fit_table import JUDGED, ROOT, Feed, batches, calibrating, embeddings, paragraphs
+from fit_table import (
+    JUDGED,
+    Feed,
+    batches,
+    calibrating,
+    embeddings,
+    encoder_parser,
+    paragraphs,
+)
 from other_methods import WAYS, Way, by_layer
 from tokenizers import Tokenizer
 
@@ -70,12 +78,7 @@ WIDTH = 10  # of a column
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; returns 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    cache = ROOT / "models" / "cache"
-    parser.add_argument("--model", type=Path, default=cache / "minilm-l6.onnx")
-    parser.add_argument("--tokenizer", type=Path, default=cache / "minilm-l6.tokenizer.json")
+    parser = encoder_parser(__doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=list(BARS))
     parser.add_argument("--samples", type=int, default=2048, help="paragraphs to calibrate with")
     parser.add_argument("--refit", action="store_true", help="a column with refit")

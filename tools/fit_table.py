@@ -77,14 +77,20 @@ NAME, CELL = 16, 18  # widths
 Feed = dict[str, Array]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; returns 1 if a bar is missed."""
+def encoder_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the places of a sentence encoder and its tokenizer."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cache = ROOT / "models" / "cache"
     parser.add_argument("--model", type=Path, default=cache / "minilm-l6.onnx")
     parser.add_argument("--tokenizer", type=Path, default=cache / "minilm-l6.tokenizer.json")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; returns 1 if a bar is missed."""
+    parser = encoder_parser(__doc__)
     parser.add_argument(
         "--shares",
         type=float,

@@ -18,7 +18,6 @@ Needs ``models/cache/minilm-l6.onnx`` and its tokenizer (see ``models/get.py``) 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,15 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from fit_table import JUDGED, ROOT, Feed, batches, calibrating, embeddings, paragraphs
+from fit_table import (
+    JUDGED,
+    Feed,
+    batches,
+    calibrating,
+    embeddings,
+    encoder_parser,
+    paragraphs,
+)
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Tokenizer
 
@@ -73,12 +80,7 @@ _STRICT = 0.01  # QUInt8, per channel
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; returns 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    cache = ROOT / "models" / "cache"
-    parser.add_argument("--model", type=Path, default=cache / "minilm-l6.onnx")
-    parser.add_argument("--tokenizer", type=Path, default=cache / "minilm-l6.tokenizer.json")
+    parser = encoder_parser(__doc__)
     parser.add_argument("--samples", type=int, default=1024, help="paragraphs to calibrate with")
     parser.add_argument("--judged", type=int, default=JUDGED, help="paragraphs that judge")
     parser.add_argument("--rounds", type=int, default=40, help="of the timing")

@@ -103,7 +103,8 @@ def compress(
             and up to 1. Default: 0.95.
         rank: instead of ``energy``: this rank for every layer, taken as it is.
         keep: instead of ``energy``: the share of the linear layers' parameters to keep over the
-            whole model, with ranks of the least damage to the outputs.
+            whole model, with ranks of the least damage to the outputs.  With ``weights`` the share
+            of their bytes.
         uniform: with ``keep``: the same share of every layer.
         max_size: instead of ``energy``: bytes of the result with external data.  Beside
             ``tolerance`` a limit of both. A whole number is bytes; a text has a unit, such as

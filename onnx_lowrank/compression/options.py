@@ -37,7 +37,8 @@ _TABLE = (
     Option(
         "keep", "number",
         "Instead of {energy}: the share of the linear layers' parameters to keep over the whole "
-        "model, with ranks of the least damage to the outputs.",
+        "model, with ranks of the least damage to the outputs.  With {weights} the share of their "
+        "bytes.",
         GOAL, goal=True, above=0, most=1,
     ),
     Option(
