@@ -31,6 +31,7 @@ from onnx_lowrank.graph.references import restore
 from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.maps.choice import Decision
 from onnx_lowrank.measures import Check, speedup_text
+from onnx_lowrank.phrases import counted, listed
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.costs import CostTable
@@ -197,11 +198,10 @@ class _Run:
             latency = found.measured.latency
             if latency is None or not slower(latency) or not plan.changed:
                 break
-        again = "as they were" if prepared.formats else "dense again"
-        own = "what was chosen for them" if prepared.formats else "their pairs"
+        again = "left as in the original" if prepared.formats else "made dense again"
         self._context.say(
-            f"{len(self._put_back)} layers are {again}: the model was slower with {own}, as timed "
-            "here; another run may find it otherwise"
+            f"{counted(len(self._put_back), 'layer')} {again}, because the model was slower: "
+            f"{listed(self._put_back, 4)}; times decided that, so another run may find it otherwise"
         )
         return found
 
