@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.edits import Edits
 from onnx_lowrank.graph.float_maps import HANDLED, Dequantized, FloatMaps
-from onnx_lowrank.graph.rounded import Rounded
+from onnx_lowrank.graph.rounded import RoundedValues
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 
@@ -44,7 +44,7 @@ def dequantize(model: ir.Model, spool: Spool) -> Dequantized:
     """
     constants, edits = Constants(model), Edits(model, spool)
     before = {value for value in model.graph.initializers.values() if value.uses()}
-    maps, rounded = FloatMaps(constants, edits), Rounded(constants, edits)
+    maps, rounded = FloatMaps(constants, edits), RoundedValues(constants, edits)
     for node in list(model.graph):
         maps.map(node)
     for node in list(model.graph):

@@ -16,7 +16,7 @@ from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.edits import Edits, become, producer_of
 from onnx_lowrank.graph.walk import attribute, node_name
 
-__all__ = ["Rounded"]
+__all__ = ["RoundedValues"]
 
 # Types of the codes of a QuantizeLinear without a zero point, by its output_dtype.
 _UNSAID: dict[int, type[np.uint8 | np.int8]] = {
@@ -26,7 +26,7 @@ _UNSAID: dict[int, type[np.uint8 | np.int8]] = {
 }
 
 
-class Rounded:
+class RoundedValues:
     """The pairs of QuantizeLinear and DequantizeLinear of one model."""
 
     def __init__(self, constants: Constants, edits: Edits) -> None:
