@@ -127,12 +127,12 @@ def _widen(model: ir.Model) -> None:
     """Make all floats float32, as gradients of 16 bits vanish and 64 bits are not needed."""
     narrow = FLOATS - {_FLOAT}
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
-        if value.dtype in narrow:
-            value.dtype = _FLOAT
         tensor = value.const_value
         if tensor is not None and tensor.dtype in narrow:
             value.const_value = _float32(tensor, value.name)
-            value.dtype = _FLOAT
+        elif value.dtype not in narrow:
+            continue
+        value.type = ir.TensorType(_FLOAT)  # the old one is that of the other model too
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR:
@@ -164,7 +164,7 @@ def _open(model: ir.Model, trained: Sequence[str]) -> None:
         node = constants.get(name)
         if value is not None:
             value.shape = ir.Shape(_sizes(value.const_value))
-            value.const_value, value.dtype = None, _FLOAT
+            value.const_value, value.type = None, ir.TensorType(_FLOAT)
             if value not in graph.inputs:
                 graph.inputs.append(value)
         elif node is not None:

@@ -155,19 +155,22 @@ def assemble(
         for note in [text for text in context.notes if text.startswith(_AGAIN)]:
             del context.notes[note]  # of an earlier assembly
         rounded, opened = round_model(
-            context, prepared, model, choices, finding, spool, open_corrections=heals
+            context, prepared, model, choices, finding, spool, heals=heals
         )
-        if opened.corrections:
+        if opened.corrections or opened.scales:
             corrections = opened.corrections.values()
             nodes = [node for own in corrections for node in own.beside]
+            nodes += [node for own in opened.scales.values() for node in own]
             pairs_of = [name for own in corrections for name in own.names]
-            trained = (*pairs_of, *beside(model, nodes))
+            trained = (*pairs_of, *opened.scales, *beside(model, nodes))
             again, step = _healed(context, prepared, model, trained, spool, other)
             healing = _both(healing, again)
             steps += () if step is None else (step,)
         close_rounding(model, opened, prepared.statistics, spool)
         if heals and healing is None and step is None:
-            context.say("nothing to heal: no layer of the main graph was factored or corrected")
+            context.say(
+                "nothing to heal: no layer of the main graph was factored or stored in integers"
+            )
         if context.settings.shape_for is not None:
             for note in shape_for(model, context.settings.shape_for, context.trial.sizes):
                 context.say(note)

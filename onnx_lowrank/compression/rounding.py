@@ -38,7 +38,7 @@ def round_model(
     finding: Finding,
     spool: Spool,
     *,
-    open_corrections: bool,
+    heals: bool,
 ) -> tuple[dict[Group, Rounded], Opened]:
     """Integers in place of the weights and tables with a format, in place.
 
@@ -49,10 +49,10 @@ def round_model(
         choices: what becomes of the layers.
         finding: the linear maps of the model before it had pairs.
         spool: where the integers wait until they are saved.
-        open_corrections: leave the pairs that correct roundings floats.
+        heals: whether healing goes on with scales and with the pairs that correct roundings.
 
     Returns:
-        what became of the weights, and what is floats until the corrections are healed.
+        what became of the weights, and what healing goes on with.
     """
     stored = {group: choice for group, choice in choices.items() if choice.format is not None}
     if not stored:
@@ -70,7 +70,7 @@ def round_model(
             prepared.statistics,
             spool,
             advance,
-            open_corrections=open_corrections,
+            heals=heals,
         )
         constants = Constants(model, settings.constant_inputs)
         sites = find_tables(finding, model, constants, settings.selection).sites

@@ -92,10 +92,12 @@ class Postponed:
 
 @dataclass(eq=False)
 class Opened:
-    """What is left as floats: while the pairs that correct roundings are healed, and longer.
+    """What healing goes on with, and what is left as floats until then, or longer.
 
     Attributes:
-        corrections: nodes of these pairs.
+        corrections: nodes of the pairs that correct roundings, which are floats until then.
+        scales: of codes that are written, by name, and the nodes that multiply with what they
+            stand for.
         products: those that round their inputs in every run, or are one node with their codes: no
             derivative goes through that.
         static: those whose inputs have ranges that are known before; they wait until the graph has
@@ -103,6 +105,7 @@ class Opened:
     """
 
     corrections: dict[Group, Correction] = field(default_factory=dict)
+    scales: dict[str, list[ir.Node]] = field(default_factory=dict)
     products: list[Postponed] = field(default_factory=list)
     static: list[Postponed] = field(default_factory=list)
 
@@ -177,7 +180,9 @@ def round_weight(
         inverse = Inverse(moments)
 
     def rounding(own: Array) -> Blocks:
-        return rounded(own, inverse, form.bits, form.rows(len(own)), one=not form.channels)
+        block = form.rows(len(own))
+        one = not form.channels
+        return rounded(own, inverse, form.bits, block, one=one, zeros=form.zeros)
 
     if not form.correction:
         return RoundedWeight(rounding(matrix))
@@ -237,7 +242,7 @@ def round_weights(
     spool: Spool,
     advance: Advance,
     *,
-    open_corrections: bool = False,
+    heals: bool = False,
 ) -> tuple[dict[Group, Rounded], Opened]:
     """Round the weights of groups with a format.
 
@@ -248,13 +253,13 @@ def round_weights(
         statistics: moments of the inputs of the groups, as they were before.
         spool: where the integers wait until they are saved.
         advance: called with the number of elements of every group that is done.
-        open_corrections: leave the pairs that correct roundings floats, to be healed.
+        heals: whether healing goes on with scales and with the pairs that correct roundings.
 
     Returns:
-        what became of the weights, and what is still floats.
+        what became of the weights, and what healing goes on with.
     """
     opened = Opened()
-    writer = _Writer(FormatWriter(model, spool), opened, open_corrections)
+    writer = _Writer(FormatWriter(model, spool), opened, heals)
     firsts: dict[ir.Node, _First] = {}
     found = {}
     for group, choice in choices.items():
@@ -268,7 +273,7 @@ def round_weights(
         nodes = [member.site.node for member in own[group].members]
         if choice.rank is None:
             found[group], shift, correction = _write_dense(writer, nodes, choice.format, inputs)
-            if correction is not None and open_corrections:
+            if correction is not None and heals:
                 opened.corrections[group] = correction
         else:
             found[group], shift = _write_pair(writer, nodes, choice.format, inputs, firsts)
@@ -309,7 +314,7 @@ class _Writer:
     Attributes:
         formats: writes into the model.
         opened: takes what waits.
-        heals: whether what healing cannot go through waits too.
+        heals: whether what healing cannot go through waits too, and scales are noted.
     """
 
     formats: FormatWriter
@@ -319,7 +324,9 @@ class _Writer:
     def put(self, nodes: list[ir.Node], codes: Blocks | Array, form: Format) -> None:
         waits = form.static or (self.heals and (form.dynamic or form.fused))
         if not waits or not isinstance(codes, Blocks):
-            self.formats.put(nodes, codes, form)
+            scales = self.formats.put(nodes, codes, form)
+            if self.heals and scales is not None:
+                self.opened.scales[scales.name or ""] = nodes
             return
         queue = self.opened.static if form.static else self.opened.products
         queue.append(Postponed(nodes, codes, form))
@@ -407,7 +414,8 @@ def _write_pair(
 
 
 def _first(first: Array, form: Format, moments: Moments | Inverse | None) -> Blocks:
-    return rounded(first, moments, form.bits, form.rows(len(first)), one=not form.channels)
+    block, one = form.rows(len(first)), not form.channels
+    return rounded(first, moments, form.bits, block, one=one, zeros=form.zeros)
 
 
 def _second(
@@ -417,6 +425,7 @@ def _second(
     matrix = np.asarray(exact, np.float64) @ second
     if len(second) < SMALLEST:
         return refitted_second(matrix, first, second, moments).astype(np.float32)
-    block = form.rows(len(second))
-    one = not form.channels
-    return rounded_second(matrix, first, second, moments, form.bits, block, one=one)
+    block, one = form.rows(len(second)), not form.channels
+    return rounded_second(
+        matrix, first, second, moments, form.bits, block, one=one, zeros=form.zeros
+    )

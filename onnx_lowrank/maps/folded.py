@@ -62,18 +62,21 @@ class FoldedWriter:
     def __init__(self, graph: ir.Graph, storage: Storage) -> None:
         self._graph, self._storage = graph, storage
 
-    def put(self, sites: Sequence[Site], matrix: Blocks | Array, base: str) -> None:
+    def put(self, sites: Sequence[Site], matrix: Blocks | Array, base: str) -> ir.Value | None:
         """Let nodes read codes, or another matrix of floats.
 
         Args:
             sites: of nodes that read the same matrix now.
             matrix: in × out; stored once for all of them.
             base: how names begin.
+
+        Returns:
+            the scales of codes.
         """
         in_node = sites[0].operand.root.producer() is not None
-        shape = matrix.shape
+        shape, scales = matrix.shape, None
         if isinstance(matrix, Blocks):
-            value, read = self._multiplied(matrix, base, in_node=in_node)
+            value, read, scales = self._multiplied(matrix, base, in_node=in_node)
         else:  # as the first node reads it
             wanted = _wanted(sites[0], shape)
             stored = np.ascontiguousarray(wanted.apply(matrix))
@@ -86,9 +89,12 @@ class FoldedWriter:
             if layout.key not in known:
                 known[layout.key] = self._read_so(value, layout, base, in_node=in_node)
             site.node.replace_input_with(site.index, known[layout.key])
+        return scales
 
-    def _multiplied(self, codes: Blocks, base: str, *, in_node: bool) -> tuple[ir.Value, Layout]:
-        """Codes by their scales, and how the product is read as the matrix, in × out."""
+    def _multiplied(
+        self, codes: Blocks, base: str, *, in_node: bool
+    ) -> tuple[ir.Value, Layout, ir.Value]:
+        """Codes by their scales, how that is read as the matrix, in × out, and the scales."""
         (m, n), block = codes.shape, codes.block
         assert codes.zeros is None
         integers = codes.codes.T.astype(np.int8 if codes.bits == 8 else ml_dtypes.int4)
@@ -100,13 +106,13 @@ class FoldedWriter:
         elif groups > 1:
             scales = scales[:, :, None]
         name = f"{base}.q{codes.bits}"
-        q = self._floats(np.ascontiguousarray(integers), f"{name}.codes", in_node=in_node)
-        s = self._floats(scales, f"{name}.scales", in_node=in_node)
+        q, _ = self._floats(np.ascontiguousarray(integers), f"{name}.codes", in_node=in_node)
+        s, stored = self._floats(scales, f"{name}.scales", in_node=in_node)
         if groups > 1 and not whole:
             s = self._stretched(s, (n, groups, block), m, name, in_node=in_node)
         shape = integers.shape
         value = self._derived("Mul", [q, s], f"{name}.values", shape)
-        return value, Layout.of(shape).reshape(n, m).transpose(1, 0)
+        return value, Layout.of(shape).reshape(n, m).transpose(1, 0), stored
 
     def _stretched(
         self, scales: ir.Value, shape: tuple[int, int, int], m: int, base: str, *, in_node: bool
@@ -125,13 +131,13 @@ class FoldedWriter:
         inputs = [flat, numbers(0), numbers(m), numbers(1)]
         return self._derived("Slice", inputs, f"{base}.scales_each", (n, m))
 
-    def _floats(self, array: Array, name: str, *, in_node: bool) -> ir.Value:
-        """A constant as float32."""
+    def _floats(self, array: Array, name: str, *, in_node: bool) -> tuple[ir.Value, ir.Value]:
+        """A constant as float32, and as it is stored."""
         value = self._storage.store(self._graph, array, name, in_node=in_node)
         if array.dtype == np.float32:
-            return value
+            return value, value
         to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
-        return self._derived("Cast", [value], f"{name}_cast", array.shape, to)
+        return self._derived("Cast", [value], f"{name}_cast", array.shape, to), value
 
     def _read_so(self, value: ir.Value, layout: Layout, base: str, *, in_node: bool) -> ir.Value:
         """A value through the transposes and reshapes of a layout."""

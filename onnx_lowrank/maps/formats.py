@@ -1,6 +1,8 @@
 """In which numbers the weights of a linear map are stored, and writing them down.
 
 ``x @ W``  ->  ``x @ DequantizeLinear(q, s)``  with blocks along the axis that is summed over
+``x @ W``  ->  ``x @ DequantizeLinear(q, s, z)``  of 4 bits, where the least and the largest weight
+of a block are seldom as far from 0
 ``x @ W``  ->  ``x @ DequantizeLinear(q, s) + (x @ A) @ B``  with a pair that corrects the rounding
 
 That is what ONNX Runtime makes MatMulNBits of, by itself; it needs opset 21.  That node itself is
@@ -83,6 +85,7 @@ class Format:
         signed: whether the integers of a whole column are stored with a sign.
         channels: whether each whole column has a scale, or all of them one.
         fused: whether a product with blocks is one node, MatMulNBits of ONNX Runtime.
+        zeros: whether each block has a zero point too.
     """
 
     bits: Bits
@@ -93,6 +96,7 @@ class Format:
     signed: bool = True
     channels: bool = True
     fused: bool = False
+    zeros: bool = False
 
     def __str__(self) -> str:
         if self.table and self.bits == 8:
@@ -136,7 +140,7 @@ class Format:
         return suited(self.block, m) if self.block else m
 
     def bytes(self, m: int, n: int, rank: int | None = None, *, leads: bool = True) -> int:
-        """Bytes of a weight ``[m, n]``, or of its pair: codes, and scales in float16.
+        """Bytes of a weight ``[m, n]``, or of its pair: codes, scales in float16, zero points.
 
         Args:
             m: inputs, or rows of a table.
@@ -153,6 +157,8 @@ class Format:
         if not self.block:
             return m * n + (4 if self.integers else 2) * (n if self.channels else 1)
         size = self._coded(m, n, self.bits, suited(self.block, m))
+        if self.zeros:
+            size += self._zeros(-(-m // suited(self.block, m)), n)
         if self.correction:
             a, b = CORRECTION, suited(CORRECTION.block, self.correction)
             size += self._coded(m, self.correction, a.bits, suited(a.block, m))
@@ -163,14 +169,18 @@ class Format:
         """Bytes of codes as they are written, with their scales and zero points."""
         if not self.fused:
             return codes.nbytes
-        groups, n = codes.scales.shape
-        zeros = 0 if codes.zeros is None else n * -(-groups * codes.bits // 8)
+        zeros = 0 if codes.zeros is None else self._zeros(*codes.scales.shape)
         return self._coded(*codes.shape, codes.bits, kernel_block(codes)) + zeros
 
     @property
     def corrected_by(self) -> Format:
         """The format of the pair that corrects the rounding."""
         return replace(CORRECTION, fused=self.fused)
+
+    def _zeros(self, groups: int, n: int) -> int:
+        if self.fused:  # whole bytes for each column
+            return n * -(-groups * self.bits // 8)
+        return -(-groups * n * self.bits // 8)
 
     def _coded(self, m: int, n: int, bits: int, block: int) -> int:
         if self.fused:  # whole blocks, and scales in float32
@@ -337,7 +347,7 @@ class FormatWriter:
 
     def put(
         self, nodes: Sequence[ir.Node], matrix: Blocks | Array, form: Format | None = None
-    ) -> None:
+    ) -> ir.Value | None:
         """Let products read codes, or another matrix of floats, in × out.
 
         Args:
@@ -345,6 +355,9 @@ class FormatWriter:
             matrix: stored once for all of them; what nobody reads any more is removed.
             form: of the codes, which decides whether the inputs are rounded too; where their
                 ranges are known before, `surround` does that.
+
+        Returns:
+            the scales of codes, where what the products give is a smooth function of them.
         """
         root = self.weight(nodes[0]).root
         base, in_node = node_name(nodes[0]), root.producer() is not None
@@ -352,21 +365,23 @@ class FormatWriter:
         integers = form is not None and form.integers
         shared = isinstance(matrix, Blocks) and len(nodes) > 1 and not integers
         if shared or not is_product(nodes[0], self._constants):
-            self._folded.put([folded_site(node, self._constants) for node in nodes], matrix, base)
+            sites = [folded_site(node, self._constants) for node in nodes]
+            scales = self._folded.put(sites, matrix, base)
             remove_unread(root)
-            return
+            return scales
         if isinstance(matrix, Blocks) and form is not None and form.dynamic:
             self._products.write(nodes, matrix, signed=form.signed, in_node=in_node)
             remove_unread(root)
-            return
+            return None
         if isinstance(matrix, Blocks) and form is not None and form.fused:
             self._nbits.write(nodes, matrix, base, in_node=in_node)
             remove_unread(root)
-            return
+            return None
+        scales = None
         if isinstance(matrix, Blocks) and form is not None and form.static:
             value = self._columns(matrix, form, base, in_node=in_node)
         elif isinstance(matrix, Blocks):
-            value = self._dequantized(matrix, f"{base}.q{matrix.bits}", in_node=in_node)
+            value, scales = self._dequantized(matrix, f"{base}.q{matrix.bits}", in_node=in_node)
         else:
             name = f"{base}.lowrank_B"
             value = self._storage.store(self._model.graph, matrix, name, in_node=in_node)
@@ -374,6 +389,7 @@ class FormatWriter:
             node.replace_input_with(1, value)
             node.attributes.pop("transB", None)
         remove_unread(root)
+        return scales
 
     def surround(self, nodes: Sequence[ir.Node], steps: Mapping[str, ByteStep]) -> None:
         """Round what products read and give, with ranges that are known before.
@@ -452,7 +468,7 @@ class FormatWriter:
             return self._storage.store(self._model.graph, matrix, name, in_node=False)
         if form is not None and form.fused:
             return None
-        return self._dequantized(matrix, name, in_node=False)
+        return self._dequantized(matrix, name, in_node=False)[0]
 
     def _before(
         self,
@@ -486,17 +502,22 @@ class FormatWriter:
         name = storage.new_name(f"{base}.q8.values")
         return storage.derive(graph, "DequantizeLinear", [q, s], attributes, name, like)
 
-    def _dequantized(self, codes: Blocks, base: str, *, in_node: bool) -> ir.Value:
+    def _dequantized(self, codes: Blocks, base: str, *, in_node: bool) -> tuple[ir.Value, ir.Value]:
+        """What blocks stand for, and their scales as they are stored."""
         graph, storage = self._model.graph, self._storage
         integers = codes.codes.astype(_KINDS[codes.bits, codes.zeros is None])
         q = storage.store(graph, integers, f"{base}.codes", in_node=in_node)
-        scales = storage.store(graph, codes.scales, f"{base}.scales", in_node=in_node)
+        stored = scales = storage.store(graph, codes.scales, f"{base}.scales", in_node=in_node)
         if codes.scales.dtype != np.float32:
             name = storage.new_name(f"{base}.scales_cast")
             to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
             like = TypedShape(ir.DataType.FLOAT, codes.scales.shape)
             scales = storage.derive(graph, "Cast", [scales], to, name, like)
+        inputs = [q, scales]
+        if codes.zeros is not None:
+            zeros = codes.zeros.astype(integers.dtype)
+            inputs.append(storage.store(graph, zeros, f"{base}.zeros", in_node=in_node))
         attributes = [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", codes.block)]
         name = storage.new_name(f"{base}.values")
         like = TypedShape(ir.DataType.FLOAT, codes.shape)
-        return storage.derive(graph, "DequantizeLinear", [q, scales], attributes, name, like)
+        return storage.derive(graph, "DequantizeLinear", inputs, attributes, name, like), stored

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["Bits", "Blocks", "pack4", "round_blocks", "unpack4"]
+__all__ = ["Bits", "Blocks", "levels", "pack4", "round_blocks", "unpack4"]
 
 Bits = Literal[4, 6, 8]
 Float64 = npt.NDArray[np.float64]
@@ -80,6 +80,11 @@ class Blocks:
         return np.repeat(array, self.block, axis=0)[: len(self.codes)]
 
 
+def levels(bits: Bits, symmetric: bool) -> tuple[int, int]:
+    """The least code and the largest one."""
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if symmetric else (0, (1 << bits) - 1)
+
+
 def round_blocks(
     matrix: Array,
     bits: Bits,
@@ -123,7 +128,7 @@ def round_blocks(
     if weights is not None and np.max(weights) > 0.0:  # an input that is always 0 counts a little
         counts[:m] = np.maximum(weights / np.max(weights), _LEAST)
     counts = counts.reshape(groups, block, 1)
-    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if symmetric else (0, (1 << bits) - 1)
+    low, high = levels(bits, symmetric)
     smallest = np.minimum(stack.min(axis=1), 0.0)
     largest = np.maximum(stack.max(axis=1), 0.0)
     if symmetric:

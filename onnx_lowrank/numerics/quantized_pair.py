@@ -28,6 +28,7 @@ def rounded(
     block: int,
     *,
     one: bool = False,
+    zeros: bool = False,
 ) -> Blocks:
     """Codes of a weight, or of a first factor.
 
@@ -37,10 +38,11 @@ def rounded(
         bits: of a code.
         block: rows that share a scale.
         one: whether all of the matrix shares one scale.
+        zeros: whether each block has a zero point.
     """
     if moments is None:
-        return round_blocks(matrix, bits, block, one=one)
-    return gptq(matrix, moments, bits, block, one=one)
+        return round_blocks(matrix, bits, block, symmetric=not zeros, one=one)
+    return gptq(matrix, moments, bits, block, symmetric=not zeros, one=one)
 
 
 def rounded_second(
@@ -52,6 +54,7 @@ def rounded_second(
     block: int,
     *,
     one: bool = False,
+    zeros: bool = False,
 ) -> Blocks:
     """Codes of a second factor that is fitted to its first one as it is.
 
@@ -63,13 +66,14 @@ def rounded_second(
         bits: of a code.
         block: rows that share a scale.
         one: whether all of the factor shares one scale.
+        zeros: whether each block has a zero point.
     """
     fitted = refitted_second(matrix, first, second, moments)
     if moments is None:
-        return round_blocks(fitted, bits, block, one=one)
+        return round_blocks(fitted, bits, block, symmetric=not zeros, one=one)
     a = np.asarray(first, np.float64)
     inner = Moments(a.T @ moments.applied(a), moments.mean @ a, moments.rows)
-    return gptq(fitted, inner, bits, block, one=one)
+    return gptq(fitted, inner, bits, block, symmetric=not zeros, one=one)
 
 
 def refitted_second(matrix: Array, first: Array, second: Array, moments: Moments | None) -> Array:

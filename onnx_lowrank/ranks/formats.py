@@ -19,6 +19,7 @@ from onnx_lowrank.maps.formats import (
     Format,
     correctable,
     first_opset,
+    folded,
     fusable,
     no_format,
     products,
@@ -59,7 +60,7 @@ _OPS = ("conv", "einsum", "gather", "gemm", "gru", "lstm", "matmul", "rnn")
 # of the factors of a pair.
 _DENSE: Mapping[str, tuple[Format, ...]] = {
     "8": (Format(8, 128),),
-    "4": (Format(4, 32), Format(4, 16), Format(4, 128)),
+    "4": (Format(4, 32), Format(4, 16), Format(4, 64), Format(4, 128)),
 }
 # Of 8 bits where inputs may be rounded too, in each run or with ranges of samples: they come first.
 _DYNAMIC = Format(8, 0, activations="dynamic")
@@ -318,13 +319,13 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
             pairs.append(wanted.integers)
         if not wanted.blocks:
             continue
-        plain = [
-            dataclasses.replace(f, block=suited(f.block, m), fused=fused) for f in _DENSE[kind]
-        ]
+        # What is folded into floats has codes about 0; kernels of 4 bits take zero points as well.
+        own = {"fused": fused, "zeros": kind == "4" and not folded(group)}
+        plain = [dataclasses.replace(f, block=suited(f.block, m), **own) for f in _DENSE[kind]]
         if m < SMALLEST:  # of a convolution: a few weights of each output
             plain = [_NARROW]
         dense += plain
-        pairs.append(dataclasses.replace(_PAIRS[kind], fused=fused))
+        pairs.append(dataclasses.replace(_PAIRS[kind], **own))
         if kind == "4" and correctable(group) and m >= SMALLEST:
             dense += [
                 dataclasses.replace(form, correction=rank)

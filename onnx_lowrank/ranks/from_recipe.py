@@ -10,7 +10,15 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.maps.choice import Choice, Joint
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
-from onnx_lowrank.maps.formats import SMALLEST, Format, correctable, fusable, products, suited
+from onnx_lowrank.maps.formats import (
+    SMALLEST,
+    Format,
+    correctable,
+    folded,
+    fusable,
+    products,
+    suited,
+)
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.tables import Tables, table_formats
 from onnx_lowrank.numerics.ranks import largest_rank
@@ -138,6 +146,10 @@ def _check_format(wanted: Format, layer: RecipeLayer, group: Group, where: str) 
     if not 0 <= wanted.correction <= most:
         raise InputError(
             f"{where}: expected a correction of a rank from 0 to {most}, got {wanted.correction}"
+        )
+    if wanted.zeros and (wanted.bits != 4 or wanted.integers or folded(group)):
+        raise InputError(
+            f"{where}: zero points are for 4 bits that only one MatMul or Gemm multiplies with"
         )
     if wanted.integers:
         _check_integers(group, wanted, where)

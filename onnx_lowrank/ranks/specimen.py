@@ -190,5 +190,8 @@ def _codes(m: int, n: int, form: Format) -> Blocks:
     generator = np.random.default_rng(0)
     most = 1 << form.bits - 1
     codes = generator.integers(-most, most, (m, n), np.int8)
-    scale = 1.0 / (most * math.sqrt(m))
-    return Blocks(codes, np.full((-(-m // block), n), scale, np.float16), None, form.bits, block)
+    scales = np.full((-(-m // block), n), 1.0 / (most * math.sqrt(m)), np.float16)
+    if not form.zeros:
+        return Blocks(codes, scales, None, form.bits, block)
+    zeros = np.full(scales.shape, most, np.uint8)
+    return Blocks((codes + most).astype(np.uint8), scales, zeros, form.bits, block)

@@ -89,6 +89,17 @@ CASES = [
     Case("prelu, input", "s = Constant<value = float[1] {0.3}>() h = Mul(x, W) y = PRelu(h, s)"),
     Case("flat", "h = Floor(W) g = Mul(W, x) y = Add(h, g)"),
     Case("cast", "h = Cast<to = 11>(W) g = Cast<to = 1>(h) y = Mul(x, g)"),
+    *(Case(f"scales, {name}",
+           "q = Constant<value = int8[3,4] {5,-3,2,7,1,0,-8,4,6,-2,3,-1}>() "
+           f"h = DequantizeLinear{attributes}(q, W) g = Sin(h) y = Mul(x, g)",
+           {"W": shape}, low=0.1, high=0.4, opset=21)
+      for name, attributes, shape in (
+          ("blocks", "<axis = 1, block_size = 2>", (3, 2)),
+          ("a block that is not full", "<axis = 0, block_size = 2>", (2, 4)),
+          ("columns", "", (4,)),
+          ("rows", "<axis = 0>", (3,)),
+          ("all", "", ()),
+      )),
     Case("matmul", "y = MatMul(x, W)", ONE),
     Case("matmul, left", "y = MatMul(W, x)", {"W": (5, 3)}),
     Case("matmul, chain", "h = MatMul(x, W) g = Tanh(h) y = MatMul(g, V)",

@@ -263,6 +263,33 @@ def test_refit_and_healing_come_before(rng: np.random.Generator) -> None:
     assert error(result) < error(plain) + LOST["8"]
 
 
+def test_scales_are_healed(rng: np.random.Generator) -> None:
+    """Of what the first layer gives a few directions matter, which its own rounding ignores."""
+    model = parse(
+        f"""{HEAD} g (float[N,96] x) => (float[N,16] y) {{
+            h = MatMul (x, W1)
+            y = Gemm (h, W2, b)
+        }}""",
+        {"W1": weight(rng, 96, 80), "W2": weight(rng, 80, 16), "b": np.ones(16, np.float32)},
+    )
+    samples = feeds(rng, 200)
+    result = compress(
+        model, energy=1.0, weights="4", calibration=samples, heal=100, bench=False, simplify=False
+    )
+    healing = result.report.healing
+    assert healing is not None
+    assert healing.trained == 3
+    assert healing.error_after < 0.98 * healing.error_before
+    onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
+    stored = result.model.graph.initializers
+    kinds = {
+        name.rpartition(".")[2]: tensor.const_value.dtype.name
+        for name, tensor in stored.items()
+        if tensor.const_value is not None
+    }
+    assert kinds == {"b": "FLOAT", "codes": "UINT4", "scales": "FLOAT16", "zeros": "UINT4"}
+
+
 def test_an_old_opset_is_raised(rng: np.random.Generator) -> None:
     model = parse(
         '<ir_version: 6, opset_import: ["" : 11]> g (float[N,64] x) => (float[N,2,16] y) '

@@ -452,6 +452,34 @@ def test_an_unknown_operator_writes_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "samples.npz"]
 
 
+def test_scales_of_codes_are_trained(tmp_path: Path) -> None:
+    """Of weights that are rounded to nearest; blocks of 24 rows are not full."""
+    proto = perceptron()
+    original = ir.from_proto(proto)
+    model = compress(
+        proto, energy=1.0, weights="4", calibrate=False, simplify=False, check=False, bench=False
+    ).model
+    scales = tuple(name for name in model.graph.initializers if name.endswith(".scales"))
+    assert len(scales) == 2
+    fresh = [{"x": np.random.default_rng(99).normal(size=(200, 24)).astype(np.float32)}]
+    before = error(model, original, fresh)
+    found = heal(
+        model,
+        original,
+        (*scales, "b1", "b2"),
+        *parted(samples(60)),
+        None,
+        opener,
+        HealPlan(steps=150, rate=4e-3),
+        lambda _: None,
+    )
+    assert found.best_step > 0
+    assert {found.arrays[name].dtype for name in scales} == {np.dtype(np.float16)}
+    with Spool(tmp_path) as spool:
+        install(model, found.arrays, spool)
+        assert error(model, original, fresh) < 0.95 * before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

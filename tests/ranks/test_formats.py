@@ -126,7 +126,7 @@ def test_formats_of_layers_and_tables() -> None:
     assert all(form is None or not form.correction for form in own["U"].dense)
     tables_of = (Format(8, 64, table=True), Format(4, 32, table=True), Format(4, 16, table=True))
     assert own["E"].dense == (None, *tables_of, Format(6, 64, table=True))
-    assert own["W"].pairs == (None, Format(8, 128), Format(4, 32))
+    assert own["W"].pairs == (None, Format(8, 128), Format(4, 32, zeros=True))
 
 
 DYNAMIC = Format(8, 0, activations="dynamic", signed=False)
@@ -138,7 +138,7 @@ def test_formats_whose_inputs_are_rounded_come_first() -> None:
     found, _ = formats_of(finding, {}, Tables(), model, wanted, Selection())
     own = {group.matrix.name: formats for group, formats in found.items()}
     assert own["W"].dense[:3] == (None, DYNAMIC, Format(8, 64))
-    assert own["V"].pairs == (None, DYNAMIC, Format(8, 128), Format(4, 32))
+    assert own["V"].pairs == (None, DYNAMIC, Format(8, 128), Format(4, 32, zeros=True))
     assert own["U"].integers is None  # its alpha would have to go into the scales
     old = without_opset(found, 11)
     assert {g.matrix.name: f for g, f in old.items()} == dict.fromkeys(
@@ -175,6 +175,7 @@ def test_forms_and_nodes_that_are_left_out() -> None:
     ("form", "size"),
     [
         (Format(4, 32), 64 * 96 // 2 + 2 * 2 * 96),
+        (Format(4, 32, zeros=True), 64 * 96 // 2 + 2 * 2 * 96 + 96),
         (Format(8, 128), 64 * 96 + 2 * 96),
         (Format(8, 96, table=True), 64 * 96 + 2 * 64),
         (Format(8, 0, activations="dynamic"), 64 * 96 + 4 * 96),

@@ -242,6 +242,13 @@ class Tape:
         self.graph.append(copy)
         return copy.outputs[0]
 
+    def scaled(self, node: ir.Node, scale: Value) -> Value:
+        """The output of a DequantizeLinear with other scales."""
+        inputs, attributes = [node.inputs[0], scale, *node.inputs[2:]], node.attributes.values()
+        copy = self.node(node.domain, node.op_type, inputs, list(attributes), 1)
+        self.graph.append(copy)
+        return copy.outputs[0]
+
     def _constant(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Value:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
