@@ -156,6 +156,8 @@ def test_a_recipe_decides_about_the_sign(
         ({"activations": "static"}, "ranges of static inputs come from samples"),
         ({"activations": "no"}, "expected float or dynamic or static"),
         ({"signed": 1}, "signed: expected"),
+        ({"zeros": True}, "zero points are for 4 bits"),
+        ({"zeros": 1}, "zeros: expected"),
     ],
 )
 def test_formats_of_a_recipe_that_cannot_be(
