@@ -320,12 +320,15 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
         if not wanted.blocks:
             continue
         # What is folded into floats has codes about 0; kernels of 4 bits take zero points as well.
-        own = {"fused": fused, "zeros": kind == "4" and not folded(group)}
-        plain = [dataclasses.replace(f, block=suited(f.block, m), **own) for f in _DENSE[kind]]
+        zeros = kind == "4" and not folded(group)
+        plain = [
+            dataclasses.replace(f, block=suited(f.block, m), fused=fused, zeros=zeros)
+            for f in _DENSE[kind]
+        ]
         if m < SMALLEST:  # of a convolution: a few weights of each output
             plain = [_NARROW]
         dense += plain
-        pairs.append(dataclasses.replace(_PAIRS[kind], **own))
+        pairs.append(dataclasses.replace(_PAIRS[kind], fused=fused, zeros=zeros))
         if kind == "4" and correctable(group) and m >= SMALLEST:
             dense += [
                 dataclasses.replace(form, correction=rank)

@@ -55,6 +55,7 @@ def test_the_larger_the_correction_the_smaller_the_error(rng: np.random.Generato
     [
         *(Format(8, 64), Format(4, 16), Format(4, 32, 4), Format(4, 32, 16)),
         *(Format(8, 64, fused=True), Format(4, 64, 4, fused=True)),
+        *(Format(4, 16, zeros=True), Format(4, 32, 4, fused=True, zeros=True)),
     ],
 )
 @pytest.mark.parametrize("samples", [True, False])
