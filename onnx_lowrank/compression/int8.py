@@ -25,7 +25,7 @@ from onnx_lowrank.runtime.memory import gigabytes
 from onnx_lowrank.runtime.providers import CPU
 from onnx_lowrank.runtime.saturation import saturates
 
-__all__ = ["LARGEST", "TIMES", "Figured", "beside_int8", "quantized_alone", "said"]
+__all__ = ["LARGEST", "TIMES", "Figured", "beside_int8", "kinds_for", "quantized_alone", "said"]
 
 LARGEST = 1_900_000_000
 """Bytes of weights that fit in the one file that the quantizer is given."""
@@ -107,25 +107,32 @@ def beside_int8(
             f"{gigabytes(room)} are left ({named('memory')})"
         )
     judged = None if chosen else found.measured.judged
+    kinds = kinds_for(prepared.model) if chosen else kinds_for(prepared.model)[:1]
     known = dict(trial.notes)  # what is noted of the other model is not said of the result
     speedup = None
-    with context.stages("int8", TIMED_PAIRS * chosen + len(trial.samples.feeds)) as advance:
+    steps = TIMED_PAIRS * len(kinds) * chosen + len(trial.samples.feeds)
+    with context.stages("int8", steps) as advance:
         try:
             plain = prepared.model.clone()
             taken_back(plain, context.at, context.source.model)
-            path = quantized_alone(plain, context.folder)
-            if path is None or (not chosen and written_bytes((path,)) >= size):
+            made = {kind: quantized_alone(plain, context.folder, kind) for kind in kinds}
+            files = {kind: path for kind, path in made.items() if path is not None}
+            if not files or (not chosen and written_bytes((files[kinds[0]],)) >= size):
                 return None
-            opened = trial.open(path)
-            session = trial.judged(ir.load(path), opened)
+            opened = {kind: trial.open(path) for kind, path in files.items()}
+            kind = next(iter(files))
+            if chosen:
+                times = {k: trial.time(own, TIMED_PAIRS, advance) for k, own in opened.items()}
+                speeds = {k: time.speedup for k, time in times.items() if time is not None}
+                kind = max(speeds, key=lambda k: speeds[k].median, default=kind)
+                speedup = speeds.get(kind)
+            path = files[kind]
+            session = trial.judged(ir.load(path), opened[kind])
             if judged is not None:
                 own, error = judged.loss, trial.judge(session, settings.metric_used).loss
             else:
                 own = worst_error(check.providers)[1]
                 error = worst_error(trial.check(session, advance).providers)[1]
-            if chosen:
-                timed = trial.time(opened, TIMED_PAIRS, advance)
-                speedup = None if timed is None else timed.speedup
         except _FAILS as failure:
             return f"not compared with int8 alone: {' '.join(str(failure).split())[:200]}"
         finally:
@@ -137,31 +144,46 @@ def beside_int8(
     return said(
         Figured(written_bytes((path,)), error, speedup, metric),
         Figured(size, own, None if speedup is None or latency is None else latency.speedup, metric),
+        kind,
     )
 
 
-def quantized_alone(model: ir.Model, folder: Path) -> Path | None:
-    """A model after one call of ``quantize_dynamic``, per channel.
+def kinds_for(model: ir.Model) -> tuple[QuantType, ...]:
+    """The kinds of weights to compare with, of those whose products are exact here.
 
-    Weights are unsigned where products of signed ones saturate here, else signed, which is faster.
+    Signed ones are faster in products; convolutions may be several times slower with them, so that
+    a model with some is tried with both.
+
+    Args:
+        model: to be quantized.
+    """
+    if saturates():
+        return (QuantType.QUInt8,)
+    convolves = any(node.op_type == "Conv" for node in all_nodes(model))
+    return (QuantType.QInt8, QuantType.QUInt8) if convolves else (QuantType.QInt8,)
+
+
+def quantized_alone(model: ir.Model, folder: Path, kind: QuantType) -> Path | None:
+    """A model after one call of ``quantize_dynamic``, per channel.
 
     Args:
         model: whose weights are initializers.
         folder: where the file goes.
+        kind: of the weights.
 
     Returns:
         The file; None if no layer of it was quantized.
     """
     plain = write(model, folder, "before-int8.onnx", "never")[-1]
-    path = folder / "int8.onnx"
+    path = folder / f"int8-{kind.name}.onnx"
     with _quiet():
-        quantize_dynamic(plain, path, per_channel=True, weight_type=_kind())
+        quantize_dynamic(plain, path, per_channel=True, weight_type=kind)
     plain.unlink()
     done = any(node.op_type in _INTEGER for node in all_nodes(ir.load(path)))
     return path if done else None
 
 
-def said(int8: Figured, own: Figured) -> str:
+def said(int8: Figured, own: Figured, kind: QuantType) -> str:
     """Both beside each other, and whether int8 alone is the better choice.
 
     It is where it is no larger, no further off, and not certainly slower.  Without speeds it has to
@@ -170,8 +192,9 @@ def said(int8: Figured, own: Figured) -> str:
     Args:
         int8: the model by int8 alone.
         own: the result.
+        kind: of the weights of int8 alone.
     """
-    how = f"quantize_dynamic, per channel, {_kind().name}"
+    how = f"quantize_dynamic, per channel, {kind.name}"
     text = f"int8 alone ({how}): {int8}; this result: {own}"
     verdict = f"{text}; int8 alone is the better choice here"
     if int8.speedup is None or own.speedup is None:
@@ -183,11 +206,6 @@ def said(int8: Figured, own: Figured) -> str:
         and int8.speedup.certain[1] >= own.speedup.certain[0]
     )
     return verdict if better else text
-
-
-def _kind() -> QuantType:
-    """Of weights whose products are exact here; the faster one if both are."""
-    return QuantType.QUInt8 if saturates() else QuantType.QInt8
 
 
 @contextmanager

@@ -140,8 +140,8 @@ def test_a_model_of_which_nothing_is_quantized_is_none(tmp_path: Path) -> None:
     text = text.replace("MatMul(b, w2)", 'Einsum <equation = "bm,mn->bn"> (b, w2)')
     rng = np.random.default_rng(4)
     other = parse(text, {name: uniform((96, 96), rng) for name in ("w1", "w2")})
-    assert int8_alone.quantized_alone(ir.from_proto(other), tmp_path) is None
-    assert int8_alone.quantized_alone(ir.from_proto(model()), tmp_path) is not None
+    assert int8_alone.quantized_alone(ir.from_proto(other), tmp_path, QuantType.QUInt8) is None
+    assert int8_alone.quantized_alone(ir.from_proto(model()), tmp_path, QuantType.QInt8)
 
 
 @pytest.mark.parametrize("saturating", [True, False])
@@ -149,12 +149,45 @@ def test_weights_have_the_faster_sign_that_is_exact(
     saturating: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8_alone, "saturates", lambda: saturating)
-    path = int8_alone.quantized_alone(ir.from_proto(model()), tmp_path)
+    (kind,) = int8_alone.kinds_for(ir.from_proto(model()))
+    path = int8_alone.quantized_alone(ir.from_proto(model()), tmp_path, kind)
     assert path is not None
     kinds = {value.data_type for value in onnx.load(path).graph.initializer if len(value.dims) == 2}
     assert kinds == {onnx.TensorProto.UINT8 if saturating else onnx.TensorProto.INT8}
     figured = int8_alone.Figured(1000, 0.1)
-    assert ("QUInt8" in int8_alone.said(figured, figured)) == saturating
+    assert ("QUInt8" in int8_alone.said(figured, figured, kind)) == saturating
+
+
+_CONV = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 16, 16, 16] x) => (float[N, 32, 16, 16] y) {
+    y = Conv <pads = [1, 1, 1, 1]> (x, w)
+}"""
+
+
+def test_a_model_with_convolutions_is_compared_with_the_faster_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(int8_alone, "saturates", lambda: False)
+    rng = np.random.default_rng(4)
+    own = parse(_CONV, {"w": uniform((32, 16, 3, 3), rng)})
+    assert int8_alone.kinds_for(ir.from_proto(own)) == (QuantType.QInt8, QuantType.QUInt8)
+    made: list[QuantType] = []
+    quantizes = int8_alone.quantized_alone
+
+    def counted(model: ir.Model, folder: Path, kind: QuantType) -> Path | None:
+        made.append(kind)
+        return quantizes(model, folder, kind)
+
+    monkeypatch.setattr(int8_alone, "quantized_alone", counted)
+    data = [{"x": uniform((2, 16, 16, 16), rng)} for _ in range(20)]
+    options: dict[str, Any] = {"ops": ("conv",), "weights": "auto", "effort": "quick"}
+    report = compress(own, data=data, keep=0.3, **options).report
+    (note,) = [note for note in report.notes if "int8 alone" in note]
+    assert made == [QuantType.QInt8, QuantType.QUInt8]
+    (name,) = re.findall(r"per channel, (QU?Int8)", note)
+    (speed, _) = re.findall(r"([\d.]+)× as fast", note)
+    assert name in ("QInt8", "QUInt8")
+    assert float(speed) > 0.0
 
 
 def test_the_root_log_is_as_before(caplog: pytest.LogCaptureFixture) -> None:
@@ -184,7 +217,7 @@ def figures(size: float, error: float, speed: float) -> Figured:
 def test_when_int8_alone_is_the_better_choice(
     other: tuple[float, float, float], better: bool
 ) -> None:
-    text = said(figures(*other), figures(*OWN))
+    text = said(figures(*other), figures(*OWN), QuantType.QUInt8)
     assert text.endswith("int8 alone is the better choice here") == better
     assert "this result: 10 MB, off by 0.1, 1.50× as fast" in text
 
