@@ -11,10 +11,11 @@ With ``--formats`` another table has the bytes of the file and of what MatMul an
 with, the same share of images, the time of one image on one thread against the model's, run in
 turns, and where it was predicted the damage to the outputs over the damage achieved.  Its rows are
 the model, ONNX Runtime's dynamic quantization of it, ``--weights auto`` at shares of the bytes of
-linear layers and convolutions, the same with the convolutions as they are (``--linear``), and what
-is fastest within losses (``--fast``).  The last lines say how small and how fast a model is that
-reads as well as the original, within one standard error, against int8; the exit code is 1 where a
-bar is missed.  With ``--ops default,conv`` convolutions may be pairs as well.
+linear layers and convolutions, the same with the convolutions as they are (``--linear``), pairs of
+floats at shares of the parameters (``--pairs``), and what is fastest within losses (``--fast``).
+The last lines say how small and how fast a model is that reads as well as the original, within one
+standard error, against int8; the exit code is 1 where a bar is missed.  With ``--ops default,conv``
+convolutions may be pairs as well.
 
 Needs ``models/cache/captcha.onnx``, ``models/cache/ppocrv5-rec.onnx`` and its characters (see
 ``models/get.py``), and the packages ``captcha``, ``matplotlib`` and ``pillow`` of the extra
@@ -57,6 +58,7 @@ COLUMNS: dict[str, Mapping[str, Any]] = {
 # Shares of the bytes that `--weights auto` keeps: of all, and with convolutions as they are.
 FORMAT_SHARES = {"captcha": (0.08, 0.05, 0.04, 0.03), "ppocrv5-rec": (0.26, 0.2, 0.16)}
 LINEAR_SHARES = {"captcha": (0.06, 0.04, 0.03, 0.02), "ppocrv5-rec": ()}
+PAIRS = {"captcha": (0.3, 0.2), "ppocrv5-rec": ()}
 # Losses (relative L2 error of the outputs) within which the fastest model is looked for.
 FAST = {"captcha": (0.15,), "ppocrv5-rec": ()}
 # Of int8's bytes, how many a model may have that reads as well, and how much faster it has to be.
@@ -80,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ops", default="default", help="as that of the command")
     parser.add_argument("--formats", action="store_true", help="the table of number formats")
     parser.add_argument("--linear", type=float, nargs="*", help="shares, convolutions as they are")
+    parser.add_argument("--pairs", type=float, nargs="*", help="shares that pairs of floats keep")
     parser.add_argument("--fast", type=float, nargs="*", help="losses of what is fastest")
     parser.add_argument("--held", type=int, default=128, help="images that tell achieved damage")
     parser.add_argument("--effort", default="quick", help="as that of the command")
@@ -96,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.models or TASKS:
             own = argparse.Namespace(**vars(options))
             own.linear = LINEAR_SHARES[name] if options.linear is None else options.linear
+            own.pairs = PAIRS[name] if options.pairs is None else options.pairs
             own.fast = FAST[name] if options.fast is None else options.fast
             shares = FORMAT_SHARES[name] if options.keep is None else options.keep
             met &= formats(TASKS[name], own, ops, shares)
@@ -186,17 +190,16 @@ def formats(
             path = files[f"{_INT8}{kind.name}"] = folder / f"{kind.name}.onnx"
             quantize_dynamic(task.model, path, per_channel=True, weight_type=kind)
         every: tuple[tuple[str, Sequence[float], dict[str, Any]], ...] = (
-            ("auto", shares, {"ops": ops}),
-            ("linear", options.linear, {"quantize_ops": ("matmul", "gemm")}),
+            ("auto", shares, {"ops": ops, "weights": "auto"}),
+            ("linear", options.linear, {"quantize_ops": ("matmul", "gemm"), "weights": "auto"}),
+            ("pairs", options.pairs, {"ops": ops}),
         )
         for title, own, more in every:
             into = folder / title
             into.mkdir()
             if not own:
                 continue
-            report = sweep(
-                task.model, shares=own, weights="auto", models=into, bench=False, **common, **more
-            )
+            report = sweep(task.model, shares=own, models=into, bench=False, **common, **more)
             for point in report.points:
                 if point.keep < 1.0 and point.model is not None:
                     files[f"{title}, {point.keep:g}"] = Path(point.model)
