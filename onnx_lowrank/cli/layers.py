@@ -90,13 +90,18 @@ def _grid(rows: Sequence[tuple[Layer, int]], layers: Sequence[Layer], *, piped: 
             *([_format(layer, piped=piped)] if formats else []),
         ]
         if layer.rank is None:
-            # The column before has the format already.
-            reason = layer.reason.removesuffix(f"; weights in {layer.format}")
-            grid.add(*cells, rest=_DENSE + reason.removeprefix(_DENSE))
+            grid.add(*cells, rest=_DENSE + _reason(layer).removeprefix(_DENSE))
         else:
             energy = "" if layer.energy is None else f"{layer.energy:.4f}"
             grid.add(*cells, str(layer.rank), f"{_share(layer):.2f}", energy, _error(layer))
     return grid
+
+
+def _reason(layer: Layer) -> str:
+    """The reason without the format, which the column before has already."""
+    known = f"weights in {layer.format}"
+    text = layer.reason.removesuffix(f"; {known}")
+    return text.replace(f"{known}, ", "") if layer.format else text
 
 
 def labels(layers: Iterable[_Named]) -> Mapping[str, str]:

@@ -176,6 +176,8 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
         steps.append(EffortStep(method, taken, error, after, seconds, error_of=of))
         if taken:
             pairs, fitting, error = dict(tried), other, after
+        elif method == REFIT:  # which layers it left has no meaning any more
+            _unsay_refit(context)
     done = {step.method for step in steps if step.taken}
     if REFIT in done:
         return Improved(pairs, tuple(steps))
@@ -223,12 +225,15 @@ def refitted(
             return str(error)
     if found.spilled:
         context.say(f"refit: {gigabytes(found.spilled)} of values waited in files: memory")
-    # What was said of a model that was tried before is not said of this one.
-    for note in [note for note in context.notes if note.startswith(_NOT_REFITTED)]:
-        del context.notes[note]
+    _unsay_refit(context)  # what was said of a model that was tried before
     for note in by_reason(found.left, _NOT_REFITTED):
         context.say(note)
     return found
+
+
+def _unsay_refit(context: Context) -> None:
+    for note in [note for note in context.notes if note.startswith(_NOT_REFITTED)]:
+        del context.notes[note]
 
 
 def judging_probe(context: Context, model: ir.Model, groups: Sequence[Group]) -> Probe:

@@ -6,14 +6,23 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.walk import tensors
+from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.constants import Constants, in_chain
+from onnx_lowrank.graph.walk import all_nodes
 
 __all__ = ["computes_half", "half_note"]
 
 
 def computes_half(model: ir.Model) -> bool:
-    """Whether a model has weights in float16."""
-    return any(tensor.dtype == ir.DataType.FLOAT16 for tensor in tensors(model))
+    """Whether a node reads a constant in float16; scales that are stored so, and cast, do not."""
+    constants = Constants(model)
+    return any(
+        isinstance(found := constants.resolve(value), Constant)
+        and found.dtype == ir.DataType.FLOAT16
+        for node in all_nodes(model)
+        for index, value in enumerate(node.inputs)
+        if not in_chain(node, index)
+    )
 
 
 def half_note(judges: Sequence[str]) -> str:

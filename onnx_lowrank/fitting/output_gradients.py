@@ -23,7 +23,7 @@ from onnx_lowrank.autodiff.gradient import (
     read_ranks,
 )
 from onnx_lowrank.data.cache import cache_outputs, output_shares
-from onnx_lowrank.data.samples import largest
+from onnx_lowrank.data.samples import Lazy, largest
 from onnx_lowrank.errors import DerivativeError
 from onnx_lowrank.fitting.batches import Batches, batch_size, joined, wide
 from onnx_lowrank.graph.constant import FLOATS
@@ -137,6 +137,7 @@ def felt(
         advance(len(feeds))
         return Felt({}, left, 0, ())
     base = differentiable(model, ())
+    widened = Lazy(len(feeds), lambda index: wide(feeds[index]))  # as the copy reads them
     names = list(dict.fromkeys(tap.value for tap in taps))
     reached = depends(base, names)
     if logits:
@@ -147,7 +148,7 @@ def felt(
         raise DerivativeError("no output of the model is a float that depends on a layer")
     source = Kept(base, outputs, open_model)
     shares = output_shares(outputs, cache_outputs(base))
-    ranks = read_ranks(base, names, open_model, wide(feeds[0]))
+    ranks = read_ranks(base, names, open_model, widened[0])
 
     def opened(part: Mapping[Group, int]) -> tuple[Gradients, Runner]:
         wanted = list(dict.fromkeys(tap.value for tap in taps if tap.group in part))
@@ -156,13 +157,13 @@ def felt(
 
     directions = _drawn_classes if logits else _directions
     gradients, run = opened(parts[0])
-    first = [feeds[largest(feeds)]]
+    first = [widened[largest(feeds)]]
     largest_one = Batches(first, mask, outputs, source, shares).inputs(0)
     size = batch_size(run, largest_one, _BATCH, memory)
     each = _rows(largest_one, outputs) / _samples(first[0])
     each = min(_ROWS, max(1, int(each)))
     shelf = Shelf(memory)
-    (batches,), notes = joined(base, [feeds], size, source.read, shelf)
+    (batches,), notes = joined(base, [widened], size, source.read, shelf)
     drawn = each * sum(_samples(feed) for feed in batches)
     rounds = min(_ROUNDS, max(1, round(draws / drawn)))
     chosen = batches[:: max(1, round(drawn / draws))]

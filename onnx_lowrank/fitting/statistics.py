@@ -134,8 +134,8 @@ def statistics_of(
     folded = sum(own[0].centre is not None for own in fitted.values())
     if folded:
         notes.append(
-            f"calibration: in {folded} of {len(fitted)} layers, where they are factored, the bias "
-            "corrects the error of the pair at the mean of its inputs"
+            f"calibration: in {folded} of {len(fitted)} layers the bias corrects what a pair or a "
+            "rounding is off by at the mean of the inputs"
         )
     if few:
         notes.append(

@@ -125,6 +125,10 @@ def test_a_reason_does_not_repeat_the_column_of_formats(monkeypatch: pytest.Monk
     row = shown(table([dense]), 200, monkeypatch)[2]
     assert row.endswith("dense: off; --ops conv turns it on")
     assert row.count("8 bits") == 1
+    chosen = dataclasses.replace(dense, reason=f"weights in {form}, predicted damage 1e-05")
+    row = shown(table([chosen]), 200, monkeypatch)[2]
+    assert row.endswith("dense: predicted damage 1e-05")
+    assert row.count("8 bits") == 1
 
 
 def test_reasons_that_are_cut_are_whole_below(monkeypatch: pytest.MonkeyPatch) -> None:

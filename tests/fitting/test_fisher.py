@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx_ir as ir
 import pytest
 from hypothesis import given
@@ -128,6 +129,27 @@ def test_it_is_what_the_following_layers_make_of_errors(
     exact = (w2 @ w2.T).astype(np.float64)
     exact = exact / np.trace(exact) * 24 + 0.1 * np.eye(24)
     np.testing.assert_allclose(first.root @ first.root.T, exact, atol=0.15 * exact.max())
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float16", np.float16), ("double", np.float64)])
+def test_samples_of_other_floats(
+    two: onnx.ModelProto, rng: np.random.Generator, dtype: str, kind: type
+) -> None:
+    """Derivatives are taken in float32, so what is fed is made that as well."""
+    weights = {w.name: onnx.numpy_helper.to_array(w).astype(kind) for w in two.graph.initializer}
+    other = parse(TWO.replace("float[", f"{dtype}["), weights)
+    feeds = rows(rng, 40)
+    cast = [{"x": feed["x"].astype(kind)} for feed in feeds]
+    roots = [
+        {group.matrix.name: fisher.root for group, fisher in felt_by(model, own).found.items()}
+        for model, own in ((two, feeds), (other, cast))
+    ]
+    assert roots[0].keys() == roots[1].keys() >= {"w1"}
+    for name, root in roots[0].items():
+        found = roots[1][name]
+        assert root is not None
+        assert found is not None
+        np.testing.assert_allclose(found, root, atol=0.02 * float(np.abs(root).max()))
 
 
 def test_a_pair_keeps_what_the_outputs_feel(two: onnx.ModelProto, rng: np.random.Generator) -> None:
