@@ -67,7 +67,7 @@ def become(
     for index, value in enumerate(inputs):
         node.replace_input_with(index, value)
     if op_type != "QuantizeLinear":
-        node.outputs[0].dtype = ir.DataType.FLOAT
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)  # not that of other copies
 
 
 def producer_of(value: ir.Value | None) -> ir.Node | None:

@@ -414,3 +414,18 @@ def test_old_operator_sets_are_converted() -> None:
     base = differentiable(ir.from_proto(model), ["W"])
     assert base.opset_imports[""] == 17
     gradient_model(base, ["y"], ["W"], {})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "double"])
+def test_the_model_keeps_its_types(dtype: str) -> None:
+    """The copy is of float32; what is cloned may share objects with the original."""
+    kind = {"float16": np.float16, "double": np.float64}[dtype]
+    proto = parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        agraph ({dtype}[N, 4] x) => ({dtype}[N, 3] y) <{dtype}[4, 3] w> {{ y = MatMul(x, w) }}""",
+        {"w": np.ones((4, 3), kind)},
+    )
+    model = ir.from_proto(proto)
+    copy = differentiable(model, ["w"])
+    assert {value.dtype for value in copy.graph.inputs} == {ir.DataType.FLOAT}
+    assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))

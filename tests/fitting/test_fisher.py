@@ -150,6 +150,12 @@ def test_samples_of_other_floats(
         assert root is not None
         assert found is not None
         np.testing.assert_allclose(found, root, atol=0.02 * float(np.abs(root).max()))
+    result = compress(other, keep=0.5, fisher=True, calibration=cast, **OPTIONS)
+    assert [layer.energy_of for layer in result.report.layers] == ["fisher"] * 2
+    after = ir.to_proto(result.model)
+    assert list(after.graph.input) == list(other.graph.input)
+    assert list(after.graph.output) == list(other.graph.output)
+    assert run_ort(after, cast[0])["y"].dtype == kind
 
 
 def test_a_pair_keeps_what_the_outputs_feel(two: onnx.ModelProto, rng: np.random.Generator) -> None:
