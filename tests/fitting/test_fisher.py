@@ -136,10 +136,12 @@ def test_samples_of_other_floats(
     two: onnx.ModelProto, rng: np.random.Generator, dtype: str, kind: type
 ) -> None:
     """Derivatives are taken in float32, so what is fed is made that as well."""
-    weights = {w.name: onnx.numpy_helper.to_array(w).astype(kind) for w in two.graph.initializer}
+    weights: dict[str, Array] = {
+        w.name: onnx.numpy_helper.to_array(w).astype(kind) for w in two.graph.initializer
+    }
     other = parse(TWO.replace("float[", f"{dtype}["), weights)
     feeds = rows(rng, 40)
-    cast = [{"x": feed["x"].astype(kind)} for feed in feeds]
+    cast: list[Feed] = [{"x": feed["x"].astype(kind)} for feed in feeds]
     roots = [
         {group.matrix.name: fisher.root for group, fisher in felt_by(model, own).found.items()}
         for model, own in ((two, feeds), (other, cast))
