@@ -109,7 +109,7 @@ def head(column: int) -> str:
     return f".layers th:nth-child({column}) button"
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 760, 850, 1000, 1280])
 @pytest.mark.parametrize("kind", PAGES)
 def test_a_page_fits_and_nothing_complains(
     kind: str, width: int, tab: Page, tmp_path: Path
