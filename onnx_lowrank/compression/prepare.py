@@ -34,14 +34,8 @@ from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import Tables, find_tables
 from onnx_lowrank.phrases import by_reason, counted, listed
 from onnx_lowrank.ranks.choose import wanted, worth_measuring
-from onnx_lowrank.ranks.formats import (
-    KINDS,
-    Formats,
-    FormatWishes,
-    formats_of,
-    needed_opset,
-    without_opset,
-)
+from onnx_lowrank.ranks.format_wishes import KINDS, FormatWishes
+from onnx_lowrank.ranks.formats import Formats, formats_of, needed_opset, without_opset
 from onnx_lowrank.ranks.from_recipe import formats_in, formats_off_in, ranks_of
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared

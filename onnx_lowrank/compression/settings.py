@@ -18,11 +18,7 @@ from onnx_lowrank.evaluation.metrics import Metric, Score
 from onnx_lowrank.graph.wishes import WISHES, Wishes
 from onnx_lowrank.maps.forms import chosen_forms
 from onnx_lowrank.maps.selection import Selection
-from onnx_lowrank.ranks.formats import (
-    FormatWishes,
-    offered,
-    quantized_ops,
-)
+from onnx_lowrank.ranks.format_wishes import FormatWishes, offered, quantized_ops
 from onnx_lowrank.ranks.goals import Budget, Goal, budget_of, seconds_of, size_of
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.report import DamageOf

@@ -12,7 +12,7 @@ from onnx_lowrank.fitting.rounding import Postponed
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.emit import Storage
-from onnx_lowrank.maps.formats import FormatWriter
+from onnx_lowrank.maps.format_writer import FormatWriter
 from onnx_lowrank.maps.static import ByteStep, StaticWriter, rounded_values
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Advance

@@ -16,7 +16,8 @@ from onnx_lowrank.maps.find import Finding, Group
 from onnx_lowrank.maps.tables import Tables
 from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
-from onnx_lowrank.ranks.formats import Formats, FormatWishes
+from onnx_lowrank.ranks.format_wishes import FormatWishes
+from onnx_lowrank.ranks.formats import Formats
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.report import Calibration, EffortStep
 from onnx_lowrank.runtime.pieces import Pieces

@@ -32,14 +32,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_lowrank.fitting.fit import fit
-from onnx_lowrank.fitting.rounding import (
-    Postponed,
+from onnx_lowrank.fitting.rounded_weights import (
     centre_of,
     moments_of,
     round_factors,
     round_weight,
     shift_by,
 )
+from onnx_lowrank.fitting.rounding import Postponed
 from onnx_lowrank.fitting.spectra import group_memory, largest_first
 from onnx_lowrank.fitting.static import put_static
 from onnx_lowrank.fitting.statistics import Statistics
@@ -47,7 +47,8 @@ from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.formats import Format, FormatWriter, Variant, folded, suited
+from onnx_lowrank.maps.format_writer import FormatWriter
+from onnx_lowrank.maps.formats import Format, Variant, folded, suited
 from onnx_lowrank.maps.pair import Factors, constants_of
 from onnx_lowrank.maps.tables import table_codes
 from onnx_lowrank.numerics.arrays import Array

@@ -16,7 +16,7 @@ from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.fitting.fit import fit
-from onnx_lowrank.fitting.rounding import (
+from onnx_lowrank.fitting.rounded_weights import (
     centre_of,
     moments_of,
     round_factors,

@@ -23,7 +23,8 @@ from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.emit import Storage, StoredFactor
 from onnx_lowrank.maps.find import find
-from onnx_lowrank.maps.formats import SMALLEST, Format, FormatWriter
+from onnx_lowrank.maps.format_writer import FormatWriter
+from onnx_lowrank.maps.formats import SMALLEST, Format
 from onnx_lowrank.maps.forms.base import Site
 from onnx_lowrank.maps.rewrite import put_pair, remove_unread
 from onnx_lowrank.maps.static import ByteStep, rounded_values

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import compress
-from onnx_lowrank.fitting.rounding import (
+from onnx_lowrank.fitting.rounded_weights import (
     centre_of,
     moments_of,
     round_factors,
@@ -21,7 +21,8 @@ from onnx_lowrank.fitting.rounding import (
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
-from onnx_lowrank.maps.formats import OPSET, Format, FormatWriter
+from onnx_lowrank.maps.format_writer import FormatWriter
+from onnx_lowrank.maps.formats import OPSET, Format
 from onnx_lowrank.maps.pair import Errors, Factors
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.correction import felt_error

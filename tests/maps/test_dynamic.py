@@ -9,7 +9,8 @@ import pytest
 
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.dynamic import rounds_inputs
-from onnx_lowrank.maps.formats import Format, FormatWriter
+from onnx_lowrank.maps.format_writer import FormatWriter
+from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Blocks, round_blocks
 from tests.helpers.models import parse, run_ort, run_reference

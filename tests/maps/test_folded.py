@@ -18,7 +18,8 @@ from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import stored_bytes, tensors
 from onnx_lowrank.maps.find import Finding, Group, Refused, find
 from onnx_lowrank.maps.folded import FOLDED
-from onnx_lowrank.maps.formats import OPSET, FormatWriter, folded, no_format
+from onnx_lowrank.maps.format_writer import FormatWriter
+from onnx_lowrank.maps.formats import OPSET, folded, no_format
 from onnx_lowrank.maps.forms import all_forms
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.blocks import Bits, round_blocks

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank.graph.spool import Spool
-from onnx_lowrank.maps.formats import Format, FormatWriter
+from onnx_lowrank.maps.format_writer import FormatWriter
+from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.nbits import in_one_node
 from onnx_lowrank.numerics.blocks import Bits, round_blocks
 from tests.helpers.models import parse, run_ort

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank.graph.spool import Spool
-from onnx_lowrank.maps.formats import Format, FormatWriter
+from onnx_lowrank.maps.format_writer import FormatWriter
+from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.static import ByteStep, rounded_values
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import round_blocks

@@ -16,14 +16,8 @@ from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import Tables, find_tables
-from onnx_lowrank.ranks.formats import (
-    Formats,
-    FormatWishes,
-    formats_of,
-    offered,
-    quantized_ops,
-    without_opset,
-)
+from onnx_lowrank.ranks.format_wishes import FormatWishes, offered, quantized_ops
+from onnx_lowrank.ranks.formats import Formats, formats_of, without_opset
 from tests.helpers.models import parse
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
