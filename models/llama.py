@@ -69,7 +69,7 @@ class Layer(nn.Module):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.sizes = sizes
+        self._sizes = sizes.width, sizes.heads, sizes.shared, sizes.head
         width, shared = sizes.width, sizes.shared * sizes.head
         self.norm_attention = Norm(width)
         self.query = Linear(width, width)
@@ -89,8 +89,8 @@ class Layer(nn.Module):
         The cache, keys and values (batch, shared, past, head) or nothing, comes back with those
         of these tokens behind.
         """
-        batch, length, width = x.shape
-        heads, shared, size = self.sizes.heads, self.sizes.shared, self.sizes.head
+        batch, length, _ = x.shape
+        width, heads, shared, size = self._sizes
 
         def split(y: Tensor, heads: int) -> Tensor:  # (batch, heads, length, size)
             return y.reshape(batch, length, heads, size).transpose(1, 2)
@@ -100,14 +100,15 @@ class Layer(nn.Module):
             return y * cosine + halves * sine
 
         def spread(y: Tensor) -> Tensor:  # each head of keys and values serves several queries
-            wide = y[:, :, None].expand(batch, shared, heads // shared, y.shape[2], size)
-            return wide.reshape(batch, heads, y.shape[2], size)
+            wide = y[:, :, None].expand(batch, shared, heads // shared, total, size)
+            return wide.reshape(batch, heads, total, size)
 
         normed = self.norm_attention(x)
         query = turned(split(self.query(normed), heads))
         present = [turned(split(self.key(normed), shared)), split(self.value(normed), shared)]
         if cache:
             present = [torch.cat(both, dim=2) for both in zip(cache, present, strict=True)]
+        total = present[0].shape[2] if cache else length
         key, value = map(spread, present)
         scores = query @ key.transpose(-2, -1) * size**-0.5 + bias
         mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, length, width)
