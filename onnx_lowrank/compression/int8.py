@@ -30,7 +30,7 @@ __all__ = ["LARGEST", "TIMES", "Figured", "beside_int8", "kinds_for", "quantized
 LARGEST = 1_900_000_000
 """Bytes of weights that fit in the one file that the quantizer is given."""
 TIMES = 5
-"""Memory that quantizing takes (3.1 times 539 MB), and running the two models, by bytes of weights."""
+"""Memory that quantizing (3.1 times 539 MB) and running both models takes, by bytes of weights."""
 # Float32 weights become no smaller than this share.
 _SMALLEST = 0.25
 # How much larger, or further off, counts as equal where speed counts too.
