@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=256, help="items to calibrate with")
     parser.add_argument("--judged", type=int, default=320, help="items that judge")
     parser.add_argument("--effort", default="standard", help="as that of the command")
+    parser.add_argument("--time-limit", help="of each row, as that of the command")
     parser.add_argument("--ops", default="default", help="as that of the command")
     parser.add_argument(
         "--kept", type=float, nargs="*", default=list(KEPT), help="shares of the linear parameters"
@@ -111,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.models or [name for name in MAKERS if name not in LONG]:
         task = MAKERS[name](options.samples, options.judged)
         how = {"effort": options.effort, "ops": options.ops.split(",")}
+        if options.time_limit is not None:
+            how["time_limit"] = options.time_limit
         formats, halved = not options.no_formats, options.halved
         met &= table(name, task, how, options.kept, formats=formats, halved=halved)
     return 0 if met else 1

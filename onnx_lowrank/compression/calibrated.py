@@ -73,7 +73,8 @@ def calibrated(
     settings = context.settings
     own = found if searched is None else statistics_of(model, groups, searched[0])
     apart = 0 if searched is None else len(context.trial.split.searched)
-    methods = untried(settings, own, saved.samples - apart, saved.samples)
+    rows = 1 if load else context.trial.split.rows  # what a file was made of is not known
+    methods = untried(settings, own, saved.samples - apart, saved.samples, rows)
     if not apart and not isinstance(settings.recipe, Recipe):
         methods = {m: w or "no sample is kept aside" for m, w in methods.items()}
     tries = any(why is None for why in methods.values())
@@ -108,7 +109,7 @@ def calibrated(
         search = replace(own, held=aside.fit, fisher=found.fisher, felt=found.felt)
     for note in found.notes:
         context.say(note)
-    _say_needs(context, found, saved.samples)
+    _say_needs(context, found, saved.samples, rows)
     names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
     for note in by_reason(names, "fitted to the weight alone"):
         context.say(note)
@@ -245,7 +246,7 @@ def _away(context: Context) -> Away | None:
     return Away(crew, packed, trial.threads, settings.ops, settings.constant_inputs)
 
 
-def _say_needs(context: Context, found: Statistics, samples: int) -> None:
+def _say_needs(context: Context, found: Statistics, samples: int, rows: int) -> None:
     """Note the methods that want more samples than there are."""
     settings = context.settings
     used = {
@@ -253,7 +254,8 @@ def _say_needs(context: Context, found: Statistics, samples: int) -> None:
         "refit": settings.refit,
         "healing": bool(settings.heal),
     }
-    wanted = wanted_samples(found, samples, [method for method, own in used.items() if own])
+    methods = [method for method, own in used.items() if own]
+    wanted = wanted_samples(found, samples, methods, rows)
     few = [f"{method} about {count}" for method, count in wanted.items() if count > samples]
     if few:
         context.say(

@@ -49,8 +49,8 @@ __all__ = [
 
 FISHER, REFIT = "Fisher information", "refit"
 _NOT_REFITTED = "not refitted"
-# With so many samples Fisher information is worth a try, as samples kept aside judge it; to be sure
-# of a gain it wants more (`onnx_lowrank.fitting.sample_needs`).
+# With so many rows of samples Fisher information is worth a try, as samples kept aside judge it; to
+# be sure of a gain it wants more (`onnx_lowrank.fitting.sample_needs`).
 _TRY_FISHER = 64
 # Samples that judge, at most; a tolerance searches with more.
 _MOST_JUDGING = 64
@@ -83,7 +83,7 @@ class Improved:
 
 
 def untried(
-    settings: Settings, statistics: Statistics, gathered: int, samples: int
+    settings: Settings, statistics: Statistics, gathered: int, samples: int, rows: int
 ) -> dict[str, str | None]:
     """The methods that the effort asks for, and why one is not worth a try; None where it is.
 
@@ -94,6 +94,7 @@ def untried(
         statistics: moments of the layers, without the samples kept aside.
         gathered: samples that these are of.
         samples: how many there are to fit to, with those kept aside.
+        rows: how many rows a sample holds.
     """
     if settings.load_stats is not None:
         return {}
@@ -105,7 +106,8 @@ def untried(
     methods = [method for method, named in asked.items() if not named]
     if not statistics.fit or not (settings.check or settings.bench):
         return {}
-    needs = wanted_samples(statistics, gathered, methods) | {FISHER: _TRY_FISHER}
+    needs = wanted_samples(statistics, gathered, methods, rows)
+    needs[FISHER] = math.ceil(_TRY_FISHER / rows)
     found: dict[str, str | None] = {}
     for method in methods:
         few = samples < needs[method]

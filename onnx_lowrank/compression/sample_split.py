@@ -76,6 +76,11 @@ class SampleSplit:
         """
         return self._parts[1]
 
+    @property
+    def rows(self) -> int:
+        """How many rows a sample to fit to holds: more than 1 where samples are whole batches."""
+        return 1 if self.calibration is None else _rows(self.calibration)
+
     @cached_property
     def searched(self) -> tuple[int, ...]:
         """Which samples of `fitted_to` a search of ranks judges with; none of few."""

@@ -12,16 +12,17 @@ __all__ = ["Method", "wanted_samples"]
 Method = str
 """What a message calls a method, such as "refit"."""
 
-# Random directions of the outputs that Fisher information wants, over those drawn from one sample.
+# Rows of samples, such as texts.  Random directions of the outputs that Fisher information wants,
+# over those drawn from one row.
 _FISHER = 256
-# A tenth of the samples judges the healing: 16 of them.
+# A tenth of them judges the healing: 16.
 _HEALING = 160
 # Of the samples of a refit a fifth is held out.
 _REFIT = 1.25
 
 
 def wanted_samples(
-    statistics: Statistics, samples: int, methods: Sequence[Method]
+    statistics: Statistics, samples: int, methods: Sequence[Method], rows: int = 1
 ) -> dict[Method, int]:
     """How many samples each method wants for the layers that were calibrated.
 
@@ -32,20 +33,21 @@ def wanted_samples(
         statistics: moments of the layers.
         samples: how many samples they were gathered from.
         methods: of "Fisher information", "refit" and "healing", those that are used.
+        rows: how many rows a sample holds: one that is a whole batch counts as many times.
 
     Returns:
         Method -> samples, "calibration" first.
     """
     needs = [
-        math.ceil(group.shape[1] * samples / rows)
+        math.ceil(group.shape[1] * samples / known)
         for group, fit in statistics.fit.items()
-        if not fit[0].diagonal and (rows := min(moments.rows for moments in fit)) > 0
+        if not fit[0].diagonal and (known := min(moments.rows for moments in fit)) > 0
     ]
     calibration = max(needs, default=1)
     found = {"calibration": calibration}
     others = {
-        "Fisher information": _FISHER,
+        "Fisher information": math.ceil(_FISHER / rows),
         "refit": max(2, math.ceil(_REFIT * calibration)),
-        "healing": _HEALING,
+        "healing": math.ceil(_HEALING / rows),
     }
     return found | {method: others[method] for method in methods}

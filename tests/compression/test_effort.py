@@ -131,6 +131,17 @@ def test_under_a_budget_fisher_information_is_tried(feeds: list[Any]) -> None:
     assert {layer.energy_of for layer in result.report.layers} == {"fisher"}
 
 
+def test_a_batch_of_samples_counts_as_its_rows() -> None:
+    rng = np.random.default_rng(4)
+    model, options = hardly_felt(rng), {"keep": 0.6, "rank_multiple": 1, **PLAIN}
+    tried = []
+    for size in (1, 8):
+        feeds = [{"x": rng.normal(size=(size, 24)).astype("f4")} for _ in range(24)]
+        steps = steps_of(compress(model, data=feeds[:2], calibration=feeds, **options).report)
+        tried.append(steps[FISHER].error_before is not None)
+    assert tried == [False, True]
+
+
 def test_thorough_heals_until_it_helps_no_more(model: onnx.ModelProto, feeds: list[Any]) -> None:
     result = compress(model, data=feeds, rank=9, effort="thorough", **PLAIN)
     step, healing = steps_of(result.report)["healing"], result.report.healing

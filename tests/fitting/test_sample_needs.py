@@ -40,3 +40,14 @@ def test_few_samples_are_told_once_with_what_would_do(
 
 def test_enough_samples_need_no_note(model: onnx.ModelProto, rng: np.random.Generator) -> None:
     assert notes(model, 40, rng, refit=True) == []
+
+
+def test_a_batch_counts_as_its_rows(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    def said(size: int) -> list[str]:
+        feeds = [{"x": rng.normal(size=(size, 32)).astype("f4")} for _ in range(40)]
+        options: dict[str, Any] = {"simplify": False, "bench": False, "check": False}
+        report = compress(model, calibration=feeds, rank=4, heal=1, **options).report
+        return [note for note in report.notes if "samples to fit to are few" in note]
+
+    assert ["healing about 80" in note for note in said(2)] == [True]
+    assert said(8) == []
