@@ -47,6 +47,7 @@ def feeds(count: int = 60) -> list[Feed]:
 
 def made(model: onnx.ModelProto, **options: Any) -> Result:
     plain: dict[str, Any] = {"simplify": False, "bench": False, "calibration": feeds()}
+    plain["effort"] = "quick"  # what it would gain has no part in the two limits
     return compress(model, **{**plain, "objective": "macs", "weights": "auto", **options})
 
 

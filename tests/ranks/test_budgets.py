@@ -95,7 +95,7 @@ def test_a_share_is_spread_where_it_hurts_least(model: onnx.ModelProto) -> None:
 
 
 def test_predicted_and_achieved_damage_stand_side_by_side(model: onnx.ModelProto) -> None:
-    goal = budgeted(model, keep=0.6).report.goal
+    goal = budgeted(model, keep=0.6, effort="quick").report.goal
     assert goal is not None
     assert goal.option == "--keep 0.6"
     assert goal.predicted_damage is not None
