@@ -259,8 +259,8 @@ def _say_needs(context: Context, found: Statistics, samples: int, rows: int) -> 
     few = [f"{method} about {count}" for method, count in wanted.items() if count > samples]
     if few:
         context.say(
-            f"{samples} samples to fit to are few for these layers, {', '.join(few)} would be "
-            "enough; expect little gain from these methods, or none"
+            f"{samples} samples to fit to are few for these layers: enough would be for "
+            f"{', '.join(few)}; expect little gain from these methods, or none"
         )
 
 

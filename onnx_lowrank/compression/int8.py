@@ -134,7 +134,8 @@ def beside_int8(
                 own = worst_error(check.providers)[1]
                 error = worst_error(trial.check(session, advance).providers)[1]
         except _FAILS as failure:
-            return f"not compared with int8 alone: {' '.join(str(failure).split())[:200]}"
+            why = " ".join(str(failure).split()).replace(f"{context.folder}/", "")
+            return f"not compared with int8 alone: {why[:200]}"
         finally:
             trial.notes.clear()
             trial.notes.update(known)

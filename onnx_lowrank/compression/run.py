@@ -131,7 +131,7 @@ class _Run:
             report = self._planned(prepared, None, missed.plan)
             raise _missed(str(missed), report) from missed
         assembled = found.assembled
-        context.say(nothing_gained(assembled.decisions))
+        context.say(nothing_gained(assembled.decisions, fitted=bool(prepared.statistics.fit)))
         check = self._checked(found)
         context.say(beside_int8(context, prepared, found, check))
         after = File(None, assembled.bytes, elements(assembled.model))
@@ -157,7 +157,7 @@ class _Run:
     def _planned(self, prepared: Prepared, chosen: Chosen | None, plan: Plan) -> Report:
         """The report of a plan that is not carried out."""
         decisions = decide(prepared.finding, plan.choices)
-        self._context.say(nothing_gained(decisions))
+        self._context.say(nothing_gained(decisions, fitted=bool(prepared.statistics.fit)))
         parameters, size = predicted(prepared, decisions)
         after = File(None, size + self._context.source.frame_bytes, parameters)
         return self._report(prepared, chosen, plan, after, decisions)

@@ -221,8 +221,13 @@ def by_chance(
     )
 
 
-def nothing_gained(decisions: Sequence[Decision]) -> str | None:
-    """Why nothing was replaced, in one line with what to try; None where something was."""
+def nothing_gained(decisions: Sequence[Decision], *, fitted: bool) -> str | None:
+    """Why nothing was replaced, in one line with what to try; None where something was.
+
+    Args:
+        decisions: on every linear map.
+        fitted: whether there were samples to fit to.
+    """
     choices = [decision.choice for decision in decisions]
     if any(choice.changed for choice in choices):
         return None
@@ -250,10 +255,10 @@ def nothing_gained(decisions: Sequence[Decision]) -> str | None:
     )
     if shares:
         median = shares[len(shares) // 2]
+        samples = "" if fitted else f"{named('data')} to fit to the outputs, "
         return (
             f"nothing was replaced: at this energy the median layer needs {median:.2f} of its "
-            f"break-even rank; try a lower {named('energy')}, {named('data')} to fit to the "
-            f"outputs, or {named('keep')} 0.8 to "
+            f"break-even rank; try a lower {named('energy')}, {samples}or {named('keep', 0.8)} to "
             "fix the size instead, and look at the check"
         )
     reasons = [decision.choice.reason for decision in decisions]

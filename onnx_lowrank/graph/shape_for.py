@@ -73,7 +73,7 @@ def shape_for(model: ir.Model, target: str, sizes: Mapping[str, Sequence[int]]) 
     shaper = _Shaper(model, wishes)
     shaper.run()
     lower_initializers(model)
-    done = ", ".join(f"{count} {what}" for what, count in shaper.done.items())
+    done = ", ".join(f"{what} ({count})" for what, count in shaper.done.items())
     if done:
         notes.append(f"{SHAPED} {target}: {done}")
     notes.extend(by_reason(shaper.left, f"{SHAPED} {target}, left as it stands"))

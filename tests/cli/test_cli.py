@@ -436,9 +436,14 @@ def test_nothing_worth_replacing(tmp_path: Path, capfd: pytest.CaptureFixture[st
     text = capfd.readouterr().out
     assert "nothing was replaced" in text
     assert "of its break-even rank" in text
-    assert "try a lower --energy" in text
+    assert "try a lower --energy, --data to fit to the outputs, or --keep 0.8 to fix" in text
     onnx.checker.check_model(str(out), full_check=True)
     assert [node.op_type for node in onnx.load(out).graph.node] == ["MatMul"]  # simplified
+    # Who gives samples is not told to.
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((200, 64)).astype(np.float32))
+    data = ("--data", tmp_path / "x.npz", "--force")
+    assert call(source, out, "--no-bench", "--energy", 0.99, *data) == 0
+    assert "try a lower --energy, or --keep 0.8 to fix" in capfd.readouterr().out
 
 
 def test_warnings_of_onnxruntime_are_counted_and_shown_on_request(

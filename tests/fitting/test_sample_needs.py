@@ -33,8 +33,8 @@ def test_few_samples_are_told_once_with_what_would_do(
     model: onnx.ModelProto, rng: np.random.Generator
 ) -> None:
     assert notes(model, 8, rng, refit=True) == [
-        "6 samples to fit to are few for these layers, calibration about 16, refit about 20 would "
-        "be enough; expect little gain from these methods, or none"
+        "6 samples to fit to are few for these layers: enough would be for calibration about 16, "
+        "refit about 20; expect little gain from these methods, or none"
     ]
 
 

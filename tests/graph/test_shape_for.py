@@ -117,8 +117,8 @@ def test_notes_say_what_was_done(rng: np.random.Generator) -> None:
     result = factored(linear(rng), shape_for="nnapi", rank=8, dims={"N": 2, "T": 5})
     assert "shaped for nnapi: inputs fixed to x [2, 5, 32]" in result.report.notes
     assert (
-        "shaped for nnapi: 2 products made 2-D, 2 products kept 2-D behind another, "
-        "2 biases merged into Gemm" in result.report.notes
+        "shaped for nnapi: products made 2-D (2), products kept 2-D behind another (2), "
+        "biases merged into Gemm (2)" in result.report.notes
     )
     assert result.report.settings["shape_for"] == "nnapi"
 
