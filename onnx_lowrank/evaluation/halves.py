@@ -14,14 +14,17 @@ __all__ = ["computes_half", "half_note"]
 
 
 def computes_half(model: ir.Model) -> bool:
-    """Whether a node reads a constant in float16; scales that are stored so, and cast, do not."""
+    """Whether a node computes with a constant in float16.
+
+    Scales that are stored so, perhaps looked up by a Gather, and then cast are no such constants.
+    """
     constants = Constants(model)
     return any(
         isinstance(found := constants.resolve(value), Constant)
         and found.dtype == ir.DataType.FLOAT16
         for node in all_nodes(model)
         for index, value in enumerate(node.inputs)
-        if not in_chain(node, index)
+        if not in_chain(node, index) and node.op_type != "Gather"
     )
 
 
