@@ -159,8 +159,8 @@ def _print_shared(layers: Sequence[Layer], screen: Screen) -> None:
             f"{listed(names, 4)}: first factor shared with {leader}, where it counts", "dim"
         )
     if len(leaders) > _LEADERS:
-        more = counted(len(leaders) - _LEADERS, "more layer")
-        screen.line(f"{more} share a first factor with others: see the report", "dim")
+        more = counted(len(leaders) - _LEADERS, "more first factor")
+        screen.line(f"{more} shared by several layers: see the report", "dim")
 
 
 def _fate(layer: Layer) -> tuple[object, ...]:
