@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_lowrank.evaluation.outputs import mean_damage
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.spectra import group_memory, largest_first
 from onnx_lowrank.fitting.statistics import Statistics
@@ -54,6 +55,9 @@ _INNER_SHARES = (0.8, 0.5)
 # is easy or hard scales all damages alike: measured on a sentence encoder with 36 layers, 12 of
 # them choose ranks that are no worse than those of 32.
 _SAMPLES = 12
+# Every second one of them comes first.  Where their mean is known to this share of it, by its
+# standard error, the others are left out; of fewer than so many no error is known.
+_SURE, _TELLING = 0.25, 5
 # Where layers are many and samples long, as those of language models, all layers together take at
 # most so many runs for each sample there is; a sample then has rows enough to set a scale.
 _RUNS, _ROWS = 30, 12
@@ -215,13 +219,25 @@ def alone(
         probe: runs the model.
         constants: as for `Probe.damage`.
         measurements: how many layers there are to measure.
-        most: samples that are worth it; default: all.
+        most: samples that are worth it, of which half are enough where these agree; default: all.
     """
     every = len(probe.feeds) if most is None else min(most, len(probe.feeds))
     fewest = min(every, math.ceil(_ROWS / probe.rows))
     count = max(fewest, min(every, _RUNS * len(probe.feeds) // max(measurements, 1)))
+    places = probe.places(count)
+    found = list(probe.damages(constants, places if most is None else places[::2]))
+    if most is not None and not _settled(found):
+        found += probe.damages(constants, places[1::2])
     # What so few samples do not show, another one may.
-    return probe.damage(constants, count) or probe.damage(constants)
+    return mean_damage(found).mean or probe.damage(constants)
+
+
+def _settled(damages: Sequence[float | None]) -> bool:
+    """Whether the mean of damages is known well enough."""
+    mean, error = mean_damage(damages).mean, mean_damage(damages).error
+    if len(damages) < _TELLING or mean is None or error is None:
+        return False
+    return error <= _SURE * mean
 
 
 def joint_curves(

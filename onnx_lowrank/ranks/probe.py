@@ -149,23 +149,37 @@ class Probe:
 
     def measured(self, constants: Mapping[str, Array], most: int | None = None) -> MeanDamage:
         """The same with its standard error; arguments as for `damage`."""
+        return mean_damage(self.damages(constants, self.places(most)))
+
+    def places(self, most: int | None = None) -> tuple[int, ...]:
+        """Numbers of so many samples that lie evenly among all, rising; default: of all."""
         count = len(self.feeds)
-        chosen: Sequence[int] = range(count)
-        if most is not None and most < count:
-            chosen = sorted({int(place) for place in np.linspace(0, count - 1, most)})
+        if most is None or most >= count:
+            return tuple(range(count))
+        return tuple(sorted({int(place) for place in np.linspace(0, count - 1, most)}))
+
+    def damages(
+        self, constants: Mapping[str, Array], places: Sequence[int]
+    ) -> Sequence[float | None]:
+        """`Watched.damage` of each of these samples; None where it cannot be compared.
+
+        Args:
+            constants: as for `outputs`.
+            places: numbers of samples.
+        """
         found = remembered(
             self._pieces,
             "damage",
-            lambda: (self._identity, constants, list(chosen)),
-            lambda: {"damages": self._damages(constants, chosen)},
+            lambda: (self._identity, constants, list(places)),
+            lambda: {"damages": self._damages(constants, places)},
         )
-        return mean_damage(found["damages"])
+        return found["damages"]
 
-    def _damages(self, constants: Mapping[str, Array], chosen: Sequence[int]) -> list[float | None]:
-        feeds = [self.feeds[sample] for sample in chosen]
+    def _damages(self, constants: Mapping[str, Array], places: Sequence[int]) -> list[float | None]:
+        feeds = [self.feeds[place] for place in places]
         return [
-            self.watched.damage(self._reference_of(sample), after, self.feeds[sample])
-            for sample, after in zip(chosen, self._values(constants, feeds), strict=True)
+            self.watched.damage(self._reference_of(place), after, self.feeds[place])
+            for place, after in zip(places, self._values(constants, feeds), strict=True)
         ]
 
     def _reference_of(self, sample: int) -> Feed:
