@@ -234,10 +234,10 @@ def alone(
 
 def _settled(damages: Sequence[float | None]) -> bool:
     """Whether the mean of damages is known well enough."""
-    mean, error = mean_damage(damages).mean, mean_damage(damages).error
-    if len(damages) < _TELLING or mean is None or error is None:
+    found = mean_damage(damages)
+    if len(damages) < _TELLING or found.mean is None or found.error is None:
         return False
-    return error <= _SURE * mean
+    return found.error <= _SURE * found.mean
 
 
 def joint_curves(
