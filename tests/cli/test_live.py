@@ -133,7 +133,7 @@ def test_columns_are_followed(two: Path) -> None:
 def test_an_interrupt_leaves_nothing(source: Path) -> None:
     feeds = source.with_name("feeds.py")
     feeds.write_text(
-        "import os, signal\ndef feeds():\n    os.kill(os.getpid(), signal.SIGINT)\n    yield {}\n"
+        "import signal\ndef feeds():\n    signal.raise_signal(signal.SIGINT)\n    yield {}\n"
     )
     before = names(source.parent)
     code, text = in_terminal(
