@@ -14,9 +14,7 @@ from onnx_lowrank.maps.formats import (
 from onnx_lowrank.runtime.providers import short_name
 
 __all__ = [
-    "ACTIVATIONS",
     "KINDS",
-    "OPERATORS",
     "OPS",
     "FormatWishes",
     "offered",
@@ -26,14 +24,9 @@ __all__ = [
 KINDS = ("fp32", "8", "4")
 """What ``weights`` may name, beside auto."""
 
-ACTIVATIONS = ("float", "int8")
-"""What ``activations`` may name."""
-
-OPERATORS = ("onnx", "microsoft")
-"""What ``operators`` may name."""
-
-# Forms whose weights may be integers.
 OPS = ("conv", "einsum", "gather", "gemm", "gru", "lstm", "matmul", "rnn")
+"""Forms whose weights may be integers."""
+
 # Of 8 bits where inputs may be rounded too, in each run or with ranges of samples: they come first.
 _DYNAMIC = Format(8, 0, activations="dynamic")
 _STATIC = Format(8, 0, activations="static")
@@ -86,7 +79,7 @@ def offered(
 
     Args:
         weights: kinds, separated by commas, or auto: all that the targets run well.
-        activations: of `ACTIVATIONS`.
+        activations: float or int8.
         targets: names of what the result is shaped for and runs on, as the user or ONNX Runtime
             writes them; None for no one's.
 
