@@ -17,7 +17,7 @@ from onnx_lowrank.errors import (
     LowRankError,
     UsageError,
 )
-from onnx_lowrank.report import Report
+from onnx_lowrank.schema.report import Report
 
 if TYPE_CHECKING:
     from onnx_lowrank.compression.api import compress, inspect

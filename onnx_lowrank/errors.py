@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from onnx_lowrank.report import Report
+    from onnx_lowrank.schema.report import Report
 
 __all__ = [
     "CrashError",

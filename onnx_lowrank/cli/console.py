@@ -6,9 +6,9 @@ from onnx_lowrank.cli.grid import Column, Grid
 from onnx_lowrank.cli.layers import print_layers
 from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import print_outputs, samples_text
-from onnx_lowrank.measures import Check, Latency, judged_text, speedup_text
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import (
+from onnx_lowrank.schema.measures import Check, Latency, judged_text, speedup_text
+from onnx_lowrank.schema.report import (
     BudgetReport,
     EffortStep,
     Healing,

@@ -10,8 +10,8 @@ from typing import Protocol
 from onnx_lowrank.cli.grid import Column, Grid
 from onnx_lowrank.cli.screen import Screen
 from onnx_lowrank.cli.tables import alike, with_same_weight
-from onnx_lowrank.layer import Layer
 from onnx_lowrank.phrases import counted, listed
+from onnx_lowrank.schema.layer import Layer
 
 __all__ = ["labels", "print_cut", "print_layers"]
 

@@ -10,7 +10,7 @@ from onnx_lowrank.errors import UsageError, named
 from onnx_lowrank.files import Output, write_text, written_through
 
 if TYPE_CHECKING:
-    from onnx_lowrank.report import JsonReport
+    from onnx_lowrank.schema.json_report import JsonReport
 
 __all__ = ["ENDINGS", "JSON", "ReportFiles"]
 

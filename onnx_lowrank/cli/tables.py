@@ -15,8 +15,8 @@ from onnx_lowrank.evaluation.bench import (
     TargetBench,
 )
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
-from onnx_lowrank.measures import OutputCheck, judged_text, speedup_text
 from onnx_lowrank.phrases import counted
+from onnx_lowrank.schema.measures import OutputCheck, judged_text, speedup_text
 from onnx_lowrank.targets.base import Offer
 from onnx_lowrank.targets.support import ModelSupport, SupportReport
 

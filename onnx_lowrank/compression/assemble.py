@@ -47,7 +47,7 @@ from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.recipe_file import to_metadata
-from onnx_lowrank.report import EffortStep, Healing
+from onnx_lowrank.schema.report import EffortStep, Healing
 
 __all__ = ["Assembled", "assemble", "predicted"]
 

@@ -30,8 +30,8 @@ from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.recipe import Recipe
-from onnx_lowrank.report import Calibration
 from onnx_lowrank.runtime.pieces import remembered
+from onnx_lowrank.schema.report import Calibration
 
 __all__ = ["calibrated"]
 

@@ -16,9 +16,9 @@ from onnx_lowrank.compression.context import Context
 from onnx_lowrank.compression.result import Destination
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.evaluation.watched import watched
-from onnx_lowrank.measures import Check
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.strategy import Measured, Plan
+from onnx_lowrank.schema.measures import Check
 
 __all__ = ["TIMED_PAIRS", "Candidate", "Candidates"]
 

@@ -23,7 +23,7 @@ from onnx_lowrank.maps.choice import Choice, Spectrum
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.recipe import Recipe
-from onnx_lowrank.report import EffortStep
+from onnx_lowrank.schema.report import EffortStep
 
 __all__ = ["Coordinates", "decided"]
 

@@ -32,8 +32,8 @@ from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.ranks.recipe import Recipe
-from onnx_lowrank.report import EffortStep
 from onnx_lowrank.runtime.memory import gigabytes
+from onnx_lowrank.schema.report import EffortStep
 
 __all__ = [
     "FISHER",

@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.graph.walk import all_graphs
-from onnx_lowrank.layer import LayerSpectrum
 from onnx_lowrank.maps.choice import Decision, Spectrum
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.schema.layer import LayerSpectrum
 
 __all__ = ["Figures", "figures_of", "shown_spectrum"]
 

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import Report
+from onnx_lowrank.schema.report import Report
 
 __all__ = ["headline"]
 

@@ -26,7 +26,6 @@ from onnx_lowrank.graph.load import LoadedModel, ModelLike, load
 from onnx_lowrank.graph.scopes import module_of
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import all_graphs, all_nodes, elements, node_name
-from onnx_lowrank.layer import LayerSpectrum
 from onnx_lowrank.maps.adapters import Merged, merge_adapters
 from onnx_lowrank.maps.choice import EnergyOf, Spectrum
 from onnx_lowrank.maps.find import (
@@ -42,9 +41,11 @@ from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.recipe_file import from_metadata
-from onnx_lowrank.report import Calibration, File, JsonReport, Origin, tool_name
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
+from onnx_lowrank.schema.json_report import File, JsonReport, Origin, tool_name
+from onnx_lowrank.schema.layer import LayerSpectrum
+from onnx_lowrank.schema.report import Calibration
 
 __all__ = [
     "ENERGIES",

@@ -19,11 +19,11 @@ from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.graph.save import write, written_bytes
 from onnx_lowrank.graph.walk import all_nodes, stored_bytes
 from onnx_lowrank.graph.wishes import WISHES
-from onnx_lowrank.measures import Check, Speedup
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.runtime.memory import gigabytes
 from onnx_lowrank.runtime.providers import CPU
 from onnx_lowrank.runtime.saturation import saturates
+from onnx_lowrank.schema.measures import Check, Speedup
 
 __all__ = ["LARGEST", "TIMES", "Figured", "beside_int8", "kinds_for", "quantized_alone", "said"]
 

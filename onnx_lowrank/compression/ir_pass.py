@@ -10,7 +10,7 @@ from onnx_lowrank.compression.api import compress
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.compression.verbs import SETTINGS
 from onnx_lowrank.phrases import near_names
-from onnx_lowrank.report import Report
+from onnx_lowrank.schema.report import Report
 
 __all__ = ["LowRankPass"]
 

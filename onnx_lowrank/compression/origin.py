@@ -11,8 +11,8 @@ from typing import Any
 
 from onnx_lowrank.compression.option import Option
 from onnx_lowrank.compression.verbs import COMPRESS, Verb
-from onnx_lowrank.report import Origin
 from onnx_lowrank.runtime.machine import processor
+from onnx_lowrank.schema.json_report import Origin
 
 __all__ = ["command_line", "origin_of", "versions"]
 

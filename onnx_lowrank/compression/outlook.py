@@ -25,7 +25,7 @@ from onnx_lowrank.ranks.choose import decide
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import Calibration
+from onnx_lowrank.schema.report import Calibration
 
 __all__ = ["Looked", "Outlook", "Place", "look_ahead", "place_of"]
 

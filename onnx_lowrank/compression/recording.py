@@ -24,7 +24,7 @@ from onnx_lowrank.ranks.recipe import (
     recipe_shared,
 )
 from onnx_lowrank.ranks.recipe_file import load_recipe
-from onnx_lowrank.report import tool_name
+from onnx_lowrank.schema.json_report import tool_name
 
 __all__ = ["carried", "goal_of", "recipe_for"]
 

@@ -21,20 +21,18 @@ from onnx_lowrank.compression.summary import by_chance, layers, output_verdict, 
 from onnx_lowrank.compression.verbs import COMPRESS
 from onnx_lowrank.errors import named
 from onnx_lowrank.maps.choice import Decision
-from onnx_lowrank.measures import Check, Judged
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.strategy import Plan
-from onnx_lowrank.report import (
+from onnx_lowrank.schema.json_report import File, Origin, tool_name
+from onnx_lowrank.schema.measures import Check, Judged
+from onnx_lowrank.schema.report import (
     REPORT_VERSION,
     BudgetReport,
     EffortStep,
-    File,
-    Origin,
     OutputVerdict,
     Report,
-    tool_name,
 )
 
 __all__ = ["Facts", "report_of"]

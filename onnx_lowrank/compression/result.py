@@ -30,7 +30,7 @@ from onnx_lowrank.graph.save import (
     written_bytes,
 )
 from onnx_lowrank.ranks.recipe import Recipe
-from onnx_lowrank.report import Report
+from onnx_lowrank.schema.report import Report
 
 __all__ = ["Destination", "Result"]
 

@@ -30,7 +30,6 @@ from onnx_lowrank.graph.load import ModelLike, load
 from onnx_lowrank.graph.references import restore
 from onnx_lowrank.graph.walk import elements
 from onnx_lowrank.maps.choice import Decision
-from onnx_lowrank.measures import Check, speedup_text
 from onnx_lowrank.phrases import counted, listed
 from onnx_lowrank.progress import Progress, Stages
 from onnx_lowrank.ranks.choose import decide
@@ -40,12 +39,11 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.recipe_file import recipe_text
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import (
-    File,
-    Report,
-)
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
+from onnx_lowrank.schema.json_report import File
+from onnx_lowrank.schema.measures import Check, speedup_text
+from onnx_lowrank.schema.report import Report
 
 __all__ = ["execute"]
 

@@ -21,8 +21,8 @@ from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.ranks.format_wishes import FormatWishes, offered, quantized_ops
 from onnx_lowrank.ranks.goals import Budget, Goal, budget_of, seconds_of, size_of
 from onnx_lowrank.ranks.recipe import Recipe
-from onnx_lowrank.report import DamageOf
 from onnx_lowrank.runtime.cluster import scheduler_of
+from onnx_lowrank.schema.report import DamageOf
 
 __all__ = ["Settings"]
 

@@ -11,14 +11,14 @@ from onnx_lowrank.fitting.rounding import Rounded
 from onnx_lowrank.graph.constant import FLOAT_FIRST
 from onnx_lowrank.graph.scopes import module_of
 from onnx_lowrank.graph.walk import node_name
-from onnx_lowrank.layer import Layer
 from onnx_lowrank.maps.choice import Decision, linear_parameters
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Errors
-from onnx_lowrank.measures import Check, Judged
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.ranks.macs import Macs
-from onnx_lowrank.report import OutputVerdict, Totals
+from onnx_lowrank.schema.layer import Layer
+from onnx_lowrank.schema.measures import Check, Judged
+from onnx_lowrank.schema.report import OutputVerdict, Totals
 
 __all__ = ["by_chance", "layers", "nothing_gained", "output_verdict", "seen_damage", "totals"]
 

@@ -40,9 +40,9 @@ from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
-from onnx_lowrank.report import tool_name
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
+from onnx_lowrank.schema.json_report import tool_name
 
 __all__ = ["settings_of", "sweep"]
 

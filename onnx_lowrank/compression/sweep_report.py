@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx_lowrank.measures import Verdict
-from onnx_lowrank.report import File, JsonReport, Origin
+from onnx_lowrank.schema.json_report import File, JsonReport, Origin
+from onnx_lowrank.schema.measures import Verdict
 
 __all__ = ["Point", "SweepReport"]
 
@@ -27,7 +27,7 @@ class Point:
         macs: multiply-accumulates of one inference; None if not counted.
         speedup: median ratio of the original's latency to the model's; None if not timed.
         certain: 95 % interval of that median.
-        verdict: what that interval says, see `onnx_lowrank.measures.verdict_of`.
+        verdict: what that interval says, see `onnx_lowrank.schema.measures.verdict_of`.
         predicted_damage: of all pairs together, on the samples of the search.
         summed_damage: sum of the layers' damages, each measured alone.
         damage: achieved on the samples of the check: mean relative square error of the outputs.

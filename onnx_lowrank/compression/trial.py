@@ -28,7 +28,6 @@ from onnx_lowrank.graph.draws import drawing, steady
 from onnx_lowrank.graph.load import LoadedModel
 from onnx_lowrank.graph.simplify import SIZE_LIMIT
 from onnx_lowrank.graph.walk import stored_bytes
-from onnx_lowrank.measures import Check, Judged, Latency
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Advance
@@ -39,6 +38,7 @@ from onnx_lowrank.runtime.opener import INSIDE, Opener
 from onnx_lowrank.runtime.providers import CPU, resolve_provider
 from onnx_lowrank.runtime.taps import Runner, give_out
 from onnx_lowrank.runtime.timing import time_pair
+from onnx_lowrank.schema.measures import Check, Judged, Latency
 
 __all__ = ["Trial"]
 

@@ -30,9 +30,9 @@ from onnx_lowrank.numerics.engine import engine_of
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import Moments, Sums
 from onnx_lowrank.numerics.units import Units
-from onnx_lowrank.report import tool_name
 from onnx_lowrank.runtime.cluster import working
 from onnx_lowrank.runtime.pieces import Pieces, opened
+from onnx_lowrank.schema.json_report import tool_name
 
 __all__ = ["workplace"]
 

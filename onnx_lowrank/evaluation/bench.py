@@ -13,11 +13,11 @@ import numpy as np
 
 from onnx_lowrank.errors import named
 from onnx_lowrank.evaluation.subjects import Subjects
-from onnx_lowrank.measures import Verdict, verdict_of
 from onnx_lowrank.numerics.intervals import kept_values, median_interval
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import File, Origin, TargetsReport, tool_name
 from onnx_lowrank.runtime.assignment import nodes_elsewhere
+from onnx_lowrank.schema.json_report import File, Origin, TargetsReport, tool_name
+from onnx_lowrank.schema.measures import Verdict, verdict_of
 from onnx_lowrank.targets.base import Job, Outcome, Target, outcome_text
 
 __all__ = [
@@ -83,7 +83,7 @@ class Ratio:
         median: median of time(before) / time(after); above 1 the second is faster.
         low: lower end of the 95 % interval of that median.
         high: upper end.
-        verdict: what that interval says, see `onnx_lowrank.measures.verdict_of`.
+        verdict: what that interval says, see `onnx_lowrank.schema.measures.verdict_of`.
     """
 
     before: str

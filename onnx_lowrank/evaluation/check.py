@@ -13,10 +13,10 @@ from onnx_lowrank.evaluation.outputs import Comparison, worst_error
 from onnx_lowrank.evaluation.reading import Reading, reading_of
 from onnx_lowrank.evaluation.subjects import Subject, Subjects
 from onnx_lowrank.graph.face import differences
-from onnx_lowrank.measures import Judged, OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.progress import Progress, Stages
-from onnx_lowrank.report import File, Origin, TargetsReport, tool_name
+from onnx_lowrank.schema.json_report import File, Origin, TargetsReport, tool_name
+from onnx_lowrank.schema.measures import Judged, OutputCheck, ProviderCheck
 from onnx_lowrank.targets import open_target
 from onnx_lowrank.targets.base import (
     Job,

@@ -16,9 +16,9 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.meter import Meter
 from onnx_lowrank.evaluation.reading import Reading
 from onnx_lowrank.evaluation.top1 import both, classes_of, rows_of_classes
-from onnx_lowrank.measures import Judged
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.divergence import are_shares, divergences, surprises
+from onnx_lowrank.schema.measures import Judged
 
 __all__ = ["Divergence", "Perplexity", "divergence", "next_tokens"]
 

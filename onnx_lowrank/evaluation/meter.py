@@ -9,8 +9,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from onnx_lowrank.errors import InputError, named
-from onnx_lowrank.measures import Judged
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.schema.measures import Judged
 
 __all__ = ["Meter"]
 

@@ -36,8 +36,8 @@ from onnx_lowrank.evaluation.meter import Meter
 from onnx_lowrank.evaluation.outputs import Comparison
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.evaluation.top1 import Top1
-from onnx_lowrank.measures import Judged
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.schema.measures import Judged
 
 __all__ = ["Metric", "Ran", "Score"]
 

@@ -28,10 +28,10 @@ from onnx_lowrank.evaluation.distances import (
     unequal,
 )
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
-from onnx_lowrank.measures import OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.runtime.session import run
+from onnx_lowrank.schema.measures import OutputCheck, ProviderCheck
 
 __all__ = [
     "Comparison",

@@ -20,8 +20,8 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.meter import Meter
 from onnx_lowrank.evaluation.outputs import same_top
 from onnx_lowrank.evaluation.reading import Reading
-from onnx_lowrank.measures import Judged
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.schema.measures import Judged
 
 __all__ = ["Top1", "both", "classes_of", "rows_of_classes"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from onnx_lowrank.measures import OutputCheck
 from onnx_lowrank.numerics.arrays import Feed
+from onnx_lowrank.schema.measures import OutputCheck
 
 __all__ = ["change", "same_bits"]
 

@@ -33,7 +33,7 @@ from onnx_lowrank.graph.walk import (
     stored_bytes,
     tensors,
 )
-from onnx_lowrank.report import File
+from onnx_lowrank.schema.json_report import File
 
 __all__ = ["Exported", "LoadedModel", "ModelLike", "load"]
 

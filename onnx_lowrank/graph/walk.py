@@ -76,7 +76,7 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def elements(model: ir.Model) -> int:
-    """Number of elements of all stored constants (see `onnx_lowrank.report.File`)."""
+    """Number of elements of all stored constants (see `onnx_lowrank.schema.json_report.File`)."""
     return sum(math.prod(static_shape(tensor.shape) or ()) for tensor in tensors(model))
 
 

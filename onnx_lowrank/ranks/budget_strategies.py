@@ -8,7 +8,6 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.formats import Variant
-from onnx_lowrank.measures import Judged, Latency
 from onnx_lowrank.numerics.knapsack import Solution, path, solve
 from onnx_lowrank.ranks.allocation import CostOf, bytes_of, parameters_of
 from onnx_lowrank.ranks.costs import CostTable
@@ -22,6 +21,7 @@ from onnx_lowrank.ranks.strategy import (
     Strategy,
     Unreachable,
 )
+from onnx_lowrank.schema.measures import Judged, Latency
 
 __all__ = ["Keep", "MaxSize", "Speed", "Tolerance", "cost_of", "file_bytes"]
 

@@ -14,9 +14,9 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.formats import Variant, folded
-from onnx_lowrank.measures import Latency
 from onnx_lowrank.ranks.costs import CostTable
 from onnx_lowrank.ranks.strategy import Plan
+from onnx_lowrank.schema.measures import Latency
 
 __all__ = ["ROUNDS", "put_back", "slower"]
 

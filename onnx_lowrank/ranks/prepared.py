@@ -19,8 +19,8 @@ from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.format_wishes import FormatWishes
 from onnx_lowrank.ranks.formats import Formats
 from onnx_lowrank.ranks.macs import Macs
-from onnx_lowrank.report import Calibration, EffortStep
 from onnx_lowrank.runtime.pieces import Pieces
+from onnx_lowrank.schema.report import Calibration, EffortStep
 
 __all__ = ["Prepared"]
 

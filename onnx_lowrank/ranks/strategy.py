@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.measures import Judged, Latency
 from onnx_lowrank.ranks.choose import choose, settle
 from onnx_lowrank.ranks.formats import formatted
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
+from onnx_lowrank.schema.measures import Judged, Latency
 
 __all__ = ["Measured", "PerLayer", "Plan", "Strategy", "Unreachable"]
 

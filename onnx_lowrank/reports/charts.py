@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_lowrank.layer import LayerSpectrum
-from onnx_lowrank.measures import Milliseconds
 from onnx_lowrank.reports.markup import Html, joined, tag
 from onnx_lowrank.reports.texts import milliseconds
+from onnx_lowrank.schema.layer import LayerSpectrum
+from onnx_lowrank.schema.measures import Milliseconds
 
 __all__ = ["Mark", "Runs", "scatter", "spark", "timings"]
 

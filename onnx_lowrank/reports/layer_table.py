@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from onnx_lowrank.layer import Layer, achieved_error
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import Report
 from onnx_lowrank.reports.charts import spark
 from onnx_lowrank.reports.frame import bar, section
 from onnx_lowrank.reports.markup import Html, joined, name, tag
@@ -20,6 +18,8 @@ from onnx_lowrank.reports.texts import (
     size,
     without_common,
 )
+from onnx_lowrank.schema.layer import Layer, achieved_error
+from onnx_lowrank.schema.report import Report
 
 __all__ = ["layer_section", "where_section"]
 

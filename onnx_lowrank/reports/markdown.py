@@ -13,10 +13,7 @@ from onnx_lowrank.compression.provenance import provenance_line
 from onnx_lowrank.compression.sweep_report import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
-from onnx_lowrank.layer import Layer, achieved_error
-from onnx_lowrank.measures import OutputCheck, judged_text, speedup_text
 from onnx_lowrank.phrases import counted, printable
-from onnx_lowrank.report import EffortStep, File, Origin, Report, error_kind, outcome_of
 from onnx_lowrank.reports.texts import (
     Sentence,
     bench_sentence,
@@ -35,6 +32,10 @@ from onnx_lowrank.reports.texts import (
     sweep_sentence,
     totals_of,
 )
+from onnx_lowrank.schema.json_report import File, Origin
+from onnx_lowrank.schema.layer import Layer, achieved_error
+from onnx_lowrank.schema.measures import OutputCheck, judged_text, speedup_text
+from onnx_lowrank.schema.report import EffortStep, Report, error_kind, outcome_of
 
 __all__ = [
     "bench_markdown",

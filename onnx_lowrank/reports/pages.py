@@ -6,23 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from onnx_lowrank.evaluation.bench import BenchReport, ModelBench, TargetBench
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
-from onnx_lowrank.measures import (
-    Latency,
-    Milliseconds,
-    OutputCheck,
-    judged_text,
-    speedup_text,
-)
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import (
-    BudgetReport,
-    Calibration,
-    File,
-    Healing,
-    Report,
-    damage_kind,
-    error_kind,
-)
 from onnx_lowrank.reports.charts import Runs, timings
 from onnx_lowrank.reports.frame import again, bar, facts, notes, page, section, table, tile
 from onnx_lowrank.reports.layer_table import layer_section, where_section
@@ -40,6 +24,22 @@ from onnx_lowrank.reports.texts import (
     samples_of,
     size,
     totals_of,
+)
+from onnx_lowrank.schema.json_report import File
+from onnx_lowrank.schema.measures import (
+    Latency,
+    Milliseconds,
+    OutputCheck,
+    judged_text,
+    speedup_text,
+)
+from onnx_lowrank.schema.report import (
+    BudgetReport,
+    Calibration,
+    Healing,
+    Report,
+    damage_kind,
+    error_kind,
 )
 
 __all__ = ["bench_page", "check_page", "run_page"]

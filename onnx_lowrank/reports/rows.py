@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from onnx_lowrank.compression.inspection import Inspected, Inspection
 from onnx_lowrank.evaluation.check import CheckReport
-from onnx_lowrank.layer import Layer
-from onnx_lowrank.measures import OutputCheck
-from onnx_lowrank.report import Report
+from onnx_lowrank.schema.layer import Layer
+from onnx_lowrank.schema.measures import OutputCheck
+from onnx_lowrank.schema.report import Report
 
 __all__ = ["check_rows", "inspect_rows", "run_rows", "written"]
 

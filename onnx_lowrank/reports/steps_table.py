@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_lowrank.report import EffortStep, error_kind, outcome_of
 from onnx_lowrank.reports.frame import section, table
 from onnx_lowrank.reports.markup import Html
 from onnx_lowrank.reports.texts import error
+from onnx_lowrank.schema.report import EffortStep, error_kind, outcome_of
 
 __all__ = ["steps_section"]
 

@@ -12,9 +12,9 @@ from onnx_lowrank.compression.inspection import Inspection
 from onnx_lowrank.compression.sweep_report import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
-from onnx_lowrank.measures import speedup_text
 from onnx_lowrank.phrases import counted
-from onnx_lowrank.report import Report
+from onnx_lowrank.schema.measures import speedup_text
+from onnx_lowrank.schema.report import Report
 
 __all__ = [
     "Total",

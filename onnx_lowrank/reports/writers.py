@@ -13,7 +13,6 @@ from onnx_lowrank.errors import UsageError
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
 from onnx_lowrank.files import Output, check_outputs, write_text
-from onnx_lowrank.report import JsonReport, Report
 from onnx_lowrank.reports.inspect_page import inspect_page
 from onnx_lowrank.reports.markdown import (
     bench_markdown,
@@ -25,6 +24,8 @@ from onnx_lowrank.reports.markdown import (
 from onnx_lowrank.reports.pages import bench_page, check_page, run_page
 from onnx_lowrank.reports.rows import check_rows, inspect_rows, run_rows
 from onnx_lowrank.reports.sweep_page import sweep_page
+from onnx_lowrank.schema.json_report import JsonReport
+from onnx_lowrank.schema.report import Report
 
 __all__ = ["WRITERS", "endings_of", "text_of", "write_report"]
 

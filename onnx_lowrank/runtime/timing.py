@@ -15,9 +15,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from onnx_lowrank.errors import InputError
-from onnx_lowrank.measures import Latency, Milliseconds, Speedup
 from onnx_lowrank.numerics.intervals import kept_values, median_interval
 from onnx_lowrank.runtime.session import prepare, run
+from onnx_lowrank.schema.measures import Latency, Milliseconds, Speedup
 
 __all__ = ["FEWEST_PAIRS", "MOST_FEEDS", "Clock", "interleave", "latency_of", "time_pair"]
 

@@ -14,7 +14,7 @@ from onnx_lowrank.files import Output, check_outputs
 from onnx_lowrank.graph.fixed import fix_shapes, infer_shapes
 from onnx_lowrank.graph.load import LoadedModel, ModelLike, load
 from onnx_lowrank.graph.walk import node_name
-from onnx_lowrank.report import JsonReport, tool_name
+from onnx_lowrank.schema.json_report import JsonReport, tool_name
 from onnx_lowrank.targets.rules import Graph, Rules, all_rules
 from onnx_lowrank.targets.rules.partitions import partitions
 

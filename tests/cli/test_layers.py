@@ -10,7 +10,7 @@ import pytest
 
 from onnx_lowrank.cli.layers import labels, print_layers
 from onnx_lowrank.cli.screen import Screen
-from onnx_lowrank.layer import Layer
+from onnx_lowrank.schema.layer import Layer
 from tests.helpers.screens import shown
 
 PARTS = ("attention.self.query", "attention.self.key", "attention.output.dense")

@@ -18,7 +18,7 @@ from onnx_lowrank.cli.tables import (
 from onnx_lowrank.compression.sweep_report import Point, SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport, ModelBench, Noise, Ratio, TargetBench
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
-from onnx_lowrank.measures import OutputCheck
+from onnx_lowrank.schema.measures import OutputCheck
 from onnx_lowrank.targets.base import Offer
 from onnx_lowrank.targets.support import Left, ModelSupport, Support, SupportReport
 from tests.helpers.screens import shown

@@ -24,7 +24,7 @@ from onnx_lowrank import (
     UsageError,
     compress,
 )
-from onnx_lowrank.report import REPORT_VERSION
+from onnx_lowrank.schema.report import REPORT_VERSION
 from tests.helpers.models import (
     assert_same,
     distance,

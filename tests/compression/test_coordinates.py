@@ -11,7 +11,7 @@ import pytest
 from onnx_lowrank import compress
 from onnx_lowrank.compression import coordinates as module
 from onnx_lowrank.compression.effort import FISHER
-from onnx_lowrank.report import EffortStep, Report
+from onnx_lowrank.schema.report import EffortStep, Report
 from tests.fitting.test_refit import error, feeds_of
 from tests.helpers.models import parse
 

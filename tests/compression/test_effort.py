@@ -17,7 +17,7 @@ from onnx_lowrank.compression import effort as module
 from onnx_lowrank.compression.effort import FISHER, REFIT
 from onnx_lowrank.fitting.refit import Refitted
 from onnx_lowrank.ranks.goals import seconds_of
-from onnx_lowrank.report import EffortStep, Report
+from onnx_lowrank.schema.report import EffortStep, Report
 from tests.fitting.test_refit import TEXT, error, feeds_of
 from tests.helpers.models import parse
 

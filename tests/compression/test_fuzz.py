@@ -18,8 +18,8 @@ import onnx.numpy_helper
 import pytest
 from onnx import helper
 
-from onnx_lowrank.layer import Layer
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.schema.layer import Layer
 from tests.helpers.models import (
     all_graph_protos,
     all_node_protos,

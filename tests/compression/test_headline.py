@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from onnx_lowrank.compression.headline import headline
-from onnx_lowrank.measures import Check, Judged, OutputCheck, ProviderCheck
-from onnx_lowrank.report import Calibration, File, Report
+from onnx_lowrank.schema.json_report import File
+from onnx_lowrank.schema.measures import Check, Judged, OutputCheck, ProviderCheck
+from onnx_lowrank.schema.report import Calibration, Report
 from tests.helpers.reports import latency, run_report
 
 _FITTED = Calibration("d.npz", 64, 16, None, 3, {})

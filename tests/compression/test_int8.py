@@ -17,8 +17,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnx_lowrank import compress, sweep
 from onnx_lowrank.compression import int8 as int8_alone
 from onnx_lowrank.compression.int8 import Figured, said
-from onnx_lowrank.measures import Speedup
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.schema.measures import Speedup
 from tests.helpers.models import known_rank, parse, uniform
 
 _TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 96] x) => (float[N, 96] y) {

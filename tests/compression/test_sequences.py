@@ -11,9 +11,9 @@ import onnx.numpy_helper
 import pytest
 
 from onnx_lowrank import InputError, Result, check, compress, sweep
-from onnx_lowrank.measures import Check
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.runtime.session import open_session, run
+from onnx_lowrank.schema.measures import Check
 from tests.helpers.models import known_rank, parse
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'

@@ -14,9 +14,9 @@ from onnx_lowrank.cli.console import print_report
 from onnx_lowrank.cli.screen import output_screen
 from onnx_lowrank.compression.summary import by_chance, output_verdict
 from onnx_lowrank.maps.choice import Choice
-from onnx_lowrank.measures import Check, Judged, OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.report import OutputVerdict
+from onnx_lowrank.schema.measures import Check, Judged, OutputCheck, ProviderCheck
+from onnx_lowrank.schema.report import OutputVerdict
 from tests.helpers.models import known_rank, parse, uniform
 
 _TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 32] x) => (float[N, 32] y) {

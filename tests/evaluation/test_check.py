@@ -23,9 +23,9 @@ from onnx_lowrank.evaluation.outputs import (
     worst_error,
 )
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
-from onnx_lowrank.measures import OutputCheck, ProviderCheck
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.session import open_session
+from onnx_lowrank.schema.measures import OutputCheck, ProviderCheck
 
 INF, NAN = math.inf, math.nan
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank.evaluation.unchanged import change, same_bits
-from onnx_lowrank.measures import OutputCheck
+from onnx_lowrank.schema.measures import OutputCheck
 
 
 def figures(relative: float, largest: float = 1.0) -> OutputCheck:

@@ -10,9 +10,10 @@ from onnx_lowrank.compression.outlook import Outlook
 from onnx_lowrank.compression.sweep_report import Point, SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport, ModelBench, Noise, Ratio, TargetBench
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
-from onnx_lowrank.layer import Layer
 from onnx_lowrank.maps.choice import Spectrum
-from onnx_lowrank.measures import (
+from onnx_lowrank.schema.json_report import File, Origin
+from onnx_lowrank.schema.layer import Layer
+from onnx_lowrank.schema.measures import (
     Check,
     Latency,
     Milliseconds,
@@ -20,7 +21,7 @@ from onnx_lowrank.measures import (
     ProviderCheck,
     Speedup,
 )
-from onnx_lowrank.report import REPORT_VERSION, Calibration, File, Origin, Report, Totals
+from onnx_lowrank.schema.report import REPORT_VERSION, Calibration, Report, Totals
 
 __all__ = [
     "HOSTILE",

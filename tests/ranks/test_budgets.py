@@ -27,7 +27,6 @@ from onnx_lowrank.compression.trial import Trial
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.formats import Format, Variant
-from onnx_lowrank.measures import Latency, Milliseconds, Speedup, speedup_text
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.ranks.budget_strategies import cost_of
 from onnx_lowrank.ranks.costs import CostTable
@@ -36,6 +35,7 @@ from onnx_lowrank.ranks.goals import Budget, milliseconds_of, size_of
 from onnx_lowrank.ranks.guard import put_back, slower
 from onnx_lowrank.ranks.strategy import Plan
 from onnx_lowrank.runtime.session import OrtLog
+from onnx_lowrank.schema.measures import Latency, Milliseconds, Speedup, speedup_text
 from tests.helpers.models import parse, run_ort
 
 # The output hangs on the first layer, hardly on the second, which is as large.

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_lowrank import InputError, compress
-from onnx_lowrank.layer import Layer
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.schema.layer import Layer
 from tests.helpers.models import (
     assert_same,
     factored,

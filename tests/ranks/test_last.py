@@ -11,11 +11,11 @@ import pytest
 
 from onnx_lowrank import compress
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.layer import Layer
 from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.forms import all_forms
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.ranks.last import last_groups
+from onnx_lowrank.schema.layer import Layer
 from tests.helpers.models import parse, run_ort, uniform
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'

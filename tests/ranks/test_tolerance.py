@@ -14,13 +14,13 @@ import pytest
 from onnx_lowrank import Result, compress
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.evaluation.metrics import Metric
-from onnx_lowrank.measures import Judged
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.knapsack import Item
 from onnx_lowrank.ranks.budget_strategies import Tolerance
 from onnx_lowrank.ranks.goals import Budget
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Measured, Plan
+from onnx_lowrank.schema.measures import Judged
 from tests.helpers.models import parse
 
 STEPS = 100

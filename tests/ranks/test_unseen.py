@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from onnx_lowrank import Result, compress
-from onnx_lowrank.layer import Layer
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.schema.layer import Layer
 from tests.helpers.models import parse
 
 _HEAD = '<ir_version: 8, opset_import: ["": 17]>'

@@ -9,8 +9,8 @@ import pytest
 
 from onnx_lowrank.compression.figures import shown_spectrum
 from onnx_lowrank.maps.choice import Spectrum
-from onnx_lowrank.measures import Milliseconds
 from onnx_lowrank.reports.charts import Mark, Runs, scatter, spark, timings
+from onnx_lowrank.schema.measures import Milliseconds
 
 
 def numbers(path: str) -> list[float]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from onnx_lowrank.report import OutputVerdict
 from onnx_lowrank.reports.writers import text_of
+from onnx_lowrank.schema.report import OutputVerdict
 from tests.helpers.reports import (
     HOSTILE,
     bench_report,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from onnx_lowrank.phrases import printable
-from onnx_lowrank.report import EffortStep, OutputVerdict, Report
 from onnx_lowrank.reports.writers import text_of
+from onnx_lowrank.schema.report import EffortStep, OutputVerdict, Report
 from tests.helpers.chromium import Page, opened
 from tests.helpers.reports import (
     HOSTILE,

@@ -34,7 +34,7 @@ class MlLinear(Form):
         count = 0 if coefficients is None else len(coefficients.as_floats())
         return Refusal(
             f"{node_name(node)}.coefficients",
-            0,  # attributes are no parameters of the model (see `onnx_lowrank.report.File`)
+            0,  # attributes are no parameters of the model (see `File`)
             None,
             f"its {count} coefficients are an attribute of the node, not a weight that can be "
             "factored",

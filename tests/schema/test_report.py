@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from onnx_lowrank import measures, report
+from onnx_lowrank.schema import json_report, layer, measures, report
 from tests.helpers.places import ROOT
 
 _CLASSES = [
     held
-    for module in (report, measures)
+    for module in (json_report, layer, measures, report)
     for held in vars(module).values()
     if dataclasses.is_dataclass(held) and held.__module__ == module.__name__
 ]

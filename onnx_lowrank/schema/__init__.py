@@ -1,0 +1,1 @@
+"""What runs found and did as frozen values: the schema of reports, which every package fills."""
