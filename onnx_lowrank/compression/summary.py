@@ -14,6 +14,7 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Decision, linear_parameters
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Errors
+from onnx_lowrank.numerics.intervals import share_interval
 from onnx_lowrank.numerics.ranks import break_even
 from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.schema.layer import Layer
@@ -144,6 +145,9 @@ def output_verdict(
 ) -> OutputVerdict | None:
     """A warning where the outputs of a result are beyond what is usable on its face.
 
+    Few rows of classes tell little: only where the whole 95 % interval of the share that agrees is
+    below what is usable, that is a reason to warn.
+
     Args:
         check: the outputs; None where they were not compared.
         decisions: what became of the layers; what is as it was is not warned of.
@@ -162,13 +166,20 @@ def output_verdict(
     )
     error = worst.relative_l2
     agreement = 1.0 if agreed is None else agreed.top1_agreement or 0.0
-    if error <= _USABLE_ERROR and agreement >= _USABLE_AGREEMENT:
+    rows = None if agreed is None else agreed.top1_rows
+    few, most = (agreement, agreement) if not rows else share_interval(agreement, rows)
+    if error <= _USABLE_ERROR and most >= _USABLE_AGREEMENT:
         return None
-    lost = error > _LOST_ERROR or agreement < _LOST_AGREEMENT
+    lost = error > _LOST_ERROR or most < _LOST_AGREEMENT
     bad = not math.isfinite(error) or (judged is None and lost)
     parts = [f"output {worst.name!r} is off by {100 * error:.3g} % (mean relative L2 error)"]
     if agreed is not None:
-        changed = f"another one in {100 * (1.0 - agreement):.3g} % of the rows"
+        sure = ""
+        if rows:
+            low, high = (100 * (1.0 - end) for end in (most, few))
+            count = round((1.0 - agreement) * rows)
+            sure = f" ({count} of {rows}: {low:.2g} to {high:.2g} %, with 95 % certainty)"
+        changed = f"another one in {100 * (1.0 - agreement):.3g} % of the rows{sure}"
         same = "the same in every row"
         what = same if agreement == 1.0 else changed
         parts.append(f"the largest element of {agreed.name!r} is {what}")

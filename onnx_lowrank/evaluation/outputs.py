@@ -65,12 +65,14 @@ class _Sums:
     classifier: bool = False
 
     def result(self, name: str) -> OutputCheck:
+        classes = self.classifier and self.rows > 0
         return OutputCheck(
             name=name,
             max_abs_error=self.max_abs_error,
             relative_l2=self.relative_l2 / self.samples,
             cosine=self.cosine / self.angles if self.angles else None,
-            top1_agreement=self.agreeing / self.rows if self.classifier and self.rows else None,
+            top1_agreement=self.agreeing / self.rows if classes else None,
+            top1_rows=self.rows if classes else None,
         )
 
 

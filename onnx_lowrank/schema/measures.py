@@ -79,6 +79,7 @@ class OutputCheck:
             no figure: one element in a sample has no direction, and strings and integers have none.
         top1_agreement: share of rows (along the last axis) whose largest element is at the same
             place, for outputs that look like a classifier's; else None.
+        top1_rows: how many rows that share is of; None where they were not counted.
     """
 
     name: str
@@ -86,6 +87,7 @@ class OutputCheck:
     relative_l2: float
     cosine: float | None
     top1_agreement: float | None
+    top1_rows: int | None = None
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,26 @@ def test_levels(error: float, agreement: float | None, level: str | None) -> Non
         assert "the same in every row" in verdict.text
 
 
+@pytest.mark.parametrize(
+    ("changed", "rows", "level"),
+    [
+        (1, 16, None),
+        (2, 16, "doubtful"),
+        (5, 16, "unusable"),
+        (3, 256, None),
+        (16, 256, "doubtful"),
+        (39, 256, "unusable"),
+    ],
+)
+def test_few_rows_are_no_reason_to_warn(changed: int, rows: int, level: str | None) -> None:
+    output = OutputCheck("y", 0.05, 0.05, 0.9, 1.0 - changed / rows, rows)
+    check = Check("data.npz", 16, (ProviderCheck("CPUExecutionProvider", (output,)),))
+    verdict = output_verdict(check, _decisions(), random=False)
+    assert (None if verdict is None else verdict.level) == level
+    if verdict is not None:
+        assert f"% of the rows ({changed} of {rows}: " in verdict.text
+
+
 @pytest.mark.parametrize(("error", "level"), [(0.6, "doubtful"), (float("inf"), "unusable")])
 def test_a_metric_that_the_user_named_tells_how_bad_it_is(error: float, level: str) -> None:
     output = OutputCheck("y", error, error, 0.9, None)

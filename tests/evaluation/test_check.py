@@ -245,7 +245,7 @@ def test_run_check() -> None:
     assert (check.provider, y.name, z.name, notes, done) == ("P", "y", "z", (), [1, 2])
     assert (y.max_abs_error, y.top1_agreement) == (2.0, None)
     assert y.relative_l2 == pytest.approx(0.5)
-    assert z == OutputCheck("z", 0.0, 0.0, 1.0, 1.0)
+    assert z == OutputCheck("z", 0.0, 0.0, 1.0, 1.0, 3)
     name, error = worst_error([check])
     assert name == "y"
     assert error == pytest.approx(0.5)
