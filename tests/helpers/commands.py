@@ -54,10 +54,10 @@ def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[s
     )
 
 
-def report_of(*args: object, folder: Path) -> dict[str, Any]:
-    """The report of a run that has to succeed."""
+def report_of(*args: object, folder: Path, code: int = 0) -> dict[str, Any]:
+    """The report of a run that has to end with this exit code."""
     path = folder / "report.json"
-    assert call(*args, "--report", path) == 0
+    assert call(*args, "--report", path) == code
     report: dict[str, Any] = json.loads(path.read_text())
     return report
 
