@@ -190,9 +190,14 @@ class Constants:
         return source.unusable(f"is quantized ({node.op_type}); {requantized()}")
 
     def _scaled(self, node: ir.Node) -> Unusable | None:
-        """Integers and their scales, both constant, as `onnx_lowrank.maps.folded` writes them."""
+        """Integers, less their zero points or not, and their scales, all of them constant.
+
+        `onnx_lowrank.maps.folded` writes them.
+        """
         for value, other in (node.inputs, reversed(node.inputs)):
             cast = None if value is None else value.producer()
+            if cast is not None and cast.op_type == "Sub" and self._known(cast.inputs[1]):
+                cast = None if cast.inputs[0] is None else cast.inputs[0].producer()
             if cast is None or cast.op_type != "Cast":
                 continue
             source = self.resolve(cast.inputs[0])

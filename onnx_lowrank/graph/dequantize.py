@@ -4,7 +4,7 @@
 ``MatMul(x, DequantizeLinear(q, s))``                ->  ``MatMul(x, W)``, and Conv, Gemm, …
 ``QLinearMatMul(x, …, q, …)``                        ->  ``QuantizeLinear(MatMul(…, W))``
 ``MatMulNBits(x, q, s)``                             ->  ``MatMul(x, W)``
-``Conv(x, Cast(q) · Cast(s))``                       ->  ``Conv(x, W)``
+``Conv(x, Cast(q) · Cast(s))``                       ->  ``Conv(x, W)``, also with zero points
 ``DequantizeLinear(QuantizeLinear(x))``              ->  ``Clip(x)``
 
 The pair of the last line cuts off what is beyond its range, which takes the place of a Relu that a
@@ -29,7 +29,7 @@ __all__ = ["Dequantized", "dequantize", "holds_integers"]
 # What goes with a map that nothing reads any more.
 _GOES = frozenset(
     {
-        *("Cast", "Constant", "Expand", "Mul", "Reshape", "Slice"),
+        *("Cast", "Constant", "Expand", "Mul", "Reshape", "Slice", "Sub"),
         *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),
     }
 )

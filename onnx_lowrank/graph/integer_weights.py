@@ -2,7 +2,8 @@
 
 ``DequantizeLinear(q, s, z)``  stands for  ``s · (q − z)``, with one scale, one for each index of an
 axis, or one for a block of them; MatMulNBits packs codes of 4 or 8 bits by columns.  This tool
-writes ``Cast(q) · Cast(s)`` where runtimes are to make floats of them.
+writes ``Cast(q) · Cast(s)``, or ``(Cast(q) - Cast(z)) · Cast(s)``, where runtimes are to make floats
+of them.
 """
 
 from __future__ import annotations
@@ -144,16 +145,25 @@ def _bytes(*stored: Constant | None) -> int:
 def multiplied_weight(node: ir.Node, constants: Constants) -> IntegerWeight | str:
     """The weight of a Mul of codes and scales, both cast to floats, or why it cannot be read."""
     for codes, scales in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        cast = None if codes is None else codes.producer()
-        if cast is None or cast.op_type != "Cast":
+        before = None if codes is None else codes.producer()
+        centred = before is not None and before.op_type == "Sub"
+        cast, zeros = before, None
+        if before is not None and centred:
+            cast = None if before.inputs[0] is None else before.inputs[0].producer()
+            zeros = _evaluated(before.inputs[1], constants)
+        if cast is None or cast.op_type != "Cast" or (centred and zeros is None):
             continue
         q, s = constants.resolve(cast.inputs[0]), _evaluated(scales, constants)
         if isinstance(q, Constant) and q.dtype in BITS and s is not None:
             to = ir.DataType(attribute(cast, "to", int(ir.DataType.FLOAT)))
             if to is not ir.DataType.FLOAT:
                 return f"it is made {to.name.lower()}; float32 is read"
-            values = np.asarray(q.numpy().astype(np.float32) * s, np.float32)
-            return IntegerWeight(q.root, values, BITS[q.dtype], q.tensor.nbytes + 2 * s.size)
+            bits, whole = BITS[q.dtype], q.numpy().astype(np.float32)
+            if zeros is not None:
+                whole = whole - zeros
+            size = q.tensor.nbytes + 2 * s.size
+            size += 0 if zeros is None else -(-zeros.size * bits // 8)
+            return IntegerWeight(q.root, np.asarray(whole * s, np.float32), bits, size)
     return "its codes or scales are computed in another way"
 
 

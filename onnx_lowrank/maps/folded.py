@@ -1,6 +1,7 @@
 """Weights that are stored as integers and made floats once, when a runtime loads the model.
 
 ``Conv(x, W)``  ->  ``Conv(x, Reshape(Cast(q) · Cast(s)))``
+``Conv(x, W)``  ->  ``Conv(x, Reshape((Cast(q) - Cast(z)) · Cast(s)))``  with zero points
 
 So are LSTM, GRU, RNN, Einsum, ``W @ x``, and ``x @ W`` where several nodes read one W, which no
 kernel of integers is made for.
@@ -13,6 +14,7 @@ place would be computed in every run, and keeps convolutions from their fastest 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -36,6 +38,14 @@ FOLDED = frozenset(
 PRODUCTS = frozenset({"matmul-right", "gemm-right"})
 """Forms whose weight may stand behind a DequantizeLinear that runtimes fuse with the product."""
 
+# Of codes, by their bits and whether they have a sign.
+_KINDS = {
+    (4, True): ml_dtypes.int4,
+    (4, False): ml_dtypes.uint4,
+    (8, True): np.int8,
+    (8, False): np.uint8,
+}
+
 
 def is_product(node: ir.Node, constants: Constants) -> bool:
     """Whether a node is ``x @ W`` or a Gemm with a constant on the right."""
@@ -54,6 +64,15 @@ def folded_site(node: ir.Node, constants: Constants) -> Site:
 
 def _looks_at(targets: frozenset[tuple[str, str]], node: ir.Node) -> bool:
     return ("" if node.domain == "ai.onnx" else node.domain, node.op_type) in targets
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How numbers of blocks meet codes ``[n, m]``: of so many of m, one after the other."""
+
+    n: int
+    m: int
+    block: int
 
 
 class FoldedWriter:
@@ -96,40 +115,51 @@ class FoldedWriter:
     ) -> tuple[ir.Value, Layout, ir.Value]:
         """Codes by their scales, how that is read as the matrix, in × out, and the scales."""
         (m, n), block = codes.shape, codes.block
-        assert codes.zeros is None
-        integers = codes.codes.T.astype(np.int8 if codes.bits == 8 else ml_dtypes.int4)
-        scales = np.ascontiguousarray(codes.scales.T)  # [n, groups]
-        groups = scales.shape[1]
+        integers = codes.codes.T.astype(_KINDS[codes.bits, codes.zeros is None])
+        groups = -(-m // block)
         whole = groups > 1 and m % block == 0
         if whole:
-            integers, scales = integers.reshape(n, groups, block), scales[:, :, None]
-        elif groups > 1:
-            scales = scales[:, :, None]
+            integers = integers.reshape(n, groups, block)
         name = f"{base}.q{codes.bits}"
+        spread = _Spread(n, m, block)
         q, _ = self._floats(np.ascontiguousarray(integers), f"{name}.codes", in_node=in_node)
-        s, stored = self._floats(scales, f"{name}.scales", in_node=in_node)
-        if groups > 1 and not whole:
-            s = self._stretched(s, (n, groups, block), m, name, in_node=in_node)
+        if codes.zeros is not None:
+            zeros = codes.zeros.T.astype(integers.dtype)
+            z, _ = self._each(zeros, spread, f"{name}.zeros", in_node=in_node)
+            q = self._derived("Sub", [q, z], f"{name}.centred", integers.shape)
+        s, stored = self._each(codes.scales.T, spread, f"{name}.scales", in_node=in_node)
         shape = integers.shape
         value = self._derived("Mul", [q, s], f"{name}.values", shape)
         return value, Layout.of(shape).reshape(n, m).transpose(1, 0), stored
 
+    def _each(
+        self, array: Array, spread: _Spread, name: str, *, in_node: bool
+    ) -> tuple[ir.Value, ir.Value]:
+        """Numbers of blocks, shape [n, groups], so that they meet the codes; and as stored."""
+        several = array.shape[1] > 1
+        own = np.ascontiguousarray(array[:, :, None] if several else array)
+        value, stored = self._floats(own, name, in_node=in_node)
+        if several and spread.m % spread.block:
+            value = self._stretched(value, spread, name, in_node=in_node)
+        return value, stored
+
     def _stretched(
-        self, scales: ir.Value, shape: tuple[int, int, int], m: int, base: str, *, in_node: bool
+        self, value: ir.Value, spread: _Spread, name: str, *, in_node: bool
     ) -> ir.Value:
-        """A scale for each of m elements, of blocks of which the last one is not full."""
-        n, groups, block = shape
+        """A number for each of m elements, of blocks of which the last one is not full."""
+        n, m, block = spread.n, spread.m, spread.block
+        groups = -(-m // block)
 
         def numbers(*values: int) -> ir.Value:
             array = np.array(values, np.int64)
-            return self._storage.store(self._graph, array, f"{base}.shape", in_node=in_node)
+            return self._storage.store(self._graph, array, f"{name}_shape", in_node=in_node)
 
-        wide = self._derived("Expand", [scales, numbers(*shape)], f"{base}.scales_wide", shape)
-        flat_shape = (n, groups * block)
-        inputs = [wide, numbers(*flat_shape)]
-        flat = self._derived("Reshape", inputs, f"{base}.scales_flat", flat_shape)
-        inputs = [flat, numbers(0), numbers(m), numbers(1)]
-        return self._derived("Slice", inputs, f"{base}.scales_each", (n, m))
+        wide = (n, groups, block)
+        value = self._derived("Expand", [value, numbers(*wide)], f"{name}_wide", wide)
+        flat = (n, groups * block)
+        value = self._derived("Reshape", [value, numbers(*flat)], f"{name}_flat", flat)
+        inputs = [value, numbers(0), numbers(m), numbers(1)]
+        return self._derived("Slice", inputs, f"{name}_each", (n, m))
 
     def _floats(self, array: Array, name: str, *, in_node: bool) -> tuple[ir.Value, ir.Value]:
         """A constant as float32, and as it is stored."""

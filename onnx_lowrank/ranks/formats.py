@@ -18,7 +18,6 @@ from onnx_lowrank.maps.formats import (
     Format,
     correctable,
     first_opset,
-    folded,
     fusable,
     no_format,
     products,
@@ -172,8 +171,9 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
             pairs.append(wanted.integers)
         if not wanted.blocks:
             continue
-        # What is folded into floats has codes about 0; kernels of 4 bits take zero points as well.
-        zeros = kind == "4" and not folded(group)
+        # The least and the largest weight of a block are seldom as far from 0; of 8 bits it matters
+        # little.
+        zeros = kind == "4"
         plain = [
             dataclasses.replace(f, block=suited(f.block, m), fused=fused, zeros=zeros)
             for f in _DENSE[kind]

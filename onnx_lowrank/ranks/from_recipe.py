@@ -14,7 +14,6 @@ from onnx_lowrank.maps.formats import (
     SMALLEST,
     Format,
     correctable,
-    folded,
     fusable,
     products,
     suited,
@@ -147,10 +146,8 @@ def _check_format(wanted: Format, layer: RecipeLayer, group: Group, where: str) 
         raise InputError(
             f"{where}: expected a correction of a rank from 0 to {most}, got {wanted.correction}"
         )
-    if wanted.zeros and (wanted.bits != 4 or wanted.integers or folded(group)):
-        raise InputError(
-            f"{where}: zero points are for 4 bits that only one MatMul or Gemm multiplies with"
-        )
+    if wanted.zeros and (wanted.bits != 4 or wanted.integers):
+        raise InputError(f"{where}: zero points are for 4 bits and inputs in floats")
     if wanted.integers:
         _check_integers(group, wanted, where)
         return

@@ -48,11 +48,12 @@ def test_every_way_of_quantizing(way: str, rng: np.random.Generator, tmp_path: P
     assert ir.to_proto(again.model) == ir.to_proto(result.model)
 
 
-def test_what_this_tool_has_written(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_this_tool_has_written(bits: int, rng: np.random.Generator) -> None:
     """Blocks behind a DequantizeLinear, and a convolution whose blocks a runtime makes floats."""
     feeds = images(rng)
     own = compress(
-        float_model(rng), energy=1.0, weights="8", calibration=feeds, bench=False, check=False
+        float_model(rng), energy=1.0, weights=f"{bits}", calibration=feeds, bench=False, check=False
     )
     before = ir.to_proto(own.model)
     result = compress(
@@ -61,7 +62,8 @@ def test_what_this_tool_has_written(rng: np.random.Generator) -> None:
     assert result.report.input.bytes is not None
     assert result.report.output.bytes < 0.7 * result.report.input.bytes
     assert {layer.rank for layer in result.report.layers} == {16}
-    assert all((layer.format or "").startswith("8 bits") for layer in result.report.layers)
+    text = f"{bits} bits"
+    assert all((layer.format or "").startswith(text) for layer in result.report.layers)
     assert 0.0 < error(result) < 0.1
 
 

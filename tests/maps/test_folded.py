@@ -71,7 +71,9 @@ def first(model: ir.Model) -> Group:
     return next(group for group in groups if group.members[0].site.form.name in FOLDED)
 
 
-def rounded(model: ir.Model, bits: Bits, block: int) -> tuple[Array, Array]:
+def rounded(
+    model: ir.Model, bits: Bits, block: int, *, symmetric: bool = True
+) -> tuple[Array, Array]:
     """Round the first map of a model; its matrix, and what the codes stand for."""
     group = first(model)
     assert no_format(group, model) is None
@@ -80,7 +82,7 @@ def rounded(model: ir.Model, bits: Bits, block: int) -> tuple[Array, Array]:
     with Spool() as spool:
         writer = FormatWriter(model, spool)
         matrix = np.array(writer.weight(nodes[0]).numpy())
-        codes = round_blocks(matrix, bits, block)
+        codes = round_blocks(matrix, bits, block, symmetric=symmetric)
         writer.put(nodes, codes)
     return matrix, codes.values()
 
@@ -96,15 +98,20 @@ def outputs(proto: onnx.ModelProto, feed: Feed) -> Array:
 
 
 @pytest.mark.parametrize("nodes", [False, True])
-@pytest.mark.parametrize("block", [16, 32, 1024])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("bits", "block", "symmetric"),
+    [
+        *((8, 16, True), (8, 32, True), (8, 1024, True), (8, 32, False), (4, 32, True)),
+        *((4, 16, False), (4, 32, False), (4, 1024, False)),
+    ],
+)
 @pytest.mark.parametrize("name", BODIES)
 def test_nodes_read_what_codes_stand_for(
-    name: str, bits: Bits, block: int, nodes: bool, rng: np.random.Generator
+    name: str, bits: Bits, block: int, symmetric: bool, nodes: bool, rng: np.random.Generator
 ) -> None:
     proto = model(name, rng, nodes=nodes)
     changed = ir.from_proto(proto)
-    matrix, values = rounded(changed, bits, block)
+    matrix, values = rounded(changed, bits, block, symmetric=symmetric)
     result = ir.to_proto(changed)
     onnx.checker.check_model(result, full_check=True)
     # The same model with the values as floats.
@@ -133,9 +140,12 @@ def test_nodes_read_what_codes_stand_for(
     assert "is quantized (Cast and Mul)" in entry.refusal.reason
 
 
-def test_a_runtime_makes_floats_while_it_loads(rng: np.random.Generator, tmp_path: object) -> None:
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (4, True), (4, False)])
+def test_a_runtime_makes_floats_while_it_loads(
+    bits: Bits, symmetric: bool, rng: np.random.Generator, tmp_path: object
+) -> None:
     changed = ir.from_proto(model("conv", rng))
-    rounded(changed, 8, 16)
+    rounded(changed, bits, 16, symmetric=symmetric)
     options = ort.SessionOptions()
     options.optimized_model_filepath = f"{tmp_path}/optimized.onnx"
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
