@@ -2,8 +2,8 @@
 
 ``DequantizeLinear(q, s, z)``  stands for  ``s · (q − z)``, with one scale, one for each index of an
 axis, or one for a block of them; MatMulNBits packs codes of 4 or 8 bits by columns.  This tool
-writes ``Cast(q) · Cast(s)``, or ``(Cast(q) - Cast(z)) · Cast(s)``, where runtimes are to make floats
-of them.
+writes ``Cast(q) · Cast(s)``, or ``(Cast(q) - Cast(z)) · Cast(s)``, where runtimes are to make
+floats of them.
 """
 
 from __future__ import annotations

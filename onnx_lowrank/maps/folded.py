@@ -143,9 +143,7 @@ class FoldedWriter:
             value = self._stretched(value, spread, name, in_node=in_node)
         return value, stored
 
-    def _stretched(
-        self, value: ir.Value, spread: _Spread, name: str, *, in_node: bool
-    ) -> ir.Value:
+    def _stretched(self, value: ir.Value, spread: _Spread, name: str, *, in_node: bool) -> ir.Value:
         """A number for each of m elements, of blocks of which the last one is not full."""
         n, m, block = spread.n, spread.m, spread.block
         groups = -(-m // block)
