@@ -22,12 +22,7 @@ from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.whitening import Whitening
 from onnx_lowrank.runtime.kept import Kept
-from tests.fitting.test_heal import (
-    healed,
-    opener,
-    perceptron,
-    samples,
-)
+from tests.helpers.healing import healed, opener, perceptron, samples
 from tests.helpers.models import parse
 
 BLOCKS = """

@@ -1,7 +1,8 @@
-"""On how many samples the damage of a layer alone is measured."""
+"""The damage of a layer alone: on how many samples it is measured, and its curve."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.ranks.damage import alone
+from onnx_lowrank.ranks.damage import DamageCurve, alone
 from onnx_lowrank.ranks.probe import Probe
 
 
@@ -90,3 +91,16 @@ def test_without_a_limit_all_are_run_at_once() -> None:
     probe = Played([1.0] * 20)
     assert measured(probe, measurements=3, most=None) == 1.0
     assert probe.ran == list(range(20))
+
+
+def test_a_curve_goes_through_its_points_and_falls_with_the_rank() -> None:
+    tails = np.concatenate([np.cumsum((0.8 ** np.arange(20))[::-1])[::-1], [0.0]])
+    curve = DamageCurve(((10, 1e-3), (3, 5e-2)), tails)
+    assert curve.at(10) == pytest.approx(1e-3)
+    assert curve.at(3) == pytest.approx(5e-2)
+    damages = [curve.at(rank) for rank in range(22)]
+    assert all(after <= before for before, after in itertools.pairwise(damages))
+    assert curve.at(20) == 0.0
+    assert curve.at(15) == pytest.approx(1e-3 * tails[15] / tails[10])
+    odd = DamageCurve(((10, 1e-3), (3, 1e-4)), tails)  # noise: less damage at a lower rank
+    assert np.isfinite([odd.at(rank) for rank in range(21)]).all()
