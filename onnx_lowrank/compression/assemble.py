@@ -144,7 +144,7 @@ def assemble(
                 pairs = fit(choices, prepared.statistics, advance, context.crew)
             known = constant_names(model)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
-        lowered = [own[g] for g, choice in choices.items() if choice.rank and g.head]
+        lowered = [own[g] for g, choice in choices.items() if choice.rank and g.heads]
         other = [name for group in lowered for name in narrowed_values(group)]
         heals = more and context.settings.heals and not _dropped(context)
         healing = step = None

@@ -48,11 +48,11 @@ class Figures:
         """Bytes of the layer's weight as stored, before and after."""
         group, choice = decision.group, decision.choice
         if group is None:
-            # The first map of a pair counts with the second one.
+            # The first maps of a pair count with the second one.
             known = self.stored.get(decision.weight) if decision.size else 0
             return known, known
-        head = 0 if group.head is None else group.head.matrix.tensor.nbytes
-        before = int(group.matrix.tensor.nbytes + head)
+        heads = sum(head.matrix.tensor.nbytes for head in group.heads)
+        before = int(group.matrix.tensor.nbytes + heads)
         plain = choice.rank is None and choice.format is None
         return before, before if plain else choice.bytes(group)
 

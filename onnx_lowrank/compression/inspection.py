@@ -266,11 +266,13 @@ def _entries(
                 reasons.append("holds NaN or Inf")
             if own[site].others:
                 reasons.append(f"its constant is also read by {listed(own[site].others, 2)}")
-            head = own[site].head
-            if head is not None:
-                name = repr(node_name(head.node))
-                pair = f"is a pair of rank {site.m} already, with {name}"
-                reasons.append(pair if own[site].inner is None else f"{name} makes its width")
+            if heads := own[site].heads:
+                names = listed([repr(node_name(head.node)) for head in heads], 4)
+                pair = f"is a pair of rank {site.m} already, with {names}"
+                makes = "makes" if len(heads) == 1 else "make"
+                reasons.append(pair if own[site].inner is None else f"{names} {makes} its width")
+            if (why := finding.wide.get(node_name(site.node))) is not None:
+                reasons.append(f"its width stays: {why}")
             rows.append(_site(site, own[site], found, "; ".join(reasons), adapter))
     return rows
 
@@ -282,8 +284,8 @@ def _site(site: Site, group: Group, found: Spectrum | None, reason: str, adapter
         site.form.ops,
         site.operand.name,
         (site.slices, site.m, site.n),
-        (site.operand.size if group.head is None else group.elements) + adapter,
-        break_even(site.m, site.n) if group.head is None else group.break_even,
+        (group.elements if group.heads else site.operand.size) + adapter,
+        group.break_even if group.heads else break_even(site.m, site.n),
         (),
         reason,
         site.node.op_type,

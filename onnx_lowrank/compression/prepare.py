@@ -69,6 +69,8 @@ def prepare(context: Context) -> Prepared:
     with context.stages("find"):
         _merge_adapters(context, model, selection)
         finding = find_maps(context, model)
+        for note in by_reason(finding.wide, "widths that stay as they are"):
+            context.say(note)
         early = {group: worth_measuring(group, goal, selection) for group in finding.groups}
         layers = _of_recipe(context, finding)
         early |= {group: None for group, layer in layers.items() if layer.rank is not None}

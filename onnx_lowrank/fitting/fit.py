@@ -128,7 +128,7 @@ def _judged(
     if layer.held is not None:
         own = None if shift is None else fisher.into(shift)
         output = achieved_error(fisher.into(stack), first, fisher.into(second), layer.held, own)
-    if layer.head is None or layer.inner:
+    if not layer.heads or layer.inner:
         return Errors(weight=relative_error(stack, first, second), output=output)
-    plain = (Moments.mapped(layer.head[0]),)
+    plain = (Moments.mapped(layer.heads[0][0]),)
     return Errors(weight=achieved_error(stack, first, second, plain), output=output)

@@ -28,7 +28,8 @@ class LayerArrays:
         moments: what its factors are fitted to, by slice; None fits them to the weight alone.
         fisher: in what coordinates of its outputs errors count alike.
         held: moments of samples that judge the fit; None without.
-        head: ``A[e, l, m]``, the first map of the pair whose second one the layer is.
+        heads: ``A[e, l, m]``, the first map of the pair whose second one the layer is; where a
+            width is in front, all maps that make it.
         bases: leading components by slice, where they are known.
         inner: whether something that is no map is between that map and the layer.
         selects: whether its rank is how many of its inputs are kept.
@@ -38,7 +39,7 @@ class LayerArrays:
     moments: tuple[Moments, ...] | None = None
     fisher: Fisher = PLAIN
     held: tuple[Moments, ...] | None = None
-    head: Array | None = None
+    heads: tuple[Array, ...] = ()
     bases: tuple[Leading, ...] = ()
     inner: bool = False
     selects: bool = False
@@ -60,7 +61,7 @@ def arrays_of(
         statistics.inputs(group) if leads else None,
         statistics.coordinates(group),
         statistics.held.get(group) if judged and group in statistics.fit else None,
-        None if group.head is None else _in_order(group.head.matrix.numpy()),
+        tuple(_in_order(head.matrix.numpy()) for head in group.heads),
         statistics.bases.get(group, ()) if judged and leads else (),
         group.inner is not None,
         group.selects,

@@ -112,7 +112,7 @@ def measured(task: _Measuring) -> tuple[Spectrum, tuple[Leading, ...]]:
     """The spectrum of a layer, and its leading components."""
     layer, of = task.layer, task.of
     stack, moments = layer.stack, layer.moments
-    heads = () if layer.head is None else layer.head
+    heads = [matrix for head in layer.heads for matrix in head]
     if not all(_finite(matrix) for matrix in (*stack, *heads)):
         return Spectrum(None, False, of), ()
     if not task.spectra:

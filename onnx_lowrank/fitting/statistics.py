@@ -76,9 +76,9 @@ class Statistics:
         (the singular values of ``A·B`` are those of ``R·B``, ``A = Q·R``), and never makes it.
         """
         known = self.fit.get(group)
-        if known is not None or group.head is None or group.inner is not None:
+        if known is not None or not group.heads or group.inner is not None:
             return known
-        return (Moments.mapped(group.head.matrix.numpy()[0]),)
+        return (Moments.mapped(group.heads[0].matrix.numpy()[0]),)
 
     def coordinates(self, group: Group) -> Fisher:
         """In what coordinates of its outputs a group's errors count alike."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["last_sizes", "set_last_size"]
+__all__ = ["drop_unread", "last_sizes", "set_last_size"]
 
 
 def last_sizes(shape: ir.Value | None, count: int) -> tuple[int, ...] | None:
@@ -68,10 +68,16 @@ def set_last_size(
         value = joined.outputs[0]
     node.replace_input_with(1, value)
     for value in dict.fromkeys((shape, parts[-1])):
-        _remove_unread(graph, value)
+        drop_unread(graph, value)
 
 
-def _remove_unread(graph: ir.Graph, value: ir.Value) -> None:
+def drop_unread(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove what makes a value, or the initializer that it is, where nothing reads it any more.
+
+    Args:
+        graph: from which it is removed; what stands elsewhere stays.
+        value: the value.
+    """
     if value.uses() or value.is_graph_output() or value.is_graph_input():
         return
     producer = value.producer()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx_ir as ir
@@ -75,17 +75,18 @@ class Group:
         others: names of whatever else reads the constant and so keeps it in the model.
         bias: the constant of n elements that is added to the products of its one site, and to
             nothing else; None if there is none.
-        head: the first map ``A[l, m]`` of the pair whose second one this group is: a pair of a
+        heads: the first map ``A[l, m]`` of the pair whose second one this group is: a pair of a
             lower rank r takes the place of both, ``r·(l + n)`` elements for ``m·(l + n)``.
-        inner: the width between these two maps, where something that is no map is between them;
-            None where nothing is.
+            Where a width is in front, all maps that make it.
+        inner: the width between these maps, where something that is no map is between them; None
+            where nothing is.
     """
 
     members: tuple[Member, ...]
     matrix: Constant
     others: tuple[str, ...]
     bias: Constant | None = None
-    head: Site | None = None
+    heads: tuple[Site, ...] = ()
     inner: Inner | None = None
 
     @property
@@ -102,14 +103,15 @@ class Group:
     @property
     def mapped(self) -> tuple[int, int]:
         """Inputs and outputs of what a pair takes the place of."""
-        _, m, n = self.shape
-        return (m if self.head is None else self.head.m), n
+        slices, m, n = self.shape
+        lead = sum(head.m * (head.n // (slices * m)) for head in self.heads)
+        return (lead if self.heads else m), n
 
     @property
     def elements(self) -> int:
         """Of what stands there now."""
         slices, m, n = self.shape
-        return slices * m * n if self.head is None else self.pair_elements(m)
+        return self.pair_elements(m) if self.heads else slices * m * n
 
     def pair_elements(self, rank: int, *, leads: bool = True) -> int:
         """Of a pair; without ``leads`` its first factor counts with another group."""
@@ -120,12 +122,12 @@ class Group:
     def break_even(self) -> float:
         """The rank at which a pair is as large as what stands there now."""
         _, m, n = self.shape
-        return break_even(m, n) if self.head is None else float(m)
+        return float(m) if self.heads else break_even(m, n)
 
     def largest(self, share: float) -> int:
         """The largest rank whose pair has at most a share of the elements that stand there now."""
         _, m, n = self.shape
-        if self.head is None:
+        if not self.heads:
             return largest_rank(m, n, share)
         most = m - 1 if self.selects else min(n, m - 1)
         return max(0, min(most, math.floor(share * m + 1e-9)))
@@ -140,11 +142,14 @@ class Finding:
         groups: those of them that may be factored.
         off: of those that are not factored, because their form was not chosen or is none that can
             be, and whose weights may yet be stored in integers.
+        wide: name of a map -> why the width in front of it stays as it is, of forms that were
+            chosen.
     """
 
     entries: tuple[Factorable | Refused, ...]
     groups: tuple[Group, ...]
     off: tuple[Group, ...] = ()
+    wide: Mapping[str, str] = field(default_factory=dict)
 
 
 def find(
@@ -167,7 +172,9 @@ def find(
     for form in forms:
         for target in form.targets:
             by_target.setdefault(target, []).append(form)
+    names = {form.name for form in chosen}
     entries: list[Factorable | Refused] = []
+    wide: dict[str, str] = {}
     for node in all_nodes(model):
         possible = by_target.get(operator(node), ())
         if open_ := unresolved(node):
@@ -181,6 +188,15 @@ def find(
                 for form in possible
                 if (match := form.match(node, constants)) is not None
             ]
+        for form, match in matches:
+            if isinstance(form, InnerForm) and isinstance(match, Refusal) and form.name in names:
+                wide[node_name(node)] = match.reason
+        # It may be a map by itself all the same.
+        matches = [
+            (form, match)
+            for form, match in matches
+            if isinstance(match, Site) or not isinstance(form, InnerForm)
+        ]
         if matches:
             entries.append(_entry(node, matches, chosen))
     entries, inners = _with_inner(entries, constants)
@@ -189,19 +205,19 @@ def find(
     refused = [e for e in entries if isinstance(e, Refused) and not e.paired]
     off = [e.site for e in refused if e.site is not None and (e.off or e.refusal.site is e.site)]
     off = [site for site in off if not site.form.indices]  # for tables see `maps.tables`
-    groups = _groups(sites, constants, heads, inners), _groups(off, constants, {}, {})
-    return Finding(tuple(entries), *map(tuple, groups))
+    groups = tuple(_groups(sites, constants, heads, inners))
+    return Finding(tuple(entries), groups, tuple(_groups(off, constants, {}, {})), wide)
 
 
 def _with_inner(
     entries: Sequence[Factorable | Refused], constants: Constants
 ) -> tuple[list[Factorable | Refused], dict[ir.Node, Inner]]:
-    """Maps with a width between them are one: the second has no other way, the first goes with it.
+    """Maps with a width between them are one: the last has no other way, the first go with it.
 
     No map is in two of them.
 
     Returns:
-        The entries, and by second node what is between it and the first map.
+        The entries, and by last node what is between it and the first maps.
     """
     known = {
         entry.node: entry
@@ -215,9 +231,10 @@ def _with_inner(
             if not isinstance(site.form, InnerForm) or node in firsts:
                 continue
             width = site.form.width(site, constants)
-            first = width.first.node
-            if first in known and first not in inners and first not in firsts:
-                inners[node], firsts[first] = width, node
+            own = [first.node for first in width.firsts]
+            if all(n in known and n not in inners and n not in firsts for n in own):
+                inners[node] = width
+                firsts |= dict.fromkeys(own, node)
     found: list[Factorable | Refused] = []
     for entry in entries:
         sites = entry.sites if isinstance(entry, Factorable) else ()
@@ -250,7 +267,7 @@ def _without_chains(
         The entries, and of pairs that can have a lower rank second node -> first map.
     """
     sites: list[Site] = []
-    apart = {*inners, *(inner.first.node for inner in inners.values())}
+    apart = {*inners, *(first.node for inner in inners.values() for first in inner.firsts)}
     for entry in entries:
         if isinstance(entry, Factorable):
             sites += () if entry.node in apart else entry.sites
@@ -348,13 +365,13 @@ def _groups(
             for node, index in constants.readers(root)
             if node is None or (id(node), index) not in own
         )
-        inner = inners.get(members[0].site.node)
+        inner, head = inners.get(members[0].site.node), heads.get(members[0].site.node)
         yield Group(
             tuple(members),
             members[0].site.matrix,
             tuple(others),
             _bias(members, constants),
-            heads.get(members[0].site.node) if inner is None else inner.first,
+            inner.firsts if inner is not None else () if head is None else (head,),
             inner,
         )
 

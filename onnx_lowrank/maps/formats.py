@@ -216,7 +216,7 @@ def no_format(group: Group, model: ir.Model) -> str | None:
             return "it is inside a subgraph or function, where weights stay floats"
         if member.transposed:
             return "its weight is also read transposed"
-    if group.head is not None:
+    if group.heads:
         return "it is the second map of a pair"
     if slices > 1:
         return "a batch of weights has no number format"

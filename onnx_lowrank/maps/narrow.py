@@ -1,4 +1,4 @@
-"""Narrow: let two maps have fewer elements between them; their nodes and names stay.
+"""Narrow: let maps have fewer elements between them; their nodes and names stay.
 
 ``g(X·A + a)·B  ->  g(X·(A·S) + a·S)·T`` with S of one block for each head.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.cuts import cut_elsewhere
 from onnx_lowrank.graph.elements import put_elements
 from onnx_lowrank.graph.sizes import set_last_size
 from onnx_lowrank.graph.spool import Spool
@@ -40,7 +41,8 @@ def narrow(
     """
     heads, _, rank = pair.first.shape
     width = heads * rank
-    _put(inner.first, _mixed(inner.first.matrix.numpy()[0], pair.first), spool)
+    for site in inner.firsts:
+        _put(site, _mixed(site.matrix.numpy()[0], pair.first), spool)
     for constant in inner.constants:
         mixed = _mixed(constant.numpy(), pair.first)
         put_elements(constant.root, mixed, spool)
@@ -49,13 +51,17 @@ def narrow(
     if pair.shift is not None:
         assert group.bias is not None
         put_elements(group.bias.root, shifted(group.bias.tensor.numpy(), pair.shift), spool)
-    for value in (*inner.first.node.outputs, *(v for node in inner.between for v in node.outputs)):
+    graph = model.graph
+    store = partial(_stored, graph, storage)
+    for node in inner.cuts:
+        cut_elsewhere(graph, node, group.shape[1], width, store)
+    nodes = [*(site.node for site in inner.firsts), *inner.between]
+    for value in (value for node in nodes for value in node.outputs):
         value.shape = None  # of the old width
     if inner.reshapes:
         apart, together = inner.reshapes
         for node, size in ((apart, rank), (together, width)):
-            graph = model.graph
-            set_last_size(graph, node, size, storage.names, partial(_stored, graph, storage))
+            set_last_size(graph, node, size, storage.names, store)
 
 
 def _stored(graph: ir.Graph, storage: Storage, array: Array, name: str) -> ir.Value:
@@ -64,27 +70,27 @@ def _stored(graph: ir.Graph, storage: Storage, array: Array, name: str) -> ir.Va
 
 def narrowed_names(group: Group) -> list[str]:
     """Names of the constants that narrowing in front of a group changes."""
-    if group.head is None:
+    if not group.heads:
         return []
-    constants: list[Constant] = [group.head.operand, group.matrix]
+    constants: list[Constant] = [*(head.operand for head in group.heads), group.matrix]
     constants += () if group.inner is None else group.inner.constants
     return [constant.name for constant in constants]
 
 
 def narrowed_values(group: Group) -> list[str]:
     """Names of the values that have another width where a group has a lower rank."""
-    if group.head is None:
-        return []
-    nodes = (group.head.node, *(() if group.inner is None else group.inner.between))
+    nodes = [head.node for head in group.heads]
+    nodes += () if group.inner is None else group.inner.between
     return [value.name or "" for node in nodes for value in node.outputs]
 
 
 def _mixed(array: Array, first: Array) -> Array:
-    """``A·S`` along the last axis ``[…, e·m]``, which gets e·k elements."""
+    """``A·S`` along the last axis ``[…, c·e·m]``, which gets c·e·k elements."""
     heads, size, rank = first.shape
-    parts = array.reshape(-1, heads, size).astype(np.float64)
-    mixed = np.einsum("leh,ehk->lek", parts, first.astype(np.float64))
-    return np.asarray(mixed.reshape(*array.shape[:-1], heads * rank), array.dtype)
+    times = array.shape[-1] // (heads * size)
+    parts = array.reshape(-1, times, heads, size).astype(np.float64)
+    mixed = np.einsum("lceh,ehk->lcek", parts, first.astype(np.float64))
+    return np.asarray(mixed.reshape(*array.shape[:-1], times * heads * rank), array.dtype)
 
 
 def _put(site: Site, matrix: Array, spool: Spool) -> None:

@@ -52,8 +52,8 @@ def rewrite(
         if group.inner is not None:
             narrow(model, group, group.inner, pair, storage, spool)
             continue
-        if group.head is not None:
-            _lower(group, group.head, pair, spool)
+        if group.heads:
+            _lower(group, group.heads[0], pair, spool)
             continue
         first = StoredFactor(pair.first, pair.first.shape, "lowrank_A")
         if pair.shared:  # the array is kept, so that its id stays its own
@@ -66,7 +66,7 @@ def rewrite(
     for _, _, nodes in shared.values():
         _merge_first(nodes)
     for group in errors:
-        if group.head is None:
+        if not group.heads:
             remove_unread(group.matrix.root)
     return errors
 

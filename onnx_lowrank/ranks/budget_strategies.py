@@ -119,7 +119,7 @@ def file_bytes(group: Group, variant: Variant, leads: bool = True) -> float:
     """Bytes that a group takes in a file: its weights, and their nodes and names."""
     form, nodes = variant.format, len(group.members)
     size = bytes_of(group, variant, leads)
-    size += 0 if variant.rank is None or group.head is not None else _OVERHEAD * nodes
+    size += 0 if variant.rank is None or group.heads else _OVERHEAD * nodes
     if form is not None:
         matrices = (1 if variant.rank is None else 2) + (2 if form.correction else 0)
         own = _OVERHEAD_OF_INTEGERS * nodes if form.integers else _OVERHEAD_OF_FORMAT

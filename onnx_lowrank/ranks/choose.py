@@ -38,9 +38,10 @@ def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | 
             if len(group.members) > 1:
                 left_out += "; the layers that share its weight stay too"
             return Choice(None, left_out, excluded=True)
-    if group.head is not None and (left_out := selection.excluded(group.head.node)) is not None:
-        why = f"{left_out}, the first map of the pair whose second one this is"
-        return Choice(None, why, excluded=True)
+    for head in group.heads:
+        if (left_out := selection.excluded(head.node)) is not None:
+            why = f"{left_out}, the first map of the pair whose second one this is"
+            return Choice(None, why, excluded=True)
     if group.others and goal.min_gain >= 0:
         return Choice(
             None,
@@ -48,9 +49,7 @@ def worth_measuring(group: Group, goal: Goal, selection: Selection) -> Choice | 
             "beside the pair",
         )
     limit = goal.largest(group)
-    if group.head is not None and limit < (
-        1 if goal.rank is None else min(goal.rank, _most(group))
-    ):
+    if group.heads and limit < (1 if goal.rank is None else min(goal.rank, _most(group))):
         there = f"is a pair of rank {m} already" if group.inner is None else f"its width is {m}"
         return Choice(None, f"{there}; a lower one has to save {_percent(goal.min_gain)}")
     if limit == 0:
@@ -83,7 +82,7 @@ def choose(group: Group, measured: Spectrum, goal: Goal) -> Choice:
         needed = measured.needed(goal.energy)
         if needed > limit:
             even = f"break-even ({group.break_even:.1f})"
-            if group.head is not None:
+            if group.heads:
                 what = "rank of the pair that it is already" if group.inner is None else "width"
                 even = f"the {what} ({m})"
             return Choice(
@@ -211,8 +210,8 @@ def decide(finding: Finding, choices: Mapping[Group, Choice]) -> tuple[Decision,
                 group=group,
                 choice=choices[group],
                 weight=site.operand.name,
-                size=site.operand.size if group.head is None else group.elements,
-                shape=(site.m, site.n) if group.head is None else group.mapped,
+                size=group.elements if group.heads else site.operand.size,
+                shape=group.mapped if group.heads else (site.m, site.n),
                 slices=site.slices,
             )
         )

@@ -192,8 +192,8 @@ def plan_costs(
         InputError: from ``run``.
     """
     groups = list(groups)
-    paired = [group.members[0].site.node for group in groups if group.head is not None]
-    groups = [group for group in groups if group.head is None]
+    paired = [group.members[0].site.node for group in groups if group.heads]
+    groups = [group for group in groups if not group.heads]
     sites = [member.site for group in groups for member in group.members]
     outer = [site for site in sites if site.node.graph is model.graph]
     unknown = {
@@ -207,7 +207,7 @@ def plan_costs(
         for m in group.members
     }
     for node in paired:
-        unknown[node_name(node)] = "two maps are narrowed together, which are not timed together"
+        unknown[node_name(node)] = "maps that are narrowed together are not timed together"
     seen = _seen(outer, model, run)
     constants = Constants(model, force_inputs=True)
     keys: dict[Site, CostKey] = {}

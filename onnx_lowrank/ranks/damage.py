@@ -380,7 +380,7 @@ def _summed(energies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _references(group: Group, tails: npt.NDArray[np.float64], goal: Goal) -> tuple[int, ...]:
     """Falling ranks at which something is lost; none where every rank is exact."""
-    if group.head is not None:
+    if group.heads:
         most = min(goal.largest(group), int(np.count_nonzero(tails > 0.0)) - 1)
         shares = _SHARES if group.inner is None else _INNER_SHARES
         wanted = [min(max(1, round(share * group.shape[1])), most) for share in shares]

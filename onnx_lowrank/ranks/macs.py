@@ -7,7 +7,7 @@ recurrent cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -60,22 +60,25 @@ def count_macs(model: ir.Model, finding: Finding, run: Run) -> Macs:
         for member in group.members:
             site = member.site
             cost = site.form.cost(site, dims) if site.node.graph is model.graph else None
-            if group.head is not None and cost is not None:
-                cost = _with_head(cost, group.head, group.shape[0], dims)
+            if group.heads and cost is not None:
+                cost = _with_heads(cost, group.heads, group.shape[1], dims)
             if cost is not None:
                 costs[site] = cost
     return Macs(_total(model, shapes), costs)
 
 
-def _with_head(
-    cost: Cost, head: Site, heads: int, dims: Callable[[ir.Value], tuple[int, ...] | None]
+def _with_heads(
+    cost: Cost,
+    heads: Sequence[Site],
+    rank: int,
+    dims: Callable[[ir.Value], tuple[int, ...] | None],
 ) -> Cost | None:
-    """What both maps of a pair cost, of so many heads; a lower rank makes both smaller."""
-    first = head.form.cost(head, dims)
-    if first is None:
+    """What all maps of a pair of a rank cost; a lower one makes each of them smaller."""
+    firsts = [head.form.cost(head, dims) for head in heads]
+    dense = [first.dense for first in firsts if first is not None]
+    if len(dense) < len(firsts):
         return None
-    each = first.dense // max(head.n, 1) * heads
-    return Cost(first.dense + cost.dense, each, cost.second)
+    return Cost(sum(dense) + cost.dense, sum(dense) // max(rank, 1), cost.second)
 
 
 def _total(model: ir.Model, shapes: Shapes) -> int | None:

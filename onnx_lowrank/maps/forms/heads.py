@@ -17,7 +17,7 @@ from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.sizes import last_sizes
 from onnx_lowrank.graph.walk import operator
 from onnx_lowrank.maps.forms.base import Site
-from onnx_lowrank.maps.forms.inner import Inner, InnerForm, closed, first_of, gemm_row, own_row
+from onnx_lowrank.maps.forms.inner import Inner, InnerForm, first_of, gemm_row, own_row, seen_by
 
 __all__ = ["ValueHeads"]
 
@@ -72,9 +72,9 @@ class ValueHeads(InnerForm):
         if first is None:
             return None
         fits, own = gemm_row(first, constants)
-        if not fits or not closed(first.node, between, plain.node, constants.model.graph):
+        if not fits or seen_by([first.node], between, plain.node, constants.model.graph):
             return None
-        return Inner(first, (*own, *found), tuple(between), (apart, together))
+        return Inner((first,), (*own, *found), tuple(between), (apart, together))
 
 
 def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:

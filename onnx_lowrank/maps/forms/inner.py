@@ -1,8 +1,9 @@
-"""Inner widths: what lies between two maps and nothing else reads, so that both may be narrower.
+"""Inner widths: what lies between maps and nothing else reads, so that all may be narrower.
 
 ``g(X·A + a)·B``, where g mixes no two of its elements, or none of different heads: fewer elements
-between the maps make both of them smaller, and add no node.  The second map is where such a pair
-of maps is found, chosen and counted; the first one goes with it.
+between the maps make both of them smaller, and add no node.  There may be several first maps, as
+in ``g(X·A, X·U)·B`` of gated units.  The last map is where such maps are found, chosen and
+counted; the first ones go with it.
 """
 
 from __future__ import annotations
@@ -29,36 +30,41 @@ _PLAIN: dict[str, Form] = {"MatMul": MatMulRight(), "Gemm": GemmRight()}
 
 @dataclass(frozen=True, eq=False)
 class Inner:
-    """The width between two maps.
+    """The width between maps.
 
     Attributes:
-        first: the map that makes it, ``A[l, e·m]`` of e heads.
-        constants: of e·m elements each, that are added or multiplied between the maps.
+        firsts: the maps that make it, ``A[l, c·e·m]`` of e heads, c times side by side.
+        constants: of c·e·m elements each, that are added or multiplied between the maps.
         between: the nodes between the maps.
         reshapes: those of them whose last size is the width, or that of a head.
+        cuts: those of them that take the c parts of one product apart.
         selects: whether elements can only be kept or left out; else those of a head may be mixed.
     """
 
-    first: Site
+    firsts: tuple[Site, ...]
     constants: tuple[Constant, ...]
     between: tuple[ir.Node, ...]
     reshapes: tuple[ir.Node, ...] = ()
+    cuts: tuple[ir.Node, ...] = ()
     selects: bool = False
 
 
 class InnerForm(Form):
-    """The second of two maps with a width between them; it reads rows times a matrix."""
+    """The last of maps with a width between them; it reads rows times a matrix."""
 
     default = False
     pairs = False
 
     @abc.abstractmethod
-    def inner(self, plain: Site, constants: Constants) -> Inner | None:
-        """The width in front of a map, if it can be narrowed.
+    def inner(self, plain: Site, constants: Constants) -> Inner | str | None:
+        """The width in front of a map.
 
         Args:
-            plain: the second map, as a plain product.
+            plain: the last map, as a plain product.
             constants: resolver of the model's constants.
+
+        Returns:
+            why it stays as it is, where there is one that cannot be narrowed; None without any.
         """
 
     @abc.abstractmethod
@@ -71,6 +77,8 @@ class InnerForm(Form):
         inner = None if plain is None else self.inner(plain, constants)
         if plain is None or inner is None:
             return None
+        if isinstance(inner, str):
+            return Refusal.because(plain.operand, inner)
         count = self.heads(inner)
         matrix = plain.matrix.reshape(count, plain.m // count, plain.n)
         return Site(node, self, plain.index, plain.operand, matrix)
@@ -79,7 +87,7 @@ class InnerForm(Form):
         """The width in front of a site of this form."""
         plain = _plain(site.node, constants)
         found = None if plain is None else self.inner(plain, constants)
-        assert found is not None
+        assert isinstance(found, Inner)
         return found
 
     def vectors(self, site: Site, array: Array) -> Array:
@@ -151,24 +159,24 @@ def gemm_row(site: Site, constants: Constants) -> tuple[bool, tuple[Constant, ..
     return row is not None, () if row is None else (row,)
 
 
-def closed(
-    first: ir.Node, between: Iterable[ir.Node], last: ir.Node, graph: ir.Graph | ir.Function
-) -> bool:
-    """Whether nothing but the last node reads what lies between, and it reads it once."""
-    inside = {first, *between}
+def seen_by(
+    firsts: Iterable[ir.Node],
+    between: Iterable[ir.Node],
+    last: ir.Node,
+    graph: ir.Graph | ir.Function,
+) -> str | None:
+    """Who else sees what lies between; None where only the last node reads it, and once."""
+    inside = dict.fromkeys((*firsts, *between))
     for node in inside:
         if node.graph is not graph:
-            return False
+            return "a subgraph"
         for output in node.outputs:
             if output.is_graph_output():
-                return False
+                return "an output of the model"
             for use in output.uses():
-                if use.node is last:
-                    if use.idx != 0:
-                        return False
-                elif use.node not in inside:
-                    return False
-    return True
+                if use.node not in inside and (use.node is not last or use.idx != 0):
+                    return "another node"
+    return None
 
 
 def _plain(node: ir.Node, constants: Constants) -> Site | None:
