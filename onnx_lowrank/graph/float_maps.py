@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constant import Constant
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.graph.edits import Edits, become, producer_of
+from onnx_lowrank.graph.edits import Edits, producer_of
 from onnx_lowrank.graph.integer_weights import (
     IntegerWeight,
     dequantized,
@@ -109,7 +109,7 @@ class FloatMaps:
             return "its scales are not those of its outputs"
         attributes = list(node.attributes.values())
         name = node_name(node)
-        become(
+        self._edits.become(
             scaled,
             "Conv" if conv else "MatMul",
             [rounds.inputs[0], self._weight(weight, name)],
@@ -183,11 +183,11 @@ class FloatMaps:
         name = node_name(node)
         if out[0] is None:
             self.found.nodes.append(name)
-            become(node, kind, terms, attributes)
+            self._edits.become(node, kind, terms, attributes)
             return ""
         product = self._edits.before(node, kind, terms, "product", attributes)
         self._named(product.producer(), node)
-        become(node, "QuantizeLinear", [product, *out])
+        self._edits.become(node, "QuantizeLinear", [product, *out])
         node.name = self._edits.name(f"{name}.rounded")
         return ""
 
@@ -235,10 +235,10 @@ class FloatMaps:
         value = self._weight(weight, node_name(node))
         self.found.nodes.append(node_name(node))
         if bias is None:
-            become(node, "MatMul", [x, value])
+            self._edits.become(node, "MatMul", [x, value])
             return
         product = self._edits.before(node, "MatMul", [x, value], "product")
-        become(node, "Add", [product, bias])
+        self._edits.become(node, "Add", [product, bias])
 
     def _named(self, node: ir.Node | None, old: ir.Node) -> None:
         """A node gets the name of the map whose place it takes."""

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from onnx_lowrank.graph.edits import node_before
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.walk import attribute, node_name
 from onnx_lowrank.numerics.arrays import Array
@@ -31,9 +32,9 @@ class Editor:
 
     def constant(self, node: ir.Node, array: Array, suffix: str) -> ir.Value:
         """A Constant node with these elements: a function has no initializers."""
-        name = self._names.new(f"{node_name(node)}.{suffix}")
-        tensor = ir.Tensor(array, name=f"{name}_out")
-        value = self.before(node, "Constant", [], [ir.AttrTensor("value", tensor)], name=name)
+        tensor = ir.Tensor(array, name=f"{node_name(node)}.{suffix}")
+        held = ir.AttrTensor("value", tensor)
+        value = self.before(node, "Constant", [], [held], suffix)
         value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
         return value
 
@@ -51,18 +52,13 @@ class Editor:
         op_type: str,
         inputs: Sequence[ir.Value | None],
         attributes: Sequence[ir.Attr] = (),
-        name: str | None = None,
+        suffix: str = "",
     ) -> ir.Value:
         """The output of a new node before another one."""
-        name = name or self._names.new(f"{node_name(node)}.{op_type.lower()}")
-        metadata = dict(node.metadata_props)
-        new = ir.Node(
-            "", op_type, list(inputs), list(attributes), name=name, metadata_props=metadata
-        )
-        new.outputs[0].name = self._names.new(f"{name}_out")
-        assert node.graph is not None
-        node.graph.insert_before(node, new)
-        return new.outputs[0]
+        new_name = self._names.new
+        return node_before(node, op_type, inputs, new_name, suffix, attributes=attributes).outputs[
+            0
+        ]
 
 
 @dataclass(frozen=True)

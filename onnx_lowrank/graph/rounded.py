@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constant import Constant
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.graph.edits import Edits, become, producer_of
+from onnx_lowrank.graph.edits import Edits, producer_of
 from onnx_lowrank.graph.walk import attribute, node_name
 
 __all__ = ["RoundedValues"]
@@ -59,7 +59,7 @@ class RoundedValues:
             )
             for limit, name in ((limits.min, "min"), (limits.max, "max"))
         )
-        become(node, "Clip", [source, low, high])
+        self._edits.become(node, "Clip", [source, low, high])
 
     def _step(
         self, node: ir.Node, unsaid: type[np.uint8 | np.int8]

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constant import FLOATS, Constant
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.edits import node_before
 from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.face import lower_initializers
 from onnx_lowrank.graph.fixed import INTEGER_NODES, fix_shapes, new_constants, opset_of
@@ -348,12 +349,10 @@ class _Shaper:
         attributes: Sequence[ir.Attr] = (),
     ) -> ir.Value:
         """A node before another one; its output."""
-        name = self.names.new(f"{node_name(node)}.{op_type.lower()}")
-        new = ir.Node("", op_type, list(inputs), attributes, name=name)
+        new = node_before(node, op_type, inputs, self.names.new, attributes=attributes, metadata={})
         output = new.outputs[0]
-        output.name, output.type = self.names.new(f"{name}_out"), inputs[0].type
+        output.type = inputs[0].type
         output.shape = None if shape is None else ir.Shape(list(shape))  # type: ignore[arg-type]
-        self.graph.insert_before(node, new)
         return output
 
     def _drop_unread(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnx_lowrank.graph.edits import become, node_before, put_behind
 from onnx_lowrank.graph.walk import attribute, float_attribute, node_name
 from onnx_lowrank.maps.emit import Storage
 from onnx_lowrank.numerics.arrays import Array
@@ -77,11 +78,7 @@ class DynamicWriter:
         final = [floats, scale]
         if third is not None:
             final = [self._before(node, "Mul", final, ir.DataType.FLOAT, shape), third]
-        node.op_type = "Mul" if third is None else "Add"
-        node.attributes.clear()
-        node.resize_inputs(2)
-        for index, value in enumerate(final):
-            node.replace_input_with(index, value)
+        become(node, "Mul" if third is None else "Add", final)
 
     def _quantized(self, x: ir.Value) -> tuple[ir.Value, ...]:
         """The integers of a value, their scale and their zero point."""
@@ -94,11 +91,7 @@ class DynamicWriter:
                 value.name, value.dtype = self._storage.new_name(f"{x.name}.{ending}"), kind
                 value.shape = ir.Shape([])
             node.outputs[0].shape = x.shape
-            producer, first = x.producer(), next(iter(self._graph), None)
-            if producer is not None:
-                self._graph.insert_after(producer, node)
-            elif first is not None:
-                self._graph.insert_before(first, node)
+            put_behind(self._graph, x, [node])
             self._inputs[x] = tuple(node.outputs)
         return self._inputs[x]
 
@@ -122,10 +115,8 @@ class DynamicWriter:
         suffix: str = "",
     ) -> ir.Value:
         """The output of a new node before another one."""
-        name = self._storage.new_name(f"{node_name(node)}.{suffix or op_type.lower()}")
-        metadata = dict(node.metadata_props)
-        new = ir.Node("", op_type, list(inputs), attributes, name=name, metadata_props=metadata)
-        value = new.outputs[0]
-        value.name, value.dtype, value.shape = self._storage.new_name(f"{name}_out"), dtype, shape
-        self._graph.insert_before(node, new)
-        return value
+        new_name = self._storage.new_name
+        new = node_before(
+            node, op_type, inputs, new_name, suffix, attributes=attributes, dtype=dtype, shape=shape
+        )
+        return new.outputs[0]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constant import Constant
+from onnx_lowrank.graph.edits import become, node_before
 from onnx_lowrank.graph.elements import constant_value
 from onnx_lowrank.graph.layout import Layout
 from onnx_lowrank.graph.names import Names
@@ -175,23 +176,19 @@ class Emitter:
         suffix: str = "lowrank",
     ) -> ir.Value:
         """A new node before the site's, with the site's metadata; its output."""
-        name = self._storage.new_name(f"{self._base}.{suffix}")
-        node = ir.Node(
-            domain,
+        new = node_before(
+            self._node,
             op_type,
-            list(inputs),
-            attributes,
-            name=name,
-            metadata_props={**self._node.metadata_props, PAIR: self._base},
+            inputs,
+            self._storage.new_name,
+            suffix,
+            domain=domain,
+            attributes=attributes,
+            dtype=dtype or self._operand.dtype,
+            shape=shape,
+            metadata={**self._node.metadata_props, PAIR: self._base},
         )
-        output = node.outputs[0]
-        output.name = self._storage.new_name(f"{name}_out")
-        output.dtype = dtype or self._operand.dtype
-        output.shape = shape
-        graph = self._node.graph
-        assert graph is not None
-        graph.insert_before(self._node, node)
-        return output
+        return new.outputs[0]
 
     def factor(self, factor: Factor) -> ir.Value:
         """The value that holds a factor in the wanted layout and the weight's type."""
@@ -241,12 +238,7 @@ class Emitter:
 
     def become(self, op_type: str, inputs: Sequence[ir.Value]) -> None:
         """Turn the site's node into another of ONNX's own operators, without attributes."""
-        node = self._node
-        node.op_type = op_type
-        node.attributes.clear()
-        node.resize_inputs(len(inputs))
-        for index, value in enumerate(inputs):
-            node.replace_input_with(index, value)
+        become(self._node, op_type, inputs)
 
     def reset(self, name: str) -> None:
         """Set an integer attribute of the site's node to 0 where it is not."""

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constant import Constant
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.edits import become, node_before
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
@@ -196,11 +197,7 @@ class FormatWriter:
             inner = self._before(node, "MatMul", [node.inputs[0], a], "correction_1")
             outer = self._before(node, "MatMul", [inner, b], "correction_2")
             product.type, product.shape = node.outputs[0].type, node.outputs[0].shape
-            node.op_type = "Add"
-            node.attributes.clear()
-            node.resize_inputs(2)
-            for index, value in enumerate((product, outer)):
-                node.replace_input_with(index, value)
+            become(node, "Add", (product, outer))
             known = (value.producer() for value in (inner, outer, product))
             made.append((*(one for one in known if one is not None), node))
         inners, outers, products, sums = zip(*made, strict=True)
@@ -228,16 +225,10 @@ class FormatWriter:
         attributes: Iterable[ir.Attr] = (),
     ) -> ir.Value:
         """The output of a new node before another one."""
-        name = self._storage.new_name(f"{node_name(node)}.{suffix}")
-        metadata = dict(node.metadata_props)
-        new = ir.Node(
-            "", op_type, list(inputs), list(attributes), name=name, metadata_props=metadata
-        )
-        value = new.outputs[0]
-        value.name, value.dtype = self._storage.new_name(f"{name}_out"), ir.DataType.FLOAT
-        assert node.graph is not None
-        node.graph.insert_before(node, new)
-        return value
+        own, kind = list(attributes), ir.DataType.FLOAT
+        new_name = self._storage.new_name
+        new = node_before(node, op_type, inputs, new_name, suffix, attributes=own, dtype=kind)
+        return new.outputs[0]
 
     def _columns(self, codes: Blocks, form: Format, base: str, *, in_node: bool) -> ir.Value:
         """What signed integers with a scale for each whole column, or one for all, stand for."""

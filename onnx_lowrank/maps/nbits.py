@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_lowrank.graph.edits import become
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.emit import Storage
 from onnx_lowrank.numerics.blocks import Blocks, pack4
@@ -86,12 +87,8 @@ class NBitsWriter:
             inputs = [node.inputs[0], q, s, *([z] if z is not None else [])]
             if bias is not None:
                 inputs = [*inputs, *[None] * (5 - len(inputs)), bias]
-            node.op_type, node.domain, node.version = "MatMulNBits", _DOMAIN, None
-            node.attributes.clear()
-            node.attributes.update({key: ir.AttrInt64(key, own) for key, own in numbers.items()})
-            node.resize_inputs(len(inputs))
-            for index, value in enumerate(inputs):
-                node.replace_input_with(index, value)
+            attributes = [ir.AttrInt64(key, own) for key, own in numbers.items()]
+            become(node, "MatMulNBits", inputs, attributes, _DOMAIN)
 
     def _stored(self, array: npt.NDArray[np.generic], name: str, *, in_node: bool) -> ir.Value:
         return self._storage.store(self._graph, array, name, in_node=in_node)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnx_lowrank.graph.edits import put_behind
 from onnx_lowrank.maps.emit import Storage
 
 __all__ = ["ByteStep", "StaticWriter", "rounded_values"]
@@ -69,11 +70,7 @@ class StaticWriter:
     def _before(self, x: ir.Value, step: ByteStep) -> ir.Value:
         """What integers make of a value that other nodes may read as it is."""
         quantize, dequantize = self._nodes(x, step, f"{x.name}.rounded")
-        producer, first = x.producer(), next(iter(self._graph), None)
-        if producer is not None:
-            self._graph.insert_after(producer, [quantize, dequantize])
-        elif first is not None:
-            self._graph.insert_before(first, [quantize, dequantize])
+        put_behind(self._graph, x, [quantize, dequantize])
         return dequantize.outputs[0]
 
     def _behind(self, node: ir.Node, y: ir.Value, step: ByteStep) -> None:

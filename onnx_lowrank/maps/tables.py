@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.edits import become, node_before
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
@@ -190,7 +191,7 @@ class _Rows:
         if bits == 8:
             q = self._cast(self._node("Gather", [codes, indices], ir.DataType.INT8))
             s = self._cast(self._node("Gather", [scales, indices], half))
-            self._become("Mul", [q, s])
+            become(self._gather, "Mul", [q, s])
             return
         flat = self._node("Reshape", [indices, self._integers([-1])], indices.dtype)
         packed = self._node("Gather", [codes, flat], ir.DataType.UINT8)
@@ -206,9 +207,8 @@ class _Rows:
         sizes = self._node("Shape", [indices], ir.DataType.INT64)
         axis = [ir.AttrInt64("axis", 0)]
         final = self._node("Concat", [sizes, self._integers([width])], ir.DataType.INT64, axis)
-        self._become("Reshape", [values, final])
         # Where there are no indices a size is 0, which else means that the input's is taken.
-        self._gather.attributes.add(ir.AttrInt64("allowzero", 1))
+        become(self._gather, "Reshape", [values, final], [ir.AttrInt64("allowzero", 1)])
 
     def _unpacked(self, packed: ir.Value, bits: Bits) -> ir.Value:
         """Codes from 0 of rows of bytes."""
@@ -276,27 +276,8 @@ class _Rows:
         attributes: Sequence[ir.Attr] = (),
         outputs: int = 1,
     ) -> tuple[ir.Value, ...]:
-        name = self._storage.new_name(f"{self._base}.{op_type.lower()}")
-        node = ir.Node(
-            "",
-            op_type,
-            list(inputs),
-            attributes,
-            num_outputs=outputs,
-            name=name,
-            metadata_props=dict(self._gather.metadata_props),
+        own, new_name = self._gather, self._storage.new_name
+        node = node_before(
+            own, op_type, inputs, new_name, attributes=attributes, dtype=dtype, outputs=outputs
         )
-        for value in node.outputs:
-            value.name = self._storage.new_name(f"{name}_out")
-            if dtype is not None:
-                value.dtype = dtype
-        self._graph.insert_before(self._gather, node)
         return tuple(node.outputs)
-
-    def _become(self, op_type: str, inputs: Sequence[ir.Value]) -> None:
-        node = self._gather
-        node.op_type = op_type
-        node.attributes.clear()
-        node.resize_inputs(len(inputs))
-        for index, value in enumerate(inputs):
-            node.replace_input_with(index, value)
