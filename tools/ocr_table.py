@@ -12,7 +12,8 @@ with, the same share of images, the time of one image on one thread against the 
 turns, and where it was predicted the damage to the outputs over the damage achieved.  Its rows are
 the model, ONNX Runtime's dynamic quantization of it, ``--weights auto`` at shares of the bytes of
 linear layers and convolutions, the same with the convolutions as they are (``--linear``), pairs of
-floats at shares of the parameters (``--pairs``), and what is fastest within losses (``--fast``).
+floats at shares of the parameters (``--pairs``), and what is fastest within losses (``--fast``),
+and within sizes of the file too (``--within``).
 The last lines say how small and how fast a model is that reads as well as the original, within one
 standard error, against int8; the exit code is 1 where a bar is missed.  With ``--ops default,conv``
 convolutions may be pairs as well.
@@ -37,7 +38,7 @@ import onnx_ir as ir
 from formats_table import linear, predicted, timed
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from onnx_lowrank import compress, sweep
+from onnx_lowrank import LimitError, compress, sweep
 from onnx_lowrank.runtime.session import open_session, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
@@ -84,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--linear", type=float, nargs="*", help="shares, convolutions as they are")
     parser.add_argument("--pairs", type=float, nargs="*", help="shares that pairs of floats keep")
     parser.add_argument("--fast", type=float, nargs="*", help="losses of what is fastest")
+    parser.add_argument(
+        "--within", type=float, nargs="*", default=(), help="MB at most of what is fastest"
+    )
     parser.add_argument("--held", type=int, default=128, help="images that tell achieved damage")
     parser.add_argument("--effort", default="quick", help="as that of the command")
     parser.add_argument("--rounds", type=int, default=60, help="of the timing")
@@ -208,19 +212,19 @@ def formats(
             for text in (*report.missed, *report.notes):
                 print(text, file=sys.stderr)
         for loss in options.fast:
-            result = compress(
-                task.model,
-                tolerance=loss,
-                weights="auto",
-                activations="int8",
-                ops=ops,
-                threads=1,
-                **common,
-            )
-            files[f"fast, {loss:g}"] = folder / f"fast-{loss:g}.onnx"
-            result.save(files[f"fast, {loss:g}"])
-            for text in result.report.notes:
-                print(text, file=sys.stderr)
+            for most in options.within or (None,):
+                title = f"fast, {loss:g}" if most is None else f"fast, {loss:g}, {most:g} MB"
+                limit = {} if most is None else {"max_size": round(1e6 * most)}
+                own = {"weights": "auto", "activations": "int8", "ops": ops, "threads": 1}
+                try:
+                    result = compress(task.model, tolerance=loss, **limit, **own, **common)
+                except LimitError as error:
+                    print(f"{title}: {error}", file=sys.stderr)
+                    continue
+                files[title] = folder / f"{title}.onnx"
+                result.save(files[title])
+                for text in result.report.notes:
+                    print(text, file=sys.stderr)
         return printed(task, files, ratios, judge, options)
 
 

@@ -173,6 +173,7 @@ def searching_for(
         only_seen=budget is not None and budget.kind == "tolerance",
         by_classes=settings.metric_used.of_classes,
         spare=trial.split.spare,
+        further=trial.split.further,
     )
     if settings.save_stats is not None and prepared.saved is not None:
         curves = {

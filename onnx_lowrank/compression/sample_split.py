@@ -5,7 +5,7 @@ No sample both fits and judges, unless there is only one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -125,6 +125,15 @@ class SampleSplit:
         if self.fitted_to is None:
             return self.judge
         return self.fitted_to.part(self.searched) if self.searched else self.fitted_to
+
+    @property
+    def further(self) -> Sequence[Feed]:
+        """Samples that factors are fitted to while ranks are searched; `search` is without them."""
+        if self.fitted_to is None or not self.searched:
+            return ()
+        aside = set(self.searched)
+        places = [n for n in range(len(self.fitted_to.feeds)) if n not in aside]
+        return self.fitted_to.part(places).feeds
 
     @property
     def spare(self) -> Samples | None:

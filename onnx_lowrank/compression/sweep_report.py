@@ -28,7 +28,8 @@ class Point:
         speedup: median ratio of the original's latency to the model's; None if not timed.
         certain: 95 % interval of that median.
         verdict: what that interval says, see `onnx_lowrank.schema.measures.verdict_of`.
-        predicted_damage: of all pairs together, on the samples of the search.
+        predicted_damage: of all pairs together, on the samples of the search, and where these leave
+            it unsure on those that factors are fitted to as well.
         summed_damage: sum of the layers' damages, each measured alone.
         damage: achieved on the samples of the check: mean relative square error of the outputs.
         predicted_error: standard error of the predicted damage; None where one sample does not

@@ -81,6 +81,7 @@ class RoundingDamage:
         dense: damage of the weight in each format.
         pairs: damage of the factors in each format, for each unit of energy that the pair holds.
         known_from: what it is known from.
+        slope: damage for each unit of what is felt of the weight's error.
         inputs: damage of the rounding of what it multiplies, by blocks of `_BLOCK`.
         ranged: the same with one range for all of a run.
         inside: of what the second factor multiplies, of a pair that holds all of the energy.
@@ -89,6 +90,7 @@ class RoundingDamage:
     dense: Mapping[Format, float]
     pairs: Mapping[Format, float]
     known_from: DamageFrom = "outputs"
+    slope: float = 0.0
     inputs: float = 0.0
     ranged: float = 0.0
     inside: float = 0.0
@@ -196,6 +198,7 @@ def rounding_damages(
             {form: scale * error for form, error in felt.dense.items()},
             {form: scale * error for form, error in felt.pairs.items()},
             known,
+            scale,
             ranged=_lost_by_range(group, formats[group], probe, len(groups), scale * felt.inputs),
         )
         if formats[group].blocks is not None and not folded(group):

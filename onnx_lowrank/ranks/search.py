@@ -46,6 +46,7 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.ranks.rounding_damage import rounding_damages
 from onnx_lowrank.ranks.strategy import Plan
+from onnx_lowrank.ranks.together import Together
 from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.taps import Runner
 
@@ -80,6 +81,7 @@ class Searching:
         only_seen: bool = False,
         by_classes: bool = False,
         spare: Samples | None = None,
+        further: Sequence[Feed] = (),
     ) -> None:
         """Measure the damage of every layer.
 
@@ -95,7 +97,9 @@ class Searching:
             memory: what may be held; default: without a limit.
             only_seen: whether layers stay dense whose damage the outputs do not show.
             by_classes: whether damage is measured at shares of classes.
-            spare: further samples that a loss is measured on, which nothing was fitted to.
+            spare: more samples that a loss is measured on, which nothing was fitted to.
+            further: samples that factors are fitted to, which are asked where those of the search
+                leave a damage unsure.
 
         Raises:
             InputError: the model does not run with its weights as inputs.
@@ -161,6 +165,9 @@ class Searching:
             formats,
             self.rounding,
         )
+        slopes = {group: curve.slope for group, curve in self.curves.items() if curve.points}
+        slopes = {group: own.slope for group, own in self.rounding.items()} | slopes
+        self._together = Together(self.probe, prepared.search, slopes, further)
         self.evaluations = 0
         self._tried: dict[Group, _Tried] = {}
 
@@ -168,7 +175,12 @@ class Searching:
         """A solution as a plan."""
         settled = self._settled(priced.choices(solution))
         with self.stages("search"):
-            found = self.probe.measured(self._constants(priced, solution))
+            found = self._together.measured(self._constants(priced, solution))
+        if self._together.asked:
+            self.say(
+                f"the {len(self.probe.feeds)} samples of the search leave the damage unsure: it is "
+                "predicted on some that factors are fitted to as well, times what these gain there"
+            )
         together = found.mean
         if together:  # 0 is no finding; and the probe's kernels are those of floats
             together += self.ladders.lost_by_inputs(priced.choices(solution))

@@ -28,7 +28,8 @@ class Plan:
     Attributes:
         choices: the choices, one for each node.
         damage: predicted mean relative square error of the outputs, all pairs together, on the
-            samples of the search; None where not predicted.
+            samples of the search, and where these leave it unsure on more (see `Together`); None
+            where not predicted.
         summed: sum of the layers' damages, each alone.
         error: standard error of the damage; None where one sample does not tell.
     """

@@ -117,7 +117,8 @@ class BudgetReport:
     Attributes:
         option: as one would type it.
         predicted_damage: mean relative square error of the outputs, all pairs together, on the
-            samples of the search; None where layers were put back afterwards, or where no sample
+            samples of the search, and where these leave it unsure on those that factors are fitted
+            to as well; None where layers were put back afterwards, or where no sample
             changes an output that shows them.
         summed_damage: sum of the layers' damages, each measured alone.
         achieved_damage: the same of the whole model on the samples of the check; None without it,
