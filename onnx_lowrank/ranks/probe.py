@@ -175,6 +175,19 @@ class Probe:
         )
         return found["damages"]
 
+    def further(
+        self, constants: Mapping[str, Array], feeds: Sequence[Feed]
+    ) -> Iterator[float | None]:
+        """`Watched.damage` of each of other samples; the reference is run anew.
+
+        Args:
+            constants: as for `outputs`.
+            feeds: the samples.
+        """
+        runs = zip(feeds, self._values({}, feeds), self._values(constants, feeds), strict=True)
+        for feed, before, after in runs:
+            yield self.watched.damage(before, after, feed)
+
     def _damages(self, constants: Mapping[str, Array], places: Sequence[int]) -> list[float | None]:
         feeds = [self.feeds[place] for place in places]
         return [
