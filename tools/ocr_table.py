@@ -215,9 +215,14 @@ def formats(
             for most in options.within or (None,):
                 title = f"fast, {loss:g}" if most is None else f"fast, {loss:g}, {most:g} MB"
                 limit = {} if most is None else {"max_size": round(1e6 * most)}
-                own = {"weights": "auto", "activations": "int8", "ops": ops, "threads": 1}
+                wanted: dict[str, Any] = {
+                    "weights": "auto",
+                    "activations": "int8",
+                    "ops": ops,
+                    "threads": 1,
+                }
                 try:
-                    result = compress(task.model, tolerance=loss, **limit, **own, **common)
+                    result = compress(task.model, tolerance=loss, **limit, **wanted, **common)
                 except LimitError as error:
                     print(f"{title}: {error}", file=sys.stderr)
                     continue

@@ -26,7 +26,9 @@ class Told:
     """Stands for a probe: its own samples have damages that are told, others that of their x."""
 
     def __init__(self, damages: Sequence[float | None]) -> None:
-        self.own, self.feeds, self.asked = list(damages), [{}] * len(damages), list[float]()
+        self.own = list(damages)
+        self.feeds: list[Feed] = [{}] * len(damages)
+        self.asked: list[float] = []
 
     def places(self) -> tuple[int, ...]:
         return tuple(range(len(self.own)))
