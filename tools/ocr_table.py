@@ -38,7 +38,8 @@ import onnx_ir as ir
 from formats_table import linear, predicted, timed
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from onnx_lowrank import LimitError, compress, sweep
+from onnx_lowrank import compress, sweep
+from onnx_lowrank.errors import LimitError
 from onnx_lowrank.runtime.session import open_session, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
