@@ -17,7 +17,7 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.graph.save import write, written_bytes
-from onnx_lowrank.graph.walk import all_nodes, stored_bytes
+from onnx_lowrank.graph.walk import all_nodes, stored_bytes, tensors
 from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.runtime.memory import gigabytes
@@ -98,6 +98,14 @@ def beside_int8(
             return None
     elif prepared.quantized.wanted or size <= _SMALLEST * before:
         return None
+    other = _other_type(prepared.model)
+    if other is not None:
+        if size <= before / other.itemsize:
+            return None
+        return (
+            f"not compared with int8 alone: quantize_dynamic takes weights of float32, got "
+            f"{other.name.lower()}; on the model in float32 it may do better than this result"
+        )
     if before > LARGEST:
         return f"not compared with int8 alone: the model is above {LARGEST // 10**6} MB"
     room = trial.memory.room()
@@ -147,6 +155,13 @@ def beside_int8(
         Figured(size, own, None if speedup is None or latency is None else latency.speedup, metric),
         kind,
     )
+
+
+def _other_type(model: ir.Model) -> ir.DataType | None:
+    """The type of a model's matrices of floats where none of them is of float32; else None."""
+    found = [own.dtype for own in tensors(model) if len(own.shape) > 1]
+    floats = [kind for kind in found if kind.is_floating_point()]
+    return floats[0] if floats and ir.DataType.FLOAT not in floats else None
 
 
 def kinds_for(model: ir.Model) -> tuple[QuantType, ...]:

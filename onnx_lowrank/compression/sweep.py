@@ -235,6 +235,8 @@ def sweep(
         held = context.trial.samples
         notes = [*context.notes, *context.trial.notes, *(table.notes() if table else ())]
         notes += _by_chance(points)
+        logged = context.log.summary()
+        notes += [] if logged is None else [logged]
         if pieces is not None:
             notes += pieces.summary()
             pieces.finished()

@@ -145,6 +145,7 @@ SWEEP = Verb(
         *_SWEPT,
         OPTIONS["report_path"],
         replace(OPTIONS["force"], help="Overwrite what is in DIR."),
+        OPTIONS["verbose"],
         _QUIET,
     ),
 )  # fmt: skip

@@ -48,9 +48,10 @@ def raise_opset(model: ir.Model, opset: int) -> str | None:
         for version, node in nodes:
             why = _differs(node, version, opset)
             if why is not None:
+                enough = opset if version >= _OLDEST else f"{_OLDEST} or later"
                 raise InputError(
                     f"node {node_name(node)!r}: {node.op_type} of opset {version} {why}; expected "
-                    f"a model of opset {opset}, export it again"
+                    f"a model of opset {enough}, export it again"
                 )
         inferred = _inferred(model, opset)
         _say_last_axes(model, nodes, inferred)
@@ -144,7 +145,7 @@ def _rules(op_type: str, current: int, opset: int) -> Iterator[Rule]:
 def _differs(node: ir.Node, current: int, opset: int) -> str | None:
     """What changed of an operator between opsets, as the end of a sentence; None if nothing."""
     if current < _OLDEST:
-        return f"is older than opset {_OLDEST}"
+        return "is too old to be raised"
     op_type, given = node.op_type, set(node.attributes)
     for rule in _rules(op_type, current, opset):
         if open_ := unresolved(node):

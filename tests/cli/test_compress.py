@@ -337,6 +337,11 @@ def test_warnings_of_onnxruntime_are_counted_and_shown_on_request(
     assert "--verbose" in shown.out
     assert call(source, tmp_path / "out.onnx", "--force", "--verbose", *QUICK) == 0
     assert "onnxruntime" in capfd.readouterr().err
+    swept = ("--out", tmp_path / "curve", "--budgets", 0.5, "--verbose", *QUICK)
+    assert call("sweep", source, *swept) == 0
+    shown = capfd.readouterr()
+    assert "shown with --verbose" in shown.out
+    assert "onnxruntime" in shown.err
 
 
 def test_a_tie_in_the_original_is_no_disagreement(tmp_path: Path) -> None:

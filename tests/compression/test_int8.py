@@ -128,6 +128,18 @@ def test_a_quantizer_that_fails_is_said_and_nothing_else(monkeypatch: pytest.Mon
     assert notes() == ["not compared with int8 alone: the model is above 0 MB"]
 
 
+def test_weights_of_another_type_are_said() -> None:
+    rng = np.random.default_rng(4)
+    own = parse(
+        _TEXT.replace("float[", "float16["),
+        {name: uniform((96, 96), rng, np.float16) for name in ("w1", "w2")},
+    )
+    halves = [{"x": feed["x"].astype(np.float16)} for feed in feeds()]
+    (note,) = notes(own, data=halves, keep=0.7)
+    assert "takes weights of float32, got float16" in note
+    assert not notes(own, data=halves, keep=0.2)  # int8 would not be smaller
+
+
 def test_memory_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8_alone, "TIMES", 10**9)
     (note,) = notes()

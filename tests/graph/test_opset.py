@@ -214,7 +214,6 @@ def test_an_attribute_of_a_call_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("opset", "body", "word"),
     [
-        (6, "y = Relu (x)", "older than opset 7"),
         (8, "y = BatchNormalization <spatial=0> (x, s, s, s, s)", "statistics of each element"),
         (10, 'y = Resize <mode="nearest"> (x, s)', "may shrink"),
         (9, "y, z = Dropout (x)\n o = Neg (z)", "more than its first output"),
@@ -239,3 +238,9 @@ def test_a_change_of_meaning_is_an_error(opset: int, body: str, word: str) -> No
     with pytest.raises(InputError, match=f"'the_node'.*{word}.*opset 21"):
         raise_opset(plain, 21)
     assert plain.opset_imports[""] == opset
+
+
+def test_a_model_that_is_too_old_is_told_what_is_enough() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 6]> g (float[1] x) => (float[1] y) { y = Relu (x) }'
+    with pytest.raises(InputError, match=r"Relu of opset 6.*a model of opset 7 or later"):
+        raise_opset(ir.from_proto(parse(text, {})), 21)
