@@ -73,15 +73,19 @@ class Factors:
 def constants_of(
     group: Group, stack: Array, shift: npt.NDArray[np.float64] | None = None
 ) -> dict[str, Array]:
-    """What stands in place of a group's weight, and of its bias: name -> elements.
+    """What stands in place of a group's weight, and of its bias, in the types they are stored in.
 
     Args:
         group: whose weight.
-        stack: ``W[e, m, n]``.
+        stack: ``W[e, m, n]``, of any type.
         shift: s[n], added to the bias; None leaves it.
+
+    Returns:
+        Name -> elements.
     """
     matrix = group.matrix
-    found = {matrix.name: np.ascontiguousarray(matrix.layout.inverse().apply(stack))}
+    stored = np.asarray(stack, matrix.tensor.dtype.numpy())
+    found = {matrix.name: np.ascontiguousarray(matrix.layout.inverse().apply(stored))}
     if shift is not None:
         assert group.bias is not None
         found[group.bias.name] = shifted(group.bias.tensor.numpy(), shift)

@@ -21,6 +21,7 @@ from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.fitting.static import StaticSteps
 from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.graph.names import Names
+from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.formats import Format
 from onnx_lowrank.maps.static import ByteStep
@@ -253,7 +254,10 @@ def _switched(
     model: ir.Model, copy: ir.Model, groups: Mapping[Group, Format], static: StaticSteps | None
 ) -> dict[Group, str]:
     """Put switches around the products of groups, in a copy of the model; group -> their input."""
-    node_of = dict(zip(model.graph, copy.graph, strict=True)) if groups else {}
+    if not groups:
+        return {}
+    node_of = dict(zip(model.graph, copy.graph, strict=True))
+    raise_opset(copy, max(form.opset for form in groups.values()))
     names, switches = Names(copy), {}
     for group, form in groups.items():
         switch = ir.Value(

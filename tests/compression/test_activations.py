@@ -200,6 +200,13 @@ def test_an_old_opset_is_enough(rng: np.random.Generator) -> None:
         compress(fixed, **common, energy=1.0, weights="4")
 
 
+def test_a_goal_raises_an_old_model_before_it_measures(rng: np.random.Generator) -> None:
+    common: dict[str, Any] = {"calibration": feeds(rng), "bench": False, "simplify": False}
+    result = compress(three(rng, 8), **common, keep=0.2, weights="8", activations="int8")
+    assert None not in formats(result).values()
+    assert error(result) < 0.2
+
+
 def test_what_does_not_round_its_inputs_has_blocks(rng: np.random.Generator) -> None:
     model = parse(
         f"{HEAD} g (float[N,96] x) => (float[N,80] y) {{ y = Gemm <alpha = 0.5> (x, W) }}",

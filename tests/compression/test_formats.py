@@ -252,6 +252,23 @@ def test_a_size_counts_the_format(rng: np.random.Generator) -> None:
     assert abs(plan.report.output.bytes - result.report.output.bytes) < 4_000
 
 
+def test_weights_that_are_stored_wider_than_they_are_read(rng: np.random.Generator) -> None:
+    text = f"""{HEAD} g (float[N,96] x) => (float[N,64] y) {{
+        w = Cast <to = 1> (W)
+        [product] h = MatMul (x, w)
+        v = Cast <to = 1> (V)
+        [last] y = MatMul (h, v)
+    }}"""
+    weights = {name: weight(rng, *shape) for name, shape in (("W", (96, 96)), ("V", (96, 64)))}
+    model = parse(text, {name: own.astype(np.float64) for name, own in weights.items()})
+    common: dict[str, Any] = {"calibration": feeds(rng), "bench": False, "simplify": False}
+    result = compress(model, **common, keep=0.3, weights="auto")
+    goal = result.report.goal
+    assert goal is not None
+    assert goal.predicted_damage is not None
+    assert goal.predicted_damage == pytest.approx(error(result) ** 2, rel=0.5)
+
+
 def test_refit_and_healing_come_before(rng: np.random.Generator) -> None:
     model, samples = two(rng), feeds(rng, 48)
     result = compress(
