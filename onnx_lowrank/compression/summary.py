@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import onnx_ir as ir
+
 from onnx_lowrank.compression.figures import Figures
 from onnx_lowrank.errors import named
 from onnx_lowrank.fitting.rounding import Rounded
@@ -40,6 +42,11 @@ def layers(
 ) -> tuple[Layer, ...]:
     """One row for every linear map."""
     rows = []
+    tables: dict[ir.Value | None, Decision] = {
+        decision.group.matrix.root: decision
+        for decision in decisions
+        if decision.group is not None and (form := decision.choice.format) and form.table
+    }
     for decision in decisions:
         choice, group = decision.choice, decision.group
         error = errors.get(group) if group is not None else None
@@ -48,6 +55,11 @@ def layers(
         before = after = None
         pair = decision.size
         sizes, times = figures.bytes(decision), figures.milliseconds(decision)
+        form = choice.format
+        root = None if decision.site is None else decision.site.matrix.root
+        if not choice.changed and root in tables:
+            table = tables[root]  # it reads the same integers
+            form, sizes = table.choice.format, (sizes[0], figures.bytes(table)[1])
         if group is not None and choice.rank is not None:
             pair = choice.parameters(group)
         if cost is not None:
@@ -78,7 +90,7 @@ def layers(
                 off=decision.off,
                 first_factor_of=_first_factor(decision),
                 refit=None if error is None or error.refit is None else _roots(error.refit),
-                format=None if choice.format is None else str(choice.format),
+                format=None if form is None else str(form),
                 rounding_error=None if integers is None else integers.error,
                 scope=module_of(decision.node),
                 spectrum=figures.spectrum(decision),

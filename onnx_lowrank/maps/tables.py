@@ -6,6 +6,10 @@
 
 A runtime that meets a DequantizeLinear before the Gather dequantizes the whole table at every
 call; this way it never does.  No operator newer than opset 18 is used.
+
+Where a product reads the same table, as the head of a decoder does that is tied to its embeddings,
+it reads what all rows of the same integers stand for: ``E  ->  Cast(q) · Cast(s)``.  That is
+constant, so a runtime makes floats of it once, while it loads the model.
 """
 
 from __future__ import annotations
@@ -42,7 +46,8 @@ class Tables:
 
     Attributes:
         sites: the Gathers whose tables may be integers, by the name of the table.
-        groups: the same tables as groups: those of the finding where it may factor them.
+        groups: the same tables as groups: those of the finding where it may factor them.  Others
+            of a group are the products that read its table too.
         left: name of another table -> why it stays floats.
     """
 
@@ -54,7 +59,7 @@ class Tables:
 def find_tables(
     finding: Finding, model: ir.Model, constants: Constants, selection: Selection
 ) -> Tables:
-    """Tables of rows that are gathered and not otherwise read.
+    """Tables of rows that are gathered, and read by products at most besides.
 
     Args:
         finding: the linear maps.
@@ -71,11 +76,19 @@ def find_tables(
     found, groups, left = {}, {}, {}
     group_of = {member.site: group for group in finding.groups for member in group.members}
     for name, members in sites.items():
-        why = _left(members, model, constants, selection)
+        nodes = [site.node for site in members]
+        readers = [node for node, _ in constants.readers(members[0].matrix.root)]
+        others = [node for node in dict.fromkeys(readers) if node not in nodes]
+        why = _left(members, model, selection) or _left_by(others, finding, model, selection)
+        group = group_of.get(members[0])
+        if group is None:
+            names = tuple(node_name(node) for node in others if node is not None)
+            own = tuple(Member(site, transposed=False) for site in members)
+            group = Group(own, members[0].matrix, names)
+        elif not group.members[0].site.form.indices:
+            why = why or f"{node_name(group.members[0].site.node)} reads it before it is gathered"
         if why is None:
-            found[name] = tuple(members)
-            readers = tuple(Member(site, transposed=False) for site in members)
-            groups[name] = group_of.get(members[0]) or Group(readers, members[0].matrix, ())
+            found[name], groups[name] = tuple(members), group
         else:
             left[name] = why
     return Tables(found, groups, left)
@@ -105,9 +118,7 @@ def table_codes(rows: Array, form: Format) -> Blocks:
     return round_blocks(rows.T, form.bits, form.block)
 
 
-def _left(
-    sites: Sequence[Site], model: ir.Model, constants: Constants, selection: Selection
-) -> str | None:
+def _left(sites: Sequence[Site], model: ir.Model, selection: Selection) -> str | None:
     """Why a table stays floats; None where it need not."""
     table = sites[0].matrix
     nodes = [site.node for site in sites]
@@ -121,10 +132,6 @@ def _left(
         return f"it holds {table.tensor.dtype.name.lower()}; formats are for float32"
     if len({site.matrix.layout.key for site in sites}) > 1:
         return "it is read in several ways"
-    others = [node for node, _ in constants.readers(table.root) if node not in nodes]
-    if others:
-        reader = "the graph's outputs" if others[0] is None else node_name(others[0])
-        return f"it is also read by {reader}: the floats would stay"
     if not table.size:
         return "it is empty"
     if not np.isfinite(table.numpy()).all():
@@ -132,8 +139,28 @@ def _left(
     return None
 
 
+def _left_by(
+    others: Sequence[ir.Node | None], finding: Finding, model: ir.Model, selection: Selection
+) -> str | None:
+    """Why a table stays floats for the sake of what reads it besides; None where it need not."""
+    maps = {
+        entry.node
+        for entry in finding.entries
+        if not isinstance(entry, Refused) or entry.site is not None
+    }
+    for node in others:
+        if node is None:
+            return "it is also read by the graph's outputs: the floats would stay"
+        name = node_name(node)
+        if node not in maps or node.graph is not model.graph:
+            return f"it is also read by {name}: the floats would stay"
+        if (why := selection.reason(node)) is not None:
+            return f"{name} reads it too: {why}"
+    return None
+
+
 def round_table(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spool) -> Blocks:
-    """Let Gathers read integers; the table goes.
+    """Let Gathers, and products that read the same table, read integers; the table goes.
 
     Args:
         model: the model; its graph is changed.
@@ -159,7 +186,13 @@ def round_table(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spo
     q = storage.store(graph, stored, f"{base}.codes", in_node=in_node)
     s = storage.store(graph, scales, f"{base}.scales", in_node=in_node)
     for site in sites:
-        _Rows(site.node, storage, width, form.block).write(q, s, form.bits)
+        _Rows(site.node, storage, width, form.block).gathered(q, s, form.bits)
+    users = {use.node for use in table.root.uses()}
+    first = next((node for node in graph if node in users), None)
+    if first is not None:
+        whole = _Rows(first, storage, width, form.block).whole(q, s, form.bits)
+        whole.shape = ir.Shape(rows.shape)
+        table.root.replace_all_uses_with(whole)
     remove_unread(table.root)
     return codes
 
@@ -179,36 +212,51 @@ def _together(codes: Array, bits: int) -> Array:
 
 
 class _Rows:
-    """The nodes that stand for one Gather."""
+    """The nodes that stand for one Gather, or for all rows; they come before a node."""
 
     def __init__(self, node: ir.Node, storage: Storage, width: int, block: int) -> None:
-        self._gather, self._storage, self._width, self._block = node, storage, width, block
+        self._before, self._storage, self._width, self._block = node, storage, width, block
+        self._base = node_name(node)
 
-    def write(self, codes: ir.Value, scales: ir.Value, bits: Bits) -> None:
-        width, block, indices = self._width, self._block, self._gather.inputs[1]
+    def gathered(self, codes: ir.Value, scales: ir.Value, bits: Bits) -> None:
+        """Let the node, a Gather, give rows of what integers stand for."""
+        indices = self._before.inputs[1]
         assert indices is not None
-        kind, half = ir.DataType.FLOAT, scales.dtype
+        half = scales.dtype
         if bits == 8:
             q = self._cast(self._node("Gather", [codes, indices], ir.DataType.INT8))
             s = self._cast(self._node("Gather", [scales, indices], half))
-            become(self._gather, "Mul", [q, s])
+            become(self._before, "Mul", [q, s])
             return
         flat = self._node("Reshape", [indices, self._integers([-1])], indices.dtype)
         packed = self._node("Gather", [codes, flat], ir.DataType.UINT8)
+        values = self._blocks(packed, self._node("Gather", [scales, flat], half), bits)
+        sizes = self._node("Shape", [indices], ir.DataType.INT64)
+        axis = [ir.AttrInt64("axis", 0)]
+        ends = [sizes, self._integers([self._width])]
+        final = self._node("Concat", ends, ir.DataType.INT64, axis)
+        # Where there are no indices a size is 0, which else means that the input's is taken.
+        become(self._before, "Reshape", [values, final], [ir.AttrInt64("allowzero", 1)])
+
+    def whole(self, codes: ir.Value, scales: ir.Value, bits: Bits) -> ir.Value:
+        """What all rows stand for, shape [V, D]."""
+        if bits == 8:
+            return self._node("Mul", [self._cast(codes), self._cast(scales)], ir.DataType.FLOAT)
+        shape = self._integers([-1, self._width])
+        return self._node("Reshape", [self._blocks(codes, scales, bits), shape], ir.DataType.FLOAT)
+
+    def _blocks(self, packed: ir.Value, scales: ir.Value, bits: Bits) -> ir.Value:
+        """What rows of bytes stand for, shape [N, D / block, block]."""
+        width, block, kind = self._width, self._block, ir.DataType.FLOAT
         both = self._unpacked(packed, bits)
         middle = np.float32(1 << bits - 1).reshape(1)
         zero = self._storage.store(self._graph, middle, f"{self._base}.zero", in_node=False)
         centred = self._node("Sub", [self._cast(both), zero], kind)
         shape = self._integers([-1, width // block, block])
         blocks = self._node("Reshape", [centred, shape], kind)
-        s = self._cast(self._node("Gather", [scales, flat], half))
-        s = self._node("Reshape", [s, self._integers([-1, width // block, 1])], kind)
-        values = self._node("Mul", [blocks, s], kind)
-        sizes = self._node("Shape", [indices], ir.DataType.INT64)
-        axis = [ir.AttrInt64("axis", 0)]
-        final = self._node("Concat", [sizes, self._integers([width])], ir.DataType.INT64, axis)
-        # Where there are no indices a size is 0, which else means that the input's is taken.
-        become(self._gather, "Reshape", [values, final], [ir.AttrInt64("allowzero", 1)])
+        wide = self._integers([-1, width // block, 1])
+        s = self._node("Reshape", [self._cast(scales), wide], kind)
+        return self._node("Mul", [blocks, s], kind)
 
     def _unpacked(self, packed: ir.Value, bits: Bits) -> ir.Value:
         """Codes from 0 of rows of bytes."""
@@ -237,13 +285,9 @@ class _Rows:
 
     @property
     def _graph(self) -> ir.Graph:
-        graph = self._gather.graph
+        graph = self._before.graph
         assert isinstance(graph, ir.Graph)
         return graph
-
-    @property
-    def _base(self) -> str:
-        return node_name(self._gather)
 
     def _cast(self, value: ir.Value) -> ir.Value:
         to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
@@ -265,7 +309,7 @@ class _Rows:
         dtype: ir.DataType | None,
         attributes: Sequence[ir.Attr] = (),
     ) -> ir.Value:
-        """The output of a new node before the Gather."""
+        """The output of a new node."""
         return self._nodes(op_type, inputs, dtype, attributes)[0]
 
     def _nodes(
@@ -276,8 +320,10 @@ class _Rows:
         attributes: Sequence[ir.Attr] = (),
         outputs: int = 1,
     ) -> tuple[ir.Value, ...]:
-        own, new_name = self._gather, self._storage.new_name
-        node = node_before(
-            own, op_type, inputs, new_name, attributes=attributes, dtype=dtype, outputs=outputs
+        made = node_before(
+            *(self._before, op_type, inputs, self._storage.new_name),
+            attributes=attributes,
+            dtype=dtype,
+            outputs=outputs,
         )
-        return tuple(node.outputs)
+        return tuple(made.outputs)

@@ -107,6 +107,8 @@ def formats_of(
     for group in (*finding.groups, *finding.off):
         if group.members[0].site.form.indices:
             continue  # a table
+        if group.others and group.matrix.name in tables.groups:
+            continue  # it has the format of the table that it reads
         why = _left(group, measured, model, wanted, selection)
         if why is None:
             found[group] = _of_product(group, wanted)

@@ -373,7 +373,8 @@ def _product(
 
 def _table(group: Group, own: Formats, statistics: Statistics) -> _Felt:
     rows = group.matrix.numpy()[0]
-    counts = statistics.fit.get(group)
+    # Where a product reads the table as well, its rows count alike.
+    counts = None if group.others or len(group.members) > 1 else statistics.fit.get(group)
     moments = None if counts is None else counts[0]
     dense, values = {}, {}
     for form in (f for f in own.dense if f is not None):

@@ -164,6 +164,53 @@ def test_tables(bits: str, width: int, rng: np.random.Generator) -> None:
     assert {str(layer.format)[:6] for layer in result.report.layers} == {f"{kind} bits"}
 
 
+@pytest.mark.parametrize("ops", [(), ("default",), ("default", "gather")])
+def test_a_tied_table_is_stored_once(
+    rng: np.random.Generator, tmp_path: Path, ops: tuple[str, ...]
+) -> None:
+    """The table of a small decoder, which its head reads too."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[B,T] i) => (float[B,T,200] y) {
+            h = Gather (E, i)
+            m = MatMul (h, W)
+            r = Relu (m)
+            a = Add (r, h)
+            t = Transpose <perm = [1, 0]> (E)
+            y = MatMul (a, t)
+        }""",
+        {
+            "E": rng.standard_normal((200, 96)).astype(np.float32) / 10,
+            "W": rng.standard_normal((96, 96)).astype(np.float32) / 10,
+        },
+    )
+    data = [{"i": rng.integers(0, 200, (2, 9))} for _ in range(12)]
+    options: dict[str, Any] = {"calibration": data, "bench": False, "ops": ops}
+    recipe, limit = tmp_path / "recipe.json", 35_000
+    result = compress(model, max_size=limit, weights="8,4", save_recipe=recipe, **options)
+    assert result.report.output.bytes <= limit  # the floats alone take 113,664 bytes
+    assert "E" not in result.model.graph.initializers
+    assert {layer.format[:6] for layer in result.report.layers if layer.format} <= {
+        *("4 bits", "6 bits", "8 bits")
+    }
+    rows = {layer.form: layer for layer in result.report.layers if layer.weight == "E"}
+    assert len({(row.format, row.bytes_before, row.bytes_after) for row in rows.values()}) == 1
+    assert rows["gather"].bytes_after == result_bytes(result, "E.")
+    given: dict[str, Any] = {"calibration": data} if ops else {}
+    again = compress(model, recipe=recipe, bench=False, **given)
+    assert result_bytes(again, "E.") == result_bytes(result, "E.")
+    exact = compress(model, energy=1.0, weights="8", **options)
+    assert exact.report.check is not None
+    assert exact.report.check.providers[0].outputs[0].relative_l2 < 0.02
+
+
+def result_bytes(result: Result, start: str) -> int:
+    """Of codes and scales whose names begin in one way."""
+    values = result.model.graph.initializers.items()
+    own = [v.const_value for name, v in values if name in (f"{start}codes", f"{start}scales")]
+    return sum(tensor.nbytes for tensor in own if tensor is not None)
+
+
 LEFT: dict[str, tuple[str, str, str, dict[str, Array], str]] = {
     "float16": (
         "float16[N,64] x",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from onnx_lowrank.graph.constants import Constants
@@ -52,6 +55,84 @@ def test_rows(form: Format, rng: np.random.Generator) -> None:
     assert stored == codes.nbytes == form.bytes(30, width)
     lost = np.linalg.norm(codes.values().T - table) / np.linalg.norm(table)
     assert lost < {8: 0.01, 6: 0.03, 4: 0.12}[form.bits]
+
+
+HEADS = {
+    "turned": "t = Transpose <perm = [1, 0]> (E)  z = MatMul (h, t)",
+    "gemm": "z = Gemm <transB = 1> (h, E)",
+    "left": "u = Transpose <perm = [1, 0]> (h)  v = MatMul (E, u)  z = Transpose (v)",
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("form", [Format(8, 96, table=True), Format(4, 16, table=True),
+                                  Format(6, 32, table=True)], ids=str)  # fmt: skip
+def test_a_product_reads_the_same_integers(
+    form: Format, head: str, rng: np.random.Generator
+) -> None:
+    table = rng.standard_normal((30, 96)).astype(np.float32)
+    text = f"""<ir_version: 8, opset_import: ["" : {form.opset}]>
+        g (int64[B] i, float[N,96] h) => (float[B,96] y, float[N,30] z)
+        {{ y = Gather (E, i)  {HEADS[head]} }}"""
+    model = ir.from_proto(parse(text, {"E": table}))
+    constants = Constants(model)
+    tables = find_tables(
+        find(model, constants, all_forms(), chosen_forms(None)), model, constants, Selection()
+    )
+    assert len(tables.groups["E"].others) == 1
+    feeds = {"i": rng.integers(-30, 30, 5), "h": rng.standard_normal((4, 96)).astype("f4")}
+    with Spool() as spool:
+        rows = round_table(model, tables.sites["E"], form, spool).values().T
+        proto = ir.to_proto(model)
+        onnx.checker.check_model(proto, full_check=True)
+        for run in (run_reference, run_ort):
+            found = run(model, feeds)
+            np.testing.assert_allclose(found["y"], rows[feeds["i"]], rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(found["z"], feeds["h"] @ rows.T, rtol=1e-4, atol=1e-4)
+        stored = {name: v.const_value for name, v in model.graph.initializers.items()}
+    large = [name for name, own in stored.items() if own is not None and own.nbytes > 50]
+    assert sorted(large) == ["E.codes", "E.scales"]  # once for both
+
+
+def test_a_runtime_makes_floats_of_it_once(rng: np.random.Generator, tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+        g (int64[B] i, float[N,96] h) => (float[B,96] y, float[N,30] z)
+        { y = Gather (E, i)  t = Transpose <perm = [1, 0]> (E)  z = MatMul (h, t) }"""
+    model = ir.from_proto(parse(text, {"E": rng.standard_normal((30, 96)).astype(np.float32)}))
+    constants = Constants(model)
+    finding = find(model, constants, all_forms(), chosen_forms(None))
+    with Spool() as spool:
+        sites = find_tables(finding, model, constants, Selection()).sites["E"]
+        round_table(model, sites, Format(4, 16, table=True), spool)
+        proto = ir.to_proto(model)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "as-run.onnx")
+    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    run = onnx.load(tmp_path / "as-run.onnx").graph
+    (head,) = (node for node in run.node if "z" in node.output)
+    assert {*head.input} - {"h"} <= {tensor.name for tensor in run.initializer}
+
+
+@pytest.mark.parametrize(
+    ("lines", "selection", "why"),
+    [
+        ("z = ReduceSum <keepdims = 0> (E)", Selection(), "also read by"),
+        ("y = Gather (E, i)  z = Identity (E)", Selection(), "also read by the graph's outputs"),
+        ("t = Transpose (E)  z = MatMul (h, t)", Selection(exclude=("head",)), "reads it too: "),
+    ],
+)
+def test_tables_that_others_need_as_floats(lines: str, selection: Selection, why: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+        g (int64[B] i, float[N,96] h) => (float[B,96] y, float z)
+        {{ {"" if "y =" in lines else "y = Gather (E, i)"}  {lines} }}"""
+    model = ir.from_proto(parse(text, {"E": np.ones((30, 96), np.float32)}))
+    for node in model.graph:
+        node.name = "head" if node.op_type == "MatMul" else node.op_type
+    constants = Constants(model)
+    finding = find(model, constants, all_forms(), chosen_forms(None))
+    tables = find_tables(finding, model, constants, selection)
+    assert not tables.sites
+    assert why in tables.left["E"]
 
 
 def test_formats_by_width() -> None:
