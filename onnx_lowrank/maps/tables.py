@@ -83,8 +83,8 @@ def find_tables(
         group = group_of.get(members[0])
         if group is None:
             names = tuple(node_name(node) for node in others if node is not None)
-            own = tuple(Member(site, transposed=False) for site in members)
-            group = Group(own, members[0].matrix, names)
+            gathers = tuple(Member(site, transposed=False) for site in members)
+            group = Group(gathers, members[0].matrix, names)
         elif not group.members[0].site.form.indices:
             why = why or f"{node_name(group.members[0].site.node)} reads it before it is gathered"
         if why is None:
