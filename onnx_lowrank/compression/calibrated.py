@@ -185,6 +185,7 @@ def _gathered(
     aside = trial.split.searched if settings.keeps_aside else ()
     fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
     rest = [samples.feeds[number] for number in aside]
+    joining = trial.joining
     with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
 
         def gathered(own: Sequence[Feed], judge: Sequence[Feed]) -> dict[MomentsKey, Gathered]:
@@ -200,6 +201,7 @@ def _gathered(
                 must_fit=settings.mask is not None,
                 away=_away(context),
                 pieces=context.pieces,
+                joining=joining,
             )
 
         first = gathered(fit, held)
@@ -277,7 +279,7 @@ def _felt(
     feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
     mask = context.trial.mask
     constants = Constants(model, settings.constant_inputs)
-    logits = logits_of(context, model)
+    logits, joining = logits_of(context, model), context.trial.joining
     weights = {weight_of(group): group for group in groups}
     with context.stages("fisher", len(feeds)) as advance:
 
@@ -294,12 +296,13 @@ def _felt(
                 draws,
                 context.trial.memory,
                 logits,
+                joining,
             )
             roots = {weight_of(group): own for group, own in found.found.items()}
             return SavedFisher(roots, dict(found.left), found.notes)
 
         def parts() -> Sequence[Any]:
-            options = mask, settings.seed, draws, tuple(logits)
+            options = mask, settings.seed, draws, tuple(logits), joining.cuts
             return fingerprint(model, whole=True), list(weights), feeds, *options
 
         try:

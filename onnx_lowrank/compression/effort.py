@@ -216,7 +216,7 @@ def refitted(
                 constants,
                 pairs,
                 statistics,
-                samples.feeds,
+                context.trial.joining.shortened(samples.feeds),
                 context.trial.mask,
                 context.trial.runner,
                 advance,
@@ -257,6 +257,7 @@ def judging_probe(context: Context, model: ir.Model, groups: Sequence[Group]) ->
         context.settings.metric_used.of_classes,
         memory=trial.memory,
         pieces=context.pieces,
+        joining=trial.joining,
     )
 
 

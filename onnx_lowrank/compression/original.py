@@ -33,6 +33,9 @@ class Original:
     """The input model, rehearsed in a child process before it is opened in this one.
 
     The file and the sessions are made when they are first needed.
+
+    Attributes:
+        taken: bytes of the first run on a sample; None where there was none, or it is not known.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Original:
         self._source, self._settings, self._folder = source, settings, folder
         self._opener, self._provider, self._opened = opener, provider, opened
         self._session: ort.InferenceSession | None = None
+        self.taken: int | None = None
 
     @cached_property
     def _file(self) -> Path:
@@ -153,7 +157,8 @@ class Original:
             return str(wrong)
         self._fits(session, split, memory, notes)
         try:
-            outputs = self._opener.run(session, feed, self._source.name)
+            outputs, taken = growth(lambda: self._opener.run(session, feed, self._source.name))
+            self.taken = self.taken or taken
             if not drawing(self._source.model) and not same_bits(
                 outputs, self._opener.run(session, feed, self._source.name)
             ):
@@ -197,6 +202,7 @@ class Original:
             )
         except InputError:
             return  # the run that follows says why
+        self.taken = taken
         option = named("memory", self._settings.memory)
         if taken is None or room is None or own is None:
             notes[f"{option}: {UNKNOWN}"] = None

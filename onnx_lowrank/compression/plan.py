@@ -174,6 +174,7 @@ def searching_for(
         by_classes=settings.metric_used.of_classes,
         spare=trial.split.spare,
         further=trial.split.further,
+        joining=trial.joining,
     )
     if settings.save_stats is not None and prepared.saved is not None:
         curves = {

@@ -14,11 +14,13 @@ from onnx_lowrank.compression.original import Original
 from onnx_lowrank.compression.sample_split import SampleSplit
 from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.declared import input_specs
+from onnx_lowrank.data.joining import APART, Joining
 from onnx_lowrank.data.mask import chosen_mask, mask_note
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.data.shapes import concrete_shapes
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.evaluation.halves import computes_half, half_note
+from onnx_lowrank.evaluation.joinable import joinable
 from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.outputs import MeanDamage, compare_outputs, mean_damage, run_check
 from onnx_lowrank.evaluation.reading import Reading, reading_of
@@ -41,6 +43,9 @@ from onnx_lowrank.runtime.timing import time_pair
 from onnx_lowrank.schema.measures import Check, Judged, Latency
 
 __all__ = ["Trial"]
+
+# Samples of one run, at most: more at once save no more, as rows are enough to reuse weights.
+_TOGETHER = 8
 
 
 class Trial:
@@ -295,6 +300,22 @@ class Trial:
         if found is not None:
             self.notes[mask_note(found)] = None
         return found
+
+    @cached_property
+    def joining(self) -> Joining:
+        """How the samples go together in runs that nobody times; see `joinable`."""
+        fitted = self.split.fitted_to
+        feeds = (self.samples if fitted is None else fitted).feeds
+        if self.draws or self.unavailable is not None:
+            return APART
+        session, memory = self._original.on_cpu, self.memory
+        return joinable(
+            self._source.model,
+            feeds,
+            self.reading,
+            lambda feed: self._opener.run(session, feed, self._source.name),
+            lambda: memory.times(self._original.taken, _TOGETHER),
+        )
 
     @cached_property
     def reading(self) -> Reading:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.autodiff.gradient import Loss
 from onnx_lowrank.data.fitter import is_floating
+from onnx_lowrank.data.joining import APART, Joining
 from onnx_lowrank.data.mask import kept_rows, spread_mask
 from onnx_lowrank.errors import DerivativeError, InputError, ShortError, named
 from onnx_lowrank.numerics.arrays import Array, Feed
@@ -66,6 +67,7 @@ def joined(
     size: int,
     run: Runner,
     shelf: Shelf | None = None,
+    cut: Joining = APART,
 ) -> tuple[list[list[Feed]], tuple[str, ...]]:
     """Samples in batches where the model takes them; and notes for the user.
 
@@ -75,19 +77,22 @@ def joined(
         size: samples of a batch, at most.
         run: runs the model, to see whether it takes a batch.
         shelf: where batches wait; default: all of them in memory.
+        cut: what of the samples is padding that is cut off; those of one length then go together.
     """
     shelf = shelf or Shelf()
-    together = [_join(model, part, size, shelf) for part in parts]
+    together = [_join(model, part, size, shelf, cut) for part in parts]
     if sum(map(len, together)) < sum(map(len, parts)):
         try:
             run(together[0][0])
         except InputError as error:
             why = f"derivatives take one sample at a time, not batches of them: {error}"
-            return [list(part) for part in parts], (why,)
+            return [list(cut.shortened(part)) for part in parts], (why,)
     return together, ()
 
 
-def _join(model: ir.Model, feeds: Sequence[Feed], size: int, shelf: Shelf) -> list[Feed]:
+def _join(
+    model: ir.Model, feeds: Sequence[Feed], size: int, shelf: Shelf, cut: Joining
+) -> list[Feed]:
     """Feeds of one sample and equal shapes put together along axis 0, where that is a free axis.
 
     Both models are run on the joined feed, so that it does not matter where their outputs have
@@ -98,21 +103,21 @@ def _join(model: ir.Model, feeds: Sequence[Feed], size: int, shelf: Shelf) -> li
         feeds: input -> array.
         size: samples of a batch, at most.
         shelf: where batches wait.
+        cut: what of the samples is padding.
     """
     inputs = [v for v in model.graph.inputs if not v.is_initializer()]
     shapes = [v.shape for v in inputs]
     free = all(s is not None and len(s) > 0 and not isinstance(s[0], int) for s in shapes)
     if not free or size == 1:
-        return [shelf.values(feed) for feed in feeds]
+        return [shelf.values(cut.short(feed)) for feed in feeds]
     alike: dict[object, list[Feed]] = {}
     found: list[Feed] = []
 
     def join(group: list[Feed]) -> None:
-        arrays = {name: np.concatenate([feed[name] for feed in group]) for name in group[0]}
-        found.append(shelf.values(arrays))
+        found.append(shelf.values(cut.joined(group)))
         group.clear()
 
-    for feed in feeds:
+    for feed in sorted(feeds, key=cut.length) if cut.cuts else feeds:
         if all(array.shape[0] == 1 for array in feed.values()):
             key = tuple(sorted((name, array.shape) for name, array in feed.items()))
             group = alike.setdefault(key, [])
@@ -120,7 +125,7 @@ def _join(model: ir.Model, feeds: Sequence[Feed], size: int, shelf: Shelf) -> li
             if len(group) == size:
                 join(group)
         else:
-            found.append(shelf.values(feed))
+            found.append(shelf.values(cut.short(feed)))
     for group in alike.values():
         if group:
             join(group)

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnx_lowrank.data.mask import kept_rows
+from onnx_lowrank.data.joining import APART, Joining
+from onnx_lowrank.data.mask import kept_rows, spread_mask
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.passes import MEMORY, planned_passes
 from onnx_lowrank.fitting.statistics import Gathered
@@ -30,6 +31,7 @@ from onnx_lowrank.maps.forms import Site, all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.crew import Crew
 from onnx_lowrank.numerics.moments import Accumulator, Moments, Sums
+from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.log import OrtLog
 from onnx_lowrank.runtime.memory import Memory
@@ -123,6 +125,7 @@ class _Errand:
         threads: of the session.
         ops: as in `Away`.
         constant_inputs: as in `Away`.
+        joining: how samples go together in one run.
     """
 
     model: bytes
@@ -133,6 +136,7 @@ class _Errand:
     threads: int
     ops: tuple[str, ...] | None
     constant_inputs: bool
+    joining: Joining
 
 
 def _spooled(moments: Moments, spool: Spool) -> Moments:
@@ -153,6 +157,7 @@ def gather(
     must_fit: bool = True,
     away: Away | None = None,
     pieces: Pieces | None = None,
+    joining: Joining = APART,
 ) -> dict[MomentsKey, Gathered]:
     """Run the samples and add up the moments.
 
@@ -169,6 +174,7 @@ def gather(
         away: how parts are summed elsewhere; default: all are summed here.
         pieces: where an earlier run keeps moments, of all samples or of the first ones; None for
             no such place.
+        joining: how samples go together in one run.
 
     Raises:
         InputError: an activation holds NaN or Inf, the mask does not fit or masks everything, or a
@@ -184,18 +190,22 @@ def gather(
     key = ""
     if pieces is not None:
         known = fingerprint(model, whole=True), list(streams), fit, held, mask, must_fit
-        key = pieces.key("moments", *known)
+        ways = joining.size > 1, joining.cuts
+        key = pieces.key("moments", *known, *ways)
         whole: dict[MomentsKey, Gathered] | None = pieces.load("moments", key)
         if whole is not None:
             advance(len(fit) + len(held))
             return whole
-    passes, block = planned_passes(model, streams, open_model, (*fit, *held), memory)
+    passes, block, size = planned_passes(
+        model, streams, open_model, (*fit, *held), memory, joining.size
+    )
+    joining = replace(joining, size=size)
     large = len(passes) > 1 or sum(stream.memory for stream in streams.values()) > MEMORY
     total, done, masked = len(fit) + len(held), 0, False
     bookmark = None
     if pieces is not None:  # passes and blocks are planned by the memory there is
         planned = [list(chosen) for chosen in passes]
-        bookmark = Bookmark(pieces, "gathering", pieces.key("gathering", key, planned, block))
+        bookmark = Bookmark(pieces, "gathering", pieces.key("gathering", key, planned, block, size))
     begun: GatheringState | None = None if bookmark is None else bookmark.load()
     gathered: dict[MomentsKey, Gathered] = {} if begun is None else dict(begun.gathered)
     with Spool(memory.folder) as spool:
@@ -217,7 +227,7 @@ def gather(
                 for which, totals in begun.totals.items():
                     for accumulator, own in zip(adding[which], totals, strict=True):
                         accumulator.merge(own)
-            summed = _summed(model, chosen, open_model, parts[first:], mask, block, away)
+            summed = _summed(model, chosen, open_model, parts[first:], mask, block, away, joining)
             for index, (part, found) in enumerate(summed, first + 1):
                 masked |= found.masked
                 for stream_key, sums in found.sums.items():
@@ -282,6 +292,7 @@ def _summed(
     mask: str | None,
     block: int,
     away: Away | None,
+    joining: Joining,
 ) -> Iterator[tuple[_Part, _Summed]]:
     """What every part adds, in their order."""
     names = [name for stream in streams.values() for name in stream.sites]
@@ -290,15 +301,14 @@ def _summed(
     if away is None or packed is None:
         run = tapped(model, names, open_model)
         for part in parts:
-            yield part, _sums(run, streams, part, mask, block)
+            yield part, _sums(run, streams, part, mask, block, joining)
         return
     whole = packed
 
     def given(part: _Part) -> _Errand:
         there = replace(part, feeds=[dict(feed) for feed in part.feeds])
-        return _Errand(
-            whole, there, tuple(streams), mask, block, away.threads, away.ops, away.constant_inputs
-        )
+        own = away.threads, away.ops, away.constant_inputs, joining
+        return _Errand(whole, there, tuple(streams), mask, block, *own)
 
     size = len(whole) + sum(stream.memory // 2 for stream in streams.values())
     yield from away.crew.map(summed_elsewhere, parts, given, lambda _: size)
@@ -317,7 +327,7 @@ def summed_elsewhere(errand: _Errand) -> _Summed:
         given = {name: array for name, array in feed.items() if name in wanted}
         return {**feed, **run_session(session, given, "the model with its activations as outputs")}
 
-    return _sums(run, streams, errand.part, errand.mask, errand.block)
+    return _sums(run, streams, errand.part, errand.mask, errand.block, errand.joining)
 
 
 def _sums(
@@ -326,6 +336,7 @@ def _sums(
     part: _Part,
     mask: str | None,
     block: int,
+    joining: Joining,
 ) -> _Summed:
     """What a part adds.
 
@@ -334,23 +345,48 @@ def _sums(
     """
     adding = {key: stream.accumulators(block) for key, stream in streams.items()}
     masked = False
-    for number, feed in enumerate(part.feeds, part.first):
+    fits = _fitted(run, streams, part, mask) if joining.cuts else None
+    for numbers in joining.runs(part.feeds):
+        feed = joining.joined([part.feeds[number] for number in numbers])
         keep = kept_rows(feed, mask)
         outputs, counted = run(feed), dict[Hashable, Array | None]()
         for key, stream in streams.items():
             for name, site in stream.sites.items():
+                counts = keep if fits is None or name in fits else None
                 try:
-                    masked |= stream.add(outputs[name], keep, adding[key], counted)
+                    masked |= stream.add(outputs[name], counts, adding[key], counted)
                 except FloatingPointError as error:
-                    raise _not_finite(site, error, part, f"sample {number}") from error
-    sums = {}
-    for key, stream in streams.items():
+                    for number in sorted(numbers) if len(numbers) > 1 else ():
+                        first, own = part.first + number, [part.feeds[number]]
+                        one = replace(part, first=first, feeds=own)
+                        _sums(run, streams, one, mask, block, replace(joining, size=1))
+                    where = f"sample {part.first + numbers[0]}"
+                    raise _not_finite(site, error, part, where) from error
+
+    def multiplied(key: MomentsKey) -> tuple[Sums | None, ...]:
         try:
-            sums[key] = tuple(accumulator.part() for accumulator in adding.pop(key))
+            return tuple(accumulator.part() for accumulator in adding.pop(key))
         except FloatingPointError as error:
-            last = part.first + len(part.feeds) - 1
-            raise _not_finite(stream.site, error, part, f"samples {part.first}–{last}") from error
+            last, site = part.first + len(part.feeds) - 1, streams[key].site
+            raise _not_finite(site, error, part, f"samples {part.first}–{last}") from error
+
+    # One thread a stream: the threads of one product would wait for each other.
+    sums = dict(map_layers(multiplied, list(streams), lambda _: 0))
     return _Summed(sums, masked)
+
+
+def _fitted(
+    run: Runner, streams: Mapping[MomentsKey, Stream], part: _Part, mask: str | None
+) -> frozenset[str]:
+    """The activations that the mask of a whole sample fits; a short one may fit by chance."""
+    feed = part.feeds[0]
+    keep, outputs = kept_rows(feed, mask), run(feed)
+    names = [name for stream in streams.values() for name in stream.sites]
+    return frozenset(
+        name
+        for name in names
+        if keep is not None and spread_mask(keep, outputs[name].shape) is not None
+    )
 
 
 def _not_finite(site: Site, error: FloatingPointError, part: _Part, where: str) -> InputError:

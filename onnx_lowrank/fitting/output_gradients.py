@@ -23,6 +23,7 @@ from onnx_lowrank.autodiff.gradient import (
     read_ranks,
 )
 from onnx_lowrank.data.cache import cache_outputs, output_shares
+from onnx_lowrank.data.joining import APART, Joining
 from onnx_lowrank.data.samples import Lazy, largest
 from onnx_lowrank.errors import DerivativeError
 from onnx_lowrank.fitting.batches import Batches, batch_size, joined, wide
@@ -34,6 +35,7 @@ from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.numerics.moments import BLOCK, Accumulator, passes
+from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.kept import Kept
 from onnx_lowrank.runtime.memory import Memory
@@ -102,6 +104,7 @@ def felt(
     draws: int = 2048,
     memory: Memory | None = None,
     logits: Sequence[str] = (),
+    joining: Joining = APART,
 ) -> Felt:
     """The Fisher information of the outputs of layers.
 
@@ -119,6 +122,7 @@ def felt(
         memory: what may be held; default: without a limit.
         logits: values whose shares of classes are what is felt, in place of the outputs: then it is
             the Fisher information of the classes, by classes that are drawn from the shares.
+        joining: what of the samples is padding that is cut off.
 
     Raises:
         ShortError: the derivatives of one sample do not fit in memory.
@@ -163,7 +167,7 @@ def felt(
     each = _rows(largest_one, outputs) / _samples(first[0])
     each = min(_ROWS, max(1, int(each)))
     shelf = Shelf(memory)
-    (batches,), notes = joined(base, [widened], size, source.read, shelf)
+    (batches,), notes = joined(base, [widened], size, source.read, shelf, joining)
     drawn = each * sum(_samples(feed) for feed in batches)
     rounds = min(_ROUNDS, max(1, round(draws / drawn)))
     chosen = batches[:: max(1, round(drawn / draws))]
@@ -193,17 +197,28 @@ def felt(
                     ) from error
             done += 1
             advance(len(feeds) * done // total - len(feeds) * (done - 1) // total)
+
+        def rooted(group: Group, adding: dict[Group, Accumulator] = adding) -> Fisher | str:
+            moments = adding.pop(group).moments()
+            if moments is None:
+                return "no output of the model depends on it"
+            if not moments.trace > 0.0:
+                return "its gradients are zero on every sample"
+            return Fisher.of(moments.second, draws)
+
         with Spool(memory.folder) as spool:
-            for group in part:
-                moments = adding.pop(group).moments()
-                if moments is None:
-                    left[_name(group)] = "no output of the model depends on it"
-                elif not moments.trace > 0.0:
-                    left[_name(group)] = "its gradients are zero on every sample"
+            largest_first = sorted(part, key=part.__getitem__, reverse=True)
+            for group, fisher in map_layers(rooted, largest_first, _root_memory, room=room):
+                if isinstance(fisher, str):
+                    left[_name(group)] = fisher
                 else:
-                    fisher = Fisher.of(moments.second, draws)
                     found[group] = _spooled(fisher, spool) if large else fisher
     return Felt(found, left, draws, notes)
+
+
+def _root_memory(group: Group) -> int:
+    """Bytes that the root of a group's moments takes, with what it is made of."""
+    return 3 * 8 * group.shape[2] ** 2
 
 
 def _spooled(fisher: Fisher, spool: Spool) -> Fisher:

@@ -23,6 +23,8 @@ MEMORY = 1 << 30
 as much, as another pass costs more than a file."""
 # Rows that wait to be multiplied take at most this share of what may be held, and so many bytes.
 _WAITING, _MOST_WAITING = 0.25, 1 << 28
+# Activations of the samples of one run take at most so many bytes, as far as they are read.
+_TOGETHER = 1 << 27
 
 
 def planned_passes(
@@ -31,15 +33,27 @@ def planned_passes(
     open_model: OpenModel,
     feeds: Sequence[Feed],
     memory: Memory,
-) -> tuple[list[dict[MomentsKey, Stream]], int]:
-    """The streams in passes over the samples that fit in memory, and the rows that may wait.
+    together: int = 1,
+) -> tuple[list[dict[MomentsKey, Stream]], int, int]:
+    """The streams in passes over the samples that fit in memory, and what each pass may hold.
+
+    Args:
+        model: the model; it is not changed.
+        streams: whose moments are wanted.
+        open_model: makes a runner of a model that gives its outputs by name.
+        feeds: all samples.
+        memory: what may be held.
+        together: samples of one run that are wanted.
+
+    Returns:
+        the passes, how many rows may wait, and how many samples may be in one run.
 
     Raises:
         InputError: what one stream takes on one sample does not fit.
     """
     planned = memory.planned()
     given = dict.fromkeys(streams, 0)  # bytes of activations in the largest sample
-    block = BLOCK
+    block, room = BLOCK, _TOGETHER
     if planned is not None:
         number = largest(feeds)
         names = [name for stream in streams.values() for name in stream.sites]
@@ -57,7 +71,11 @@ def planned_passes(
         most = min(int(_WAITING * planned), _MOST_WAITING)
         block = max(1, min(BLOCK, most // max(waiting, 1)))
         planned -= int(_WAITING * planned)
-    return list(_passes(list(streams.items()), given, planned)), block
+        room = min(room, planned // 8)
+    passes = list(_passes(list(streams.items()), given, planned))
+    largest_pass = max((sum(given[key] for key in chosen) for chosen in passes), default=0)
+    size = max(1, min(together, room // max(largest_pass, 1)))
+    return passes, block, size
 
 
 def _passes(

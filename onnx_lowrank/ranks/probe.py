@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
+from onnx_lowrank.data.joining import APART, Joining
+from onnx_lowrank.evaluation.joinable import same_values
 from onnx_lowrank.evaluation.outputs import MeanDamage, mean_damage
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.evaluation.watched import watched
@@ -63,6 +66,7 @@ class Probe:
         rounding: Mapping[Group, Format] | None = None,
         static: StaticSteps | None = None,
         pieces: Pieces | None = None,
+        joining: Joining = APART,
     ) -> None:
         """Open the session and run the reference.
 
@@ -78,6 +82,7 @@ class Probe:
             rounding: groups whose inputs may be rounded (see `rounds`), and in which format.
             static: steps of what is rounded with ranges that are known before.
             pieces: where damages of an earlier run are; default: nowhere.
+            joining: how samples go together in one run; what they give is looked at.
 
         Raises:
             InputError: the model does not run.
@@ -105,14 +110,20 @@ class Probe:
         if pieces is not None:
             weights = [tensor.numpy() for tensor in self._dense.values()]
             reads = reading, by_classes, [node.outputs[0].name for node in nodes]
+            ways = joining.size > 1, joining.cuts
             self._identity = pieces.key(
-                fingerprint(copy, whole=True), list(self._dense), weights, *reads, self.feeds
+                fingerprint(copy, whole=True), list(self._dense), weights, *reads, ways, self.feeds
             )
         self._run: Runner = open_model(copy)
         self._known: dict[int, Feed] = {}
         shelf = Shelf(memory)
-        self._before = tuple(shelf.values(self._narrow(values)) for values in self._values({}))
+        self._joining = joining
+        short = joining.shortened(self.feeds)
+        self._before = tuple(
+            shelf.values(self._narrow(values)) for values in self._values({}, short)
+        )
         self.rows = max(1, min(map(self._rows, self._before), default=1))
+        self._joining = self._seen(joining)
 
     def rounds(self, group: Group) -> dict[str, Array]:
         """Constants, as for `outputs`, that let products round what they multiply.
@@ -125,6 +136,8 @@ class Probe:
     @property
     def reference(self) -> Iterator[Feed]:
         """Outputs with the weights as they are, of every sample in turn."""
+        if self._joining.cuts:  # what is kept is of shorter ones
+            return self.outputs({})
         return map(self._given, map(self._whole, self._before))
 
     def outputs(
@@ -185,16 +198,37 @@ class Probe:
             constants: as for `outputs`.
             feeds: the samples.
         """
-        runs = zip(feeds, self._values({}, feeds), self._values(constants, feeds), strict=True)
+        short = self._joining.shortened(feeds)
+        runs = zip(short, self._values({}, short), self._values(constants, short), strict=True)
         for feed, before, after in runs:
             yield self.watched.damage(before, after, feed)
 
     def _damages(self, constants: Mapping[str, Array], places: Sequence[int]) -> list[float | None]:
-        feeds = [self.feeds[place] for place in places]
-        return [
-            self.watched.damage(self._reference_of(place), after, self.feeds[place])
-            for place, after in zip(places, self._values(constants, feeds), strict=True)
-        ]
+        weights, found = self._weights(constants), dict[int, float | None]()
+        for numbers in self._joining.runs([self.feeds[place] for place in places]):
+            own = [places[number] for number in numbers]
+            after = self._run({**weights, **self._joining.joined([self.feeds[p] for p in own])})
+            for row, place in enumerate(own):
+                before, feed = self._reference_of(place), self._joining.short(self.feeds[place])
+                given = after if len(own) == 1 else self._joining.of(after, row, before)
+                found[place] = self.watched.damage(before, given, feed)
+        return [found[place] for place in places]
+
+    def _seen(self, joining: Joining) -> Joining:
+        """The same, one by one if what is compared shows a difference or cannot be told apart."""
+        runs = joining.runs(self.feeds)
+        own = next((numbers for numbers in runs if len(numbers) > 1), None)
+        if own is None:
+            return joining
+        before = [self._reference_of(place) for place in own]
+        after = self._run({**self._weights({}), **joining.joined([self.feeds[p] for p in own])})
+        for row, values in enumerate(before):
+            # Each has samples along axis 0: a part of another shape is refused here.
+            alone = all(array.ndim and array.shape[0] == 1 for array in values.values())
+            split = alone and all(after[name].shape[:1] == (len(own),) for name in values)
+            if not split or not same_values(self.model, values, joining.of(after, row, values)):
+                return replace(joining, size=1)
+        return joining
 
     def _reference_of(self, sample: int) -> Feed:
         """All that is compared with a sample's outputs; what is wide is not made anew each time."""
@@ -218,7 +252,7 @@ class Probe:
         run = self.open_model(model)
         return mean_damage(
             self.watched.damage(self._whole(before), run(feed), feed)
-            for feed, before in zip(self.feeds, self._before, strict=True)
+            for feed, before in zip(self._joining.shortened(self.feeds), self._before, strict=True)
         ).mean
 
     def _narrow(self, values: Feed) -> Feed:
@@ -243,11 +277,15 @@ class Probe:
         self, constants: Mapping[str, Array], feeds: Sequence[Feed] | None = None
     ) -> Iterator[Feed]:
         """Outputs, and what stands for them, of every sample in turn."""
-        weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
-        weights |= dict.fromkeys(self._switches.values(), np.array(False))
-        weights |= constants
+        weights = self._weights(constants)
         for feed in self.feeds if feeds is None else feeds:
             yield self._run({**weights, **feed})
+
+    def _weights(self, constants: Mapping[str, Array]) -> dict[str, Array]:
+        """All that stands for weights, with elements in place of some."""
+        weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
+        weights |= dict.fromkeys(self._switches.values(), np.array(False))
+        return weights | dict(constants)
 
 
 def _switched(

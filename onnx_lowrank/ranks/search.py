@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import onnx
 import onnx_ir as ir
 
+from onnx_lowrank.data.joining import APART, Joining
 from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
@@ -82,6 +83,7 @@ class Searching:
         by_classes: bool = False,
         spare: Samples | None = None,
         further: Sequence[Feed] = (),
+        joining: Joining = APART,
     ) -> None:
         """Measure the damage of every layer.
 
@@ -100,6 +102,7 @@ class Searching:
             spare: more samples that a loss is measured on, which nothing was fitted to.
             further: samples that factors are fitted to, which are asked where those of the search
                 leave a damage unsure.
+            joining: how samples go together in one run.
 
         Raises:
             InputError: the model does not run with its weights as inputs.
@@ -122,6 +125,7 @@ class Searching:
                 {g: form for g, own in prepared.formats.items() if (form := own.integers)},
                 prepared.static,
                 prepared.pieces,
+                joining,
             )
             curves = damage_curves(
                 groups,
@@ -149,7 +153,7 @@ class Searching:
         curves = {group: curve for group, curve in curves.items() if group not in self._left}
         joints = find_joints(curves, prepared.measured, prepared.search, prepared.model)
         with stages("damage together", len(joints)) as advance:
-            together = joint_curves(joints, curves, prepared.search, goal, advance, prepared.crew)
+            shared = joint_curves(joints, curves, prepared.search, goal, advance, prepared.crew)
         formats = {
             group: own
             for group, own in prepared.formats.items()
@@ -161,7 +165,7 @@ class Searching:
             prepared.measured,
             goal,
             multiple,
-            together,
+            shared,
             formats,
             self.rounding,
         )

@@ -138,6 +138,7 @@ class Opener:
         provider: Provider = CPU,
         planned: bool = True,
         packed: bool = True,
+        spinning: bool = True,
     ) -> ort.InferenceSession:
         """A session in this process, of a model that was rehearsed.
 
@@ -147,6 +148,7 @@ class Opener:
             provider: the execution provider.
             planned: see `onnx_lowrank.runtime.session.open_session`, also for the next one.
             packed: whether weights are copied.
+            spinning: whether threads that wait keep their cores busy.
 
         Raises:
             InputError: ONNX Runtime does not load it.
@@ -158,6 +160,7 @@ class Opener:
             optimize=optimize,
             planned=planned,
             packed=packed,
+            spinning=spinning,
             log=self._log,
         )
 
@@ -217,7 +220,9 @@ class Opener:
 
         def load(given: Feed) -> Runner:
             survived = self._survived(path, given, optimize)
-            session = self.open(path, optimize=survived, planned=False, packed=packed)
+            session = self.open(
+                path, optimize=survived, planned=False, packed=packed, spinning=False
+            )
             remove()
             return lambda feed: self.run(session, feed, INSIDE)
 

@@ -92,6 +92,7 @@ def open_session(
     optimize: bool = True,
     planned: bool = True,
     packed: bool = True,
+    spinning: bool = True,
     strict: bool = False,
     entries: Mapping[str, str] | None = None,
     log: OrtLog | None = None,
@@ -110,6 +111,8 @@ def open_session(
         packed: whether weights are copied into the order in which products read them; else they
             stay in the file beside the model, and products of some ten rows and more take about a
             tenth longer.
+        spinning: whether threads that wait for work keep their cores busy meanwhile: an operator
+            begins some microseconds earlier, and half of the processor time may go into waiting.
         strict: whether a node that the provider leaves to the CPU is an error.
         entries: further entries of the session's configuration.
         log: collects the log; without it, it goes to standard error.
@@ -126,6 +129,8 @@ def open_session(
     # Idle threads of one session would spin on the cores that another one is timed on.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(RECORD, "1")
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if strict and provider is not CPU:  # ONNX Runtime refuses it where the CPU is asked for
