@@ -2,6 +2,7 @@
 
     python tools/speed_table.py [--large] [--repeats 3] [--layers MODEL]
     python tools/speed_table.py --model MODEL [--data DATA.npz] [--keep 0.8] [--memory 1GB]
+        [--threads 1] [--efforts]
 
 Without a model three tables, each timed interleaved with one BLAS thread unless it says otherwise:
 
@@ -21,6 +22,8 @@ With a model whole commands, each in a process of its own: ``--help``; what the 
 asked for against loading, simplifying and saving the model; and with samples against plainly
 running these: what they take, the stages in them, a step of healing against three forward passes,
 user time against wall time, and the most memory that they hold, without a limit and with one.
+Beside other work threads that wait for each other take processor time as well: ``--threads 1``
+compares the work alone.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +47,7 @@ import numpy as np
 import onnx
 from threadpoolctl import threadpool_limits
 
+from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.components import Components
 from onnx_lowrank.numerics.factors import relative_error
@@ -76,11 +80,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="its samples, .npz")
     parser.add_argument("--keep", default="0.8", help="the goal of the commands")
     parser.add_argument("--memory", default="1GB", help="the limit of the command that has one")
+    parser.add_argument("--threads", type=int, help="of the commands; default: one for each core")
+    parser.add_argument("--efforts", action="store_true", help="with samples two commands alone")
     options = parser.parse_args(arguments)
     if options.model is not None:
+        if options.threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the commands that follow
         by_weights(options.model)
         if options.data is not None:
-            whole_commands(options.model, options.data, options.keep, options.memory)
+            efforts = {
+                f"--keep {options.keep} --effort quick": ("--effort", "quick"),
+                f"--keep {options.keep}": (),
+            }
+            more = {
+                **{f"--keep {options.keep} --heal {n}": ("--heal", str(n)) for n in HEALED},
+                f"--keep {options.keep} --memory {options.memory}": ("--memory", options.memory),
+            }
+            commands: dict[str, tuple[str, ...]] = efforts if options.efforts else efforts | more
+            threads = () if options.threads is None else ("--threads", str(options.threads))
+            same = "--keep", options.keep, "--no-bench", *threads
+            whole_commands(options.model, options.data, commands, same, options.threads)
         return 0
     rng = np.random.default_rng(0)
     decaying = [drawn(side, side, lambda i: np.exp(-i / 16.0), rng) for side in SIDES]
@@ -324,30 +343,42 @@ HEALED = (20, 60)
 FITTED, JUDGED = 256, 16
 
 
-def whole_commands(model: Path, data: Path, keep: str, memory: str) -> None:
-    """Print what whole commands take, against plainly running the samples that they fit to."""
+def whole_commands(
+    model: Path,
+    data: Path,
+    commands: Mapping[str, Sequence[str]],
+    same: Sequence[str],
+    threads: int | None,
+) -> None:
+    """Print what whole commands take, against plainly running the samples that they fit to.
+
+    Args:
+        model: the model.
+        data: its samples.
+        commands: what is printed of each -> its options.
+        same: options of all.
+        threads: of the samples' runs; None for one for each core.
+    """
     with np.load(data) as archive:
         names = {item.name for item in open_session(model).get_inputs()}
         arrays = {name: archive[name] for name in archive.files if name in names}
     count = min(FITTED, len(next(iter(arrays.values()))) - JUDGED)
     feeds = [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(count)]
-    plainly, used = plain_run(model, feeds)
+    plainly, used = plain_run(model, feeds, threads)
     batch = {name: array[:JUDGED] for name, array in arrays.items()}
-    forward, _ = plain_run(model, [batch] * 3)
+    forward, _ = plain_run(model, [batch] * 3, threads)
+    mask = find_mask(feeds[0])
+    full = 1.0 if mask is None else np.mean([feed[mask] != 0 for feed in feeds])
     print(
-        f"{count} samples, run one by one: {plainly:.1f} s, {used:.1f} s of processor time; "
+        f"{count} samples, {100 * (1 - full):.0f} % padding, run one by one: {plainly:.1f} s, "
+        f"{used:.1f} s of processor time; "
         f"{JUDGED} at once: {forward / 3:.2f} s (load here {os.getloadavg()[0]:.1f})"
     )
     healed: dict[int, float] = {}
     stages = "  ".join(f"{stage:>9}" for stage in STAGES)
     print(f"{'command':<34} {'wall':>7} {'user':>7} {'× samples':>9} {'held GB':>8}  {stages}")
-    for title, options in {
-        f"--keep {keep} --effort quick": ("--effort", "quick"),
-        f"--keep {keep}": (),
-        **{f"--keep {keep} --heal {count}": ("--heal", str(count)) for count in HEALED},
-        f"--keep {keep} --memory {memory}": ("--memory", memory),
-    }.items():
-        ran = run_command(model, data, ("--keep", keep, "--no-bench", *options))
+    for title, options in commands.items():
+        ran = run_command(model, data, (*same, *options))
         shares = "  ".join(f"{ran.seconds.get(stage, 0.0) / plainly:8.1f}×" for stage in STAGES)
         print(
             f"{title:<34} {ran.wall:7.1f} {ran.user:7.1f} {ran.user / used:8.1f}× "
@@ -362,9 +393,11 @@ def whole_commands(model: Path, data: Path, keep: str, memory: str) -> None:
         print(f"a step of healing: {step / forward:.1f} × three forward passes of {JUDGED} samples")
 
 
-def plain_run(model: Path, feeds: Sequence[dict[str, Array]]) -> tuple[float, float]:
+def plain_run(
+    model: Path, feeds: Sequence[dict[str, Array]], threads: int | None
+) -> tuple[float, float]:
     """Wall and processor time of running samples, each once before."""
-    session = open_session(model)
+    session = open_session(model, threads=threads)
     prepare(session, feeds[0])()
     start, used = time.perf_counter(), time.process_time()
     for feed in feeds:

@@ -44,8 +44,9 @@ from onnx_lowrank.schema.measures import Check, Judged, Latency
 
 __all__ = ["Trial"]
 
-# Samples of one run, at most: more at once save no more, as rows are enough to reuse weights.
-_TOGETHER = 8
+# Samples of one run, at most, and the memory that they may take together: with more at once, or
+# where one takes that much already, rows are enough to reuse weights, and nothing is saved.
+_TOGETHER, _TOGETHER_BYTES = 8, 1 << 28
 
 
 class Trial:
@@ -308,13 +309,13 @@ class Trial:
         feeds = (self.samples if fitted is None else fitted).feeds
         if self.draws or self.unavailable is not None:
             return APART
-        session, memory = self._original.on_cpu, self.memory
+        session, memory, taken = self._original.on_cpu, self.memory, self._original.taken
         return joinable(
             self._source.model,
             feeds,
             self.reading,
             lambda feed: self._opener.run(session, feed, self._source.name),
-            lambda: memory.times(self._original.taken, _TOGETHER),
+            lambda: memory.times(taken, min(_TOGETHER, _TOGETHER_BYTES // max(taken or 1, 1))),
         )
 
     @cached_property

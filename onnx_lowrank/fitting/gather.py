@@ -17,11 +17,17 @@ import onnx
 import onnx_ir as ir
 
 from onnx_lowrank.data.joining import APART, Joining
-from onnx_lowrank.data.mask import kept_rows, spread_mask
+from onnx_lowrank.data.mask import kept_rows
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.passes import MEMORY, planned_passes
 from onnx_lowrank.fitting.statistics import Gathered
-from onnx_lowrank.fitting.streams import MomentsKey, Stream, streams_by_key, streams_of
+from onnx_lowrank.fitting.streams import (
+    MomentsKey,
+    Stream,
+    masked_names,
+    streams_by_key,
+    streams_of,
+)
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.graph.spool import Spool
@@ -345,7 +351,10 @@ def _sums(
     """
     adding = {key: stream.accumulators(block) for key, stream in streams.items()}
     masked = False
-    fits = _fitted(run, streams, part, mask) if joining.cuts else None
+    fits = None
+    if joining.cuts:  # a mask may fit a short sample by chance
+        whole = part.feeds[0]
+        fits = masked_names(streams.values(), run(whole), kept_rows(whole, mask))
     for numbers in joining.runs(part.feeds):
         feed = joining.joined([part.feeds[number] for number in numbers])
         keep = kept_rows(feed, mask)
@@ -373,20 +382,6 @@ def _sums(
     # One thread a stream: the threads of one product would wait for each other.
     sums = dict(map_layers(multiplied, list(streams), lambda _: 0))
     return _Summed(sums, masked)
-
-
-def _fitted(
-    run: Runner, streams: Mapping[MomentsKey, Stream], part: _Part, mask: str | None
-) -> frozenset[str]:
-    """The activations that the mask of a whole sample fits; a short one may fit by chance."""
-    feed = part.feeds[0]
-    keep, outputs = kept_rows(feed, mask), run(feed)
-    names = [name for stream in streams.values() for name in stream.sites]
-    return frozenset(
-        name
-        for name in names
-        if keep is not None and spread_mask(keep, outputs[name].shape) is not None
-    )
 
 
 def _not_finite(site: Site, error: FloatingPointError, part: _Part, where: str) -> InputError:

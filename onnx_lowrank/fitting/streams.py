@@ -15,10 +15,10 @@ import onnx_ir as ir
 from onnx_lowrank.data.mask import spread_mask
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms import Site
-from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.moments import Accumulator
 
-__all__ = ["MomentsKey", "Stream", "streams_by_key", "streams_of"]
+__all__ = ["MomentsKey", "Stream", "masked_names", "streams_by_key", "streams_of"]
 
 MomentsKey = tuple[str, str, int]
 """Whose moments: the names of activations, how they are read, and the slices."""
@@ -136,6 +136,19 @@ def streams_by_key(
         )
         for names, reading, slices in wanted
     }
+
+
+def masked_names(streams: Iterable[Stream], values: Feed, keep: Array | None) -> frozenset[str]:
+    """The activations of streams that a mask fits.
+
+    Args:
+        streams: which.
+        values: one sample's activations by name.
+        keep: False where its rows do not count; None where all do.
+    """
+    names = [name for stream in streams for name in stream.sites]
+    fits = {n for n in names if keep is not None and spread_mask(keep, values[n].shape) is not None}
+    return frozenset(fits)
 
 
 def _key(site: Site, value: ir.Value) -> MomentsKey:
