@@ -13,10 +13,8 @@ from onnx_lowrank.data.joining import APART, Joining
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.evaluation.joinable import joinable
 from onnx_lowrank.evaluation.reading import reading_of
-from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.arrays import Feed
 from tests.helpers.models import parse, run_ort, uniform
-
-Feed = dict[str, Array]
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 # Attention over the tokens that count, and their mean: nothing of it sees padding.
