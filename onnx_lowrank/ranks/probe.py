@@ -116,12 +116,9 @@ class Probe:
             )
         self._run: Runner = open_model(copy)
         self._known: dict[int, Feed] = {}
-        shelf = Shelf(memory)
-        self._joining = joining
-        short = joining.shortened(self.feeds)
-        self._before = tuple(
-            shelf.values(self._narrow(values)) for values in self._values({}, short)
-        )
+        self._shelf, self._joining = Shelf(memory), joining
+        self._before = self._kept(joining.shortened(self.feeds))
+        self._reference = None if joining.cuts else self._before
         self.rows = max(1, min(map(self._rows, self._before), default=1))
         self._joining = self._seen(joining)
 
@@ -136,9 +133,9 @@ class Probe:
     @property
     def reference(self) -> Iterator[Feed]:
         """Outputs with the weights as they are, of every sample in turn."""
-        if self._joining.cuts:  # what is kept is of shorter ones
-            return self.outputs({})
-        return map(self._given, map(self._whole, self._before))
+        if self._reference is None:  # what is compared is of shorter ones
+            self._reference = self._kept(self.feeds)
+        return map(self._given, map(self._whole, self._reference))
 
     def outputs(
         self, constants: Mapping[str, Array], feeds: Sequence[Feed] | None = None
@@ -254,6 +251,11 @@ class Probe:
             self.watched.damage(self._whole(before), run(feed), feed)
             for feed, before in zip(self._joining.shortened(self.feeds), self._before, strict=True)
         ).mean
+
+    def _kept(self, feeds: Sequence[Feed]) -> tuple[Values, ...]:
+        """What is kept of the values of samples, with the weights as they are."""
+        found = self._values({}, feeds)
+        return tuple(self._shelf.values(self._narrow(values)) for values in found)
 
     def _narrow(self, values: Feed) -> Feed:
         """What is kept of the values: in place of wide ones what they are made of."""

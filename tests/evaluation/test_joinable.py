@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -64,7 +64,7 @@ def texts(rng: np.random.Generator, lengths: tuple[int, ...] = (3, 11, 16, 9)) -
 
 def found(
     proto: onnx.ModelProto,
-    feeds: list[Feed],
+    feeds: Sequence[Feed],
     mask: str | None = "mask",
     most: Callable[[], int] = lambda: 8,
 ) -> Joining:
