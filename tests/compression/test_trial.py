@@ -72,4 +72,4 @@ def test_what_is_chosen_is_what_single_samples_choose(
     # Fisher information of other batches has other random directions.
     np.testing.assert_allclose(damages[0], damages[1], rtol=0.3)
     ranks = [[layer.rank or 0 for layer in result.report.layers] for result in (together, alone)]
-    assert np.abs(np.subtract(*ranks)).max() <= 3
+    assert np.abs(np.array(ranks[0]) - ranks[1]).max() <= 3
