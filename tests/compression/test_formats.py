@@ -354,6 +354,38 @@ def test_scales_are_healed(rng: np.random.Generator) -> None:
     assert kinds == {"b": "FLOAT", "codes": "UINT4", "scales": "FLOAT16", "zeros": "UINT4"}
 
 
+def test_scales_of_convolutions_are_healed(rng: np.random.Generator) -> None:
+    """Through what a runtime makes floats of: blocks of which the last is not full."""
+    model = parse(
+        f"""{HEAD} g (float[N,8,6,6] x) => (float[N,40,2,2] y) {{
+            h = Conv (x, W1)
+            y = Conv (h, W2, b)
+        }}""",
+        {
+            "W1": weight(rng, 48, 72).reshape(48, 8, 3, 3),
+            "W2": weight(rng, 40, 432).reshape(40, 48, 3, 3),
+            "b": np.ones(40, np.float32),
+        },
+    )
+    samples = [{"x": rng.standard_normal((2, 8, 6, 6)).astype(np.float32)} for _ in range(60)]
+    result = compress(
+        model,
+        energy=1.0,
+        weights="4",
+        ops=["conv"],
+        calibration=samples,
+        heal=20,
+        bench=False,
+        simplify=False,
+    )
+    healing = result.report.healing
+    assert healing is not None
+    assert healing.trained == 3
+    assert healing.error_after < healing.error_before
+    assert "Sub" in operators(result)
+    onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
+
+
 def test_an_old_opset_is_raised(rng: np.random.Generator) -> None:
     model = parse(
         '<ir_version: 6, opset_import: ["" : 11]> g (float[N,64] x) => (float[N,2,16] y) '
