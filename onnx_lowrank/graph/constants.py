@@ -82,6 +82,8 @@ class Constants:
             return self._dequantized(node)
         if node.op_type == "Mul":
             return self._scaled(node)
+        if node.op_type == "Add":
+            return self._shifted(node)
         if in_chain(node, 0):
             source = self.resolve(node.inputs[0] if node.inputs else None)
             if isinstance(source, Constant) and (open_ := unresolved(node)):
@@ -202,7 +204,17 @@ class Constants:
                 continue
             source = self.resolve(cast.inputs[0])
             if isinstance(source, Constant) and source.dtype in _CODES and self._known(other):
-                return source.unusable(f"is quantized (Cast and Mul); {FLOAT_FIRST}")
+                return source.unusable(f"is quantized (Cast and Mul); {requantized()}")
+        return None
+
+    def _shifted(self, node: ir.Node) -> Unusable | None:
+        """Integers, their scales and what is added to them, all constant."""
+        for value, other in (node.inputs, reversed(node.inputs)):
+            product = None if value is None else value.producer()
+            if product is not None and product.op_type == "Mul" and self._known(other):
+                found = self._scaled(product)
+                if found is not None:
+                    return found
         return None
 
     def _known(self, value: ir.Value | None, depth: int = 6) -> bool:

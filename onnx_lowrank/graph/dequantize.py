@@ -5,6 +5,7 @@
 ``QLinearMatMul(x, …, q, …)``                        ->  ``QuantizeLinear(MatMul(…, W))``
 ``MatMulNBits(x, q, s)``                             ->  ``MatMul(x, W)``
 ``Conv(x, Cast(q) · Cast(s))``                       ->  ``Conv(x, W)``, also with zero points
+``Conv(x, Cast(q) · s + m)``                         ->  ``Conv(x, W)``
 ``DequantizeLinear(QuantizeLinear(x))``              ->  ``Clip(x)``
 
 The pair of the last line cuts off what is beyond its range, which takes the place of a Relu that a
@@ -19,7 +20,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.edits import Edits
-from onnx_lowrank.graph.float_maps import HANDLED, Dequantized, FloatMaps
+from onnx_lowrank.graph.float_maps import COMPUTED, HANDLED, Dequantized, FloatMaps
 from onnx_lowrank.graph.rounded import RoundedValues
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
@@ -52,7 +53,7 @@ def dequantize(model: ir.Model, spool: Spool) -> Dequantized:
     _clear(model.graph, before)
     outer = set(model.graph)
     for node in all_nodes(model):
-        if node not in outer and operator(node) in HANDLED and node.op_type != "Mul":
+        if node not in outer and operator(node) in HANDLED and node.op_type not in COMPUTED:
             maps.found.left[node_name(node)] = "it is inside a subgraph or function"
     return maps.found
 
@@ -62,7 +63,7 @@ def holds_integers(model: ir.Model) -> bool:
     constants = Constants(model)
     return any(
         operator(node) in HANDLED
-        and (node.op_type != "Mul" or constants.resolve(node.outputs[0]) is not None)
+        and (node.op_type not in COMPUTED or constants.resolve(node.outputs[0]) is not None)
         for node in model.graph
     )
 

@@ -21,7 +21,7 @@ from onnx_lowrank.graph.integer_weights import (
 from onnx_lowrank.graph.walk import attribute, float_attribute, node_name, operator
 from onnx_lowrank.numerics.contents import content_of
 
-__all__ = ["HANDLED", "Dequantized", "FloatMaps"]
+__all__ = ["COMPUTED", "HANDLED", "Dequantized", "FloatMaps"]
 
 _MS = "com.microsoft"
 # Operators whose weights may be factored: where the weight is among the inputs.
@@ -29,6 +29,8 @@ _MAPS = {
     **dict.fromkeys(("Conv", "GRU", "LSTM", "RNN"), (1,)),
     **dict.fromkeys(("Einsum", "Gemm", "MatMul"), (0, 1)),
 }
+COMPUTED = frozenset({"Add", "Mul"})
+"""Operators that make a weight only where they compute with constants."""
 _SUFFIXES = ("_quantized", "_Q4", "_Q8")
 
 
@@ -74,7 +76,7 @@ class FloatMaps:
 
     def _holds_weight(self, node: ir.Node) -> bool:
         """Whether what may be a weight is constant; attention multiplies what is computed."""
-        if node.op_type == "Mul":
+        if node.op_type in COMPUTED:
             return self._constants.resolve(node.outputs[0]) is not None
         index = {"DequantizeLinear": 0}.get(node.op_type, 3 if node.op_type[0] == "Q" else 1)
         value = node.inputs[index] if index < len(node.inputs) else None
@@ -216,7 +218,9 @@ class FloatMaps:
         return ""
 
     def multiplied(self, node: ir.Node) -> str:
-        """A Mul of codes and their scales, as this tool writes weights of convolutions."""
+        """A Mul of codes and their scales, as weights of convolutions are written, or an Add to it."""
+        if all(self._shifts(reader) for reader, _ in self._constants.readers(node.outputs[0])):
+            return ""  # the Adds make the weight
         weight = multiplied_weight(node, self._constants)
         if isinstance(weight, str):
             return weight
@@ -227,6 +231,12 @@ class FloatMaps:
         node.outputs[0].replace_all_uses_with(self._weight(weight, node_name(node)))
         self.found.nodes += [node_name(reader) for reader in readers]
         return ""
+
+    def _shifts(self, node: ir.Node | None) -> bool:
+        """Whether a node adds a constant to a weight."""
+        if node is None or operator(node) != ("", "Add"):
+            return False
+        return self._holds_weight(node)
 
     def _product(
         self, node: ir.Node, x: ir.Value | None, weight: IntegerWeight, bias: ir.Value | None
@@ -277,6 +287,7 @@ def _may_be_factored(node: ir.Node, index: int) -> bool:
 
 
 HANDLED = {
+    ("", "Add"): FloatMaps.multiplied,
     ("", "ConvInteger"): FloatMaps.dynamic,
     ("", "DequantizeLinear"): FloatMaps.constant,
     ("", "MatMulInteger"): FloatMaps.dynamic,

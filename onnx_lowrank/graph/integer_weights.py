@@ -3,12 +3,12 @@
 ``DequantizeLinear(q, s, z)``  stands for  ``s · (q − z)``, with one scale, one for each index of an
 axis, or one for a block of them; MatMulNBits packs codes of 4 or 8 bits by columns.  This tool
 writes ``Cast(q) · Cast(s)``, or ``(Cast(q) - Cast(z)) · Cast(s)``, where runtimes are to make
-floats of them.
+floats of them; others write ``Cast(q) · s + m``, where m is what the middle code stands for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,14 @@ def _bytes(*stored: Constant | None) -> int:
 
 
 def multiplied_weight(node: ir.Node, constants: Constants) -> IntegerWeight | str:
-    """The weight of a Mul of codes and scales, both cast to floats, or why it cannot be read."""
+    """The weight of a Mul of codes and scales, both cast to floats, or why it cannot be read.
+
+    Args:
+        node: the Mul, or an Add of one and a constant.
+        constants: resolver of the model's constants.
+    """
+    if node.op_type == "Add":
+        return _shifted_weight(node, constants)
     for codes, scales in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
         before = None if codes is None else codes.producer()
         centred = before is not None and before.op_type == "Sub"
@@ -165,6 +172,19 @@ def multiplied_weight(node: ir.Node, constants: Constants) -> IntegerWeight | st
             size += 0 if zeros is None else -(-zeros.size * bits // 8)
             return IntegerWeight(q.root, np.asarray(whole * s, np.float32), bits, size)
     return "its codes or scales are computed in another way"
+
+
+def _shifted_weight(node: ir.Node, constants: Constants) -> IntegerWeight | str:
+    for product, added in (tuple(node.inputs), tuple(reversed(node.inputs))):
+        mul, shift = None if product is None else product.producer(), _evaluated(added, constants)
+        if mul is None or mul.op_type != "Mul" or shift is None:
+            continue
+        weight = multiplied_weight(mul, constants)
+        if isinstance(weight, str):
+            return weight
+        values = np.asarray(weight.values + shift, np.float32)
+        return replace(weight, values=values, nbytes=weight.nbytes + shift.nbytes)
+    return "what is added to it is computed"
 
 
 def _evaluated(value: ir.Value | None, constants: Constants) -> Array | None:

@@ -26,7 +26,7 @@ def test_every_way_of_quantizing(way: str, rng: np.random.Generator, tmp_path: P
     feeds = images(rng)
     path = quantized(float_model(rng), way, feeds, tmp_path)
     made: dict[str, Any] = {"calibration": feeds, "bench": False, "rank": 16}
-    if way == "qdq":
+    if way in ("qdq", "shifted"):
         left = compress(path, **made)
         assert all(layer.rank is None for layer in left.report.layers)
         assert all("see requantize=True" in layer.reason for layer in left.report.layers)

@@ -1,4 +1,4 @@
-"""Models that other tools have quantized, in every way that ONNX Runtime's own tools write."""
+"""Models that other tools have quantized: in the ways of ONNX Runtime's tools, and weights alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.models import parse
 
 __all__ = ["WAYS", "float_model", "images", "quantized"]
 
-WAYS = ("dynamic", "unsigned", "qdq", "operators", "nbits", "nbits8")
+WAYS = ("dynamic", "unsigned", "qdq", "operators", "nbits", "nbits8", "shifted")
 """Names of the ways."""
 
 
@@ -89,6 +89,8 @@ def _quantized(model: onnx.ModelProto, way: str, feeds: list[Feed], folder: Path
     elif way in ("qdq", "operators"):
         kind = QuantFormat.QDQ if way == "qdq" else QuantFormat.QOperator
         quantize_static(source, path, _Reader(feeds), quant_format=kind, per_channel=True)
+    elif way == "shifted":
+        onnx.save(_shifted(model), path)
     else:
         bits = 8 if way == "nbits8" else 4
         tool = MatMulNBitsQuantizer(
@@ -97,3 +99,35 @@ def _quantized(model: onnx.ModelProto, way: str, feeds: list[Feed], folder: Path
         tool.process()
         tool.model.save_model_to_file(str(path))
     return path
+
+
+def _shifted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Each weight as ``Cast(q) · s + m``, where the codes are spread from its least to its largest.
+
+    So tools write them that shrink a file for a download and let a runtime compute in floats.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    made = []
+    for tensor in [own for own in graph.initializer if len(own.dims) > 1]:
+        values = onnx.numpy_helper.to_array(tensor)
+        step = np.float32((values.max() - values.min()) / 255)
+        middle = np.float32(values.min() + 128 * step)
+        codes = np.clip(np.round((values - middle) / step), -128, 127).astype(np.int8)
+        name = tensor.name
+        graph.initializer.remove(tensor)
+        for suffix, array in (("_quantized", codes), ("_scale", step), ("_middle", middle)):
+            own = onnx.numpy_helper.from_array(np.asarray(array), name + suffix)
+            graph.initializer.append(own)
+        for operator, given, output in (
+            ("Cast", [f"{name}_quantized"], f"{name}_cast"),
+            ("Mul", [f"{name}_cast", f"{name}_scale"], f"{name}_product"),
+            ("Add", [f"{name}_middle", f"{name}_product"], name),
+        ):
+            more = {"to": onnx.TensorProto.FLOAT} if operator == "Cast" else {}
+            made.append(onnx.helper.make_node(operator, given, [output], output, **more))
+    nodes = [*made, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return changed
