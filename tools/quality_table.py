@@ -4,6 +4,7 @@
                                   [--ops default,hidden,heads]
     python tools/quality_table.py smollm2 --samples 64 --judged 48
     python tools/quality_table.py vit-s --samples 64 --judged 400
+    python tools/quality_table.py moonshine --kept 0.8 0.7 --effort thorough --time-limit 10m
 
 For each model of ``models/cache/`` (see ``models/get.py``): the float model; ours at 80 % and 70 %
 of the parameters of the linear layers; ``quantize_dynamic`` per channel; and ours with ``--weights
@@ -13,12 +14,14 @@ relative L2 error of the outputs, or loss by the task's ``--metric``, on calibra
 metric is the task's own: accuracy of a classifier of MNIST, share of functions of the standard
 library whose docstring a sentence encoder finds among those of all (R@1), share of freshly drawn
 images that are read without a mistake, log-likelihood of a decoder's next token with the perplexity
-that it makes, accuracy of a linear probe on the class token of a larger vision transformer.  The
-probe is fitted to the float model.  Each figure is a mean over items that nothing was fitted to,
-with its standard error; the difference to the float model is that of the same items, with its own.
+that it makes, accuracy of a linear probe (fitted to the float model) on the class token of a larger
+vision transformer, share of words that a decoder reads right out of a speech encoder's output (1
+less the word error rate; the decoder stays as it is).  Each figure is a mean over items that
+nothing was fitted to, with its standard error; the difference to the float model is that of the
+same items, with its own.
 
 Needs the packages ``captcha``, ``matplotlib``, ``pillow`` and ``tokenizers`` of the extra
-``exporters``.
+``exporters``; ``moonshine`` needs the recordings ``prompts`` too.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from onnx_lowrank.runtime.session import open_session, run
 
 sys.path.insert(0, str(ROOT / "models"))
 
+import speech
 from drawn import TASKS, feeds
 from mnist import load as digits
 from windows import LENGTH, windows
@@ -59,6 +63,8 @@ KEPT = (0.8, 0.7)
 _COMPARED = 64
 # Images of MNIST that calibrate; the others judge.
 _FITTED = 300
+# Moonshine's input.
+_SOUND = "input_values"
 # The ViT-S: its input, the value that holds its tokens, and what its images are normalised with.
 _PIXELS, _TOKENS = "input_image", "/backbone/layernorm/Add_1_output_0"
 _MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -334,6 +340,34 @@ def reading(name: str) -> Callable[[int, int], Task]:
     return made
 
 
+def listening(samples: int, judged: int) -> Task:
+    """Moonshine's encoder: the share of words that its decoder reads right, a sentence an item."""
+    recorded = speech.prompts()
+    chosen = speech.sentences(recorded)
+    order = np.random.default_rng(0).permutation(len(chosen))[:judged]
+    judging = [chosen[place] for place in sorted(order)]
+    fitted = [{_SOUND: sound[np.newaxis]} for sound in speech.sounds(recorded)[:samples]]
+    reader, said = speech.Reader(), [speech.words(sentence.text) for sentence in judging]
+    counts = np.array([len(own) for own in said], np.float64)
+
+    def scores(path: Path | bytes) -> Array:
+        session, wrong = open_session(path, threads=1), np.zeros(len(judging))
+        for place, sentence in enumerate(judging):
+            (hidden,) = run(session, {_SOUND: sentence.sound[np.newaxis]}, "the model").values()
+            read = speech.words(reader.read(hidden, sentence.seconds))
+            wrong[place] = speech.mistakes(said[place], read)
+        # Sentences differ in length: the mean of these is 1 less the ratio of the sums, their
+        # spread that of a ratio, to first order.
+        rate = wrong.sum() / counts.sum()
+        return np.asarray(1 - rate - (wrong - rate * counts) / counts.mean())
+
+    def shown(mean: float) -> str:
+        return f"  WER {1 - mean:.2%}"
+
+    metric = f"words read right, of {counts.sum():.0f}, in sentences"
+    return Task(CACHE / "moonshine.onnx", fitted, scores, metric, shown=shown)
+
+
 MAKERS: Mapping[str, Callable[[int, int], Task]] = {
     "vit": mnist,
     "minilm-l6": sentences,
@@ -341,8 +375,9 @@ MAKERS: Mapping[str, Callable[[int, int], Task]] = {
     "ppocrv5-rec": reading("ppocrv5-rec"),
     "smollm2": decoding,
     "vit-s": probed,
+    "moonshine": listening,
 }
-LONG = ("smollm2", "vit-s")
+LONG = ("smollm2", "vit-s", "moonshine")
 
 
 if __name__ == "__main__":

@@ -309,8 +309,7 @@ ODD = {
     ),
     "is added to a product of constants": (
         "float[1,4,3,3] x",
-        "c = Cast <to=1> (q)\n e = Mul (c, s)\n p = Sub (w, w)\n f = Add (e, p)\n"
-        " y = Conv (x, f)",
+        "c = Cast <to=1> (q)\n e = Mul (c, s)\n p = Sub (w, w)\n f = Add (e, p)\n y = Conv (x, f)",
         (4, 4, 1, 1),
         "what is added to it is computed",
     ),

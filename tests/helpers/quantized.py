@@ -1,4 +1,4 @@
-"""Models that other tools have quantized: in the ways of ONNX Runtime's tools, and weights alone."""
+"""Models that other tools have quantized: ONNX Runtime's own, and one of weights alone."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _shifted(model: onnx.ModelProto) -> onnx.ModelProto:
             ("Mul", [f"{name}_cast", f"{name}_scale"], f"{name}_product"),
             ("Add", [f"{name}_middle", f"{name}_product"], name),
         ):
-            more = {"to": onnx.TensorProto.FLOAT} if operator == "Cast" else {}
+            more: dict[str, Any] = {"to": onnx.TensorProto.FLOAT} if operator == "Cast" else {}
             made.append(onnx.helper.make_node(operator, given, [output], output, **more))
     nodes = [*made, *graph.node]
     del graph.node[:]
