@@ -218,7 +218,7 @@ class FloatMaps:
         return ""
 
     def multiplied(self, node: ir.Node) -> str:
-        """A Mul of codes and their scales, as weights of convolutions are written, or an Add to it."""
+        """A Mul of codes and their scales, as weights of convolutions are written; an Add to it."""
         if all(self._shifts(reader) for reader, _ in self._constants.readers(node.outputs[0])):
             return ""  # the Adds make the weight
         weight = multiplied_weight(node, self._constants)
