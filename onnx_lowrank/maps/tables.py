@@ -9,7 +9,10 @@ call; this way it never does.  No operator newer than opset 18 is used.
 
 Where a product reads the same table, as the head of a decoder does that is tied to its embeddings,
 it reads what all rows of the same integers stand for: ``E  ->  Cast(q) · Cast(s)``.  That is
-constant, so a runtime makes floats of it once, while it loads the model.
+constant, so a runtime makes floats of it once, while it loads the model.  A single ``x @ Eᵀ`` of
+8 bits reads ``DequantizeLinear(q, s)`` from opset 21 on: ONNX Runtime makes one node of both that
+multiplies with the integers (of blocks, or before that opset, it does not, and dequantizes the
+whole table at every call).
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.edits import become, node_before
+from onnx_lowrank.graph.fixed import opset_of
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
-from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.graph.walk import node_name, operator
 from onnx_lowrank.maps.emit import Storage
 from onnx_lowrank.maps.find import Finding, Group, Member, Refused
-from onnx_lowrank.maps.formats import Format
+from onnx_lowrank.maps.formats import OPSET, Format
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.rewrite import remove_unread
 from onnx_lowrank.maps.selection import Selection
@@ -36,6 +40,7 @@ from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
 
 __all__ = ["Tables", "find_tables", "round_table", "table_codes", "table_formats"]
 
+_FLOAT = ir.DataType.FLOAT
 # Elements of a row with one scale, by bits; of 6 bits the largest that divides the row.
 _BLOCKS, _WIDE = (32, 16), (64, 32, 16)
 
@@ -190,11 +195,21 @@ def round_table(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spo
     users = {use.node for use in table.root.uses()}
     first = next((node for node in graph if node in users), None)
     if first is not None:
-        whole = _Rows(first, storage, width, form.block).whole(q, s, form.bits)
+        alone = form.bits == 8 and _fuses(model, table.root)
+        whole = _Rows(first, storage, width, form.block).whole(q, s, form.bits, alone)
         whole.shape = ir.Shape(rows.shape)
         table.root.replace_all_uses_with(whole)
     remove_unread(table.root)
     return codes
+
+
+def _fuses(model: ir.Model, table: ir.Value) -> bool:
+    """Whether all that reads a table is one ``x @ Eᵀ`` that a runtime fuses."""
+    turned = [use.node for use in table.uses()]
+    if opset_of(model) < OPSET or [operator(node) for node in turned] != [("", "Transpose")]:
+        return False
+    product = turned[0].outputs[0].uses()
+    return [(operator(use.node), use.idx) for use in product] == [(("", "MatMul"), 1)]
 
 
 def _packed(codes: Array, bits: Bits) -> Array:
@@ -238,16 +253,20 @@ class _Rows:
         # Where there are no indices a size is 0, which else means that the input's is taken.
         become(self._before, "Reshape", [values, final], [ir.AttrInt64("allowzero", 1)])
 
-    def whole(self, codes: ir.Value, scales: ir.Value, bits: Bits) -> ir.Value:
-        """What all rows stand for, shape [V, D]."""
+    def whole(self, codes: ir.Value, scales: ir.Value, bits: Bits, alone: bool) -> ir.Value:
+        """What all rows stand for, shape [V, D]; of 8 bits alone with a node that is fused."""
+        if bits == 8 and alone:
+            each = self._node("Reshape", [self._cast(scales), self._integers([-1])], _FLOAT)
+            axis = [ir.AttrInt64("axis", 0)]
+            return self._node("DequantizeLinear", [codes, each], _FLOAT, axis)
         if bits == 8:
-            return self._node("Mul", [self._cast(codes), self._cast(scales)], ir.DataType.FLOAT)
+            return self._node("Mul", [self._cast(codes), self._cast(scales)], _FLOAT)
         shape = self._integers([-1, self._width])
-        return self._node("Reshape", [self._blocks(codes, scales, bits), shape], ir.DataType.FLOAT)
+        return self._node("Reshape", [self._blocks(codes, scales, bits), shape], _FLOAT)
 
     def _blocks(self, packed: ir.Value, scales: ir.Value, bits: Bits) -> ir.Value:
         """What rows of bytes stand for, shape [N, D / block, block]."""
-        width, block, kind = self._width, self._block, ir.DataType.FLOAT
+        width, block, kind = self._width, self._block, _FLOAT
         both = self._unpacked(packed, bits)
         middle = np.float32(1 << bits - 1).reshape(1)
         zero = self._storage.store(self._graph, middle, f"{self._base}.zero", in_node=False)
@@ -290,8 +309,8 @@ class _Rows:
         return graph
 
     def _cast(self, value: ir.Value) -> ir.Value:
-        to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
-        return self._node("Cast", [value], ir.DataType.FLOAT, to)
+        to = [ir.AttrInt64("to", int(_FLOAT))]
+        return self._node("Cast", [value], _FLOAT, to)
 
     def _integers(self, values: Sequence[int]) -> ir.Value:
         array = np.array(values, np.int64)
