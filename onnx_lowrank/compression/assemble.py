@@ -237,7 +237,7 @@ def _fitted(
         context.say("the errors of fits that were tried are those before weights are rounded")
     if not settings.refit:
         return None if found.factors is None else found.factors.items(), found.steps
-    samples = context.trial.split.fitted_to
+    samples = context.trial.split.calibration
     if samples is None:
         context.say("nothing was refitted: there are no samples to fit to")
         return None, found.steps
@@ -288,14 +288,13 @@ def _healed(
         return None, None
     with context.stages("prepare"):
         unavailable = trial.unavailable
-    samples = every = None
-    if unavailable is None:
-        samples, every = trial.split.fitted_to, trial.split.calibration
-    if samples is None or every is None or not trial.split.healed_by:
+    samples = None if unavailable is not None else trial.split.healing
+    if samples is None:
         why = unavailable or "expected two samples or more, one of them to judge with"
         return _unhealed(settings, InputError(why))
     if context.late():
         return _unhealed(settings, InputError("the time is up"))
+    descending, judging = samples
     plan = HealPlan(settings.heal, settings.heal_at, seed=settings.seed, until=context.until)
     if not settings.heal:
         plan = replace(plan, steps=_ROUND, rounds=_ROUNDS, rate=None)
@@ -307,8 +306,8 @@ def _healed(
                 model,
                 prepared.model,
                 trained,
-                samples.feeds,
-                every.part(trial.split.healed_by).feeds,
+                descending.feeds,
+                judging.feeds,
                 trial.mask,
                 trial.runner,
                 plan,

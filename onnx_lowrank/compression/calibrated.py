@@ -177,7 +177,7 @@ def _gathered(
         if settings.calibration is not None:
             raise InputError(f"{named('calibration')}: {unavailable}")
         return None, None
-    samples = trial.split.fitted_to
+    samples = trial.split.calibration
     if samples is None:
         return None, None
     mask = trial.mask
@@ -273,7 +273,7 @@ def _felt(
 
     Samples that a search judges with have no part in it.
     """
-    settings, samples = context.settings, context.trial.split.fitted_to
+    settings, samples = context.settings, context.trial.split.calibration
     assert samples is not None  # moments were gathered of them
     aside = set(context.trial.split.searched if settings.keeps_aside else ())
     feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]

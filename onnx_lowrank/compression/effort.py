@@ -138,7 +138,7 @@ def improved(context: Context, prepared: Prepared, choices: Mapping[Group, Choic
     if not methods or not ranked:
         return Improved(None, ())
     split, steps = context.trial.split, list[EffortStep]()
-    samples = split.fitted_to
+    samples = split.calibration
     assert samples is not None  # moments were gathered of them
     fitted_to = samples.part([n for n in range(len(samples.feeds)) if n not in split.searched])
     fitting = replace(prepared.search, held=prepared.statistics.held)

@@ -190,7 +190,7 @@ class Original:
         """
         if not memory.given:
             return
-        fit = split.fitted_to
+        fit = split.calibration
         judge = split.judge
         parts = [judge] if fit is None or fit is judge else [judge, fit]
         places = [(part, largest(part.feeds)) for part in parts]

@@ -33,8 +33,9 @@ _FEWEST_ROWS, _THIRD = 48, 3
 _SPARE = 256
 # Of samples that are whole batches so many judge at least, where the user does not say.
 _FEWEST = 16
-# Share of the calibration samples that judges the healing.
-_HEALED = 0.1
+# Share of the calibration samples that judges the healing, and how many do at most: batches, or
+# their rows.
+_HEALED, _BATCHES_HEALED, _ROWS_HEALED = 0.1, 8, 128
 
 
 class SampleSplit:
@@ -83,11 +84,11 @@ class SampleSplit:
 
     @cached_property
     def searched(self) -> tuple[int, ...]:
-        """Which samples of `fitted_to` a search of ranks judges with; none of few."""
-        count = 0 if self.fitted_to is None else len(self.fitted_to.feeds)
-        if self.fitted_to is None or count < _SEARCHED:
+        """Which samples of `calibration` a search of ranks judges with; none of few."""
+        count = 0 if self.calibration is None else len(self.calibration.feeds)
+        if self.calibration is None or count < _SEARCHED:
             return ()
-        rows = _rows(self.fitted_to)
+        rows = _rows(self.calibration)
         most = min(_MOST_SEARCHED, max(_BATCHES_SEARCHED, _ROWS_SEARCHED // rows))
         wanted = count // _SEARCHED
         if rows > 1:
@@ -96,25 +97,23 @@ class SampleSplit:
         return tuple(sorted({int(place) for place in spread}))
 
     @cached_property
-    def healed_by(self) -> tuple[int, ...]:
-        """Which samples of `calibration` judge the healing; nothing else is fitted to them.
+    def healing(self) -> tuple[Samples, Samples] | None:
+        """The samples that healing descends on, and those that judge it; None where there are none.
 
-        A start that was fitted to them would look better there than it is.
+        What is healed was fitted to both, so that those that judge speak for the start: what is
+        better by them is better on others too, and where nothing is, nothing was withheld from
+        the fit.
         """
         count = 0 if self.calibration is None else len(self.calibration.feeds)
-        if not self._settings.heals or count < 2:
-            return ()
-        spread = np.linspace(0, count - 1, max(1, round(_HEALED * count)) + 2)[1:-1]
-        return tuple(sorted({int(place) for place in spread}))
-
-    @cached_property
-    def fitted_to(self) -> Samples | None:
-        """The samples of `calibration` that factors are fitted to: all but those of the healing."""
-        samples = self.calibration
-        if samples is None or not self.healed_by:
-            return samples
-        aside = set(self.healed_by)
-        return samples.part([n for n in range(len(samples.feeds)) if n not in aside])
+        if self.calibration is None or not self._settings.heals or count < 2:
+            return None
+        most = max(_BATCHES_HEALED, _ROWS_HEALED // self.rows)
+        wanted = min(most, max(1, round(_HEALED * count)))
+        spread = np.linspace(0, count - 1, wanted + 2)[1:-1]
+        judging = sorted({int(place) for place in spread})
+        aside = set(judging)
+        descending = [n for n in range(count) if n not in aside]
+        return self.calibration.part(descending), self.calibration.part(judging)
 
     @property
     def search(self) -> Samples:
@@ -122,18 +121,18 @@ class SampleSplit:
 
         They are not in `judge` unless nothing else is there.
         """
-        if self.fitted_to is None:
+        if self.calibration is None:
             return self.judge
-        return self.fitted_to.part(self.searched) if self.searched else self.fitted_to
+        return self.calibration.part(self.searched) if self.searched else self.calibration
 
     @property
     def further(self) -> Sequence[Feed]:
         """Samples that factors are fitted to while ranks are searched; `search` is without them."""
-        if self.fitted_to is None or not self.searched:
+        if self.calibration is None or not self.searched:
             return ()
         aside = set(self.searched)
-        places = [n for n in range(len(self.fitted_to.feeds)) if n not in aside]
-        return self.fitted_to.part(places).feeds
+        places = [n for n in range(len(self.calibration.feeds)) if n not in aside]
+        return self.calibration.part(places).feeds
 
     @property
     def spare(self) -> Samples | None:

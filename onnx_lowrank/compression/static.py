@@ -39,7 +39,7 @@ def static_steps(
     trial = context.trial
     with context.stages("prepare"):
         unavailable = trial.unavailable
-    samples = None if unavailable is not None else trial.split.fitted_to
+    samples = None if unavailable is not None else trial.split.calibration
     if samples is None:
         none = f"{named('data')} or {named('calibration')} gives none to calibrate with"
         raise InputError(
@@ -82,7 +82,7 @@ def round_around(
     Raises:
         InputError: the model does not run on the samples.
     """
-    samples, known = context.trial.split.fitted_to, prepared.static
+    samples, known = context.trial.split.calibration, prepared.static
     assert samples is not None  # else there is no such format
     assert known is not None
     with context.stages("ranges", len(samples.feeds)) as advance:

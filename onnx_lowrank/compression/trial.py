@@ -305,7 +305,7 @@ class Trial:
     @cached_property
     def joining(self) -> Joining:
         """How the samples go together in runs that nobody times; see `joinable`."""
-        fitted = self.split.fitted_to
+        fitted = self.split.calibration
         feeds = (self.samples if fitted is None else fitted).feeds
         if self.draws or self.unavailable is not None:
             return APART

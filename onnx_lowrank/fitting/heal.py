@@ -93,7 +93,7 @@ def heal(
         original: the model that it was made from.
         trained: names of the constants to change: factors, and biases beside them.
         feeds: samples.
-        held: others, which say what step is kept.
+        held: others, which say what step is kept; the factors may have been fitted to them.
         mask: input whose zeros mark rows that do not count, where its shape fits.
         open_model: makes a runner of a model that gives its outputs by name.
         plan: how.

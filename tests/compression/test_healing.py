@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnx_lowrank import compress
 from onnx_lowrank.cli.program import exit_code
 from onnx_lowrank.errors import InputError, UsageError
 from onnx_lowrank.fitting.heal import Healed, HealPlan, heal
-from onnx_lowrank.graph.elements import install
+from onnx_lowrank.graph.elements import elements_of, install
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.runtime.session import open_session, run
 from tests.helpers.healing import calibration, error, opener, parted, perceptron, samples
@@ -53,6 +54,23 @@ def test_compress_heals(tmp_path: Path) -> None:
     assert errors[1] < errors[0]
     assert better.report.to_dict()["healing"]["best_step"] == healing.best_step
     assert better.report.output.parameters == plain.report.output.parameters
+
+
+def test_healing_withholds_nothing_from_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is better for it the result is that of the same run without it."""
+    monkeypatch.setattr("onnx_lowrank.compression.assemble.HealPlan", partial(HealPlan, rate=30.0))
+    options: dict[str, Any] = {"rank": 8, "min_gain": 0.0, "bench": False}
+    plain = compress(perceptron(), calibration=samples(48), effort="quick", **options)
+    tried = compress(perceptron(), calibration=samples(48), heal=5, **options)
+    calibration, healing = tried.report.calibration, tried.report.healing
+    assert calibration is not None
+    assert healing is not None
+    # A quarter of 48 checks, at most 16; the other 36 calibrate, a tenth of which judges healing.
+    assert calibration.samples == 36
+    assert (healing.batches, healing.held_out, healing.best_step) == (32, 4, 0)
+    for name in plain.model.graph.initializers:
+        one, other = (elements_of(result.model, name) for result in (plain, tried))
+        np.testing.assert_array_equal(one, other)
 
 
 def test_names_are_those_of_the_simplified_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,18 +136,6 @@ def test_one_sample_is_too_few() -> None:
         compress(perceptron(), rank=8, min_gain=0.0, calibration=samples(1), heal=5, bench=False)
 
 
-def test_what_judges_is_not_fitted_to() -> None:
-    result = compress(
-        perceptron(), rank=8, min_gain=0.0, calibration=samples(48), heal=5, bench=False
-    )
-    calibration, healing = result.report.calibration, result.report.healing
-    assert calibration is not None
-    assert healing is not None
-    # A quarter of 48 checks, at most 16; a tenth of the other 36 judges the healing.
-    assert calibration.samples == 32
-    assert healing.held_out >= 1
-
-
 def test_an_output_without_factors_is_refused() -> None:
     original, model, _ = factored(perceptron())
     with pytest.raises(InputError, match="no output of the model is a float that depends"):
