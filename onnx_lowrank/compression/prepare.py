@@ -20,7 +20,12 @@ from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.fitting.spectra import group_memory, largest_first, measure
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constants
-from onnx_lowrank.graph.dequantize import Dequantized, dequantize, holds_integers
+from onnx_lowrank.graph.dequantize import (
+    Dequantized,
+    dequantize,
+    holds_integers,
+    quantized_inside,
+)
 from onnx_lowrank.graph.fixed import opset_of
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.simplify import SIZE_LIMIT, simplify
@@ -300,7 +305,10 @@ def _dequantized(context: Context, model: ir.Model) -> Dequantized:
         return Dequantized()
     option = named("requantize", True)
     nothing = f"{option}: no weight is quantized in a way that can be made floats"
+    stay = f"{option}: weights that stay as they are"
     if not holds_integers(model):
+        for note in by_reason(quantized_inside(model), stay):
+            context.say(note)
         context.say(nothing)
         return Dequantized()
     try:
@@ -310,7 +318,7 @@ def _dequantized(context: Context, model: ir.Model) -> Dequantized:
         return Dequantized()
     with Spool(context.folder) as spool:
         found = dequantize(model, spool)
-    for note in by_reason(found.left, f"{option}: weights that stay as they are"):
+    for note in by_reason(found.left, stay):
         context.say(note)
     context.say(raised)
     if not found.bits:

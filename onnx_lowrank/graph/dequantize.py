@@ -20,12 +20,12 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.edits import Edits
-from onnx_lowrank.graph.float_maps import COMPUTED, HANDLED, Dequantized, FloatMaps
+from onnx_lowrank.graph.float_maps import HANDLED, Dequantized, FloatMaps, holds_weight
 from onnx_lowrank.graph.rounded import RoundedValues
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 
-__all__ = ["Dequantized", "dequantize", "holds_integers"]
+__all__ = ["Dequantized", "dequantize", "holds_integers", "quantized_inside"]
 
 # What goes with a map that nothing reads any more.
 _GOES = frozenset(
@@ -51,21 +51,25 @@ def dequantize(model: ir.Model, spool: Spool) -> Dequantized:
     for node in list(model.graph):
         rounded.clip(node)
     _clear(model.graph, before)
-    outer = set(model.graph)
-    for node in all_nodes(model):
-        if node not in outer and operator(node) in HANDLED and node.op_type not in COMPUTED:
-            maps.found.left[node_name(node)] = "it is inside a subgraph or function"
+    maps.found.left |= quantized_inside(model)
     return maps.found
 
 
 def holds_integers(model: ir.Model) -> bool:
-    """Whether the main graph has nodes that `dequantize` looks at."""
+    """Whether the main graph has weights that `dequantize` looks at."""
     constants = Constants(model)
-    return any(
-        operator(node) in HANDLED
-        and (node.op_type not in COMPUTED or constants.resolve(node.outputs[0]) is not None)
-        for node in model.graph
-    )
+    return any(holds_weight(node, constants) for node in model.graph)
+
+
+def quantized_inside(model: ir.Model) -> dict[str, str]:
+    """Names of nodes in subgraphs and functions whose weights are integers -> why they stay."""
+    constants, outer = Constants(model), set(model.graph)
+    inside = (node for node in all_nodes(model) if node not in outer)
+    return {
+        node_name(node): "it is inside a subgraph or function"
+        for node in inside
+        if holds_weight(node, constants)
+    }
 
 
 def _clear(graph: ir.Graph, before: Collection[ir.Value]) -> None:

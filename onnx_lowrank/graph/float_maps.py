@@ -21,7 +21,7 @@ from onnx_lowrank.graph.integer_weights import (
 from onnx_lowrank.graph.walk import attribute, float_attribute, node_name, operator
 from onnx_lowrank.numerics.contents import content_of
 
-__all__ = ["COMPUTED", "HANDLED", "Dequantized", "FloatMaps"]
+__all__ = ["HANDLED", "Dequantized", "FloatMaps", "holds_weight"]
 
 _MS = "com.microsoft"
 # Operators whose weights may be factored: where the weight is among the inputs.
@@ -29,8 +29,8 @@ _MAPS = {
     **dict.fromkeys(("Conv", "GRU", "LSTM", "RNN"), (1,)),
     **dict.fromkeys(("Einsum", "Gemm", "MatMul"), (0, 1)),
 }
-COMPUTED = frozenset({"Add", "Mul"})
-"""Operators that make a weight only where they compute with constants."""
+# These make a weight only where they compute with constants.
+_COMPUTED = frozenset({"Add", "Mul"})
 _SUFFIXES = ("_quantized", "_Q4", "_Q8")
 
 
@@ -67,20 +67,11 @@ class FloatMaps:
 
     def map(self, node: ir.Node) -> None:
         """Make floats of a node's weight, if it is a map with a quantized one."""
-        handler = HANDLED.get(operator(node))
-        if handler is None or not self._holds_weight(node):
+        if not holds_weight(node, self._constants):
             return
-        why = handler(self, node)
+        why = HANDLED[operator(node)](self, node)
         if why:
             self.found.left[node_name(node)] = why
-
-    def _holds_weight(self, node: ir.Node) -> bool:
-        """Whether what may be a weight is constant; attention multiplies what is computed."""
-        if node.op_type in COMPUTED:
-            return self._constants.resolve(node.outputs[0]) is not None
-        index = {"DequantizeLinear": 0}.get(node.op_type, 3 if node.op_type[0] == "Q" else 1)
-        value = node.inputs[index] if index < len(node.inputs) else None
-        return self._constants.resolve(value) is not None
 
     # Each of these answers why a node stays, "" where it is done or is no quantized map.
 
@@ -236,7 +227,7 @@ class FloatMaps:
         """Whether a node adds a constant to a weight."""
         if node is None or operator(node) != ("", "Add"):
             return False
-        return self._holds_weight(node)
+        return holds_weight(node, self._constants)
 
     def _product(
         self, node: ir.Node, x: ir.Value | None, weight: IntegerWeight, bias: ir.Value | None
@@ -271,6 +262,20 @@ class FloatMaps:
     def _shape(self, value: ir.Value | None) -> tuple[int, ...]:
         found = self._constants.literal(value)
         return (0,) if found is None else found.shape
+
+
+def holds_weight(node: ir.Node, constants: Constants) -> bool:
+    """Whether a node is one of `HANDLED` and what may be its weight is constant.
+
+    Attention multiplies what is computed, and so do most of the nodes that add or multiply.
+    """
+    if operator(node) not in HANDLED:
+        return False
+    if node.op_type in _COMPUTED:
+        return constants.resolve(node.outputs[0]) is not None
+    index = {"DequantizeLinear": 0}.get(node.op_type, 3 if node.op_type[0] == "Q" else 1)
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return constants.resolve(value) is not None
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:

@@ -13,6 +13,7 @@ import pytest
 from onnx_lowrank import Result, compress
 from onnx_lowrank.cli.program import exit_code
 from onnx_lowrank.errors import GateError
+from tests.helpers.models import parse
 from tests.helpers.quantized import WAYS, float_model, images, quantized
 
 
@@ -98,3 +99,27 @@ def test_a_model_of_floats_is_told_so(rng: np.random.Generator) -> None:
     assert any("no weight is quantized" in note for note in result.report.notes)
     assert all(layer.format is None for layer in result.report.layers)
     assert result.report.layers[1].rank == 8
+
+
+def test_weights_inside_of_branches_are_named(rng: np.random.Generator) -> None:
+    """As in decoders that are merged with and without a cache."""
+    proto = parse(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[4,64] x, bool c) => (float[4,64] y) {
+            y = If (c) <
+                then_branch = a () => (float[4,64] p) {
+                    q, s, z = DynamicQuantizeLinear (x)
+                    [map] i = MatMulInteger (q, w, z)
+                    t = Transpose (q)
+                    [scores] j = MatMulInteger (q, t, z, z)
+                    f = Cast <to=1> (i)
+                    p = Mul (f, s)
+                },
+                else_branch = b () => (float[4,64] r) { r = Identity (x) }
+            >
+        }""",
+        {"w": rng.integers(-127, 128, (64, 64)).astype(np.int8)},
+    )
+    result = compress(proto, requantize=True, energy=0.9, bench=False)
+    assert result.report.layers[0].rank is None
+    option = "requantize=True: weights that stay as they are"
+    assert f"{option}: map: it is inside a subgraph or function" in result.report.notes
