@@ -136,3 +136,29 @@ def test_a_cache_does_not_drown_the_logits(exported: dict[bool, Path], mixed: li
     errors = {own.name: own.relative_l2 for own in report.check.providers[0].outputs}
     logits = errors.pop("logits")
     assert report.judged.loss == pytest.approx((logits + np.mean(list(errors.values()))) / 2)
+
+
+def test_gated_units_are_left_out(exported: dict[bool, Path], mixed: list[Feed]) -> None:
+    options: dict[str, Any] = {"metric": "kl", "effort": "quick", "keep": 0.7}
+    narrow = compressed(exported[True], mixed, ops=("default", "hidden"), **options)
+    rows = [layer for layer in narrow.report.layers if layer.form == "hidden"]
+    assert [row.parameters_before for row in rows] == [3 * SIZES.width * SIZES.inner] * 2
+    assert any(row.rank is not None for row in rows)
+    assert narrow.report.totals.linear_parameters_after <= (
+        0.7 * narrow.report.totals.linear_parameters_before
+    )
+    whole, steps_of_one = (drift(exported[True], narrow, own) for own in ([7], [1] * 7))
+    assert 0.0 < whole < 1.0
+    assert steps_of_one == pytest.approx(whole, rel=1e-3)
+
+
+def test_a_tied_table_of_integers(exported: dict[bool, Path], mixed: list[Feed]) -> None:
+    options: dict[str, Any] = {"keep": None, "energy": 1.0, "effort": "quick", "metric": "kl"}
+    result = compressed(exported[True], mixed, weights="8", **options)
+    stored = result.model.graph.initializers
+    assert "words.weight" not in stored
+    (codes,) = (v for name, v in stored.items() if name == "words.weight.codes")
+    assert codes.const_value is not None
+    assert codes.const_value.nbytes == SIZES.words * SIZES.width
+    assert result.report.output.bytes < 0.45 * result.report.input.bytes
+    assert 0.0 < drift(exported[True], result, [5, 1, 1]) < 0.01
