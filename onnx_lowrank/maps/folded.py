@@ -14,7 +14,7 @@ place would be computed in every run, and keeps convolutions from their fastest 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
@@ -66,13 +66,21 @@ def _looks_at(targets: frozenset[tuple[str, str]], node: ir.Node) -> bool:
     return ("" if node.domain == "ai.onnx" else node.domain, node.op_type) in targets
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Spread:
-    """How numbers of blocks meet codes ``[n, m]``: of so many of m, one after the other."""
+    """How numbers of blocks meet codes ``[n, m]``: of so many of m, one after the other.
+
+    Attributes:
+        n: outputs.
+        m: inputs.
+        block: of them that share a number.
+        shapes: whole numbers that are stored for this already.
+    """
 
     n: int
     m: int
     block: int
+    shapes: dict[tuple[int, ...], ir.Value] = field(default_factory=dict)
 
 
 class FoldedWriter:
@@ -149,8 +157,11 @@ class FoldedWriter:
         groups = -(-m // block)
 
         def numbers(*values: int) -> ir.Value:
-            array = np.array(values, np.int64)
-            return self._storage.store(self._graph, array, f"{name}_shape", in_node=in_node)
+            if values not in spread.shapes:
+                array = np.array(values, np.int64)
+                stored = self._storage.store(self._graph, array, f"{name}_shape", in_node=in_node)
+                spread.shapes[values] = stored
+            return spread.shapes[values]
 
         wide = (n, groups, block)
         value = self._derived("Expand", [value, numbers(*wide)], f"{name}_wide", wide)
