@@ -70,7 +70,7 @@ class Meter(ABC):
             return 0.0
 
     def _standard_error(self) -> float | None:
-        if self.samples < 2:
+        if self.samples < 2 or not np.isfinite(self._sums).all():
             return None
         return float(np.std(np.diff(self._sums), ddof=1) / math.sqrt(self.samples))
 

@@ -27,12 +27,16 @@ def constant_value(tensor: ir.TensorProtocol) -> ir.Value:
 
 def float_constants(model: ir.Model) -> dict[str, ir.Value]:
     """Float initializers that no caller may override, and outputs of Constant nodes."""
+    found = _floats(model)
+    return {name: value for name, value in found.items() if not value.is_graph_input()}
+
+
+def _floats(model: ir.Model) -> dict[str, ir.Value]:
+    """The same with initializers that a caller may override: default values of inputs."""
     found = {
         name: value
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None
-        and value.const_value.dtype in FLOATS
-        and not value.is_graph_input()
+        if value.const_value is not None and value.const_value.dtype in FLOATS
     }
     for node in model.graph:
         tensor = _tensor(node)
@@ -48,12 +52,12 @@ def _tensor(node: ir.Node) -> ir.TensorProtocol | None:
 
 
 def elements_of(model: ir.Model, name: str) -> Array:
-    """The elements of a constant of the main graph.
+    """The elements of a constant of the main graph, or of an input's default value.
 
     Raises:
         InputError: there is no such constant.
     """
-    value = float_constants(model).get(name)
+    value = _floats(model).get(name)
     if value is None:
         raise InputError(f"expected {name!r} to be a float constant of the main graph")
     producer = value.producer()
@@ -63,14 +67,14 @@ def elements_of(model: ir.Model, name: str) -> Array:
 
 
 def install(model: ir.Model, arrays: Mapping[str, Array], spool: Spool) -> None:
-    """Give constants of the main graph new elements, in place.
+    """Give constants of the main graph, or default values of inputs, new elements, in place.
 
     Args:
         model: the model; it is changed.
         arrays: name -> elements, in the type and shape of the constant.
         spool: where the elements wait until they are saved.
     """
-    constants = float_constants(model)
+    constants = _floats(model)
     for name, array in arrays.items():
         put_elements(constants[name], array, spool)
 

@@ -70,7 +70,8 @@ class FormatWriter:
     def __init__(self, model: ir.Model, spool: Spool) -> None:
         self._model, self._spool = model, spool
         self._storage = Storage(model, Names(model), spool)
-        self._constants = Constants(model)
+        # That default values of inputs count as constants was decided with the layers.
+        self._constants = Constants(model, force_inputs=True)
         self._products = DynamicWriter(model.graph, self._storage)
         self._folded = FoldedWriter(model.graph, self._storage)
         self._static = StaticWriter(model.graph, self._storage)

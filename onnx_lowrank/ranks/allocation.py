@@ -9,12 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
+from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Factorable, Finding, Group
 from onnx_lowrank.maps.formats import Format, Variant
 from onnx_lowrank.numerics.knapsack import Item, Solution
 from onnx_lowrank.numerics.ranks import largest_rank
+from onnx_lowrank.phrases import listed
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.formats import ONLY_FLOATS, Formats
 from onnx_lowrank.ranks.goals import Goal
@@ -32,6 +34,7 @@ _KNOWN_FROM: dict[DamageFrom, str] = {
 # Why a layer stays dense.
 _MET = "dense: the input model meets the goal as it is"
 _NONE = "dense: no rank saves anything here"
+_ODD = "dense: a pair here makes NaN or Inf of outputs that are numbers in the original"
 _DEAR = "dense: a pair here has more damage for what it saves than elsewhere"
 
 
@@ -110,8 +113,8 @@ class Priced:
         met = not any(solution.picks)
         for rungs, pick in zip(self.rungs, solution.picks, strict=True):
             for part in rungs[pick]:
-                only = len(rungs) == 1
-                choices |= self.ladders.chosen(part, _MET if met else _NONE if only else _DEAR)
+                only = self.ladders.without(part) if len(rungs) == 1 else None
+                choices |= self.ladders.chosen(part, only or (_MET if met else _DEAR))
         return choices
 
 
@@ -148,8 +151,12 @@ class Ladders:
             joints: damage of groups that share their first factor; each has other groups.
             formats: in which groups may be stored; the others stay floats.
             rounding: what that does to the outputs.
+
+        Raises:
+            InputError: a layer may not stay floats, and no format leaves the outputs finite.
         """
         self._formats, self._rounding = formats or {}, rounding or {}
+        self._odd: dict[str, None] = {}
         self._multiple = multiple
         self._curves, self._measured, self._goal = curves, measured, goal
         self._joints = joints or {}
@@ -250,8 +257,7 @@ class Ladders:
             if group in self._curves:
                 for rank in self._ranks(group, self._goal.largest(group)):
                     variants += [(group, Variant(rank, form)) for form in self._of(group).pairs]
-        parts = (_Part({group: own}, self._damage(group, own)) for group, own in variants)
-        return [part for part in parts if np.isfinite(part.damage)]
+        return self._finite([_Part({g: own}, self._damage(g, own)) for g, own in variants])
 
     def _joint_ladder(self, joint: Joint) -> list[_Part]:
         curve = self._joints[joint]
@@ -269,7 +275,35 @@ class Ladders:
                         for group in joint.groups
                     )
                 parts.append(_Part(dict.fromkeys(joint.groups, variant), damage, joint))
-        return [part for part in parts if np.isfinite(part.damage)]
+        return self._finite(parts)
+
+    def _finite(self, parts: Sequence[_Part]) -> list[_Part]:
+        """Options after which the outputs hold no NaN or Inf that the original has not."""
+        found = [part for part in parts if np.isfinite(part.damage)]
+        if len(found) < len(parts):
+            names = (node_name(group.members[0].site.node) for group in parts[0].variants)
+            self._odd |= dict.fromkeys(names)
+        if not found:
+            raise InputError(
+                f"layer {next(iter(self._odd))!r}: in every format of {named('weights')} the "
+                "outputs hold NaN or Inf that the original has not; expected fp32 among them"
+            )
+        return found
+
+    def without(self, part: _Part) -> str:
+        """Why a part has no other option."""
+        names = (node_name(group.members[0].site.node) for group in part.variants)
+        return _ODD if any(name in self._odd for name in names) else _NONE
+
+    @property
+    def left_out(self) -> str:
+        """The end of a sentence on options that are none, because outputs hold NaN or Inf then."""
+        if not self._odd:
+            return ""
+        return (
+            f"; a pair or format at {listed(list(self._odd), 4)} makes NaN or Inf of outputs that "
+            "are numbers in the original, or the other way round"
+        )
 
     def _all_in(self, joint: Joint, form: Format | None) -> bool:
         return all(form in self._of(group).pairs for group in joint.groups)

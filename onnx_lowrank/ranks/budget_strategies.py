@@ -66,7 +66,7 @@ class Keep(Strategy):
         held = f"; layers that must stay dense hold {fixed / total:.3g}" if fixed and total else ""
         raise Unreachable(
             f"{self._budget.named}: the least that can be kept is {kept:.3g} of the linear "
-            f"layers' {what}{held}",
+            f"layers' {what}{held}{searching.ladders.left_out}",
             searching.plan(priced, best),
         )
 
@@ -99,7 +99,7 @@ class MaxSize(Strategy):
         raise Unreachable(
             f"{self._budget.named}: the smallest that can be had is about "
             f"{best.cost + self._other:.0f} bytes; {self._other:.0f} of them are not linear layers "
-            "that can be factored",
+            f"that can be factored{self._searching.ladders.left_out}",
             self._searching.plan(self._priced, best),
         )
 

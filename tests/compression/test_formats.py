@@ -316,6 +316,24 @@ def test_weights_that_are_stored_wider_than_they_are_read(rng: np.random.Generat
     assert goal.predicted_damage == pytest.approx(error(result) ** 2, rel=0.5)
 
 
+@pytest.mark.parametrize("goal", [{"energy": 1.0}, {"keep": 0.2}])
+@pytest.mark.parametrize("bits", BITS)
+def test_default_values_of_inputs_that_count_as_constants(
+    bits: str, goal: dict[str, Any], rng: np.random.Generator
+) -> None:
+    model = two(rng)
+    for tensor in model.graph.initializer:
+        info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(info)
+    common: dict[str, Any] = {"calibration": feeds(rng), "bench": False, "simplify": False}
+    left = compress(model, **common, energy=1.0, weights=bits)
+    assert not any(layer.format for layer in left.report.layers)
+    result = compress(model, **common, **goal, weights=bits, constant_inputs=True)
+    assert all(layer.format for layer in result.report.layers)
+    assert error(result) < (2 * LOST[bits] if "energy" in goal else 0.5)
+    assert [value.name for value in result.model.graph.inputs] == ["x", "b"]
+
+
 def test_refit_and_healing_come_before(rng: np.random.Generator) -> None:
     model, samples = two(rng), feeds(rng, 48)
     result = compress(

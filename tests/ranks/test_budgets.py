@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -244,3 +245,23 @@ def test_multiples_can_be_measured(model: onnx.ModelProto) -> None:
 def test_random_input_is_called_random(model: onnx.ModelProto) -> None:
     result = compress(model, keep=0.6, simplify=False, bench=False, rank_multiple=1)
     assert any("damage measured on random input" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep": 0.4}, {"max_size": 3000}, {"keep": 0.4, "weights": "auto"}]
+)
+def test_outputs_that_become_nan_are_named(options: dict[str, Any]) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 32] x) => (float[N, 32] y) {
+        [layer] h = MatMul(x, w)
+        y = Log(h)
+    }"""
+    weight = np.random.default_rng(0).normal(size=(32, 32)).astype("f4")
+    with pytest.raises(GateError, match=r"pair or format at layer makes NaN or Inf") as caught:
+        budgeted(parse(text, {"w": weight}), **options)
+    (layer,) = caught.value.report.layers
+    assert layer.reason.startswith("dense: a pair here makes NaN or Inf of outputs")
+    with pytest.raises(InputError, match="'layer': in every format of weights="):
+        budgeted(parse(text, {"w": weight}), keep=0.4, weights="4")
+    loss = budgeted(parse(text, {"w": weight}), tolerance=0.1, objective="size").report.goal
+    assert loss is not None
+    assert loss.loss == 0.0
