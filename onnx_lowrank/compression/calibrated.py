@@ -24,13 +24,15 @@ from onnx_lowrank.fitting.statistics_file import SavedFisher, SavedStatistics, w
 from onnx_lowrank.fitting.streams import MomentsKey
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.fingerprint import fingerprint
-from onnx_lowrank.graph.walk import node_name
+from onnx_lowrank.graph.walk import node_name, stored_bytes
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.recipe import Recipe
+from onnx_lowrank.runtime.opener import UNPACKED
 from onnx_lowrank.runtime.pieces import remembered
+from onnx_lowrank.runtime.taps import OpenModel, opened_once
 from onnx_lowrank.schema.report import Calibration
 
 __all__ = ["calibrated"]
@@ -186,13 +188,16 @@ def _gathered(
     fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
     rest = [samples.feeds[number] for number in aside]
     joining = trial.joining
+    runner: OpenModel = trial.runner
+    if rest and stored_bytes(model) <= UNPACKED:  # two gatherings look at the same values
+        runner = opened_once(runner)
     with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
 
         def gathered(own: Sequence[Feed], judge: Sequence[Feed]) -> dict[MomentsKey, Gathered]:
             return gather(
                 model,
                 groups,
-                trial.runner,
+                runner,
                 own,
                 judge,
                 mask,
