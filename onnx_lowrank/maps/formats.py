@@ -224,6 +224,8 @@ def no_format(group: Group, model: ir.Model) -> str | None:
         return f"its weight is read as {group.matrix.dtype.name.lower()}; formats are for float32"
     if group.others:
         return f"{group.matrix.name} is also read by {group.others[0]}: the floats would stay"
+    if not group.elements:
+        return f"{m}×{n} is empty"
     if m < SMALLEST and products(group):
         return f"{m}×{n} is narrower than a block of {SMALLEST}"
     least = Format(8, 0 if m < SMALLEST else 128)

@@ -270,7 +270,14 @@ def _lost_inside(formats: Mapping[Group, Format], probe: Probe) -> float:
             put_static(model, waiting, probe.static.method, probe.feeds, probe.open_model, spool)
         together = probe.damage_of(model)
     apart = probe.damage(constants)
-    return 0.0 if together is None or apart is None else max(together - apart, 0.0)
+    return _excess(together, apart)
+
+
+def _excess(together: float | None, apart: float | None) -> float:
+    """By how much one damage is above another; 0 where that is not known."""
+    if together is None or apart is None or not np.isfinite(apart):
+        return 0.0
+    return max(together - apart, 0.0)
 
 
 def _turned(matrix: Array) -> tuple[Array, Array]:
@@ -299,7 +306,7 @@ def _lost_by_inputs(formats: Mapping[Group, Format], probe: Probe) -> float:
             constants |= constants_of(group, codes.values()[None])
         together = probe.damage_of(model)
     apart = probe.damage(constants)
-    return 0.0 if together is None or apart is None else max(together - apart, 0.0)
+    return _excess(together, apart)
 
 
 def _references(

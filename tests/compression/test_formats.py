@@ -334,6 +334,25 @@ def test_default_values_of_inputs_that_count_as_constants(
     assert [value.name for value in result.model.graph.inputs] == ["x", "b"]
 
 
+def test_an_empty_weight_stays(rng: np.random.Generator) -> None:
+    text = f"""{HEAD} g (float[N,96] x) => (float[N,64] y) {{
+        [nothing] h = MatMul (x, W)
+        c = Concat <axis = 1> (h, x)
+        [last] y = MatMul (c, V)
+    }}"""
+    model = parse(text, {"W": np.zeros((96, 0), np.float32), "V": weight(rng, 96, 64)})
+    options: dict[str, Any] = {"calibration": feeds(rng), "bench": False, "simplify": False}
+    goals: list[dict[str, Any]] = [
+        {"energy": 1.0, "weights": "4"},
+        {"keep": 0.3, "weights": "8,4"},
+    ]
+    for goal in goals:
+        layers = {layer.name: layer for layer in compress(model, **options, **goal).report.layers}
+        assert layers["last"].format is not None
+        assert layers["nothing"].format is None
+        assert "96×0 is empty" in layers["nothing"].reason
+
+
 def test_refit_and_healing_come_before(rng: np.random.Generator) -> None:
     model, samples = two(rng), feeds(rng, 48)
     result = compress(
