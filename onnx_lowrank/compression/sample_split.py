@@ -1,6 +1,7 @@
 """Sample split: which samples judge the result, and which fit, search and heal the factors.
 
-No sample both fits and judges, unless there is only one.
+No sample both fits and judges, unless there is only one.  Those that judge the healing are kept
+from its steps; what it starts from was fitted to them, which speaks for the start.
 """
 
 from __future__ import annotations
@@ -100,9 +101,8 @@ class SampleSplit:
     def healing(self) -> tuple[Samples, Samples] | None:
         """The samples that healing descends on, and those that judge it; None where there are none.
 
-        What is healed was fitted to both, so that those that judge speak for the start: what is
-        better by them is better on others too, and where nothing is, nothing was withheld from
-        the fit.
+        What is healed was fitted to both.  Those that judge therefore speak for the start, and
+        where no step is better by them nothing was withheld from the fit.
         """
         count = 0 if self.calibration is None else len(self.calibration.feeds)
         if self.calibration is None or not self._settings.heals or count < 2:
