@@ -114,7 +114,7 @@ def test_healing_brings_the_classes_closer(prefill: list[Feed]) -> None:
             decoder_model(), keep=0.7, uniform=True, data=prefill, metric="kl", heal=steps,
             bench=False, simplify=False,
         ).report
-        for steps in (0, 60)
+        for steps in (0, 120)
     )  # fmt: skip
     healing = healed.healing
     assert healing is not None
