@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.edits import Edits
+from onnx_lowrank.graph.fixed import fold_shapes_of
 from onnx_lowrank.graph.float_maps import HANDLED, Dequantized, FloatMaps, holds_weight
 from onnx_lowrank.graph.rounded import RoundedValues
 from onnx_lowrank.graph.spool import Spool
@@ -50,6 +51,8 @@ def dequantize(model: ir.Model, spool: Spool) -> Dequantized:
         maps.map(node)
     for node in list(model.graph):
         rounded.clip(node)
+    made = [model.graph.initializers[name] for name in maps.found.bits]
+    fold_shapes_of(model, made)  # a Reshape behind a weight may ask it for its sizes
     _clear(model.graph, before)
     maps.found.left |= quantized_inside(model)
     return maps.found

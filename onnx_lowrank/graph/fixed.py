@@ -6,7 +6,7 @@ constants, and the shapes of all values are inferred anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,14 @@ from onnx_lowrank.graph.face import FREE_INITIALIZERS, lower_initializers
 from onnx_lowrank.graph.serialize import from_proto, hollow
 from onnx_lowrank.graph.walk import all_graphs, graph_values, static_shape
 
-__all__ = ["INTEGER_NODES", "fix_shapes", "infer_shapes", "new_constants", "opset_of"]
+__all__ = [
+    "INTEGER_NODES",
+    "fix_shapes",
+    "fold_shapes_of",
+    "infer_shapes",
+    "new_constants",
+    "opset_of",
+]
 
 INTEGER_NODES = 9
 """The opset from which on a Constant node may hold integers."""
@@ -64,6 +71,17 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
         if value.shape is None and shape is not None:
             value.shape = shape
     lower_initializers(model)
+
+
+def fold_shapes_of(model: ir.Model, values: Collection[ir.Value]) -> None:
+    """Make constants of what the main graph computes from the sizes of these values, in place.
+
+    Args:
+        model: the model.
+        values: of known shape, such as initializers.
+    """
+    if new_constants(model) and _fold(model, values):
+        lower_initializers(model)
 
 
 def opset_of(model: ir.Model) -> int:
@@ -109,14 +127,19 @@ def _without(symbols: Mapping[str, int], shape: ir.Shape) -> ir.Shape | None:
     return None if any(isinstance(dim, ir.SymbolicDim) for dim in dims) else ir.Shape(dims)
 
 
-def _fold(model: ir.Model) -> bool:
-    """Turn what depends on shapes alone into constants; whether there was any."""
+def _fold(model: ir.Model, only: Collection[ir.Value] | None = None) -> bool:
+    """Turn what depends on shapes alone into constants; whether there was any.
+
+    Args:
+        model: the model.
+        only: whose shapes count; None for all of them.
+    """
     graph = model.graph
     derived: set[ir.Value] = set()
     for node in list(graph):
         if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
             continue
-        array = _value(model, node, derived)
+        array = _value(model, node, derived, only)
         output = node.outputs[0]
         if array is None or output.is_graph_output() or output.name is None:
             continue
@@ -133,12 +156,15 @@ def _fold(model: ir.Model) -> bool:
 
 
 def _value(
-    model: ir.Model, node: ir.Node, derived: set[ir.Value]
+    model: ir.Model,
+    node: ir.Node,
+    derived: set[ir.Value],
+    only: Collection[ir.Value] | None,
 ) -> npt.NDArray[np.generic] | None:
     """What a node of shape arithmetic gives; None where it is none, or not known."""
     if node.op_type == "Shape" and node.inputs[0] is not None:
         shape = static_shape(node.inputs[0].shape)
-        if shape is None:
+        if shape is None or (only is not None and node.inputs[0] not in only):
             return None
         start = node.attributes.get("start")
         end = node.attributes.get("end")
@@ -147,6 +173,8 @@ def _value(
         return np.array(shape[first:last], np.int64)
     if node.op_type not in _ARITHMETIC or not any(v in derived for v in node.inputs):
         return None
+    if only is not None and any(value in only for value in node.inputs):
+        return None  # its elements, not its sizes
     feeds: dict[str, npt.NDArray[np.generic]] = {}
     for value in node.inputs:
         if value is None:

@@ -189,11 +189,12 @@ class FloatMaps:
         source = self._constants.resolve(node.inputs[0])
         if not isinstance(source, Constant):
             return ""
-        known = list(self._constants.readers(node.outputs[0]))
+        known = [own for own in self._constants.readers(node.outputs[0]) if not _asks_size(*own)]
         readers = [reader for reader, _ in known if reader is not None]
         small = len(source.shape) < 2
-        if not small and not all(own is not None and _may_be_factored(own, i) for own, i in known):
-            return ""
+        maps = [own for own, index in known if own is not None and _may_be_factored(own, index)]
+        if not small and (not maps or len(maps) < len(known)):
+            return "something else than linear maps reads it too" if maps else ""
         if len(readers) < len(known) or any(own.graph is not self._graph for own in readers):
             return "it is an output, or read inside a subgraph"
         zeros = node.inputs[2] if len(node.inputs) > 2 else None
@@ -284,6 +285,11 @@ def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != op_type:
         return None
     return uses[0].node
+
+
+def _asks_size(node: ir.Node | None, index: int) -> bool:
+    """Whether a node reads the shape of an input alone."""
+    return node is not None and index == 0 and operator(node) in (("", "Shape"), ("", "Size"))
 
 
 def _may_be_factored(node: ir.Node, index: int) -> bool:

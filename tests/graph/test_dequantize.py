@@ -286,6 +286,56 @@ def test_a_bias_is_scaled_as_the_product(alpha: float, rng: np.random.Generator)
     assert relative(got, wanted) < 0.05
 
 
+def test_a_weight_that_is_asked_for_its_sizes(rng: np.random.Generator) -> None:
+    """As tf2onnx writes an einsum: the matrix is reshaped to what is computed of its own shape."""
+    known: dict[str, Array] = {
+        "q": rng.integers(-127, 128, (2, 3, 8)).astype(np.int8),
+        "s": np.array(0.01, np.float32),
+        "last": np.array([2], np.int64),
+        "rest": np.array([-1], np.int64),
+    }
+    proto = parse(
+        f"""{HEAD} g (float[5,6] x) => (float[5,8] y) {{
+            w = DequantizeLinear (q, s)
+            a = Shape (w)
+            b = Gather (a, last)
+            c = Concat <axis=0> (rest, b)
+            m = Reshape (w, c)
+            [map] y = Gemm (x, m)
+        }}""",
+        known,
+    )
+    model = ir.from_proto(proto)
+    found = dequantize(model, Spool())
+    assert list(found.bits.values()) == [8]
+    assert found.nodes == ["map"]
+    assert [node.op_type for node in model.graph] == ["Reshape", "Gemm"]
+    feed: Feed = {"x": rng.standard_normal((5, 6)).astype(np.float32)}
+    got, wanted = outputs(ir.to_proto(model), feed)["y"], outputs(proto, feed)["y"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    (target,) = (node for node in model.graph if node.op_type == "Reshape")
+    assert target.inputs[1] is not None
+    assert target.inputs[1].is_initializer()
+
+
+def test_a_weight_that_something_else_reads_says_so(rng: np.random.Generator) -> None:
+    proto = parse(
+        f"""{HEAD} g (float[5,6] x) => (float[5,8] y, float[6,8] z) {{
+            w = DequantizeLinear (q, s)
+            [map] y = MatMul (x, w)
+            z = Relu (w)
+        }}""",
+        {
+            "q": rng.integers(-127, 128, (6, 8)).astype(np.int8),
+            "s": np.array(0.01, np.float32),
+        },
+    )
+    model = ir.from_proto(proto)
+    found = dequantize(model, Spool())
+    assert list(found.left.values()) == ["something else than linear maps reads it too"]
+    assert ir.to_proto(model) == ir.to_proto(ir.from_proto(proto))
+
+
 ODD = {
     "has scales of rows": (
         "float[4,4] x",
