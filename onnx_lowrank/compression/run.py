@@ -317,6 +317,9 @@ class _Run:
         limit = settings.max_error
         if limit is None or report.check is None:
             return
+        if not any(provider.outputs for provider in report.check.providers):
+            why = f"{named('max_error', limit)}: no output holds anything that could be compared"
+            raise _missed(why, report)
         name, error = worst_error(report.check.providers)
         if not error <= limit:
             raise _missed(

@@ -265,6 +265,11 @@ def _missed(entries: Sequence[TargetCheck], limit: float | None) -> str | None:
     if limit is None:
         return None
     for entry in entries:
+        if not entry.outputs and all(model.error is None for model in entry.models):
+            return (
+                f"{entry.target}: no output holds anything that could be compared "
+                f"({named('max_error', limit)})"
+            )
         name, error = worst_error([ProviderCheck(entry.target, entry.outputs)])
         if not error <= limit:
             return (

@@ -205,3 +205,22 @@ def test_a_model_that_is_too_large_misses_the_gate(
     assert call(*args, "--max-size", size - 1) == 3
     assert f"has {size:,} bytes, more than --max-size {size - 1}" in capsys.readouterr().err
     assert "more than" in json.loads(report.read_text())["missed"]
+
+
+def test_a_limit_is_missed_where_nothing_can_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 32] x) => (float[M, 32] y)
+    <int64[1] far = {9}, int64[1] first = {0}> {
+        h = MatMul(x, w)
+        y = Slice(h, far, far, first)
+    }"""
+    weight = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    path, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(parse(text, {"w": weight}), path)
+    assert call("check", path, path, "--max-error", 0.1) == 3
+    assert "no output holds anything" in capsys.readouterr().err
+    assert call(path, out, "--rank", 4, "--max-error", 0.1, "--no-bench") == 3
+    assert "no output holds anything" in capsys.readouterr().err
+    assert not out.exists()
