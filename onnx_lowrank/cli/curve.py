@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -76,7 +77,7 @@ def _draw(curve: SweepReport, file: IO[bytes]) -> None:
     for axes, xs in ((size, [p.bytes / 1e6 for p in points]), (speed, [p.speedup for p in timed])):
         axes.grid(alpha=0.3)
         for x, point in zip(xs, points, strict=False):
-            if x is not None:
+            if x is not None and math.isfinite(point.error):
                 axes.annotate(
                     f"{point.keep:g}",
                     (x, point.error),
@@ -125,7 +126,7 @@ def _cells(point: Point, curve: SweepReport) -> list[str]:
         f"{point.linear_parameters:,}",
         "?" if point.macs is None else f"{point.macs:,}",
         speed,
-        f"{point.error:.3g}",
+        "" if math.isnan(point.error) else f"{point.error:.3g}",
         "" if point.cosine is None else f"{point.cosine:.5f}",
         "" if point.damage is None else f"{point.damage:.3g}",
         "" if point.predicted_damage is None else f"{point.predicted_damage:.3g}",

@@ -5,6 +5,7 @@ What does not depend on the budget, the statistics and the layers' damage, is me
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -355,7 +356,7 @@ class _Sweep:
             predicted_damage=plan.damage,
             summed_damage=plan.summed,
             damage=seen_damage(check.damage, assembled.decisions),
-            error=worst_error(check.providers)[1],
+            error=worst_error(check.providers)[1] if outputs else math.nan,
             cosine=min(cosines, default=None),
             loss=found.measured.loss,
             model=None if destination is None else str(destination.path),

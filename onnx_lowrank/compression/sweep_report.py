@@ -35,7 +35,7 @@ class Point:
         predicted_error: standard error of the predicted damage; None where one sample does not
             tell.
         damage_error: the same of the achieved one.
-        error: mean relative L2 error of the worst output.
+        error: mean relative L2 error of the worst output; NaN where none could be compared.
         cosine: of the worst output.
         loss: by the metric that was asked for; None without one.
         model: the file, where models are kept.

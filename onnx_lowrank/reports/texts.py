@@ -72,6 +72,8 @@ def milliseconds(number: float) -> str:
 def percent(share: float) -> str:
     """Such as "0.9 %"."""
     shown = 100.0 * share
+    if math.isnan(shown):
+        return "not measured"
     if not math.isfinite(shown):
         return "beyond any measure"
     if shown and abs(shown) < 0.001:

@@ -17,6 +17,8 @@ from onnx_lowrank.compression.trial import Trial
 from onnx_lowrank.graph.load import load
 from onnx_lowrank.runtime.session import OrtLog
 from tests.helpers.budgets import feeds, two_branches
+from tests.helpers.commands import call
+from tests.helpers.models import parse
 
 
 @pytest.fixture
@@ -82,3 +84,22 @@ def test_a_search_reads_some_dozen_samples(
     settings = Settings(keep=0.5, calibration=data, calibration_samples=count, bench=False)
     trial = Trial(load(model), settings, tmp_path, OrtLog())
     assert len(trial.split.searched) == searched
+
+
+def test_what_could_not_be_compared_is_not_called_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 32] x) => (float[M, 32] y)
+    <int64[1] far = {99}, int64[1] first = {0}> {
+        h = MatMul(x, w)
+        y = Slice(h, far, far, first)
+    }"""
+    weight = np.random.default_rng(0).normal(size=(32, 32)).astype("f4")
+    source, out = tmp_path / "in.onnx", tmp_path / "curve"
+    onnx.save(parse(text, {"w": weight}), source)
+    options = ("--out", out, "--budgets", 0.5, "--no-bench", "--no-simplify", "--samples", 2)
+    assert call("sweep", source, *options) == 0
+    assert "nan" not in capsys.readouterr().out
+    points = json.loads((out / "sweep.json").read_text())["points"]
+    assert [point["error"] for point in points] == [None, None]
