@@ -13,7 +13,7 @@ import pytest
 
 from onnx_lowrank import compress
 from onnx_lowrank.errors import InputError, UsageError
-from tests.compression.test_formats import LOST, error, feeds, operators, two, weight
+from tests.helpers.formats import LOST, error, feeds, operators, two, weight
 from tests.helpers.models import parse, run_ort
 
 OWN: dict[str, Any] = {"operators": "microsoft", "bench": False}
