@@ -102,7 +102,8 @@ def test_budgets_are_those_of_a_run(place: Path, fitted: Inspection, tmp_path: P
         assert budget.linear_parameters == totals["linear_parameters_after"]
         assert budget.parameters == totals["parameters_after"]
         assert budget.macs == totals["macs_after"]
-        assert budget.damage == pytest.approx(goal["predicted_damage"], rel=1e-6)
+        # What layers gain by their fit is weighed by Fisher information: of fewer draws in quick.
+        assert budget.damage == pytest.approx(goal["predicted_damage"], rel=1e-3)
         factored = [layer for layer in report["layers"] if layer["rank"]]
         assert budget.factored == len(factored)
         # But for what a pair and the record of the run add beside their elements.
