@@ -17,6 +17,8 @@ __all__ = ["labels", "print_cut", "print_layers"]
 
 # Reasons that a narrow terminal cuts are told whole below the table, if they are no more.
 _REASONS = 3
+# So many layers that are left for one reason have one line together.
+_MANY = 5
 # Groups of layers with one first factor that are named.
 _LEADERS = 4
 _DENSE = "dense: "
@@ -48,7 +50,9 @@ def print_layers(layers: Sequence[Layer], screen: Screen) -> None:
     what = ", energy and error of the outputs" if factored and kinds != {"weight"} else ""
     what += ", weighted by Fisher information" if factored and "fisher" in kinds else ""
     screen.line(f"{counted(len(layers), 'linear map')}, {factored} factored{what}", "bold")
-    rows = list(alike(layers, _fate))
+    left = {} if screen.every else _left(layers, piped=screen.width is None)
+    told = {layer.name for own in left.values() for layer in own}
+    rows = list(alike([layer for layer in layers if layer.name not in told], _fate))
     shown = rows
     if screen.rows is not None and len(rows) > screen.rows:
         largest = sorted(rows, key=lambda row: -row[0].parameters_before)[: screen.rows]
@@ -58,11 +62,34 @@ def print_layers(layers: Sequence[Layer], screen: Screen) -> None:
         laid = screen.table(_grid(shown, layers, piped=screen.width is None))
         print_cut(list(laid.cut.values()), screen)
     if len(shown) < len(rows):
-        names = {layer.name for layer, _ in shown}
+        names = {layer.name for layer, _ in shown} | told
         screen.line(_rest([layer for layer, _ in rows if layer.name not in names], layers))
     _print_shared(layers, screen)
+    for (form, reason), own in left.items():
+        screen.line(f"{len(own)} more left dense ({form}): {reason}; --all-rows shows them", "dim")
     for (form, reason), count in off.items():
         screen.line(f"{count} more left dense ({form}): {reason}", "dim")
+
+
+def _left(layers: Sequence[Layer], *, piped: bool) -> dict[tuple[str, str], list[Layer]]:
+    """Form and reason -> the layers that are left for it, where these are many.
+
+    Args:
+        layers: all that have rows.
+        piped: whether only what is said of a weight itself counts, such as that it is integers:
+            of layers that had a choice a pipe has every row.
+    """
+    found: dict[tuple[str, str], list[Layer]] = {}
+    for layer in layers:
+        if layer.status == "factored" or layer.format:
+            continue
+        reason = layer.reason.removeprefix(_DENSE)
+        of_weight = reason.startswith(f"{layer.weight} ")
+        if of_weight:
+            reason = f"each weight{reason.removeprefix(layer.weight)}"
+        if of_weight or not piped:
+            found.setdefault((layer.form, reason), []).append(layer)
+    return {key: own for key, own in found.items() if len(own) >= _MANY}
 
 
 def _grid(rows: Sequence[tuple[Layer, int]], layers: Sequence[Layer], *, piped: bool) -> Grid:

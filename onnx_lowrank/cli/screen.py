@@ -34,6 +34,7 @@ class Screen:
     Attributes:
         width: of the terminal; None in a pipe.
         rows: how many rows of a table are shown; None for all.
+        every: whether all rows were asked for.
     """
 
     def __init__(self, stream: TextIO, *, every: bool = False, quiet: bool = False) -> None:
@@ -44,7 +45,7 @@ class Screen:
             every: whether all rows are shown, also on a terminal.
             quiet: whether nothing is shown.
         """
-        self._quiet = quiet
+        self._quiet, self.every = quiet, every
         # Names are shown as they are: brackets and colons in a path are no markup.
         plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
         self.width = terminal_width(stream) if stream.isatty() else None

@@ -19,6 +19,11 @@ REASON = (
 )
 
 
+def reason(number: int) -> str:
+    """Each layer has numbers of its own."""
+    return REASON.replace("301", str(301 + number))
+
+
 def layer(number: int, *, dense: bool = False, name: str | None = None) -> Layer:
     place = f"bert.encoder.layer.{number // 3}.{PARTS[number % 3]}"
     size = 384 * (384 + 8 * number)
@@ -31,7 +36,7 @@ def layer(number: int, *, dense: bool = False, name: str | None = None) -> Layer
         slices=1,
         status="dense" if dense else "factored",
         rank=None if dense else 64,
-        reason=REASON if dense else "rank 64 was given",
+        reason=reason(number) if dense else "rank 64 was given",
         parameters_before=size,
         parameters_after=size if dense else size // 2,
         energy=None if dense else 0.98765,
@@ -90,7 +95,63 @@ def test_a_pipe_has_every_name_and_reason(monkeypatch: pytest.MonkeyPatch) -> No
         assert line.startswith(f"{row.name} ")
         assert f" {row.scope} " in line
         if row.rank is None:
-            assert line.endswith(f"dense: {REASON}")
+            assert line.endswith(f"dense: {row.reason}")
+
+
+def of_integers(count: int) -> list[Layer]:
+    """Layers whose weights are named in the reason."""
+    advice = "factor the float model first, then quantize"
+    return [
+        dataclasses.replace(
+            row, form="quantized", reason=f"{row.weight} is quantized (MatMulInteger); {advice}"
+        )
+        for row in (layer(number, dense=True) for number in range(count))
+    ]
+
+
+@pytest.mark.parametrize("width", [80, None])
+def test_many_that_are_left_because_of_their_weights_have_one_line(
+    width: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*of_integers(36), layer(36), layer(37, dense=True)]
+    lines = shown(table(rows), width, monkeypatch)
+    assert lines[0].startswith("38 linear maps, 1 factored")
+    assert sum("384×" in line for line in lines) == 2
+    text = " ".join(line.strip() for line in lines)
+    assert text.count("quantized (MatMulInteger)") == 1
+    assert (
+        "36 more left dense (quantized): each weight is quantized (MatMulInteger); factor the "
+        "float model first, then quantize; --all-rows shows them"
+    ) in text
+    every = shown(table(rows), width, monkeypatch, every=True)
+    assert sum("384×" in line for line in every) == 38
+    assert not any("more left dense" in line for line in every)
+    # A few have rows, and what is left alone has no table.
+    assert sum("384×" in line for line in shown(table(of_integers(4)), width, monkeypatch)) == 4
+    alone = shown(table(of_integers(5)), width, monkeypatch)
+    assert alone[0] == "5 linear maps, 0 factored"
+    assert alone[1].startswith("5 more left dense (quantized)")
+
+
+def test_one_reason_of_many_layers_is_one_line_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a pipe layers that had a choice have rows: someone may look for their names."""
+    same = "a pair here has more damage for what it saves than elsewhere"
+    rows = [
+        dataclasses.replace(row, reason=same) if row.rank is None else row for row in layers(100)
+    ]
+    lines = shown(table(rows), 80, monkeypatch)
+    text = " ".join(line.strip() for line in lines)
+    assert text.startswith("100 linear maps, 80 factored")
+    assert "60 more with " in text
+    assert "60 factored, 0 dense" in text
+    assert f"20 more left dense (matmul-right): {same}; --all-rows shows them" in text
+    assert text.count(same) == 1
+    assert sum(same in line for line in shown(table(rows), None, monkeypatch)) == 20
+    # Integers are in the table: each has a format and an error of its own.
+    stored = [dataclasses.replace(row, format="8 bits") for row in rows if row.rank is None]
+    assert "more left dense" not in " ".join(shown(table(stored), 80, monkeypatch))
 
 
 def test_a_module_stands_for_a_name_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
