@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["by_reason", "counted", "listed", "near_names", "printable"]
+__all__ = ["THREE", "by_reason", "counted", "listed", "near_names", "printable", "size"]
+
+THREE = 0.9995
+"""From here on a number is 1 in three digits."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -41,6 +44,14 @@ def by_reason(left: Mapping[str, str], what: str) -> list[str]:
     for name, why in left.items():
         names.setdefault(why, []).append(name)
     return [f"{what}: {listed(own, 4)}: {why}" for why, own in names.items()]
+
+
+def size(number: float) -> str:
+    """Bytes, such as "3.36 MB"."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if number >= THREE * 10**power:
+            return f"{number / 10**power:.3g} {unit}"
+    return f"{number:,.0f} B"
 
 
 def printable(text: str) -> str:

@@ -189,7 +189,8 @@ def _gathered(
     rest = [samples.feeds[number] for number in aside]
     joining = trial.joining
     runner: OpenModel = trial.runner
-    if rest and stored_bytes(model) <= UNPACKED:  # two gatherings look at the same values
+    # Two gatherings look at the same values; where memory is short a model is rather opened twice.
+    if rest and stored_bytes(model) <= UNPACKED and not trial.memory.given:
         runner = opened_once(runner)
     with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
 

@@ -28,11 +28,10 @@ from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors, constants_of_pairs
-from onnx_lowrank.phrases import by_reason
+from onnx_lowrank.phrases import by_reason, size
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.ranks.recipe import Recipe
-from onnx_lowrank.runtime.memory import gigabytes
 from onnx_lowrank.schema.report import EffortStep
 
 __all__ = [
@@ -226,7 +225,7 @@ def refitted(
         except InputError as error:
             return str(error)
     if found.spilled:
-        context.say(f"refit: {gigabytes(found.spilled)} of values waited in files: memory")
+        context.say(f"refit: {size(found.spilled)} of values waited in files: memory")
     _unsay_refit(context)  # what was said of a model that was tried before
     for note in by_reason(found.left, _NOT_REFITTED):
         context.say(note)

@@ -19,8 +19,8 @@ from onnx_lowrank.evaluation.outputs import worst_error
 from onnx_lowrank.graph.save import write, written_bytes
 from onnx_lowrank.graph.walk import all_nodes, stored_bytes, tensors
 from onnx_lowrank.graph.wishes import WISHES
+from onnx_lowrank.phrases import size
 from onnx_lowrank.ranks.prepared import Prepared
-from onnx_lowrank.runtime.memory import gigabytes
 from onnx_lowrank.runtime.providers import CPU
 from onnx_lowrank.runtime.saturation import saturates
 from onnx_lowrank.schema.measures import Check, Speedup
@@ -91,16 +91,16 @@ def beside_int8(
         return None
     if settings.shape_for is not None and not WISHES[settings.shape_for].dynamic_int8:
         return None
-    before, size = stored_bytes(prepared.model), found.measured.bytes
+    before, after = stored_bytes(prepared.model), found.measured.bytes
     chosen = not prepared.quantized.single
     if chosen:
         if latency is None:
             return None
-    elif prepared.quantized.wanted or size <= _SMALLEST * before:
+    elif prepared.quantized.wanted or after <= _SMALLEST * before:
         return None
     other = _other_type(prepared.model)
     if other is not None:
-        if size <= before / other.itemsize:
+        if after <= before / other.itemsize:
             return None
         return (
             f"not compared with int8 alone: quantize_dynamic takes weights of float32, got "
@@ -111,8 +111,8 @@ def beside_int8(
     room = trial.memory.room()
     if room is not None and room < TIMES * before:
         return (
-            f"not compared with int8 alone: it takes about {gigabytes(TIMES * before)} of memory, "
-            f"{gigabytes(room)} are left ({named('memory')})"
+            f"not compared with int8 alone: it takes about {size(TIMES * before)} of memory, "
+            f"{size(room)} are left ({named('memory')})"
         )
     judged = None if chosen else found.measured.judged
     kinds = kinds_for(prepared.model) if chosen else kinds_for(prepared.model)[:1]
@@ -125,7 +125,7 @@ def beside_int8(
             taken_back(plain, context.at, context.source.model)
             made = {kind: quantized_alone(plain, context.folder, kind) for kind in kinds}
             files = {kind: path for kind, path in made.items() if path is not None}
-            if not files or (not chosen and written_bytes((files[kinds[0]],)) >= size):
+            if not files or (not chosen and written_bytes((files[kinds[0]],)) >= after):
                 return None
             opened = {kind: trial.open(path) for kind, path in files.items()}
             kind = next(iter(files))
@@ -152,7 +152,9 @@ def beside_int8(
     metric = None if judged is None else judged.metric
     return said(
         Figured(written_bytes((path,)), error, speedup, metric),
-        Figured(size, own, None if speedup is None or latency is None else latency.speedup, metric),
+        Figured(
+            after, own, None if speedup is None or latency is None else latency.speedup, metric
+        ),
         kind,
     )
 

@@ -19,7 +19,7 @@ from onnx_lowrank.graph.save import runnable_file
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.runtime.finite import all_finite, not_finite
-from onnx_lowrank.runtime.memory import UNKNOWN, Memory, gigabytes, growth, held
+from onnx_lowrank.runtime.memory import UNKNOWN, Memory, growth, held
 from onnx_lowrank.runtime.opener import Opener
 from onnx_lowrank.runtime.providers import CPU, Provider
 
@@ -60,6 +60,7 @@ class Original:
         self._source, self._settings, self._folder = source, settings, folder
         self._opener, self._provider, self._opened = opener, provider, opened
         self._session: ort.InferenceSession | None = None
+        self._opening = 0  # bytes that opening it took
         self.taken: int | None = None
 
     @cached_property
@@ -71,7 +72,10 @@ class Original:
         """On the provider.  Raises InputError where ONNX Runtime does not load the model."""
         if self._session is None:
             self._opener.rehearse(self._file, what=self._source.name, provider=self._provider)
-            self._session = self._opener.open(self._file, provider=self._provider)
+            self._session, opening = growth(
+                lambda: self._opener.open(self._file, provider=self._provider)
+            )
+            self._opening = opening or 0
             self._opened(self._session)
         return self._session
 
@@ -207,10 +211,9 @@ class Original:
         if taken is None or room is None or own is None:
             notes[f"{option}: {UNKNOWN}"] = None
         elif taken > room:
-            raise InputError(
-                f"{option}: one run of the model on sample {number} of {part.source} takes "
-                f"{gigabytes(taken)} beside the {gigabytes(own)} that the program holds with it"
-            )
+            # What follows opens the model once more, with other outputs.
+            what = f"one run of the model on sample {number} of {part.source}"
+            raise InputError(f"{option}: {memory.short(what, taken, own, self._opening)}")
 
     def _not_always(self, samples: Samples) -> str | None:
         """Why the original, which is tried in the child, fails on a random sample after the first.

@@ -45,7 +45,7 @@ from onnx_lowrank.ranks.from_recipe import formats_in, formats_off_in, ranks_of
 from onnx_lowrank.ranks.macs import Macs, count_macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe, RecipeLayer
-from onnx_lowrank.runtime.memory import UNKNOWN, gigabytes, held
+from onnx_lowrank.runtime.memory import UNKNOWN, held
 from onnx_lowrank.runtime.saturation import saturates
 
 __all__ = ["find_maps", "prepare"]
@@ -137,10 +137,10 @@ def _say_room(context: Context, groups: Sequence[Group]) -> None:
     if own is None or room is None:
         context.trial.notes[f"{option}: {UNKNOWN}"] = None
     elif needed > room:
+        what = f"factoring the weight of {node_name(largest.members[0].site.node)!r}"
         context.say(
-            f"{option}: is not kept: the weight of {node_name(largest.members[0].site.node)} takes "
-            f"about {gigabytes(needed)} when it is factored, beside the {gigabytes(own)} that the "
-            "program holds; layers are worked on one by one"
+            f"{option}: is not kept, layers are worked on one by one: "
+            f"{memory.short(what, needed, own)}"
         )
 
 

@@ -15,7 +15,7 @@ from onnx_lowrank.data.mask import kept_rows, spread_mask
 from onnx_lowrank.errors import DerivativeError, InputError, ShortError, named
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.runtime.kept import Kept
-from onnx_lowrank.runtime.memory import Memory, gigabytes, growth
+from onnx_lowrank.runtime.memory import Memory, growth, held
 from onnx_lowrank.runtime.opener import Waiting
 from onnx_lowrank.runtime.shelf import Shelf, Values
 from onnx_lowrank.runtime.taps import (
@@ -48,16 +48,13 @@ def batch_size(
     inputs = {**targets, **(trained or {})}
     if isinstance(run, Waiting):
         run.load(inputs)  # what the model itself takes is there once
-    room = memory.room()
+    own = held()
     _, taken = growth(lambda: run(inputs))
     largest = max((array.size for array in targets.values()), default=1)
     size = memory.times(taken, max(1, min(most, ELEMENTS // max(largest, 1))))
     if size == 0:
-        assert room is not None
-        raise ShortError(
-            f"derivatives of one sample take {gigabytes(taken or 0)}, expected at most a part of "
-            f"the {gigabytes(room)} that are left ({named('memory')})"
-        )
+        what = "a pass with the derivatives of one sample"
+        raise ShortError(f"{named('memory')}: {memory.short(what, taken or 0, own or 0)}")
     return size
 
 

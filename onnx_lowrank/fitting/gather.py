@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx_lowrank.data.joining import APART, Joining
 from onnx_lowrank.data.mask import kept_rows
 from onnx_lowrank.errors import InputError, named
-from onnx_lowrank.fitting.passes import MEMORY, planned_passes
+from onnx_lowrank.fitting.passes import planned_passes, waits
 from onnx_lowrank.fitting.statistics import Gathered
 from onnx_lowrank.fitting.streams import (
     MomentsKey,
@@ -206,7 +206,7 @@ def gather(
         model, streams, open_model, (*fit, *held), memory, joining.size
     )
     joining = replace(joining, size=size)
-    large = len(passes) > 1 or sum(stream.memory for stream in streams.values()) > MEMORY
+    large = waits(list(streams.values()), len(passes), memory)
     total, done, masked = len(fit) + len(held), 0, False
     bookmark = None
     if pieces is not None:  # passes and blocks are planned by the memory there is

@@ -13,10 +13,10 @@ from onnx_lowrank.fitting.streams import MomentsKey, Stream
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.moments import BLOCK
-from onnx_lowrank.runtime.memory import Memory, gigabytes
+from onnx_lowrank.runtime.memory import Memory, held
 from onnx_lowrank.runtime.taps import OpenModel, look
 
-__all__ = ["MEMORY", "planned_passes"]
+__all__ = ["MEMORY", "planned_passes", "waits"]
 
 MEMORY = 1 << 30
 """Moments above this wait in a file; accumulators of one pass over the samples take at most twice
@@ -62,10 +62,9 @@ def planned_passes(
             given[key] = sum(4 * math.prod(shapes.get(name, ())) for name in stream.sites)
             if given[key] > planned:
                 site = stream.site
+                what = f"the input of {node_name(site.node)!r} in sample {number}"
                 raise InputError(
-                    f"calibration: the input of {node_name(site.node)!r} in sample {number} takes "
-                    f"{gigabytes(given[key])}, expected at most {gigabytes(planned)} "
-                    f"({named('memory')})"
+                    f"{named('memory')}: {memory.short(what, given[key], held() or 0)}"
                 )
         waiting = sum(4 * s.site.m * s.site.slices for s in streams.values())
         most = min(int(_WAITING * planned), _MOST_WAITING)
@@ -76,6 +75,20 @@ def planned_passes(
     largest_pass = max((sum(given[key] for key in chosen) for chosen in passes), default=0)
     size = max(1, min(together, room // max(largest_pass, 1)))
     return passes, block, size
+
+
+def waits(streams: Sequence[Stream], passes: int, memory: Memory) -> bool:
+    """Whether moments wait in a file.
+
+    Args:
+        streams: whose moments are gathered.
+        passes: in how many passes.
+        memory: what may be held.
+    """
+    whole = sum(stream.memory for stream in streams)
+    room = memory.planned() if memory.given else None
+    # Those of the samples that a search keeps aside come after them, and both are added.
+    return passes > 1 or whole > MEMORY or (room is not None and 2 * whole > room)
 
 
 def _passes(

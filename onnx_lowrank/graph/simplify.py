@@ -27,6 +27,7 @@ from onnx_lowrank.graph.save import write
 from onnx_lowrank.graph.sparse import SparseTensor
 from onnx_lowrank.graph.validity import invalid
 from onnx_lowrank.graph.walk import all_nodes, node_name, stored_bytes, tensors
+from onnx_lowrank.phrases import size
 
 __all__ = ["SIZE_LIMIT", "TIME_LIMIT", "WORKER", "Simplified", "simplify"]
 
@@ -104,12 +105,12 @@ def simplify(
         return Simplified(None, (f"not simplified: {why}",))
 
 
-def _check_memory(size: int, memory: int | None) -> None:
+def _check_memory(stored: int, memory: int | None) -> None:
     """Do nothing with a model of so many bytes of weights where onnxsim would not fit."""
-    taken = _TAKEN + _TAKEN_EACH * size
+    taken = _TAKEN + _TAKEN_EACH * stored
     if memory is not None and taken > memory:
         raise _UndoneError(
-            f"onnxsim takes about {taken / 1e9:.2g} GB for it, above the {memory / 1e9:.2g} GB of "
+            f"onnxsim takes about {size(taken)} for it, above the {size(memory)} of "
             f"{option('memory')}"
         )
 
@@ -121,10 +122,10 @@ def _simplified(
     named: Collection[ir.Node],
     constant_inputs: bool,
 ) -> Simplified:
-    original, size = source.model, stored_bytes(source.model)
-    if size > SIZE_LIMIT:
+    original, weights = source.model, stored_bytes(source.model)
+    if weights > SIZE_LIMIT:
         raise _UndoneError(
-            f"{size / 1e9:.1f} GB of weights is above the limit of {SIZE_LIMIT / 1e9:.0f} GB"
+            f"{weights / 1e9:.1f} GB of weights is above the limit of {SIZE_LIMIT / 1e9:.0f} GB"
         )
     if any(isinstance(tensor, SparseTensor) for tensor in tensors(original)):
         raise _UndoneError("it has constants that are stored sparse, which onnxsim would lose")
@@ -144,8 +145,8 @@ def _simplified(
         raise _UndoneError("onnxsim changed the model's inputs or outputs")
     restore(model, original, origins)
     _name(model, original, origins)
-    grown = stored_bytes(model) - size
-    if grown > _SLACK_SHARE * size + _SLACK_BYTES:
+    grown = stored_bytes(model) - weights
+    if grown > _SLACK_SHARE * weights + _SLACK_BYTES:
         raise _UndoneError(f"onnxsim made it {grown} bytes larger")
     final = write(model, workspace, "simplified.onnx", "never")[-1]
     complaint = invalid(model)

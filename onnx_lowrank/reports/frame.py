@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from onnx_lowrank.phrases import size
 from onnx_lowrank.reports.markup import Html, joined, name, tag
-from onnx_lowrank.reports.texts import Sentence, count, file_name, size
+from onnx_lowrank.reports.texts import Sentence, count, file_name
 from onnx_lowrank.schema.json_report import File, Origin
 
 __all__ = ["again", "bar", "facts", "notes", "page", "section", "table", "tile"]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from onnx_lowrank.compression.inspection import Inspected, Inspection
 from onnx_lowrank.compression.provenance import provenance_line
+from onnx_lowrank.phrases import size
 from onnx_lowrank.reports.charts import spark
 from onnx_lowrank.reports.frame import again, notes, page, section, table
 from onnx_lowrank.reports.markup import Html, joined, name, tag
@@ -18,7 +19,6 @@ from onnx_lowrank.reports.texts import (
     maps_of,
     percent,
     samples_of,
-    size,
 )
 
 __all__ = ["inspect_page"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from onnx_lowrank.phrases import counted
+from onnx_lowrank.phrases import counted, size
 from onnx_lowrank.reports.charts import spark
 from onnx_lowrank.reports.frame import bar, section
 from onnx_lowrank.reports.markup import Html, joined, name, tag
@@ -15,7 +15,6 @@ from onnx_lowrank.reports.texts import (
     error,
     milliseconds,
     percent,
-    size,
     without_common,
 )
 from onnx_lowrank.schema.layer import Layer, achieved_error

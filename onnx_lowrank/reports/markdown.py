@@ -13,7 +13,7 @@ from onnx_lowrank.compression.provenance import provenance_line
 from onnx_lowrank.compression.sweep_report import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
-from onnx_lowrank.phrases import counted, printable
+from onnx_lowrank.phrases import counted, printable, size
 from onnx_lowrank.reports.texts import (
     Sentence,
     bench_sentence,
@@ -28,7 +28,6 @@ from onnx_lowrank.reports.texts import (
     percent,
     run_sentence,
     samples_of,
-    size,
     sweep_sentence,
     totals_of,
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from onnx_lowrank.evaluation.bench import BenchReport, ModelBench, TargetBench
 from onnx_lowrank.evaluation.check import CheckReport, ModelOnTarget, TargetCheck
-from onnx_lowrank.phrases import counted
+from onnx_lowrank.phrases import counted, size
 from onnx_lowrank.reports.charts import Runs, timings
 from onnx_lowrank.reports.frame import again, bar, facts, notes, page, section, table, tile
 from onnx_lowrank.reports.layer_table import layer_section, where_section
@@ -22,7 +22,6 @@ from onnx_lowrank.reports.texts import (
     milliseconds,
     run_sentence,
     samples_of,
-    size,
     totals_of,
 )
 from onnx_lowrank.schema.json_report import File

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from onnx_lowrank.compression.sweep_report import Point, SweepReport
-from onnx_lowrank.phrases import counted
+from onnx_lowrank.phrases import counted, size
 from onnx_lowrank.reports.charts import Mark, scatter
 from onnx_lowrank.reports.frame import again, notes, page, section, table
 from onnx_lowrank.reports.markup import Html, joined, name, tag
@@ -16,7 +16,6 @@ from onnx_lowrank.reports.texts import (
     file_name,
     percent,
     samples_of,
-    size,
     sweep_sentence,
 )
 

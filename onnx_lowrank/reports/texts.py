@@ -12,7 +12,7 @@ from onnx_lowrank.compression.inspection import Inspection
 from onnx_lowrank.compression.sweep_report import SweepReport
 from onnx_lowrank.evaluation.bench import BenchReport
 from onnx_lowrank.evaluation.check import CheckReport
-from onnx_lowrank.phrases import counted
+from onnx_lowrank.phrases import THREE, counted, size
 from onnx_lowrank.schema.measures import speedup_text
 from onnx_lowrank.schema.report import Report
 
@@ -30,7 +30,6 @@ __all__ = [
     "percent",
     "run_sentence",
     "samples_of",
-    "size",
     "sweep_sentence",
     "totals_of",
     "without_common",
@@ -39,19 +38,8 @@ __all__ = [
 _SHORT = 12
 """Common beginnings up to this length stay."""
 
-_THREE = 0.9995
-"""From here on a number is 1 in three digits."""
-
 Sentence = tuple[str, str]
 """How it went ("good", "warning", "bad" or "plain"), and the sentence."""
-
-
-def size(number: float) -> str:
-    """Bytes, such as "3.36 MB"."""
-    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if number >= _THREE * 10**power:
-            return f"{number / 10**power:.3g} {unit}"
-    return f"{number:,.0f} B"
 
 
 def count(number: float | None) -> str:
@@ -59,14 +47,14 @@ def count(number: float | None) -> str:
     if number is None:
         return "unknown"
     for unit, power in (("G", 9), ("M", 6), ("k", 3)):
-        if number >= _THREE * 10**power:
+        if number >= THREE * 10**power:
             return f"{number / 10**power:.3g} {unit}"
     return f"{number:,.0f}"
 
 
 def milliseconds(number: float) -> str:
     """Such as "1.32 ms" or "2.5 s"."""
-    return f"{number:.3g} ms" if number < 1e3 * _THREE else f"{number / 1e3:.3g} s"
+    return f"{number:.3g} ms" if number < 1e3 * THREE else f"{number / 1e3:.3g} s"
 
 
 def percent(share: float) -> str:

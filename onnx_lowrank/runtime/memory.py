@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["SHARE", "UNKNOWN", "Memory", "available", "gigabytes", "growth", "held"]
+from onnx_lowrank.phrases import size
+
+__all__ = ["SHARE", "UNKNOWN", "Memory", "available", "growth", "held"]
 
 Answer = TypeVar("Answer")
 
@@ -27,6 +30,8 @@ SHARE = 0.7
 is measured, what several take at once is only near to its multiple."""
 # Where no limit was given, of the memory that is free.
 _DEFAULT = 0.5
+# What is added to a limit that would have been enough: no two runs hold the same.
+_SPARE = 1.1
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,28 @@ class Memory:
         planned = self.planned()
         return most if planned is None or not taken else min(most, planned // taken)
 
+    def short(self, what: str, taken: int, own: int, later: int = 0) -> str:
+        """What is said of work that does not fit: it is in no way, or the program itself is.
+
+        Args:
+            what: the work, such as "the input of 'n' in sample 3".
+            taken: bytes of the work.
+            own: bytes that the program held before it.
+            later: bytes that what follows takes besides, as far as that is known.
+        """
+        assert self.limit is not None
+        if own >= self.limit:
+            text = (
+                f"the program itself, with the model and its runtime, holds {size(own)} of the "
+                f"{size(self.limit)} allowed"
+            )
+        else:
+            text = (
+                f"{what} takes {size(taken)} beside the {size(own)} that the program holds, of "
+                f"{size(self.limit)} allowed"
+            )
+        return f"{text}; expected at least about {size(_enough(own + taken / SHARE + later))}"
+
 
 def available() -> int | None:
     """Bytes that the system can hand out without swapping; None where it does not tell."""
@@ -112,9 +139,10 @@ def growth(work: Callable[[], Answer]) -> tuple[Answer, int | None]:
     return answer, max(largest - before, 0)
 
 
-def gigabytes(size: float) -> str:
-    """Such as "0.31 GB"."""
-    return f"{size / 1e9:.2g} GB"
+def _enough(needed: float) -> float:
+    """Bytes with something to spare, rounded up to two digits."""
+    step = 10 ** (math.floor(math.log10(needed)) - 1) if needed >= 10 else 1
+    return math.ceil(_SPARE * needed / step) * step
 
 
 def _trim() -> None:

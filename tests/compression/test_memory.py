@@ -5,6 +5,7 @@ What a process holds is read from the outside: the program and its libraries tak
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from onnx_lowrank import compress
 from onnx_lowrank.compression import original, trial
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.runtime import opener
+from onnx_lowrank.runtime import memory, opener
 from onnx_lowrank.runtime.memory import held
 from onnx_lowrank.runtime.opener import Opener
 from tests.helpers.models import parse, uniform
@@ -104,21 +105,56 @@ def test_work_on_weights_asks_for_memory_too(tmp_path: Path) -> None:
     model = str(_model(tmp_path / "model.onnx"))
     run = partial(compress, model, rank=2, check=False, bench=False)
     notes = run(memory="1MB").report.notes
-    assert any(note.startswith("not simplified: onnxsim takes about 0.16 GB") for note in notes)
+    said = "not simplified: onnxsim takes about 160 MB for it, above the 1 MB of memory=…"
+    assert said in notes
     (short,) = (note for note in notes if "is not kept" in note)
-    assert "memory='1MB'" in short
-    assert "GB that the program holds" in short
+    assert short.startswith(
+        "memory='1MB': is not kept, layers are worked on one by one: the program"
+    )
+    assert re.search(r"itself, .*, holds [\d.]+ .B of the 1 MB allowed; expected at least", short)
     notes = run(memory="64GB").report.notes
     assert not any("is not kept" in note or "not simplified" in note for note in notes)
 
 
-def test_a_sample_that_does_not_fit_is_named_before_the_work(tmp_path: Path) -> None:
+def test_a_sample_that_does_not_fit_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (memory, original):
+        monkeypatch.setattr(module, "held", lambda: 300 * MB)
     rng = np.random.default_rng(0)
     feeds = [{"x": uniform((1, rows, 32), rng)} for rows in (10, 10, 40_000, 10)]
-    with pytest.raises(InputError, match=r"memory='2MB': one run .* on sample 2 of a list .* GB"):
+    with pytest.raises(InputError) as caught:
         compress(
-            str(_model(tmp_path / "model.onnx")), calibration=feeds, data=feeds[:1], memory="2MB"
+            str(_model(tmp_path / "model.onnx")), calibration=feeds, data=feeds[:1], memory="310MB"
         )
+    said = re.fullmatch(
+        r"memory='310MB': one run of the model on sample 2 of a list of feeds takes [\d.]+ MB "
+        r"beside the 300 MB that the program holds, of 310 MB allowed; expected at least about "
+        r"(\d+) MB",
+        str(caught.value),
+    )
+    assert said is not None, str(caught.value)
+    assert int(said[1]) > 1.1 * 320  # one value inside the model takes 20 MB
+
+
+@pytest.mark.parametrize("simplify", [False, True])
+def test_a_limit_that_is_used_up_blames_the_program(tmp_path: Path, simplify: bool) -> None:
+    """No sample is named, and what is said to be enough is enough."""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": uniform((1, 10, 32), rng)} for _ in range(4)]
+    run = partial(
+        compress, str(_model(tmp_path / "m.onnx")), data=feeds, simplify=simplify, bench=False
+    )
+    with pytest.raises(InputError) as caught:
+        run(memory="2MB", rank=2)
+    said = re.fullmatch(
+        r"memory='2MB': the program itself, with the model and its runtime, holds [\d.]+ [MG]B of "
+        r"the 2 MB allowed; expected at least about ([\d.]+ [MG]B)",
+        str(caught.value),
+    )
+    assert said is not None, str(caught.value)
+    notes = run(memory=said[1].replace(" ", ""), rank=2).report.notes
+    assert not any("is not kept" in note for note in notes)
 
 
 def test_sessions_of_large_models_come_and_go(

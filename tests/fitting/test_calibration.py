@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.fitting import passes as module
 from onnx_lowrank.fitting.gather import gather
 from onnx_lowrank.fitting.statistics import Statistics, statistics_of
+from onnx_lowrank.fitting.streams import streams_of
 from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.find import Group, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime.memory import SHARE, Memory
 from tests.helpers.calibrated import (
     HEAD,
     narrow,
@@ -292,6 +296,49 @@ def test_passes_over_the_samples_give_the_same(
         for a, b in ((one.fit, two.fit), (one.held, two.held)):
             np.testing.assert_array_equal(a[group][0].second, b[other][0].second)
             np.testing.assert_array_equal(a[group][0].mean, b[other][0].mean)
+
+
+def test_moments_wait_in_a_file_where_the_users_limit_is_near(
+    shared: onnx.ModelProto,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("onnx_lowrank.runtime.memory.held", lambda: 0)
+    model = ir.from_proto(shared)
+    groups = groups_of(model)
+    streams = list(streams_of(model, groups)[0].values())
+    whole = sum(stream.memory for stream in streams)
+    ample, short = (int(times * whole / SHARE) for times in (2.1, 1.9))
+    assert not module.waits(streams, 1, Memory(ample, given=True))
+    assert module.waits(streams, 1, Memory(short, given=True))
+    assert not module.waits(streams, 1, Memory(short))  # half of what is free is no wish
+    assert module.waits(streams, 2, Memory())
+    feeds, held = texts(rng, 4), texts(rng, 2)
+
+    def opened(copy: ir.Model) -> Any:
+        return functools.partial(run_ort, ir.to_proto(copy))
+
+    stored = list[str]()
+    store = Spool.store
+
+    def noted(self: Spool, array: Array, name: str) -> Any:
+        stored.append(name)
+        return store(self, array, name)
+
+    monkeypatch.setattr(Spool, "store", noted)
+    plain = gather(model, groups, opened, feeds, held, None, lambda _: None)
+    assert not stored
+    tight = Memory(10 * short, given=True, folder=tmp_path)
+    monkeypatch.setattr("onnx_lowrank.runtime.memory.held", lambda: 9 * short)
+    again = gather(model, groups, opened, feeds, held, None, lambda _: None, tight)
+    assert stored
+    for key, found in plain.items():
+        both = (*found.fit, *found.held), (*again[key].fit, *again[key].held)
+        for one, two in zip(*both, strict=True):
+            assert one is not None
+            assert two is not None
+            np.testing.assert_allclose(one.second, two.second, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("memory", [100, 1 << 30])

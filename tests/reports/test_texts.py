@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from onnx_lowrank.phrases import size
 from onnx_lowrank.reports.texts import (
     change,
     count,
     error,
     milliseconds,
     percent,
-    size,
     without_common,
 )
 

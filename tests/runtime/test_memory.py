@@ -44,6 +44,19 @@ def test_a_limit_leaves_room_for_what_is_not_held(monkeypatch: pytest.MonkeyPatc
     assert not Memory.of(None).given
 
 
+def test_what_does_not_fit_is_said_in_sizes_that_are_read() -> None:
+    own = Memory(limit=400 * 10**6, given=True)
+    assert own.short("a run", 7 * 10**6, 398 * 10**6) == (
+        "a run takes 7 MB beside the 398 MB that the program holds, of 400 MB allowed; expected at "
+        "least about 450 MB"
+    )
+    # The work is not to blame.
+    assert own.short("a run", 1700, 412 * 10**6, 80 * 10**6) == (
+        "the program itself, with the model and its runtime, holds 412 MB of the 400 MB allowed; "
+        "expected at least about 550 MB"
+    )
+
+
 def test_as_many_pieces_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "held", lambda: 0)
     own = Memory(limit=1000)
