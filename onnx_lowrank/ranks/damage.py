@@ -187,7 +187,7 @@ def damage_curves(
             constants = factors.constants(group)
             damage = alone(probe, constants, measurements, _SAMPLES)
             points[group].append((factors.rank, 0.0 if damage is None else damage))
-            if number == 0:
+            if number == len(ranks[group]) - 1:
                 advance(1)
     curves = {
         group: DamageCurve(tuple(points[group]), tails[group])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from onnx_lowrank import compress
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.progress import Advance, Silent
 from onnx_lowrank.ranks.damage import DamageCurve, alone
 from onnx_lowrank.ranks.probe import Probe
+from tests.helpers.models import parse, uniform
 
 
 @dataclass
@@ -104,3 +108,44 @@ def test_a_curve_goes_through_its_points_and_falls_with_the_rank() -> None:
     assert curve.at(15) == pytest.approx(1e-3 * tails[15] / tails[10])
     odd = DamageCurve(((10, 1e-3), (3, 1e-4)), tails)  # noise: less damage at a lower rank
     assert np.isfinite([odd.at(rank) for rank in range(21)]).all()
+
+
+class Counting(Silent):
+    """Counts what the stage of damage says is done."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    @contextmanager
+    def stage(self, name: str, total: int | None) -> Iterator[Advance]:
+        if name == "damage":
+            self.left = total or 0
+        yield self.done if name == "damage" else lambda _: None
+
+    def done(self, count: int) -> None:
+        self.left -= count
+
+
+def test_no_layer_is_measured_after_the_stage_says_that_all_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(5)
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[n, 16] x) => (float[n, 16] y) <float[16, 48] W, float[48, 16] V>
+        { a = MatMul(x, W)  b = Relu(a)  y = MatMul(b, V) }""",
+        {"W": uniform((16, 48), rng), "V": uniform((48, 16), rng)},
+    )
+    counting, left = Counting(), list[int]()
+
+    def measuring(*args: Any) -> float | None:
+        left.append(counting.left)
+        return alone(*args)
+
+    monkeypatch.setattr("onnx_lowrank.ranks.damage.alone", measuring)
+    options: dict[str, Any] = {"ops": ("default", "hidden"), "effort": "quick", "bench": False}
+    data = {"x": uniform((96, 16), rng)}
+    compress(model, keep=0.7, data=data, progress=counting, simplify=False, **options)
+    assert len(left) == 2  # a width is measured at two references
+    assert min(left) > 0
+    assert counting.left == 0
