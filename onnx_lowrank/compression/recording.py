@@ -16,7 +16,6 @@ from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.graph.wishes import Wishes
 from onnx_lowrank.maps.choice import Decision
-from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import (
     Recipe,
     digest_of_layers,
@@ -58,9 +57,9 @@ def carried(settings: Settings) -> Settings:
             )
     _check(recipe.goal, "goal", recipe)
     _check(recipe.settings, "settings", recipe)
-    if fitted and all(getattr(settings, name) is None for name in _SAMPLES):
+    if fitted and _changes(recipe) and not _sampled(settings):
         raise UsageError(
-            f"{recipe.label}: its factors are fitted to samples; expected "
+            f"{recipe.label}: it is of a run that had samples to fit to; expected "
             f"{' or '.join(map(named, _SAMPLES))}"
         )
     for name in ("calibration", "load_stats"):
@@ -95,6 +94,14 @@ def carried(settings: Settings) -> Settings:
     return settings.carrying(recipe, own)
 
 
+def _sampled(settings: Settings) -> bool:
+    return any(getattr(settings, name) is not None for name in _SAMPLES)
+
+
+def _changes(recipe: Recipe) -> bool:
+    return not all(layer.kept for layer in recipe.layers)
+
+
 def _given(option: Option, settings: Settings) -> bool:
     value = getattr(settings, option.name)
     if option.name == "rank_multiple":
@@ -119,7 +126,6 @@ def _check(values: Mapping[str, Any], key: str, recipe: Recipe) -> None:
 
 def recipe_for(
     context: Context,
-    prepared: Prepared,
     decisions: Sequence[Decision],
     goal: Mapping[str, Any] | None = None,
     methods: Mapping[str, bool] | None = None,
@@ -128,7 +134,6 @@ def recipe_for(
 
     Args:
         context: the run.
-        prepared: what the decisions were made on.
         decisions: one for every linear map.
         goal: what led to them; None for that of the settings.
         methods: what was tried without being named, and whether the result has it.
@@ -147,7 +152,8 @@ def recipe_for(
         metric = settings.metric_used
         if metric.kind != "function" and OPTIONS["metric"].given(settings.metric):
             others["metric"] = metric.text  # a function may be in any folder
-        if prepared.calibration is None:
+        # Of samples that nothing was fitted to, the same run is made by the same samples again.
+        if not settings.calibrate or not _sampled(settings):
             others = {k: v for k, v in others.items() if k not in _OF_SAMPLES}
             others["calibrate"] = False
         digest = digest_of_layers(layers, shared)

@@ -342,7 +342,7 @@ class MeanDamage:
     """A mean over samples of `damage_of`.
 
     Attributes:
-        mean: of those that have one; None where none has.
+        mean: of those that have one; None where none has, or one is NaN.
         error: its standard error; None where fewer than two have one, or one is infinite.
     """
 
@@ -353,7 +353,7 @@ class MeanDamage:
 def mean_damage(damages: Iterable[float | None]) -> MeanDamage:
     """The mean over samples of `damage_of`, and how sure it is."""
     known = np.array([damage for damage in damages if damage is not None])
-    if not known.size:
+    if not known.size or np.isnan(known).any():
         return MeanDamage(None)
     sure = len(known) > 1 and bool(np.isfinite(known).all())
     error = float(known.std(ddof=1) / np.sqrt(len(known))) if sure else None

@@ -24,6 +24,8 @@ from onnx_lowrank.runtime.taps import (
 
 __all__ = ["ELEMENTS", "Batches", "batch_size", "joined", "wide"]
 
+# Sums of squares of an output between which losses and their derivatives stay within float32.
+_LEAST, _MOST = 1e-36, 1e36
 
 # Elements of the targets of a batch, about: more rows at once save no time, and derivatives hold
 # several arrays of the size.
@@ -249,6 +251,8 @@ class Batches:
                 energy = float(np.broadcast_to(weight, rows).sum(dtype=np.float64))
             else:
                 energy = float(np.sum(np.square(target, dtype=np.float64) * weight))
+                if energy > 0.0 and not _LEAST < energy < _MOST:
+                    raise DerivativeError(f"the squares of {value!r} leave the range of float32")
             share = self.shares[value] / energy if energy > 0.0 else 0.0
             if value not in heads:
                 inputs[names.target] = target

@@ -21,6 +21,8 @@ Float32 = npt.NDArray[np.float32]
 _FIRST, _SECOND, _EPSILON = 0.9, 0.99, 1e-12
 # Elements at a time, so that all that one step reads and writes of them stays in the cache.
 _BLOCK = 1 << 15
+# Gradients are cut here: squares of more are near the end of float32.
+_MOST = np.float32(2.0**60)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -125,6 +127,8 @@ class Adam:
             for start in range(0, gradient.size, _BLOCK):
                 g = gradient[start : start + _BLOCK]
                 where = slice(part.start + start, part.start + start + g.size)
+                if not max(g.max(), -g.min()) <= _MOST:
+                    g = np.clip(g, -_MOST, _MOST)
                 m, v, work = self._first[where], self._second[where], buffer[: g.size]
                 np.subtract(g, m, out=work)
                 work *= 1.0 - _FIRST

@@ -90,7 +90,7 @@ class Basis:
         for block in row_blocks(*tall.shape):
             projected[block] = engine.product(np.asarray(tall[block], work), vectors)
         # The columns of W V are U Σ: their norms are the singular values.
-        safe = unit(matrix)
+        safe = unit(projected, work)
         scale = np.sqrt(np.linalg.norm(projected * safe if safe != 1.0 else projected, axis=0))
         scale = scale / math.sqrt(safe)
         inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)

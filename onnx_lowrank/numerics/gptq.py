@@ -10,9 +10,14 @@ The inputs with the largest mean square are first, when most rows can still comp
 scales are those of the plain matrix, so that the blocks stay blocks in the file (“static groups”).
 Codes and scales are then found again given all others (`onnx_lowrank.numerics.code_descent`), which
 takes another 8 to 40 % off the error of weights of 4 bits.
+
+All of it is in float32.  Neither the scale of C nor that of a column of W changes the codes: both
+are brought near 1 by powers of two where squares could leave the range of float32.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +27,7 @@ from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks, levels, round_blocks
 from onnx_lowrank.numerics.code_descent import descended
 from onnx_lowrank.numerics.moments import Moments
+from onnx_lowrank.numerics.spectrum import unit
 
 __all__ = ["Inverse", "gptq"]
 
@@ -31,6 +37,9 @@ Float64 = npt.NDArray[np.float64]
 _DAMPING = 0.01
 # Rows after which their errors are spread over all later rows in one product.
 _PANEL = 128
+# Columns whose largest magnitude is between 2**-30 and 2**30 stay as they are; then a scale below
+# 2**-60, of a block that counts nothing beside its column, is that.
+_SAFE_EXPONENT, _LEAST_SCALE = 30, np.float32(2.0**-60)
 
 
 class Inverse:
@@ -41,12 +50,14 @@ class Inverse:
         order: of the rows, those with the largest weight first.
         upper: U with ``C⁻¹ = Uᵀ U`` in that order; None where every row is on its own: only the
             diagonal of C is kept, or it is 0.
-        second: C.
+        second: C, times a power of two where it is far from 1.
         damping: what is added to its diagonal.
     """
 
     def __init__(self, moments: Moments) -> None:
-        self.second = second = moments.second
+        known = moments.second if moments.diagonal else np.diagonal(moments.second)
+        size = unit(known, np.float32)
+        self.second = second = moments.second if size == 1.0 else moments.second * size
         self.damping = 0.0
         self.weights = np.maximum(second if moments.diagonal else np.diagonal(second), 0.0)
         self.order = np.argsort(-self.weights, kind="stable")
@@ -81,9 +92,29 @@ def gptq(
     """
     known = moments if isinstance(moments, Inverse) else Inverse(moments)
     grid = round_blocks(matrix, bits, block, weights=known.weights, symmetric=symmetric, one=one)
-    order, upper = known.order, known.upper
-    if upper is None:
+    if known.upper is None:
         return grid
+    sizes = _sizes(matrix, one)
+    if grid.scales.dtype == np.float16 or (sizes == 1.0).all():
+        return _compensated(matrix, known, known.upper, grid, one)
+    scales = np.maximum((grid.scales * sizes).astype(np.float32), _LEAST_SCALE)
+    near = np.asarray(matrix, np.float64) * sizes
+    found = _compensated(near, known, known.upper, replace(grid, scales=scales), one)
+    return replace(found, scales=(found.scales / sizes).astype(np.float32))
+
+
+def _sizes(matrix: Array, one: bool) -> Float64:
+    """A power of two for each column, which brings it near 1; 1 where it is not far from that."""
+    most = np.maximum(matrix.max(axis=0), -matrix.min(axis=0)).astype(np.float64)
+    exponents = np.frexp(np.full_like(most, most.max()) if one else most)[1]
+    return np.ldexp(1.0, np.where(np.abs(exponents) > _SAFE_EXPONENT, -exponents, 0))
+
+
+def _compensated(
+    matrix: Array, known: Inverse, upper: npt.NDArray[np.float32], grid: Blocks, one: bool
+) -> Blocks:
+    """Codes for given scales, each rounded for what those before it are off; then found again."""
+    bits, symmetric, order = grid.bits, grid.zeros is None, known.order
     rest = np.asarray(matrix, np.float64)[order].astype(np.float32)
     scales = grid.scales.astype(np.float32)[order // grid.block]
     zeros = None if grid.zeros is None else grid.zeros.astype(np.float32)[order // grid.block]

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.fisher import PLAIN, Fisher
 from onnx_lowrank.numerics.moments import Moments
+from onnx_lowrank.numerics.spectrum import unit
 
 __all__ = ["Regression"]
 
@@ -63,6 +64,8 @@ class Regression:
         y = np.concatenate([part for _, part in self._waiting], dtype=np.float32)
         y = self.fisher.into(y, np.float32)
         self._waiting, self._count = [], 0
+        if unit(x, np.float32) != 1.0 or unit(y, np.float32) != 1.0:  # squares beyond float32
+            x, y = x.astype(np.float64), y.astype(np.float64)
         self._xx += x.T @ x
         self._xy += x.T @ y
         self._x += x.sum(axis=0, dtype=np.float64)

@@ -35,6 +35,8 @@ _PASSES = 5
 _SETTLED = 1e-3
 # Lost energy, as a share of the total, that float32 tells from rounding.
 _LEAST = 1e-4
+# Energies above it are beyond products in float32.
+_LARGEST = 1e36
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +67,8 @@ def sketch(
 
     Returns:
         at least the components that are needed; None where these are too many, lose too little
-        to be told from rounding, or are not settled soon, and where W is small, in float64, or not
-        finite.
+        to be told from rounding, or are not settled soon, and where W is small, in float64, not
+        finite, or above 1e18.
     """
     if matrix.dtype == np.float64 or min(matrix.shape) < _SMALL:
         return None
@@ -75,7 +77,7 @@ def sketch(
     if start > widest:
         return None
     total = squared_norm(matrix)
-    if not 0.0 < total < np.inf:
+    if not 0.0 < total < _LARGEST:
         return None
     transposed = matrix.shape[0] < matrix.shape[1]
     tall = np.asarray(matrix.T if transposed else matrix, np.float32)

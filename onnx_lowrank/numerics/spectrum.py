@@ -25,8 +25,8 @@ _SUMMED = 1 << 10
 # Rows whose products are added up in float32 by one call.
 _ADDED = 1 << 10
 
-# Sums of squares of numbers up to 2**300 stay far within float64.
-_SAFE_EXPONENT = 300
+# Sums of squares of numbers up to a power of two that stay far within a type.
+_SAFE_EXPONENTS = {np.dtype(np.float64): 300, np.dtype(np.float32): 30}
 
 
 def row_blocks(rows: int, columns: int) -> list[slice]:
@@ -87,12 +87,20 @@ def squared_norm(matrix: npt.NDArray[Any]) -> float:
     return total
 
 
-def unit(stack: npt.NDArray[Any]) -> float:
+def unit(stack: npt.NDArray[Any], dtype: npt.DTypeLike = np.float64) -> float:
     """A power of two by which a stack is multiplied so that its squares can be summed.
 
-    1 but for float64 weights of more than 1e90 or less than 1e-90.
+    Args:
+        stack: finite numbers.
+        dtype: what they are summed in, float64 or float32.
+
+    Returns:
+        1 but for numbers of more than 1e90 or less than 1e-90; in float32 1e9 and 1e-9.
     """
-    if stack.dtype != np.float64 or stack.size == 0:
+    work = np.dtype(dtype)
+    if stack.size == 0 or (work == np.float64 and stack.dtype != np.float64):
         return 1.0
     exponent = math.frexp(max(float(stack.max()), -float(stack.min())))[1]
-    return 1.0 if abs(exponent) <= _SAFE_EXPONENT else math.ldexp(1.0, min(-exponent, 1000))
+    if abs(exponent) <= _SAFE_EXPONENTS[work]:
+        return 1.0
+    return math.ldexp(1.0, min(-exponent, 1000 if work == np.float64 else 126))

@@ -12,6 +12,7 @@ import onnx.helper
 import onnx.numpy_helper
 import pytest
 
+from onnx_lowrank import InputError, compress
 from tests.helpers.models import all_node_protos, known_rank, parse, run_ort, uniform
 from tests.helpers.untouched import RANK, D, assert_untouched, outcome, rich
 
@@ -155,3 +156,64 @@ def test_tensors_of_every_type_and_way_of_storing(rng: np.random.Generator, tmp_
         model.graph.initializer.append(tensor)
     after = outcome(model, tmp_path, saved=True)
     assert_untouched(model, after, ["fc"], ["W"])
+
+
+# --- numbers near the ends of float32
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"energy": 1.0, "weights": "4"},
+        {"keep": 0.5, "weights": "8", "refit": True, "effort": "quick"},
+        {"keep": 0.5, "effort": "quick"},
+    ],
+    ids=["4 bits", "8 bits", "pairs"],
+)
+@pytest.mark.parametrize(("weight", "inputs"), [(1e37, 1.0), (1e7, 1e28)])
+def test_weights_and_inputs_whose_squares_are_beyond_float32(
+    weight: float, inputs: float, options: dict[str, Any], rng: np.random.Generator
+) -> None:
+    """As near to the original as the same model of ordinary numbers, and no warning of numpy."""
+    first, second = (known_rank(D, D, D, rng) / 8 for _ in range(2))
+    plain = parse(
+        f"""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N, {D}] x) => (float[N, {D}] y) {{
+            h = MatMul(x, W)
+            t = Relu(h)
+            y = MatMul(t, V)
+        }}""",
+        {"W": first, "V": second},
+    )
+    far = onnx.ModelProto()
+    far.CopyFrom(plain)
+    for tensor, scale in zip(far.graph.initializer, (inputs, weight), strict=True):
+        array = onnx.numpy_helper.to_array(tensor) * np.float32(scale)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    data = [{"x": uniform((1, D), rng)} for _ in range(80)]
+    reports = [
+        compress(model, data=data, bench=False, simplify=False, **options).report
+        for model in (plain, far)
+    ]
+    lost = [report.check.providers[0].outputs[0].relative_l2 for report in reports if report.check]
+    assert lost[0] is not None
+    assert lost[1] is not None
+    # Without what the outputs feel, which has no number here, other ranks may be chosen.
+    assert lost[1] <= 1.5 * lost[0] + 1e-3
+    for report in reports:
+        if report.goal is not None:
+            assert np.isfinite(report.goal.predicted_damage or 0.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_outputs_whose_squares_are_beyond_float32_are_not_healed(rng: np.random.Generator) -> None:
+    """No error of them is called 0."""
+    model = parse(
+        f"""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N, {D}] x) => (float[N, {D}] y) {{ y = MatMul(x, W) }}""",
+        {"W": known_rank(D, D, D, rng) * np.float32(1e30)},
+    )
+    data = [{"x": uniform((1, D), rng)} for _ in range(40)]
+    with pytest.raises(InputError, match=r"heal=…: the squares of 'y' leave the range of float32"):
+        compress(model, data=data, rank=4, heal=3, bench=False, simplify=False)

@@ -146,7 +146,7 @@ def test_a_recipe_of_samples_asks_for_them(folder: Path, tmp_path: Path) -> None
         folder / "in.onnx", data=data, rank=9, simplify=False, bench=False, effort="quick",
         save_stats=tmp_path / "s.npz",
     )  # fmt: skip
-    with pytest.raises(UsageError, match="fitted to samples"):
+    with pytest.raises(UsageError, match="samples to fit to"):
         compress(folder / "in.onnx", recipe=first.recipe)
     again = compress(
         folder / "in.onnx", recipe=first.recipe, load_stats=tmp_path / "s.npz", bench=False
@@ -157,6 +157,24 @@ def test_a_recipe_of_samples_asks_for_them(folder: Path, tmp_path: Path) -> None
     plain = factored(folder / "in.onnx", rank=9).recipe
     with pytest.raises(UsageError, match="to the weights alone"):
         compress(folder / "in.onnx", recipe=plain, calibration=data)
+
+
+def test_a_run_that_had_nothing_to_fit_is_made_again_by_the_same_options(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Every rank is too large to gain anything; then samples have no part in the model."""
+    options: dict[str, Any] = {
+        "calibration": folder / "data.npz", "simplify": False, "bench": False,
+    }  # fmt: skip
+    first = compress(folder / "in.onnx", rank=64, refit=True, **options)
+    assert first.report.calibration is None
+    assert not any(layer.rank for layer in first.report.layers)
+    del options["simplify"]
+    again = compress(folder / "in.onnx", recipe=first.recipe, **options)
+    first.save(tmp_path / "1.onnx")
+    again.save(tmp_path / "2.onnx")
+    assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
+    assert again.recipe == first.recipe
 
 
 def test_a_dry_run_writes_the_recipe(folder: Path, tmp_path: Path) -> None:

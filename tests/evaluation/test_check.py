@@ -225,6 +225,7 @@ def test_the_damage_is_told_as_the_caller_says() -> None:
 def test_a_mean_damage_knows_how_sure_it_is() -> None:
     assert mean_damage([None, None]) == MeanDamage(None)
     assert mean_damage([None, 2.0]) == MeanDamage(2.0)
+    assert mean_damage([1.0, float("nan")]) == MeanDamage(None)
     assert mean_damage([1.0, float("inf")]) == MeanDamage(float("inf"))
     found = mean_damage([1.0, None, 2.0, 6.0])
     assert found.mean == 3.0

@@ -234,6 +234,41 @@ def test_gptq_with_singular_moments(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(gptq(matrix, nothing, 4, 32).codes, plain.codes)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("one", [True, False])
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e20, 1e37])
+def test_gptq_does_not_depend_on_the_scale(
+    scale: float, one: bool, rng: np.random.Generator
+) -> None:
+    """Neither of the weight nor of the inputs, though squares leave the range of float32."""
+    matrix = rng.standard_normal((96, 20)).astype(np.float32)
+    own = moments_of(correlated(rng, 2000, 96))
+    lost = felt_error(matrix - gptq(matrix, own, 4, 32, one=one).values(), own)
+    large = (matrix.astype(np.float64) * scale).astype(np.float32)
+    found = gptq(large, own, 4, 32, one=one).values().astype(np.float64)
+    assert felt_error(matrix - found / scale, own) < 1.05 * lost
+    far = Moments(own.second * scale**2, own.mean * scale, own.rows)
+    found = gptq(matrix, far, 4, 32, one=one).values()
+    assert felt_error(matrix - found, own) < 1.05 * lost
+
+
+@pytest.mark.filterwarnings("error")
+def test_gptq_of_columns_that_are_far_apart(rng: np.random.Generator) -> None:
+    matrix = rng.standard_normal((96, 20)).astype(np.float32)
+    own = moments_of(correlated(rng, 2000, 96))
+    sizes = np.repeat([1e30, 1.0, 1e-25, 0.0], 5)
+    far = (matrix * sizes).astype(np.float32)
+    far[:32, 0] = 1e-10  # a block that counts nothing beside its column
+    found = gptq(far, own, 4, 32).values().astype(np.float64)
+    plain = gptq(matrix, own, 4, 32).values()
+    for column in range(1, 15):
+        off = matrix[:, [column]] - found[:, [column]] / sizes[column]
+        before = felt_error(matrix[:, [column]] - plain[:, [column]], own)
+        assert felt_error(off, own) < 1.3 * before
+    assert not found[:, 15:].any()
+    assert np.abs(found[:32, 0]).max() < 1e-12 * 1e30
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_correction_takes_what_the_outputs_feel(known: bool, rng: np.random.Generator) -> None:
     matrix, own = rng.standard_normal((120, 60)), moments_of(correlated(rng, 2000, 120))

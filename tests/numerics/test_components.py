@@ -287,3 +287,19 @@ def test_components_of_an_empty_matrix() -> None:
     found = Components(np.zeros((0, 4), np.float32))
     assert found.squares.shape == (0,)
     assert found.memory == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (600, 520)])
+@pytest.mark.parametrize("scale", [1e-33, 1e18, 1e25, 1e36])
+def test_weights_whose_squares_are_beyond_float32(
+    scale: float, shape: tuple[int, int], rng: np.random.Generator
+) -> None:
+    values = 0.9 ** np.arange(30.0)
+    left = np.linalg.qr(rng.standard_normal((shape[0], 30)))[0]
+    right = np.linalg.qr(rng.standard_normal((shape[1], 30)))[0]
+    matrix = ((left * (values * scale)) @ right.T).astype(np.float32)
+    first, second = fitted_pair(matrix[None], None, 8, np.float32)
+    off = matrix - first[0].astype(np.float64) @ second[0].astype(np.float64)
+    best = float(np.linalg.norm(values[8:])) * scale
+    assert np.linalg.norm(off) == pytest.approx(best, rel=0.01)
