@@ -66,14 +66,19 @@ def test_steps_give_what_the_whole_gives(exported: dict[bool, Path]) -> None:
     assert names[:3] == ["input_ids", "attention_mask", "past_key_values.0.key"]
 
 
-@pytest.fixture(scope="module")
-def mixed(exported: dict[bool, Path]) -> list[Feed]:
-    """First steps of 9 tokens, and each of the two that follow."""
+def texts(path: Path, count: int, first: int) -> list[Feed]:
+    """First steps of so many tokens, and each of the two that follow."""
     rng = np.random.default_rng(1)
     found = []
-    for _ in range(20):
-        found += steps(exported[True], rng.integers(0, SIZES.words, (1, 11)), [9, 1, 1])[0]
+    for _ in range(count):
+        ids = rng.integers(0, SIZES.words, (1, first + 2))
+        found += steps(path, ids, [first, 1, 1])[0]
     return found
+
+
+@pytest.fixture(scope="module")
+def mixed(exported: dict[bool, Path]) -> list[Feed]:
+    return texts(exported[True], 20, 9)
 
 
 def compressed(path: Path, feeds: list[Feed], **more: Any) -> Result:
@@ -93,19 +98,20 @@ def drift(before: Path, after: Result, lengths: list[int]) -> float:
     return float(np.mean(found))
 
 
-@pytest.mark.parametrize("metric", [None, "kl"])
+# Enough for healing to gain: of fewer the fit leaves it nothing that holds for others.
+@pytest.mark.parametrize(("metric", "count", "first"), [(None, 40, 24), ("kl", 60, 9)])
 def test_first_and_later_steps_end_to_end(
-    exported: dict[bool, Path], mixed: list[Feed], metric: str | None
+    exported: dict[bool, Path], metric: str | None, count: int, first: int
 ) -> None:
-    result = compressed(exported[True], mixed, metric=metric, fisher=True, refit=True, heal=16)
+    feeds = texts(exported[True], count, first)
+    result = compressed(exported[True], feeds, metric=metric, fisher=True, refit=True, heal=24)
     report = result.report
     assert any(layer.rank is not None for layer in report.layers)
     assert report.calibration is not None
     assert not report.calibration.missing
     assert report.healing is not None
-    # The start was fitted to the few samples that judge, so that it may stay the best.
-    assert report.healing.steps == 16
-    assert report.healing.error_after <= report.healing.error_before
+    assert report.healing.best_step > 0
+    assert report.healing.error_after < 0.995 * report.healing.error_before
     assert report.check is not None
     assert len(report.check.providers[0].outputs) == 5
     assert not [note for note in report.notes if "without" in note and "Fisher" in note]
@@ -116,7 +122,7 @@ def test_first_and_later_steps_end_to_end(
     assert [v.name for v in result.model.graph.inputs] == [
         v.name for v in ir.load(exported[True]).graph.inputs
     ]
-    blind = compressed(exported[True], mixed, uniform=True, calibrate=False)
+    blind = compressed(exported[True], feeds, uniform=True, calibrate=False)
     apart = [drift(exported[True], own, [5, 1, 1]) for own in (result, blind)]
     assert apart[0] < 0.75 * apart[1], apart
 
