@@ -132,6 +132,22 @@ def test_tests_mirror_the_packages() -> None:
     assert loose <= {"test_house.py"}, "a test lies in the folder of the package that it tests"
 
 
+def test_what_tests_share_is_among_the_helpers() -> None:
+    """No test module is imported: pytest rewrites it, and whoever changes it thinks it his own."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                targets = [node.module or "", *(alias.name for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            else:
+                continue
+            if any(re.search(r"(^|\.)test_\w+$", target) for target in targets):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not wrong, "\n".join(wrong)
+
+
 def is_private(name: str) -> bool:
     """Whether a name is one module's own; ``__dunder__`` names are Python's."""
     return name.startswith("_") and not name.endswith("__") and name.strip("_") != ""

@@ -12,7 +12,7 @@ from onnx_lowrank import compress
 from onnx_lowrank.compression import coordinates as module
 from onnx_lowrank.compression.effort import FISHER
 from onnx_lowrank.schema.report import EffortStep, Report
-from tests.fitting.test_refit import error, feeds_of
+from tests.helpers.blocks import error, feeds_of
 from tests.helpers.models import parse
 
 PLAIN: dict[str, Any] = {"simplify": False, "bench": False, "rank_multiple": 1}

@@ -18,7 +18,7 @@ from onnx_lowrank.compression.effort import FISHER, REFIT
 from onnx_lowrank.fitting.refit import Refitted
 from onnx_lowrank.ranks.goals import seconds_of
 from onnx_lowrank.schema.report import EffortStep, Report
-from tests.fitting.test_refit import TEXT, error, feeds_of
+from tests.helpers.blocks import error, feeds_of, two_blocks
 from tests.helpers.models import parse
 
 PLAIN: dict[str, Any] = {"simplify": False, "bench": False}
@@ -26,10 +26,7 @@ PLAIN: dict[str, Any] = {"simplify": False, "bench": False}
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    rng = np.random.default_rng(11)
-    shapes = {"w1": (24, 48), "b1": (48,), "w2": (48, 24), "w3": (24, 48), "b4": (24,)}
-    shapes["w4"] = (48, 24)
-    return parse(TEXT, {name: rng.normal(size=s).astype("f4") * 0.3 for name, s in shapes.items()})
+    return two_blocks(np.random.default_rng(11))
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
-from onnx_lowrank.numerics.arrays import Array
 from tests.helpers.cases import (
     RANK,
     Case,
-    Shape,
     attributes,
     check,
     node_protos,
 )
+from tests.helpers.form_cases import CONV, conv, spatial
 from tests.helpers.models import (
     assert_same,
     factored,
@@ -26,90 +22,6 @@ from tests.helpers.models import (
     uniform,
 )
 
-
-def kernel(n: int, channels: int, *sizes: int) -> Callable[[np.random.Generator], Array]:
-    """W[n, channels, sizes…] whose matrix [channels·sizes, n] is of rank 4."""
-
-    def make(rng: np.random.Generator) -> Array:
-        array = known_rank(channels * math.prod(sizes), n, RANK, rng).T
-        return np.ascontiguousarray(array.reshape(n, channels, *sizes))
-
-    return make
-
-
-def spatial(n: int, channels: int, height: int, width: int) -> Callable[..., Array]:
-    """W[n, channels, height, width] whose matrix [channels·height, width·n] is of rank 4."""
-
-    def make(rng: np.random.Generator) -> Array:
-        array = known_rank(channels * height, width * n, RANK, rng)
-        array = array.reshape(channels, height, width, n).transpose(3, 0, 1, 2)
-        return np.ascontiguousarray(array)
-
-    return make
-
-
-def conv(
-    settings: str,
-    x: Shape,
-    y: tuple[int, ...],
-    sizes: tuple[int, ...],
-    *,
-    form: str = "conv",
-    bias: bool = True,
-    reference: bool = True,
-) -> Case:
-    channels, n = x[1], y[1]
-    assert isinstance(channels, int)
-    if form == "conv":
-        weight, shape = kernel(n, channels, *sizes), (channels * math.prod(sizes), n)
-    else:
-        height, width = sizes
-        weight, shape = spatial(n, channels, height, width), (channels * height, width * n)
-    return Case(
-        f"y = Conv {f'<{settings}>' if settings else ''} (x, W{', b' if bias else ''})",
-        x,
-        y,
-        weight,
-        ("Conv", "Conv"),
-        form,
-        shape,
-        math.prod(y) * channels * math.prod(sizes),
-        more={"b": (n,)} if bias else {},
-        arguments=("conv",),
-        reference=reference,
-    )
-
-
-CONV = {
-    "1×1": conv("", (2, 16, 5, 6), (2, 12, 5, 6), (1, 1)),
-    "1×1, no bias": conv("", (2, 16, 5, 6), (2, 12, 5, 6), (1, 1), bias=False),
-    "1×1, stride": conv("strides = [2, 3]", (1, 16, 5, 7), (1, 12, 3, 3), (1, 1)),
-    "1×1, pads": conv("pads = [1, 0, 2, 1]", (1, 16, 5, 6), (1, 12, 8, 7), (1, 1)),
-    "1×1, written out": conv(
-        'kernel_shape = [1, 1], group = 1, auto_pad = "NOTSET", dilations = [1, 1]',
-        (1, 16, 5, 6),
-        (1, 12, 5, 6),
-        (1, 1),
-    ),
-    "1-D": conv("pads = [1, 2], strides = [2]", (2, 16, 9), (2, 12, 5), (3,)),
-    "1-D, dilated": conv("dilations = [3]", (2, 16, 9), (2, 12, 3), (3,)),
-    "3-D": conv("pads = [1, 0, 0, 0, 1, 0]", (1, 16, 3, 4, 4), (1, 12, 2, 3, 4), (3, 3, 1)),
-    "k×1": conv("", (1, 16, 5, 6), (1, 12, 3, 6), (3, 1)),
-    "1×k": conv("", (1, 16, 5, 6), (1, 12, 5, 4), (1, 3)),
-    # The channels' pair of 3×3 has RANK·(9·4 + 64) numbers, the spatial one RANK·(12 + 192).
-    "3×3": conv("", (1, 4, 7, 8), (1, 64, 5, 6), (3, 3)),
-    "3×3, pads": conv("pads = [0, 2, 1, 1]", (1, 4, 7, 8), (1, 64, 6, 9), (3, 3)),
-    "3×3, strides": conv("strides = [2, 1]", (1, 4, 7, 8), (1, 64, 3, 6), (3, 3)),
-    "3×3, dilations": conv("dilations = [2, 3]", (1, 4, 7, 8), (1, 64, 3, 2), (3, 3)),
-    "3×3, same, upper": conv(
-        'auto_pad = "SAME_UPPER", strides = [2, 2]', (1, 4, 7, 8), (1, 64, 4, 4), (3, 3)
-    ),
-    "3×3, same, lower": conv(
-        'auto_pad = "SAME_LOWER", strides = [2, 2]', (1, 4, 7, 8), (1, 64, 4, 4), (3, 3)
-    ),
-    "2×4, same, lower": conv('auto_pad = "SAME_LOWER"', (1, 4, 7, 8), (1, 64, 7, 8), (2, 4)),
-    "3×3, valid": conv('auto_pad = "VALID"', (1, 4, 7, 8), (1, 64, 5, 6), (3, 3)),
-}
 # More channels than outputs, and tall kernels: the spatial pair has fewer numbers.
 SPATIAL = {
     "plain": conv("", (1, 16, 9, 8), (1, 6, 3, 7), (7, 2)),

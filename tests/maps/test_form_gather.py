@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 import onnx
 import onnx.helper
@@ -14,11 +11,11 @@ from onnx_lowrank import Result
 from onnx_lowrank.numerics.arrays import Array
 from tests.helpers.cases import (
     RANK,
-    Case,
     Shape,
     declared,
     node_protos,
 )
+from tests.helpers.form_cases import GATHER, D, V
 from tests.helpers.models import (
     as_proto,
     assert_same,
@@ -30,37 +27,6 @@ from tests.helpers.models import (
     parse,
     uniform,
 )
-
-V, D = 40, 16
-
-
-def embedding(indices: str, y: Shape, *, axis: str = "", feed: Any) -> Case:
-    rows = math.prod(size for size in y[:-1] if isinstance(size, int))
-    return Case(
-        f"z = Gather {axis} (W, i)\n y = Add(z, x)",
-        (1,),
-        y,
-        lambda rng: known_rank(V, D, RANK, rng),
-        ("Gather", "MatMul", "Add"),
-        "gather",
-        (V, D),
-        0 * rows,
-        inputs={"i": indices},
-        outputs={"z": y},
-        feeds={"i": np.array(feed)},
-        arguments=("gather",),
-    )
-
-
-GATHER = {
-    "scalar": embedding("int64", (D,), feed=np.int64(7)),
-    "vector": embedding("int64[5]", (5, D), feed=[0, 39, 3, 3, 12]),
-    "matrix": embedding("int64[2, 3]", (2, 3, D), feed=[[0, 39, 3], [3, 12, 1]]),
-    "int32": embedding("int32[2]", (2, D), feed=np.array([1, 2], np.int32)),
-    "negative indices": embedding("int64[2]", (2, D), feed=[-1, -40]),
-    "axis 0": embedding("int64[2]", (2, D), axis="<axis = 0>", feed=[1, 2]),
-    "axis -2": embedding("int64[2]", (2, D), axis="<axis = -2>", feed=[1, 2]),
-}
 
 
 @pytest.mark.parametrize("name", GATHER)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -15,49 +13,8 @@ from tests.helpers.cases import (
     attributes,
     check,
 )
+from tests.helpers.form_cases import FUSED_MATMUL
 from tests.helpers.models import factored, known_rank, parse
-
-
-def fused_matmul(
-    side: str, *, trans_a: int = 0, trans_b: int = 0, batch: tuple[int, ...] = ()
-) -> Case:
-    m, n, rows = 16, 12, 5
-    left = side == "left"
-    rows_axis = (rows,)
-    turn_x = trans_b if left else trans_a
-    turn_w = trans_a if left else trans_b
-    x = (m, *rows_axis) if left != bool(turn_x) else (*rows_axis, m)
-    y = (n, rows) if left else (rows, n)
-
-    def weight(rng: np.random.Generator) -> Array:
-        array = known_rank(m, n, RANK, rng, batch=batch)
-        return array if left == bool(turn_w) else np.ascontiguousarray(array.swapaxes(-1, -2))
-
-    slices = math.prod(batch)
-    return Case(
-        f"y = com.microsoft.FusedMatMul <alpha = 0.5, transA = {trans_a}, transB = {trans_b}> "
-        f"({'W, x' if left else 'x, W'})",
-        (*batch, *x),
-        (*batch, *y),
-        weight,
-        ("FusedMatMul" if turn_x else "MatMul", "FusedMatMul"),
-        f"fused-matmul-{side}",
-        (m, n),
-        slices * rows * m * n,
-        slices=slices,
-        reference=False,
-    )
-
-
-FUSED_MATMUL = {
-    f"{side}, transA={trans_a}, transB={trans_b}, batch {batch}": fused_matmul(
-        side, trans_a=trans_a, trans_b=trans_b, batch=batch
-    )
-    for side in ("left", "right")
-    for trans_a in (0, 1)
-    for trans_b in (0, 1)
-    for batch in ((), (3,), (2, 3))
-}
 
 
 @pytest.mark.parametrize("name", FUSED_MATMUL)

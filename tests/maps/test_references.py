@@ -12,6 +12,7 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 
+from tests.helpers.form_cases import CONV, EINSUM, FUSED_MATMUL, GATHER, RECURRENT
 from tests.helpers.functions import by_reference
 from tests.helpers.models import (
     as_proto,
@@ -22,12 +23,7 @@ from tests.helpers.models import (
     parse,
     uniform,
 )
-from tests.maps.test_form_conv import CONV
-from tests.maps.test_form_einsum import EINSUM
-from tests.maps.test_form_gather import GATHER
-from tests.maps.test_form_microsoft import FUSED_MATMUL
-from tests.maps.test_form_recurrent import RECURRENT
-from tests.maps.test_forms import GEMM
+from tests.helpers.products import GEMM
 
 RANK = 4
 FORMS: Mapping[str, Any] = {
