@@ -133,6 +133,7 @@ def assemble(
     decisions = decide(prepared.finding, choices)
     if destination is not None and destination.external_data == "never":
         check_embeddable(predicted(prepared, decisions)[1])  # before the work is done
+    constant_inputs = context.settings.constant_inputs
     work = sum(g.matrix.size for g, choice in choices.items() if choice.rank is not None)
     model = prepared.model.clone()
     finding = find_maps(context, model)
@@ -142,14 +143,14 @@ def assemble(
         with context.stages("rewrite", work) as advance:
             if pairs is None:
                 pairs = fit(choices, prepared.statistics, advance, context.crew)
-            known = constant_names(model)
+            known = constant_names(model, constant_inputs)
             errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
         lowered = [own[g] for g, choice in choices.items() if choice.rank and g.heads]
         other = [name for group in lowered for name in narrowed_values(group)]
         heals = more and context.settings.heals and not _dropped(context)
         healing = step = None
         if heals:
-            trained = trainable(model, known, lowered)
+            trained = trainable(model, known, lowered, constant_inputs)
             healing, step = _healed(context, prepared, model, trained, spool, other)
             steps += () if step is None else (step,)
         for note in [text for text in context.notes if text.startswith(_AGAIN)]:
@@ -162,7 +163,7 @@ def assemble(
             nodes = [node for own in corrections for node in own.beside]
             nodes += [node for own in opened.scales.values() for node in own]
             pairs_of = [name for own in corrections for name in own.names]
-            trained = (*pairs_of, *opened.scales, *beside(model, nodes))
+            trained = (*pairs_of, *opened.scales, *beside(model, nodes, constant_inputs))
             again, step = _healed(context, prepared, model, trained, spool, other)
             healing = _both(healing, again)
             steps += () if step is None else (step,)

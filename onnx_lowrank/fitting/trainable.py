@@ -18,13 +18,16 @@ __all__ = ["beside", "constant_names", "trainable"]
 _OWN_BIAS = {"Gemm": 2, "FusedGemm": 2, "Conv": 2, "FusedConv": 2}
 
 
-def constant_names(model: ir.Model) -> frozenset[str]:
-    """Names of the float constants of the main graph."""
-    return frozenset(float_constants(model))
+def constant_names(model: ir.Model, constant_inputs: bool = False) -> frozenset[str]:
+    """Names of the float constants of the main graph; the default values of inputs if they are."""
+    return frozenset(float_constants(model, constant_inputs))
 
 
 def trainable(
-    model: ir.Model, known: Collection[str], lowered: Iterable[Group] = ()
+    model: ir.Model,
+    known: Collection[str],
+    lowered: Iterable[Group] = (),
+    constant_inputs: bool = False,
 ) -> tuple[str, ...]:
     """Names of the factors in the main graph, and of the biases that are added behind them.
 
@@ -32,8 +35,9 @@ def trainable(
         model: a model whose maps are factored.
         known: `constant_names` from before.
         lowered: pairs of maps that kept their names, which have a lower rank between them.
+        constant_inputs: whether default values of inputs are constants, as in `constant_names`.
     """
-    constants = float_constants(model)
+    constants = float_constants(model, constant_inputs)
     resolver = Constants(model)
     factors = {name: value for name, value in constants.items() if name not in known}
     found = dict.fromkeys(factors)
@@ -47,13 +51,15 @@ def trainable(
         node = group.members[0].site.node
         own = dict.fromkeys(narrowed_names(group))
         found |= {name: None for name in own if name in constants}
-        found |= dict.fromkeys(beside(model, [node]))
+        found |= dict.fromkeys(beside(model, [node], constant_inputs))
     return tuple(found)
 
 
-def beside(model: ir.Model, nodes: Iterable[ir.Node]) -> tuple[str, ...]:
+def beside(
+    model: ir.Model, nodes: Iterable[ir.Node], constant_inputs: bool = False
+) -> tuple[str, ...]:
     """Names of the biases of nodes of the main graph, their own and those added behind them."""
-    constants = float_constants(model)
+    constants = float_constants(model, constant_inputs)
     found = (bias for node in nodes for bias in _biases(node))
     return tuple(dict.fromkeys(b.name or "" for b in found if constants.get(b.name or "") is b))
 

@@ -25,9 +25,16 @@ def constant_value(tensor: ir.TensorProtocol) -> ir.Value:
     )
 
 
-def float_constants(model: ir.Model) -> dict[str, ir.Value]:
-    """Float initializers that no caller may override, and outputs of Constant nodes."""
+def float_constants(model: ir.Model, constant_inputs: bool = False) -> dict[str, ir.Value]:
+    """Float initializers that no caller may override, and outputs of Constant nodes.
+
+    Args:
+        model: the model.
+        constant_inputs: whether default values of inputs count as constants, too.
+    """
     found = _floats(model)
+    if constant_inputs:
+        return found
     return {name: value for name, value in found.items() if not value.is_graph_input()}
 
 

@@ -214,3 +214,21 @@ def test_constant_nodes_are_trained_too(tmp_path: Path) -> None:
     healing = result.report.healing
     assert healing is not None
     assert healing.error_after < healing.error_before
+
+
+def test_biases_that_are_default_values_of_inputs_are_trained_too(tmp_path: Path) -> None:
+    """As models before IR 4 have all of their constants."""
+    options: dict[str, Any] = {
+        "rank": 8, "include": ["first"], "min_gain": 0.0, "data": calibration(tmp_path),
+        "samples": 40, "calibration_samples": 360, "bench": False, "threads": 1, "heal": 20,
+    }  # fmt: skip
+    model = perceptron()
+    for tensor in model.graph.initializer:
+        own = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(own)
+    found = compress(model, **options, constant_inputs=True).report.healing
+    plain = compress(perceptron(), **options).report.healing
+    assert found is not None
+    assert plain is not None
+    assert found.trained == plain.trained == 3
+    assert found.error_after == pytest.approx(plain.error_after, rel=1e-3)
