@@ -40,11 +40,10 @@ class _Named(Protocol):
 def print_layers(layers: Sequence[Layer], screen: Screen) -> None:
     """The decision on every layer; where there are too many, on the largest ones."""
     factored = sum(layer.status == "factored" for layer in layers)
-    off = Counter(
-        (layer.form, layer.reason.partition(":")[0])
-        for layer in layers
-        if layer.off and not layer.format
-    )
+    off: dict[tuple[str, str], list[Layer]] = {}
+    for layer in layers:
+        if layer.off and not layer.format:
+            off.setdefault((layer.form, _of_each(layer).partition(": ")[0]), []).append(layer)
     layers = [layer for layer in layers if not layer.off or layer.format]
     kinds = {layer.energy_of for layer in layers}
     what = ", energy and error of the outputs" if factored and kinds != {"weight"} else ""
@@ -67,8 +66,9 @@ def print_layers(layers: Sequence[Layer], screen: Screen) -> None:
     _print_shared(layers, screen)
     for (form, reason), own in left.items():
         screen.line(f"{len(own)} more left dense ({form}): {reason}; --all-rows shows them", "dim")
-    for (form, reason), count in off.items():
-        screen.line(f"{count} more left dense ({form}): {reason}", "dim")
+    for (form, reason), own in off.items():
+        text = reason if len(own) > 1 else own[0].reason.partition(": ")[0]
+        screen.line(f"{len(own)} more left dense ({form}): {text}", "dim")
 
 
 def _left(layers: Sequence[Layer], *, piped: bool) -> dict[tuple[str, str], list[Layer]]:
@@ -83,13 +83,18 @@ def _left(layers: Sequence[Layer], *, piped: bool) -> dict[tuple[str, str], list
     for layer in layers:
         if layer.status == "factored" or layer.format:
             continue
-        reason = layer.reason.removeprefix(_DENSE)
-        of_weight = reason.startswith(f"{layer.weight} ")
-        if of_weight:
-            reason = f"each weight{reason.removeprefix(layer.weight)}"
-        if of_weight or not piped:
-            found.setdefault((layer.form, reason), []).append(layer)
+        reason = _of_each(layer)
+        if reason != layer.reason or not piped:
+            found.setdefault((layer.form, reason.removeprefix(_DENSE)), []).append(layer)
     return {key: own for key, own in found.items() if len(own) >= _MANY}
+
+
+def _of_each(layer: Layer) -> str:
+    """The reason; what is said of the layer's weight is said so that it fits others as well."""
+    own = f"{layer.weight} "
+    if not layer.reason.startswith(own):
+        return layer.reason
+    return f"each weight {layer.reason.removeprefix(own)}"
 
 
 def _grid(rows: Sequence[tuple[Layer, int]], layers: Sequence[Layer], *, piped: bool) -> Grid:

@@ -133,6 +133,20 @@ def test_many_that_are_left_because_of_their_weights_have_one_line(
     assert alone[1].startswith("5 more left dense (quantized)")
 
 
+def test_weights_of_forms_that_are_off_are_told_of_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [dataclasses.replace(row, form="conv", off=True) for row in of_integers(4)]
+    rows[3] = dataclasses.replace(rows[3], form="gather")
+    lines = shown(table(rows), None, monkeypatch)
+    said = "is quantized (MatMulInteger); factor the float model first, then quantize"
+    assert lines == [
+        "0 linear maps, 0 factored",
+        f"3 more left dense (conv): each weight {said}",
+        f"1 more left dense (gather): onnx::MatMul_3 {said}",
+    ]
+
+
 def test_one_reason_of_many_layers_is_one_line_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
