@@ -57,7 +57,7 @@ def carried(settings: Settings) -> Settings:
             )
     _check(recipe.goal, "goal", recipe)
     _check(recipe.settings, "settings", recipe)
-    if fitted and _changes(recipe) and not _sampled(settings):
+    if fitted and _fits(recipe) and not _sampled(settings):
         raise UsageError(
             f"{recipe.label}: it is of a run that had samples to fit to; expected "
             f"{' or '.join(map(named, _SAMPLES))}"
@@ -98,8 +98,12 @@ def _sampled(settings: Settings) -> bool:
     return any(getattr(settings, name) is not None for name in _SAMPLES)
 
 
-def _changes(recipe: Recipe) -> bool:
-    return not all(layer.kept for layer in recipe.layers)
+def _fits(recipe: Recipe) -> bool:
+    """Whether samples may have a part in a layer; integers of a table are of its rows alone."""
+    return any(
+        layer.rank is not None or (layer.format is not None and layer.form != "gather")
+        for layer in recipe.layers
+    )
 
 
 def _given(option: Option, settings: Settings) -> bool:
