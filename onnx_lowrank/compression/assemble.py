@@ -189,7 +189,7 @@ def assemble(
     given = context.settings.data, context.settings.calibration
     if context.settings.heals and context.settings.calibrate and any(s is not None for s in given):
         methods["heal"] = heals
-    recipe = recipe_for(context, decisions, goal, methods)
+    recipe = recipe_for(context, prepared, decisions, goal, methods)
     if _changed(context, decisions):
         write_metadata(model.metadata_props, to_metadata(recipe))
     destination = destination or Destination(folder / "model.onnx")

@@ -16,6 +16,7 @@ from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.evaluation.metrics import Metric
 from onnx_lowrank.graph.wishes import Wishes
 from onnx_lowrank.maps.choice import Decision
+from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import (
     Recipe,
     digest_of_layers,
@@ -29,6 +30,8 @@ __all__ = ["carried", "goal_of", "recipe_for"]
 
 # Where a model is fitted to samples.
 _SAMPLES = ("data", "calibration", "load_stats")
+# What asks for a fit by name; `calibrate=False` excludes it.
+_ASKED = ("calibration", "load_stats", "fisher", "refit", "heal")
 # What decides about the result only where factors are fitted to samples; else it is of the check.
 _OF_SAMPLES = frozenset({"calibration_samples", "judge_at", "mask", "samples", "seed"})
 # What may be given where the recipe does not hold it.
@@ -130,6 +133,7 @@ def _check(values: Mapping[str, Any], key: str, recipe: Recipe) -> None:
 
 def recipe_for(
     context: Context,
+    prepared: Prepared,
     decisions: Sequence[Decision],
     goal: Mapping[str, Any] | None = None,
     methods: Mapping[str, bool] | None = None,
@@ -138,6 +142,7 @@ def recipe_for(
 
     Args:
         context: the run.
+        prepared: what the decisions were made on.
         decisions: one for every linear map.
         goal: what led to them; None for that of the settings.
         methods: what was tried without being named, and whether the result has it.
@@ -156,8 +161,9 @@ def recipe_for(
         metric = settings.metric_used
         if metric.kind != "function" and OPTIONS["metric"].given(settings.metric):
             others["metric"] = metric.text  # a function may be in any folder
-        # Of samples that nothing was fitted to, the same run is made by the same samples again.
-        if not settings.calibrate or not _sampled(settings):
+        # Where nothing was fitted samples are not needed again, but what was named may be.
+        asked = any(getattr(settings, name) for name in _ASKED)
+        if not settings.calibrate or (prepared.calibration is None and not asked):
             others = {k: v for k, v in others.items() if k not in _OF_SAMPLES}
             others["calibrate"] = False
         digest = digest_of_layers(layers, shared)

@@ -120,7 +120,7 @@ class _Run:
             if context.settings.dry_run:
                 report = self._planned(prepared, chosen, plan)
                 taken_back(prepared.model, context.at, context.source.model)
-                recipe = recipe_for(context, decide(prepared.finding, plan.choices))
+                recipe = recipe_for(context, prepared, decide(prepared.finding, plan.choices))
                 self._save(recipe)
                 restore(prepared.model)
                 return Result(prepared.model, report, inputs, recipe)
