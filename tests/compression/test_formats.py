@@ -152,8 +152,7 @@ def test_a_tied_table_is_stored_once(
     rows = {layer.form: layer for layer in result.report.layers if layer.weight == "E"}
     assert len({(row.format, row.bytes_before, row.bytes_after) for row in rows.values()}) == 1
     assert rows["gather"].bytes_after == result_bytes(result, "E.")
-    given: dict[str, Any] = {"calibration": data} if ops else {}
-    again = compress(model, recipe=recipe, bench=False, **given)
+    again = compress(model, recipe=recipe, bench=False, calibration=data)
     assert result_bytes(again, "E.") == result_bytes(result, "E.")
     exact = compress(model, energy=1.0, weights="8", **options)
     assert exact.report.check is not None
