@@ -162,7 +162,7 @@ def recipe_for(
         if metric.kind != "function" and OPTIONS["metric"].given(settings.metric):
             others["metric"] = metric.text  # a function may be in any folder
         # Where nothing was fitted samples are not needed again, but what was named may be.
-        asked = any(getattr(settings, name) for name in _ASKED)
+        asked = any(OPTIONS[name].given(getattr(settings, name)) for name in _ASKED)
         if not settings.calibrate or (prepared.calibration is None and not asked):
             others = {k: v for k, v in others.items() if k not in _OF_SAMPLES}
             others["calibrate"] = False
