@@ -33,8 +33,8 @@ def static_steps(
     Raises:
         InputError: there are no samples, or the model does not run on them.
     """
-    groups = [g for g, own in formats.items() if own.integers is not None and own.integers.static]
-    if not groups:
+    static = {g: form for g, own in formats.items() if (form := own.integers) and form.static}
+    if not static:
         return None
     trial = context.trial
     with context.stages("prepare"):
@@ -56,9 +56,10 @@ def static_steps(
             )
         return probes[0].damage_of(copy)
 
-    nodes = [member.site.node for group in groups for member in group.members]
+    nodes = [member.site.node for group in static for member in group.members]
     with context.stages("ranges", len(samples.feeds)) as advance:
-        steps = chosen_steps(model, nodes, samples.feeds, trial.runner, damage_of, advance)
+        opset = max(form.opset for form in static.values())
+        steps = chosen_steps(model, nodes, samples.feeds, trial.runner, damage_of, advance, opset)
     context.say(f"ranges of inputs and results in 8 bits: by {steps}")
     return steps
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_lowrank.fitting.ranges import METHODS, Method, Ranges
 from onnx_lowrank.fitting.rounding import Postponed
 from onnx_lowrank.graph.names import Names
+from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.emit import Storage
 from onnx_lowrank.maps.format_writer import FormatWriter
@@ -54,6 +55,7 @@ def chosen_steps(
     open_model: OpenModel,
     damage_of: Callable[[ir.Model, Sequence[Feed]], float | None],
     advance: Advance,
+    opset: int,
 ) -> StaticSteps:
     """Steps by each method from every other sample; the others say which method loses least.
 
@@ -64,9 +66,10 @@ def chosen_steps(
         open_model: makes a runner of a model.
         damage_of: damage of a model against this one on samples.
         advance: called with 1 for each sample and each method.
+        opset: what the operators that round need at least; copies of the model are raised to it.
 
     Raises:
-        InputError: a value is not finite, or the model does not run.
+        InputError: a value is not finite, or the model does not run or cannot be raised.
     """
     some = _spread(feeds)
     ranges = Ranges()
@@ -83,6 +86,7 @@ def chosen_steps(
             with Spool() as spool:
                 copy = model.clone()
                 node_of = dict(zip(model.graph, copy.graph, strict=True))
+                raise_opset(copy, opset)
                 writer = StaticWriter(copy.graph, Storage(copy, Names(copy), spool))
                 writer.surround([node_of[node] for node in nodes], ranges.steps(method))
                 damages[method] = damage_of(copy, some[1::2] or some)

@@ -43,8 +43,9 @@ WORKER = Path(__file__).with_name("_onnxsim_worker.py")
 # copies.  Measured on models of 3 to 90 MB.
 _TAKEN, _TAKEN_EACH = 160_000_000, 3.2
 
-# Folding small constants may cost a little; more than this is growth.
-_SLACK_SHARE, _SLACK_BYTES = 0.01, 1 << 16
+# Folding small constants may cost a little; more than this is growth.  In a small model it is a
+# copy of a weight.
+_SLACK_SHARE, _SLACK_BYTES, _SLACK_SMALL = 0.01, 1 << 16, 1 << 12
 
 # These give a linear map another name, or make one of several.  ONNX Runtime fuses a MatMul with
 # its bias by itself, and several maps of one activation share their first factor here.
@@ -146,7 +147,8 @@ def _simplified(
     restore(model, original, origins)
     _name(model, original, origins)
     grown = stored_bytes(model) - weights
-    if grown > _SLACK_SHARE * weights + _SLACK_BYTES:
+    slack = max(min(_SLACK_BYTES, weights // 10), _SLACK_SMALL)
+    if grown > _SLACK_SHARE * weights + slack:
         raise _UndoneError(f"onnxsim made it {grown} bytes larger")
     final = write(model, workspace, "simplified.onnx", "never")[-1]
     complaint = invalid(model)

@@ -115,8 +115,11 @@ def test_chosen_beside_floats_and_ranks(goal: str, weights: str, rng: np.random.
     assert error(again) == error(result)
 
 
-def test_an_older_model_is_raised_where_pairs_are_measured_too(rng: np.random.Generator) -> None:
-    model, samples = three(rng, opset=11), feeds(rng)
+@pytest.mark.parametrize("opset", [8, 11])  # QuantizeLinear is of opset 10
+def test_an_older_model_is_raised_where_pairs_are_measured_too(
+    opset: int, rng: np.random.Generator
+) -> None:
+    model, samples = three(rng, opset=opset), feeds(rng)
     result = compress(
         model,
         calibration=samples,
@@ -129,7 +132,7 @@ def test_an_older_model_is_raised_where_pairs_are_measured_too(rng: np.random.Ge
     )
     assert CHANNELS in formats(result)
     assert error(result) < 0.1
-    assert any(note.startswith("opset 11 was raised to 13") for note in result.report.notes)
+    assert any(note.startswith(f"opset {opset} was raised to 13") for note in result.report.notes)
 
 
 def test_what_is_asked_for_has_to_be_there(rng: np.random.Generator) -> None:

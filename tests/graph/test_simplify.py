@@ -161,6 +161,20 @@ def test_growth_by_folding_is_undone() -> None:
     assert result.report.output.bytes < result.report.input.bytes
 
 
+def test_a_copy_of_a_small_weight_is_growth_too() -> None:
+    """A table that the last product reads as well: onnxsim makes a second one of the Transpose."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (int64[N, 6] ids) => (float[N, 6, 150] y) {
+            x = Gather(table, ids)
+            t = Transpose<perm = [1, 0]>(table)
+            y = MatMul(x, t)
+        }""",
+        {"table": uniform((150, 48), np.random.default_rng(4))},
+    )
+    assert "28800 bytes larger" in undone(run(model))
+
+
 def test_weights_of_integers_are_not_made_floats() -> None:
     model = parse(
         """<ir_version: 8, opset_import: ["" : 17]> g (float[1,8,9] x) => (float[1,32,9] y) {
