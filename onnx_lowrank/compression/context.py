@@ -22,6 +22,7 @@ from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
+from onnx_lowrank.runtime.memory import Watch
 from onnx_lowrank.runtime.pieces import Pieces
 from onnx_lowrank.runtime.session import OrtLog
 
@@ -83,6 +84,11 @@ class Context:
         """By what the input is known again: the hash of its files, or of a model in memory."""
         known = self.source.described.digest
         return f"graph:{fingerprint(self.source.model)}" if known is None else f"sha256:{known}"
+
+    def say_exceeded(self, watch: Watch) -> None:
+        """A note where more memory was held so far than the user's limit allows."""
+        why = watch.exceeded()
+        self.say(None if why is None else f"{named('memory', self.settings.memory)}: {why}")
 
     def say(self, note: str | None) -> None:
         """A note, each once."""

@@ -39,6 +39,7 @@ from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.recipe import Recipe
 from onnx_lowrank.ranks.recipe_file import recipe_text
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
+from onnx_lowrank.runtime.memory import Watch
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 from onnx_lowrank.schema.json_report import File
@@ -90,7 +91,8 @@ def execute(
     place = workplace(settings, source, written)
     with home as folder, with_custom_ops(settings.custom_ops), place as (crew, pieces):
         context = Context(source, settings, folder, stages, log, crew, pieces)
-        found = _Run(context, target, inputs).result()
+        with Watch(context.trial.memory) as watch:
+            found = _Run(context, target, inputs, watch).result()
         if pieces is not None and not settings.dry_run:
             pieces.finished()
         return found
@@ -100,9 +102,14 @@ class _Run:
     """One run; what is the same for every goal is in `Prepared`."""
 
     def __init__(
-        self, context: Context, target: Destination | None, inputs: tuple[Path, ...]
+        self,
+        context: Context,
+        target: Destination | None,
+        inputs: tuple[Path, ...],
+        watch: Watch,
     ) -> None:
         self._context, self._target, self._inputs = context, target, inputs
+        self._watch = watch
         self._before = context.source.described
         self._put_back: tuple[str, ...] = ()
         self._table: CostTable | None = None
@@ -132,6 +139,7 @@ class _Run:
         context.say(nothing_gained(assembled.decisions, fitted=bool(prepared.statistics.fit)))
         check = self._checked(found)
         context.say(beside_int8(context, prepared, found, check))
+        context.say_exceeded(self._watch)
         after = File(None, assembled.bytes, elements(assembled.model))
         report = self._report(
             prepared, chosen, found.plan, after, assembled.decisions, found, check

@@ -41,6 +41,7 @@ from onnx_lowrank.ranks.macs import Macs
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.search import Searching
 from onnx_lowrank.ranks.strategy import Plan, Unreachable
+from onnx_lowrank.runtime.memory import Watch
 from onnx_lowrank.runtime.rehearsal import with_custom_ops
 from onnx_lowrank.runtime.session import OrtLog
 from onnx_lowrank.schema.json_report import tool_name
@@ -218,21 +219,23 @@ def sweep(
     work_in = workplace(settings, source, written)
     with home as folder, with_custom_ops(settings.custom_ops), work_in as (crew, pieces):
         context = Context(source, settings, folder, stages, log or OrtLog(), crew, pieces)
-        prepared = prepare(context)
-        if not context.runs():
-            why = context.trial.unavailable or "neither check nor timing may run it"
-            raise InputError(f"sweep needs a model that runs: {why}")
-        searching, table = searching_for(context, prepared, timed=False)
-        making = _Sweep(context, prepared, judged, places, inputs)
-        stages.plan(MADE, f"point 1 of {len(budgets) + 1}")
-        points, missed = [making.point(1.0, searching.dense("the point without pairs"))], []
-        for number, budget in enumerate(budgets, 2):
-            stages.plan(MADE, f"point {number} of {len(budgets) + 1}")
-            try:
-                plan, last = _planned(searching, budget), number == len(budgets) + 1
-                points.append(making.point(budget.value, plan, beside=last))
-            except Unreachable as error:
-                missed.append(str(error))
+        with Watch(context.trial.memory) as watch:
+            prepared = prepare(context)
+            if not context.runs():
+                why = context.trial.unavailable or "neither check nor timing may run it"
+                raise InputError(f"sweep needs a model that runs: {why}")
+            searching, table = searching_for(context, prepared, timed=False)
+            making = _Sweep(context, prepared, judged, places, inputs)
+            stages.plan(MADE, f"point 1 of {len(budgets) + 1}")
+            points, missed = [making.point(1.0, searching.dense("the point without pairs"))], []
+            for number, budget in enumerate(budgets, 2):
+                stages.plan(MADE, f"point {number} of {len(budgets) + 1}")
+                try:
+                    plan, last = _planned(searching, budget), number == len(budgets) + 1
+                    points.append(making.point(budget.value, plan, beside=last))
+                except Unreachable as error:
+                    missed.append(str(error))
+        context.say_exceeded(watch)
         held = context.trial.samples
         notes = [*context.notes, *context.trial.notes, *(table.notes() if table else ())]
         notes += _by_chance(points)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 from onnx_lowrank.phrases import size
 
-__all__ = ["SHARE", "UNKNOWN", "Memory", "available", "growth", "held"]
+__all__ = ["SHARE", "UNKNOWN", "Memory", "Watch", "available", "growth", "held"]
 
 Answer = TypeVar("Answer")
 
@@ -32,6 +33,8 @@ is measured, what several take at once is only near to its multiple."""
 _DEFAULT = 0.5
 # What is added to a limit that would have been enough: no two runs hold the same.
 _SPARE = 1.1
+# Seconds between two looks at what is held.
+_EVERY = 0.1
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,47 @@ class Memory:
                 f"{size(self.limit)} allowed"
             )
         return f"{text}; expected at least about {size(_enough(own + taken / SHARE + later))}"
+
+
+class Watch:
+    """Looks now and then, while the block runs, whether a limit that the user set is kept.
+
+    Attributes:
+        most: the most bytes that the process was seen to hold; 0 where nothing was looked at.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            memory: the limit; one that nobody set is not watched.
+        """
+        self._memory, self.most = memory, 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="memory", daemon=True)
+
+    def __enter__(self) -> Watch:
+        if self._memory.given:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._memory.given:
+            self._thread.join()
+
+    def exceeded(self) -> str | None:
+        """What is said where more was held so far than the limit allows."""
+        limit = self._memory.limit
+        if limit is None or self.most <= limit:
+            return None
+        return f"was not kept: the program held {size(self.most)} at most, of {size(limit)} allowed"
+
+    def _look(self) -> None:
+        while True:
+            self.most = max(self.most, held() or 0)
+            if self._ended.wait(_EVERY):
+                return
 
 
 def available() -> int | None:

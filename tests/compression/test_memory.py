@@ -22,7 +22,7 @@ from onnx_lowrank.compression import original, trial
 from onnx_lowrank.errors import InputError
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.runtime import memory, opener
-from onnx_lowrank.runtime.memory import held
+from onnx_lowrank.runtime.memory import Memory, held
 from onnx_lowrank.runtime.opener import Opener
 from tests.helpers.models import parse, uniform
 
@@ -187,3 +187,19 @@ def test_sessions_of_large_models_come_and_go(
     assert runs[0][0][0].relative_l2 == pytest.approx(runs[1][0][0].relative_l2, rel=1e-3)
     assert runs[0][1] == 1
     assert runs[1][1] > 1
+
+
+@pytest.mark.parametrize("limit", ["100GB", "1MB"])
+def test_a_limit_that_was_broken_is_told(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Memory, "room", lambda _: 10**9)  # work that guesses too low
+    rng = np.random.default_rng(2)
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 32] x) => (float[N, 32] y) <float[32, 32] W> { y = MatMul(x, W) }""",
+        {"W": uniform((32, 32), rng)},
+    )
+    options: dict[str, Any] = {"bench": False, "simplify": False, "effort": "quick"}
+    result = compress(model, rank=4, data={"x": uniform((64, 32), rng)}, memory=limit, **options)
+    notes = [note for note in result.report.notes if "was not kept" in note]
+    assert len(notes) == (limit == "1MB")
+    assert all("of 1 MB allowed" in note for note in notes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onnx_lowrank.runtime import memory
-from onnx_lowrank.runtime.memory import Memory
+from onnx_lowrank.runtime.memory import Memory, Watch
 
 
 def test_what_is_free_is_a_number_of_bytes() -> None:
@@ -74,3 +75,28 @@ def test_without_a_word_from_the_system_nothing_is_limited(
     monkeypatch.setattr(memory, "held", lambda: None)
     assert Memory.of(None).limit is None
     assert Memory.of(5).room() is None
+
+
+def test_what_is_held_is_watched_only_where_a_limit_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = threading.Event()
+
+    def held() -> int:
+        seen.set()
+        return 3000
+
+    monkeypatch.setattr(memory, "held", held)
+    with Watch(Memory(2000, True)) as watch:
+        assert seen.wait(30)
+    assert watch.exceeded() == "was not kept: the program held 3 kB at most, of 2 kB allowed"
+    with Watch(Memory(4000, True)) as watch:
+        pass
+    assert (watch.most, watch.exceeded()) == (3000, None)
+    with Watch(Memory(2000, False)) as watch:
+        pass
+    assert (watch.most, watch.exceeded()) == (0, None)
+    monkeypatch.setattr(memory, "held", lambda: None)
+    with Watch(Memory(2000, True)) as watch:
+        pass
+    assert watch.exceeded() is None
