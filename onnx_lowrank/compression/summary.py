@@ -11,6 +11,7 @@ from onnx_lowrank.compression.figures import Figures
 from onnx_lowrank.errors import named
 from onnx_lowrank.fitting.rounding import Rounded
 from onnx_lowrank.graph.constant import FLOAT_FIRST
+from onnx_lowrank.graph.constants import requantized
 from onnx_lowrank.graph.scopes import module_of
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.choice import Decision, linear_parameters
@@ -256,11 +257,12 @@ def nothing_gained(decisions: Sequence[Decision], *, fitted: bool) -> str | None
         return None
     if not decisions:
         return "nothing was replaced: the model has no linear map with a constant weight"
-    quantized = sum(FLOAT_FIRST in decision.choice.reason for decision in decisions)
-    if 2 * quantized > len(decisions):
+    quantized = [choice.reason for choice in choices if FLOAT_FIRST in choice.reason]
+    if 2 * len(quantized) > len(decisions):
+        some = any(requantized() in reason for reason in quantized)
         return (
-            f"nothing was replaced: {quantized} of {len(decisions)} linear maps have quantized "
-            f"weights; {FLOAT_FIRST}"
+            f"nothing was replaced: {len(quantized)} of {len(decisions)} linear maps have "
+            f"quantized weights; {requantized() if some else FLOAT_FIRST}"
         )
     off = [decision for decision in decisions if decision.off]
     decisions = [decision for decision in decisions if not decision.off]
