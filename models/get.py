@@ -20,7 +20,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from catalogue import MODELS, Exporter, Model, ModelError, find
+from catalogue import MODELS, find
+from origins import Exporter, Model, ModelError
 from packages import last_line, unpack
 
 __all__ = ["CACHE", "obtain"]

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from catalogue import Debian, Member, ModelError, Npm, Wheel
+from origins import Debian, Member, ModelError, Npm, Wheel
 
 __all__ = ["last_line", "unpack"]
 

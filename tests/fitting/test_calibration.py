@@ -12,57 +12,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnx_lowrank import InputError
-from onnx_lowrank.data.mask import find_mask
 from onnx_lowrank.fitting import passes as module
 from onnx_lowrank.fitting.gather import gather
-from onnx_lowrank.fitting.statistics import Statistics, statistics_of
+from onnx_lowrank.fitting.statistics import statistics_of
 from onnx_lowrank.fitting.streams import streams_of
-from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.spool import Spool
-from onnx_lowrank.maps.find import Group, find
-from onnx_lowrank.maps.forms import all_forms, chosen_forms
-from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.runtime.memory import SHARE, Memory
-from tests.helpers.calibrated import (
-    HEAD,
-    narrow,
-    texts,
-)
+from tests.helpers.calibrated import HEAD, gathered, groups_of, texts
 from tests.helpers.models import (
-    factored,
     parse,
     run_ort,
     uniform,
 )
-
-
-def groups_of(model: ir.Model, ops: tuple[str, ...] = ("all",)) -> tuple[Group, ...]:
-    return find(model, Constants(model, False), all_forms(), chosen_forms(ops)).groups
-
-
-def gathered(
-    proto: onnx.ModelProto,
-    fit: Sequence[Feed],
-    *,
-    held: Sequence[Feed] = (),
-    mask: str | None = None,
-    ops: tuple[str, ...] = ("all",),
-) -> tuple[Statistics, list[list[str]], tuple[Group, ...]]:
-    """Statistics, the outputs of each model that was run, and the groups."""
-    model = ir.from_proto(proto)
-    groups = groups_of(model, ops)
-    opened: list[list[str]] = []
-
-    def open_model(copy: ir.Model) -> Any:
-        made = ir.to_proto(copy)
-        opened.append([output.name for output in made.graph.output])
-        names = {value.name for value in made.graph.input}
-        return lambda feed: run_ort(made, {k: v for k, v in feed.items() if k in names})
-
-    found = gather(model, groups, open_model, fit, held, mask, lambda _: None)
-    return statistics_of(model, groups, found), opened, groups
-
 
 # --- what each form multiplies
 
@@ -356,113 +318,3 @@ def test_progress_adds_up_to_the_samples(
 
     gather(model, groups_of(model), opened, texts(rng, 5), texts(rng, 2), None, advance)
     assert done == [7]
-
-
-# --- masks
-
-
-def fed(**arrays: Any) -> Feed:
-    return {name: np.asarray(array) for name, array in arrays.items()}
-
-
-def test_a_mask_is_found_by_name_and_shape() -> None:
-    ids, ones = np.zeros((2, 3), np.int64), np.ones((2, 3))
-    assert find_mask(fed(ids=ids, attention_mask=ones.astype(np.int64))) == "attention_mask"
-    assert find_mask(fed(ids=ids, mask=ones.astype(np.float32))) == "mask"
-    assert find_mask(fed(ids=ids, input_mask=ones.astype(bool))) == "input_mask"
-    assert find_mask(fed(ids=ids, attention_mask=ones * -1e4)) is None  # added to the scores
-    assert find_mask(fed(ids=ids, attention_mask=np.ones((2, 4)))) is None
-    assert find_mask(fed(ids=ids, attention_mask=np.ones((2, 1, 1, 3)))) is None
-    assert find_mask(fed(attention_mask=ones)) is None
-    assert find_mask(fed(ids=ids, weights=ones)) is None
-
-
-def test_wrong_masks(shared: onnx.ModelProto, rng: np.random.Generator) -> None:
-    feeds = texts(rng, 3)
-    with pytest.raises(InputError, match=r"mask='maks': expected one of .*attention_mask"):
-        gathered(shared, feeds, mask="maks")
-    empty = [{**feed, "attention_mask": 0 * feed["attention_mask"]} for feed in feeds]
-    with pytest.raises(InputError, match="'attention_mask': masks all rows of all 3 samples"):
-        gathered(shared, empty, mask="attention_mask")
-    gathered(shared, [feeds[0], *empty[1:]], mask="attention_mask")
-    shared.graph.input.append(onnx.helper.make_tensor_value_info("s", 1, [7]))
-    more = [{**feed, "s": np.ones(7, np.float32)} for feed in feeds]
-    with pytest.raises(InputError, match=r"mask='s': its shape \[7\] fits no activation"):
-        gathered(shared, more, mask="s")
-
-
-def test_a_mask_that_was_only_found_may_fit_nothing(
-    linear: onnx.ModelProto, rng: np.random.Generator
-) -> None:
-    linear.graph.node[0].input[0] = "turned"
-    turn = onnx.helper.make_node("Transpose", ["x"], ["turned"], perm=[1, 0])
-    linear.graph.node.insert(0, turn)
-    feeds = [
-        {"x": feed["x"].T.copy(), "mask": np.ones((32, 40), np.int64)} for feed in narrow(rng, 4)
-    ]
-    del linear.graph.input[:]
-    for name, kind in (("x", 1), ("mask", 7)):
-        linear.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [32, 40]))
-    factored(linear, rank=3, calibration=feeds)
-    with pytest.raises(InputError, match="fits no activation"):
-        factored(linear, rank=3, calibration=feeds, mask="mask")
-
-
-# --- what is wrong with the activations
-
-
-def test_nan_names_the_layer_and_the_sample(
-    shared: onnx.ModelProto, rng: np.random.Generator
-) -> None:
-    feeds = texts(rng, 3)
-    shared.graph.node[1].name = "query"
-    bad = [feeds[0], {**feeds[1], "x": feeds[1]["x"] * np.nan}]
-    with pytest.raises(InputError, match="the input of 'query' holds NaN or Inf in sample 1"):
-        gathered(shared, bad)
-    with pytest.raises(InputError, match="'query' holds NaN or Inf in held-out sample 1"):
-        gathered(shared, feeds, held=bad)
-
-
-def test_few_rows_are_said(shared: onnx.ModelProto, rng: np.random.Generator) -> None:
-    feed = {"x": uniform((1, 3, 6), rng), "attention_mask": np.ones((1, 3), np.int64)}
-    statistics, _, _ = gathered(shared, [feed])
-    assert any("fewer rows than columns" in note for note in statistics.notes)
-    assert not gathered(shared, texts(rng, 20))[0].notes
-
-
-BRANCHES = f"""{HEAD} g (float[N, 8] x, bool flag) => (float[N, 8] y) {{
-    h = MatMul(x, W)
-    y = If(flag) <
-        then_branch = a () => (float[N, 8] t) {{ t = MatMul(h, Wt) }},
-        else_branch = b () => (float[N, 8] e) {{ e = Identity(h) }}
-    >
-}}"""
-
-
-def test_a_layer_in_a_branch_falls_back(rng: np.random.Generator) -> None:
-    proto = parse(BRANCHES, {"W": uniform((8, 8), rng), "Wt": uniform((8, 8), rng)})
-    feeds = [{"x": uniform((9, 8), rng), "flag": np.array(False)} for _ in range(8)]
-    result = factored(proto, rank=2, rank_multiple=1, calibration=feeds)
-    made = result.report.calibration
-    assert made is not None
-    assert made.layers == 1
-    assert list(made.missing.values()) == ["its activation is inside a subgraph or function"]
-    assert any("fitted to the weight alone" in note for note in result.report.notes)
-    assert all(layer.status == "factored" for layer in result.report.layers)
-
-
-def test_a_layer_that_no_sample_reaches_falls_back(rng: np.random.Generator) -> None:
-    proto = parse(
-        f"""{HEAD} g (float[N, 8] x) => (float[K, 8] y) {{
-            zero = Constant<value = float {{0.0}}>()
-            sums = ReduceSum<keepdims=0>(x, axis)
-            taken = Greater(sums, zero)
-            rows = Compress<axis=0>(x, taken)
-            y = MatMul(rows, W)
-        }}""",
-        {"W": uniform((8, 8), rng), "axis": np.array([1])},
-    )
-    feeds = [{"x": -np.ones((3, 8), np.float32)} for _ in range(4)]
-    result = factored(proto, rank=2, calibration=feeds)
-    assert result.report.calibration is not None
-    assert list(result.report.calibration.missing.values()) == ["no sample reaches it"]

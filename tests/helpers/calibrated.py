@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx
+import onnx_ir as ir
 
+from onnx_lowrank.fitting.gather import gather
+from onnx_lowrank.fitting.statistics import Statistics, statistics_of
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.maps.find import Group, find
+from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Array
-from tests.helpers.models import parse, uniform
+from tests.helpers.models import parse, run_ort, uniform
 
-__all__ = ["HEAD", "Array", "Feed", "attention", "narrow", "single", "texts"]
+__all__ = [
+    "HEAD",
+    "Array",
+    "Feed",
+    "attention",
+    "gathered",
+    "groups_of",
+    "narrow",
+    "single",
+    "texts",
+]
 
 Feed = dict[str, Array]
 
@@ -66,3 +85,31 @@ def narrow(rng: np.random.Generator, count: int, rows: int = 40) -> list[Feed]:
         }
         for _ in range(count)
     ]
+
+
+def groups_of(model: ir.Model, ops: tuple[str, ...] = ("all",)) -> tuple[Group, ...]:
+    """Groups of the linear maps of these forms."""
+    return find(model, Constants(model, False), all_forms(), chosen_forms(ops)).groups
+
+
+def gathered(
+    proto: onnx.ModelProto,
+    fit: Sequence[Feed],
+    *,
+    held: Sequence[Feed] = (),
+    mask: str | None = None,
+    ops: tuple[str, ...] = ("all",),
+) -> tuple[Statistics, list[list[str]], tuple[Group, ...]]:
+    """Statistics, the outputs of each model that was run, and the groups."""
+    model = ir.from_proto(proto)
+    groups = groups_of(model, ops)
+    opened: list[list[str]] = []
+
+    def open_model(copy: ir.Model) -> Any:
+        made = ir.to_proto(copy)
+        opened.append([output.name for output in made.graph.output])
+        names = {value.name for value in made.graph.input}
+        return lambda feed: run_ort(made, {k: v for k, v in feed.items() if k in names})
+
+    found = gather(model, groups, open_model, fit, held, mask, lambda _: None)
+    return statistics_of(model, groups, found), opened, groups

@@ -16,7 +16,7 @@ from tests.helpers.places import ROOT
 sys.path.insert(0, str(ROOT / "models"))
 
 import packages
-from catalogue import Debian, Member, ModelError, Npm
+from origins import Debian, Member, ModelError, Npm
 
 CONTENT = b"a model"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
