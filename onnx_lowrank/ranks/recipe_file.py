@@ -69,6 +69,15 @@ def _layer(layer: RecipeLayer) -> dict[str, Any]:
     return row if layer.format is None else {**row, "format": dataclasses.asdict(layer.format)}
 
 
+def _short_layer(layer: RecipeLayer) -> dict[str, Any]:
+    """The same; of its format only what differs from the default, as these are bytes of a model."""
+    row = _layer(layer)
+    if layer.format is not None:
+        plain = {own.name: own.default for own in dataclasses.fields(Format)}
+        row["format"] = {k: v for k, v in row["format"].items() if v != plain[k]}
+    return row
+
+
 def _shared(own: SharedFirst) -> dict[str, Any]:
     return {"layers": list(own.layers), "scales": list(own.scales)}
 
@@ -79,7 +88,7 @@ def to_metadata(recipe: Recipe) -> dict[str, str]:
     Returns:
         name -> text (see `onnx_lowrank.graph.provenance`).
     """
-    layers = [list(_layer(layer).values()) for layer in recipe.layers if not layer.kept]
+    layers = [list(_short_layer(layer).values()) for layer in recipe.layers if not layer.kept]
     found = {"tool": recipe.tool, "input": recipe.input}
     found["goal"] = _compact(dict(recipe.goal))
     found["settings"] = _compact(dict(recipe.settings))
