@@ -13,7 +13,7 @@ turns, and where it was predicted the damage to the outputs over the damage achi
 the model, ONNX Runtime's dynamic quantization of it, ``--weights auto`` at shares of the bytes of
 linear layers and convolutions, the same with the convolutions as they are (``--linear``), pairs of
 floats at shares of the parameters (``--pairs``), and what is fastest within losses (``--fast``),
-and within sizes of the file too (``--within``).
+and within sizes of the file too (``--within``), and what is nearest within sizes (``--small``).
 The last lines say how small and how fast a model is that reads as well as the original, within one
 standard error, against int8; the exit code is 1 where a bar is missed.  With ``--ops default,conv``
 convolutions may be pairs as well.
@@ -89,8 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--within", type=float, nargs="*", default=(), help="MB at most of what is fastest"
     )
+    parser.add_argument(
+        "--small", type=float, nargs="*", default=(), help="MB at most of what is nearest"
+    )
     parser.add_argument("--held", type=int, default=128, help="images that tell achieved damage")
     parser.add_argument("--effort", default="quick", help="as that of the command")
+    parser.add_argument("--time-limit", help="as that of the command, of each model")
     parser.add_argument("--rounds", type=int, default=60, help="of the timing")
     options = parser.parse_args(arguments)
     unknown = set(options.models) - set(TASKS)
@@ -181,6 +185,7 @@ def formats(
         "simplify": False,
         "heal": options.heal,
         "effort": options.effort,
+        "time_limit": options.time_limit,
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -190,6 +195,7 @@ def formats(
         for index, feed in enumerate(held):
             np.savez(common["data"] / f"{index}.npz", allow_pickle=False, **feed)
         common["samples"] = len(held)
+        common["work"] = folder / "work"  # moments and damages are those of all rows
         files, ratios = {"float": task.model}, dict[str, float]()
         for kind in (QuantType.QInt8, QuantType.QUInt8):
             path = files[f"{_INT8}{kind.name}"] = folder / f"{kind.name}.onnx"
@@ -212,25 +218,25 @@ def formats(
                     ratios |= {} if ratio is None else {f"{title}, {point.keep:g}": ratio}
             for text in (*report.missed, *report.notes):
                 print(text, file=sys.stderr)
+        fast = {"activations": "int8", "threads": 1}
+        wanted: dict[str, dict[str, Any]] = {}
+        for size in options.small:
+            wanted[f"nearest, {size:g} MB"] = {"max_size": round(1e6 * size)}
         for loss in options.fast:
             for most in options.within or (None,):
                 title = f"fast, {loss:g}" if most is None else f"fast, {loss:g}, {most:g} MB"
                 limit = {} if most is None else {"max_size": round(1e6 * most)}
-                wanted: dict[str, Any] = {
-                    "weights": "auto",
-                    "activations": "int8",
-                    "ops": ops,
-                    "threads": 1,
-                }
-                try:
-                    result = compress(task.model, tolerance=loss, **limit, **wanted, **common)
-                except LimitError as error:
-                    print(f"{title}: {error}", file=sys.stderr)
-                    continue
-                files[title] = folder / f"{title}.onnx"
-                result.save(files[title])
-                for text in result.report.notes:
-                    print(text, file=sys.stderr)
+                wanted[title] = {"tolerance": loss, **limit, **fast}
+        for title, goal in wanted.items():
+            try:
+                result = compress(task.model, weights="auto", ops=ops, **goal, **common)
+            except LimitError as error:
+                print(f"{title}: {error}", file=sys.stderr)
+                continue
+            files[title] = folder / f"{title}.onnx"
+            result.save(files[title])
+            for text in result.report.notes:
+                print(text, file=sys.stderr)
         return printed(task, files, ratios, judge, options)
 
 

@@ -239,18 +239,22 @@ class Probe:
             self._known[sample] = found
         return self._known[sample]
 
-    def damage_of(self, model: ir.Model) -> float | None:
-        """The same of another model that gives the same values; it is changed.
+    def damages_of(self, model: ir.Model) -> list[float | None]:
+        """`damages` of all samples, of another model that gives the same values; it is changed.
 
         Args:
             model: the probe's, with other nodes in place of some.
         """
         give_out(model, self.watched.inside)
-        run = self.open_model(model)
-        return mean_damage(
+        run, short = self.open_model(model), self._joining.shortened(self.feeds)
+        return [
             self.watched.damage(self._whole(before), run(feed), feed)
-            for feed, before in zip(self._joining.shortened(self.feeds), self._before, strict=True)
-        ).mean
+            for feed, before in zip(short, self._before, strict=True)
+        ]
+
+    def damage_of(self, model: ir.Model) -> float | None:
+        """Their mean."""
+        return mean_damage(self.damages_of(model)).mean
 
     def _kept(self, feeds: Sequence[Feed]) -> tuple[Values, ...]:
         """What is kept of the values of samples, with the weights as they are."""

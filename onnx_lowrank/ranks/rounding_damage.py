@@ -39,30 +39,24 @@ from onnx_lowrank.fitting.rounded_weights import (
     round_weight,
     shift_by,
 )
-from onnx_lowrank.fitting.rounding import Postponed
 from onnx_lowrank.fitting.spectra import group_memory, largest_first
-from onnx_lowrank.fitting.static import put_static
 from onnx_lowrank.fitting.statistics import Statistics
-from onnx_lowrank.graph.opset import raise_opset
-from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.format_writer import FormatWriter
-from onnx_lowrank.maps.formats import Format, Variant, folded, suited
+from onnx_lowrank.maps.formats import Format, Variant, folded
 from onnx_lowrank.maps.pair import Factors, constants_of
 from onnx_lowrank.maps.tables import table_codes
 from onnx_lowrank.numerics.arrays import Array
-from onnx_lowrank.numerics.blocks import round_blocks
 from onnx_lowrank.numerics.correction import corrected_energies, felt_error
 from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.numerics.fisher import PLAIN
 from onnx_lowrank.numerics.gptq import Inverse
 from onnx_lowrank.numerics.parallel import map_layers
-from onnx_lowrank.numerics.rotation import rotated_first
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom, alone
 from onnx_lowrank.ranks.formats import Formats
 from onnx_lowrank.ranks.probe import Probe
+from onnx_lowrank.ranks.rounded_inputs import lost_by_inputs, lost_inside
 
 __all__ = ["RoundingDamage", "rounding_damages"]
 
@@ -208,9 +202,10 @@ def rounding_damages(
         advance(1)
     pairs_of = ((group, formats[group].pairs) for group in inside)
     ranged = {g: form for g, own in pairs_of for form in own if form is not None and form.integers}
-    blocks = {group: form for group in inputs if (form := formats[group].blocks) is not None}
-    by_inputs = _shared(_lost_by_inputs(blocks, probe), inputs)
-    by_inside = _shared(_lost_inside(ranged, probe), inside)
+    known_blocks = ((group, formats[group].blocks) for group in inputs)
+    blocks = {g: replace(form, block=_BLOCK) for g, form in known_blocks if form is not None}
+    by_inputs = _shared(lost_by_inputs(blocks, probe).mean or 0.0, inputs)
+    by_inside = _shared(lost_inside(ranged, probe), inside)
     return {
         group: replace(
             found[group], inputs=by_inputs.get(group, 0.0), inside=by_inside.get(group, 0.0)
@@ -240,73 +235,6 @@ def _lost_by_range(
     if own.integers is None:
         return 0.0
     return alone(probe, probe.rounds(group), measurements) or _LOST * felt
-
-
-def _lost_inside(formats: Mapping[Group, Format], probe: Probe) -> float:
-    """Damage of rounding what second factors multiply, all layers together, all else aside."""
-    if not formats:
-        return 0.0
-    model = probe.model.clone()
-    node_of = dict(zip(probe.model.graph, model.graph, strict=True))
-    raise_opset(model, max(form.opset for form in formats.values()))
-    constants: dict[str, Array] = {}
-    waiting: list[Postponed] = []
-    with Spool() as spool:
-        writer = FormatWriter(model, spool)
-        for group, form in formats.items():
-            first, second = _turned(group.matrix.numpy()[0])
-            codes = [round_blocks(factor, 8, len(factor)) for factor in (first, second)]
-            nodes = [node_of[member.site.node] for member in group.members]
-            heads = writer.split(nodes, first, second)
-            for own, part in zip((heads, nodes), codes, strict=True):
-                if form.static:
-                    writer.put(own, part.values())
-                    waiting.append(Postponed(own, part, form))
-                else:
-                    writer.put(own, part, form)
-            product = codes[0].values() @ codes[1].values()
-            constants |= constants_of(group, product[None]) | probe.rounds(group)
-        if waiting and probe.static is not None:
-            put_static(model, waiting, probe.static.method, probe.feeds, probe.open_model, spool)
-        together = probe.damage_of(model)
-    apart = probe.damage(constants)
-    return _excess(together, apart)
-
-
-def _excess(together: float | None, apart: float | None) -> float:
-    """By how much one damage is above another; 0 where that is not known."""
-    if together is None or apart is None or not np.isfinite(apart):
-        return 0.0
-    return max(together - apart, 0.0)
-
-
-def _turned(matrix: Array) -> tuple[Array, Array]:
-    """``W[m, n]`` as two exact factors, one of which is a rotation of its smaller side."""
-    m, n = matrix.shape
-    turn = rotated_first(np.eye(min(m, n)))
-    w = np.asarray(matrix, np.float64)
-    first, second = (w @ turn, turn.T) if n <= m else (turn, turn.T @ w)
-    return first.astype(np.float32), np.ascontiguousarray(second, np.float32)
-
-
-def _lost_by_inputs(formats: Mapping[Group, Format], probe: Probe) -> float:
-    """Damage of kernels that round what they multiply, all layers together, weights aside."""
-    if not formats:
-        return 0.0
-    model = probe.model.clone()
-    node_of = dict(zip(probe.model.graph, model.graph, strict=True))
-    raise_opset(model, max(form.opset for form in formats.values()))
-    constants: dict[str, Array] = {}
-    with Spool() as spool:
-        writer = FormatWriter(model, spool)
-        for group, form in formats.items():
-            matrix = group.matrix.numpy()[0]
-            codes = round_blocks(matrix, 8, suited(_BLOCK, len(matrix)))
-            writer.put([node_of[member.site.node] for member in group.members], codes, form)
-            constants |= constants_of(group, codes.values()[None])
-        together = probe.damage_of(model)
-    apart = probe.damage(constants)
-    return _excess(together, apart)
 
 
 def _references(

@@ -6,6 +6,7 @@ session, tells what several layers together do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,7 @@ from onnx_lowrank.ranks.formats import unformatted
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
+from onnx_lowrank.ranks.rounded_inputs import seen_inputs
 from onnx_lowrank.ranks.rounding_damage import rounding_damages
 from onnx_lowrank.ranks.strategy import Plan
 from onnx_lowrank.ranks.together import Together
@@ -185,10 +187,13 @@ class Searching:
                 f"the {len(self.probe.feeds)} samples of the search leave the damage unsure: it is "
                 "predicted on some that factors are fitted to as well, times what these gain there"
             )
-        together = found.mean
+        together, error = found.mean, found.error
         if together:  # 0 is no finding; and the probe's kernels are those of floats
-            together += self.ladders.lost_by_inputs(priced.choices(solution))
-        plan = Plan(settled, together, solution.damage, found.error)
+            choices, estimate = priced.choices(solution), self.ladders.lost_by_inputs
+            inputs = seen_inputs(choices, estimate, together, self.probe)
+            together += inputs.mean or 0.0
+            error = None if error is None else math.hypot(error, inputs.error or 0.0)
+        plan = Plan(settled, together, solution.damage, error)
         # Exactly 0 of pairs that lose something: no sample reaches them.
         return replace(plan, damage=together or None) if plan.changed else plan
 
