@@ -27,6 +27,7 @@ from onnx_lowrank.errors import DerivativeError, InputError, ShortError, named
 from onnx_lowrank.evaluation.inside import taken_back
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.heal import HealPlan, heal
+from onnx_lowrank.fitting.rounded_maps import Width
 from onnx_lowrank.fitting.rounding import Rounded, close_rounding
 from onnx_lowrank.fitting.trainable import beside, constant_names, trainable
 from onnx_lowrank.graph.elements import install
@@ -102,7 +103,8 @@ def predicted(prepared: Prepared, decisions: Iterable[Decision]) -> tuple[int, i
         if decision.choice.format is None:
             size -= int(removed * group.matrix.tensor.dtype.itemsize)
         else:
-            size -= group.matrix.tensor.nbytes - decision.choice.bytes(group)
+            before = sum(own.matrix.tensor.nbytes for own in group.alone)
+            size -= before - decision.choice.bytes(group)
     return parameters, size
 
 
@@ -143,8 +145,8 @@ def assemble(
         with context.stages("rewrite", work) as advance:
             if pairs is None:
                 pairs = fit(choices, prepared.statistics, advance, context.crew)
-            known = constant_names(model, constant_inputs)
-            errors = rewrite(model, ((own[group], pair) for group, pair in pairs), spool)
+            known, widths = constant_names(model, constant_inputs), dict[Group, Width]()
+            errors = rewrite(model, _given(pairs, own, choices, widths), spool)
         lowered = [own[g] for g, choice in choices.items() if choice.rank and g.heads]
         other = [name for group in lowered for name in narrowed_values(group)]
         heals = more and context.settings.heals and not _dropped(context)
@@ -156,7 +158,7 @@ def assemble(
         for note in [text for text in context.notes if text.startswith(_AGAIN)]:
             del context.notes[note]  # of an earlier assembly
         rounded, opened = round_model(
-            context, prepared, model, choices, finding, spool, heals=heals
+            context, prepared, model, choices, finding, spool, heals=heals, widths=widths
         )
         if opened.corrections or opened.scales:
             corrections = opened.corrections.values()
@@ -206,6 +208,19 @@ def assemble(
         rounded=rounded,
         steps=steps,
     )
+
+
+def _given(
+    pairs: Iterable[tuple[Group, Factors]],
+    own: Mapping[Group, Group],
+    choices: Mapping[Group, Choice],
+    widths: dict[Group, Width],
+) -> Iterable[tuple[Group, Factors]]:
+    """The pairs for groups of a copy; what they leave of widths is noted where it is rounded."""
+    for group, pair in pairs:
+        if group.maps and choices[group].format is not None:
+            widths[group] = Width.of(group, pair)
+        yield own[group], pair
 
 
 def _dropped(context: Context) -> bool:

@@ -66,7 +66,12 @@ def calibrated(
     if not groups:
         return Statistics(), Statistics(), None, None, {}
     load = context.settings.load_stats is not None
-    saved, searched = (_loaded(context), None) if load else _gathered(context, model, groups)
+    # Maps around a width are rounded each by itself, on what it reads.
+    rounds = context.settings.quantized.wanted
+    maps = [own for group in groups for own in group.maps if rounds]
+    saved, searched = (
+        (_loaded(context), None) if load else _gathered(context, model, [*groups, *maps])
+    )
     if saved is None:
         if context.settings.fisher:
             context.say("errors are not weighted by Fisher information: there are no samples")
@@ -115,6 +120,13 @@ def calibrated(
     names = {node_name(g.members[0].site.node): why for g, why in found.missing.items()}
     for note in by_reason(names, "fitted to the weight alone"):
         context.say(note)
+    if maps:
+        of_maps = statistics_of(model, maps, saved.gathered)
+        found = _with_maps(found, of_maps, groups)
+        if searched is not None:
+            own, aside = (statistics_of(model, maps, part) for part in searched)
+            of_maps = replace(own, held=aside.fit)
+        search = _with_maps(search, of_maps if searched else replace(of_maps, held={}), groups)
     return (
         found,
         search,
@@ -129,6 +141,15 @@ def calibrated(
         saved,
         methods,
     )
+
+
+def _with_maps(found: Statistics, own: Statistics, groups: Sequence[Group]) -> Statistics:
+    """What is known of groups, and of their maps; what is felt of a group is so of its last map."""
+    felt_of = {
+        group.maps[-1]: found.felt[group] for group in groups if group.maps and group in found.felt
+    }
+    fit, held = {**found.fit, **own.fit}, {**found.held, **own.held}
+    return replace(found, fit=fit, held=held, felt={**found.felt, **felt_of})
 
 
 def _corrects(settings: Settings) -> bool:

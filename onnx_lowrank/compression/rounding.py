@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.errors import named
+from onnx_lowrank.fitting.rounded_maps import Width
 from onnx_lowrank.fitting.rounding import Opened, Rounded, round_weights
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.opset import raise_opset
@@ -39,6 +40,7 @@ def round_model(
     spool: Spool,
     *,
     heals: bool,
+    widths: Mapping[Group, Width],
 ) -> tuple[dict[Group, Rounded], Opened]:
     """Integers in place of the weights and tables with a format, in place.
 
@@ -50,6 +52,7 @@ def round_model(
         finding: the linear maps of the model before it had pairs.
         spool: where the integers wait until they are saved.
         heals: whether healing goes on with scales and with the pairs that correct roundings.
+        widths: what is left of the widths in front of groups that became narrower.
 
     Returns:
         what became of the weights, and what healing goes on with.
@@ -71,6 +74,7 @@ def round_model(
             spool,
             advance,
             heals=heals,
+            widths=widths,
         )
         constants = Constants(model, settings.constant_inputs)
         sites = find_tables(finding, model, constants, settings.selection).sites
@@ -88,10 +92,11 @@ def round_model(
             advance(group.matrix.size)
     for note in _rounded_notes(prepared, stored, rounded):
         context.say(note)
-    blind = [g for g in stored if not _gathers(g) and g not in prepared.statistics.fit]
+    fit = prepared.statistics.fit
+    blind = [g for g in stored if not _gathers(g) and any(own not in fit for own in g.alone)]
     if blind:
         why = "no sample says how"
-        if any(group in prepared.finding.off for group in blind) and prepared.statistics.fit:
+        if any(group in prepared.finding.off for group in blind) and fit:
             why += f", unless {named('ops')} turns their forms on"
         context.say(f"{_NEAREST} in {len(blind)} of {len(stored)} weights: {why}")
     return rounded, opened

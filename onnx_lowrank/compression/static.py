@@ -13,7 +13,7 @@ from onnx_lowrank.fitting.static import StaticSteps, chosen_steps, put_static
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.arrays import Feed
-from onnx_lowrank.ranks.formats import Formats
+from onnx_lowrank.ranks.formats import Formats, by_map
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
 
@@ -33,7 +33,8 @@ def static_steps(
     Raises:
         InputError: there are no samples, or the model does not run on them.
     """
-    static = {g: form for g, own in formats.items() if (form := own.integers) and form.static}
+    each = by_map(formats).items()
+    static = {g: form for g, own in each if (form := own.integers) and form.static}
     if not static:
         return None
     trial = context.trial

@@ -325,7 +325,8 @@ def summed_elsewhere(errand: _Errand) -> _Summed:
     model = ir.from_proto(onnx.load_from_string(errand.model))
     constants = Constants(model, errand.constant_inputs)
     groups = find(model, constants, all_forms(), chosen_forms(errand.ops)).groups
-    streams = streams_by_key(model, groups, errand.keys)
+    each = [own for group in groups for own in dict.fromkeys((group, *group.maps))]
+    streams = streams_by_key(model, each, errand.keys)
     session = open_session(errand.model, threads=errand.threads, planned=False, log=OrtLog())
     wanted = {item.name for item in session.get_inputs()}
 

@@ -9,13 +9,14 @@ the mean of the inputs it corrects that of a rounding too.  A search rounds in t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_lowrank.fitting.rounded_maps import Width, inputs_of
 from onnx_lowrank.fitting.rounded_weights import (
     centre_of,
     moments_of,
@@ -31,7 +32,7 @@ from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.format_writer import Correction, FormatWriter
-from onnx_lowrank.maps.formats import Format
+from onnx_lowrank.maps.formats import SMALLEST, Format
 from onnx_lowrank.maps.pair import shifted
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Blocks
@@ -111,6 +112,7 @@ def round_weights(
     advance: Advance,
     *,
     heals: bool = False,
+    widths: Mapping[Group, Width] | None = None,
 ) -> tuple[dict[Group, Rounded], Opened]:
     """Round the weights of groups with a format.
 
@@ -122,11 +124,12 @@ def round_weights(
         spool: where the integers wait until they are saved.
         advance: called with the number of elements of every group that is done.
         heals: whether healing goes on with scales and with the pairs that correct roundings.
+        widths: what is left of the widths in front of groups that became narrower.
 
     Returns:
         what became of the weights, and what healing goes on with.
     """
-    opened = Opened()
+    opened, widths = Opened(), widths or {}
     writer = _Writer(FormatWriter(model, spool), opened, heals)
     firsts: dict[ir.Node, _First] = {}
     found = {}
@@ -139,17 +142,24 @@ def round_weights(
             statistics.felt.get(group, PLAIN),
         )
         nodes = [member.site.node for member in own[group].members]
+        if group.maps:
+            made, width = [], widths.get(group)
+            for known, now in zip(group.maps, own[group].maps, strict=True):
+                read = inputs_of(statistics, known, width if known is group.maps[-1] else None)
+                alone = [member.site.node for member in now.members]
+                one, shift = _write_map(writer, alone, choice.format, _Inputs(*read, PLAIN))
+                made.append(one)
+                _shift(model, now, shift, spool)
+            found[group] = _together(made)
+            advance(group.matrix.size)
+            continue
         if choice.rank is None:
             found[group], shift, correction = _write_dense(writer, nodes, choice.format, inputs)
             if correction is not None and heals:
                 opened.corrections[group] = correction
         else:
             found[group], shift = _write_pair(writer, nodes, choice.format, inputs, firsts)
-        if shift is not None:
-            bias = own[group].bias
-            assert bias is not None
-            now = elements_of(model, bias.root.name or "")
-            put_elements(bias.root, shifted(now, shift), spool)
+        _shift(model, own[group], shift, spool)
         advance(group.matrix.size)
     return found, opened
 
@@ -230,6 +240,32 @@ class _First:
 
     exact: Array
     values: Array
+
+
+def _shift(model: ir.Model, own: Group, shift: Float64 | None, spool: Spool) -> None:
+    """Add to the bias of a group of the model."""
+    if shift is None:
+        return
+    assert own.bias is not None
+    now = elements_of(model, own.bias.root.name or "")
+    put_elements(own.bias.root, shifted(now, shift), spool)
+
+
+def _together(parts: Sequence[Rounded]) -> Rounded:
+    """Of several maps one behind the other: errors add up as those of different rows do."""
+    error = math.sqrt(sum(part.error**2 for part in parts))
+    return Rounded(sum(part.bytes for part in parts), error)
+
+
+def _write_map(
+    writer: _Writer, nodes: list[ir.Node], form: Format, inputs: _Inputs
+) -> tuple[Rounded, Float64 | None]:
+    """One of the maps around a width; what is narrower than a block stays floats."""
+    weight = writer.formats.weight(nodes[0])
+    if weight.shape[0] < SMALLEST:
+        return Rounded(weight.tensor.nbytes, 0.0), None
+    found, shift, _ = _write_dense(writer, nodes, form, inputs)
+    return found, shift
 
 
 def _write_dense(

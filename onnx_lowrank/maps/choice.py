@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.maps.formats import Format
+from onnx_lowrank.maps.formats import Format, bytes_in
 from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.numerics.ranks import energy_at, energy_rank
 
@@ -116,7 +116,7 @@ class Choice:
             size = int(self.parameters(group) * group.matrix.tensor.dtype.itemsize)
             whole = group.others and self.rank is not None  # the weight stays beside the pair
             return size + (group.matrix.tensor.nbytes if whole else 0)
-        return self.format.bytes(group.shape[1], group.shape[2], self.rank, leads=self.leads)
+        return bytes_in(self.format, group, self.rank, leads=self.leads)
 
 
 @dataclass(frozen=True, eq=False)

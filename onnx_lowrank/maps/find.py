@@ -16,7 +16,7 @@ from onnx_lowrank.graph.references import unresolved
 from onnx_lowrank.graph.walk import all_nodes, node_name, operator
 from onnx_lowrank.maps.chains import chained
 from onnx_lowrank.maps.forms import Form, Refusal, Site
-from onnx_lowrank.maps.forms.inner import Inner, InnerForm
+from onnx_lowrank.maps.forms.inner import Inner, InnerForm, plain_map
 from onnx_lowrank.maps.swapped import swapped
 from onnx_lowrank.numerics.ranks import break_even, largest_rank
 
@@ -80,6 +80,7 @@ class Group:
             Where a width is in front, all maps that make it.
         inner: the width between these maps, where something that is no map is between them; None
             where nothing is.
+        maps: with heads each of the maps by itself, which is stored by itself; the last one last.
     """
 
     members: tuple[Member, ...]
@@ -88,6 +89,12 @@ class Group:
     bias: Constant | None = None
     heads: tuple[Site, ...] = ()
     inner: Inner | None = None
+    maps: tuple[Group, ...] = ()
+
+    @property
+    def alone(self) -> tuple[Group, ...]:
+        """The maps of a width or of a pair that is there already, else the group itself."""
+        return self.maps or (self,)
 
     @property
     def selects(self) -> bool:
@@ -366,14 +373,25 @@ def _groups(
             if node is None or (id(node), index) not in own
         )
         inner, head = inners.get(members[0].site.node), heads.get(members[0].site.node)
+        firsts = inner.firsts if inner is not None else () if head is None else (head,)
         yield Group(
             tuple(members),
             members[0].site.matrix,
             tuple(others),
             _bias(members, constants),
-            inner.firsts if inner is not None else () if head is None else (head,),
+            firsts,
             inner,
+            _maps(firsts, members[0].site.node, constants) if firsts else (),
         )
+
+
+def _maps(firsts: Sequence[Site], last: ir.Node, constants: Constants) -> tuple[Group, ...]:
+    """The maps around a width, each as a plain product by itself; each is the only reader."""
+    found = [plain_map(node, constants) for node in (*(site.node for site in firsts), last)]
+    sites = [site for site in found if site is not None]
+    assert len(sites) == len(found)  # no others have a width between them
+    alone = ([Member(site, False)] for site in sites)
+    return tuple(Group(tuple(own), own[0].site.matrix, (), _bias(own, constants)) for own in alone)
 
 
 def _bias(members: Sequence[Member], constants: Constants) -> Constant | None:

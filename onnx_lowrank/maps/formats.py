@@ -17,7 +17,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnx_lowrank.graph.walk import attribute, float_attribute
+from onnx_lowrank.graph.walk import attribute, float_attribute, node_name
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.folded import FOLDED, PRODUCTS
 from onnx_lowrank.maps.nbits import in_one_node, kernel_block
@@ -30,6 +30,8 @@ __all__ = [
     "Activations",
     "Format",
     "Variant",
+    "block_for",
+    "bytes_in",
     "correctable",
     "first_opset",
     "folded",
@@ -198,6 +200,11 @@ def suited(block: int, rows: int) -> int:
     return block
 
 
+def block_for(block: int, group: Group) -> int:
+    """The block that the format of a group names; each of several maps may have a smaller one."""
+    return block if group.maps else suited(block, group.shape[1])
+
+
 def no_format(group: Group, model: ir.Model) -> str | None:
     """Why the weights of a group stay floats; None where they need not.
 
@@ -205,6 +212,10 @@ def no_format(group: Group, model: ir.Model) -> str | None:
         group: the group.
         model: its model.
     """
+    if group.maps:
+        whys = ((own, no_format(own, model)) for own in group.maps)
+        named = (f"{node_name(o.members[0].site.node)}: {why}" for o, why in whys if why)
+        return next(named, None)
     slices, m, n = group.shape
     for member in group.members:
         site = member.site
@@ -216,8 +227,6 @@ def no_format(group: Group, model: ir.Model) -> str | None:
             return "it is inside a subgraph or function, where weights stay floats"
         if member.transposed:
             return "its weight is also read transposed"
-    if group.heads:
-        return "it is the second map of a pair"
     if slices > 1:
         return "a batch of weights has no number format"
     if group.matrix.dtype is not ir.DataType.FLOAT:
@@ -236,7 +245,7 @@ def no_format(group: Group, model: ir.Model) -> str | None:
 
 def products(group: Group) -> bool:
     """Whether the nodes of a group are ``x @ W`` or a Gemm, which kernels of integers are for."""
-    return group.members[0].site.form.name in PRODUCTS
+    return all(own.members[0].site.form.name in PRODUCTS for own in group.alone)
 
 
 def folded(group: Group) -> bool:
@@ -256,7 +265,7 @@ def first_opset(group: Group, form: Format) -> int:
 
 def correctable(group: Group) -> bool:
     """Whether ``(x·A)·B`` can be added to what the nodes of a group compute."""
-    if folded(group):
+    if folded(group) or group.maps:
         return False
     nodes = [member.site.node for member in group.members]
     plain = (
@@ -267,5 +276,27 @@ def correctable(group: Group) -> bool:
 
 def fusable(group: Group) -> bool:
     """Whether the nodes of a group can be one node each with their codes, MatMulNBits."""
-    nodes = [member.site.node for member in group.members]
-    return not folded(group) and in_one_node(nodes, group.shape[2])
+    return not folded(group) and all(
+        in_one_node([member.site.node for member in own.members], own.shape[2])
+        for own in group.alone
+    )
+
+
+def bytes_in(form: Format, group: Group, rank: int | None = None, *, leads: bool = True) -> int:
+    """Bytes of a group's weights in a format.
+
+    Args:
+        form: the format.
+        group: the group.
+        rank: of its pair, or of the width between its maps; None leaves it as it is.
+        leads: whether the first factor counts.
+    """
+    slices, m, n = group.shape
+    if not group.maps:
+        return form.bytes(m, n, rank, leads=leads)
+    width = slices * (m if rank is None else rank)
+    size = form.bytes(width, n)
+    for first in group.maps[:-1]:
+        _, read, given = first.shape
+        size += form.bytes(read, given // (slices * m) * width)
+    return size

@@ -23,7 +23,7 @@ from onnx_lowrank.maps.forms.inner import Inner
 from onnx_lowrank.maps.pair import Factors, shifted
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["narrow", "narrowed_names", "narrowed_values"]
+__all__ = ["mixed", "narrow", "narrowed_names", "narrowed_values"]
 
 
 def narrow(
@@ -42,11 +42,11 @@ def narrow(
     heads, _, rank = pair.first.shape
     width = heads * rank
     for site in inner.firsts:
-        _put(site, _mixed(site.matrix.numpy()[0], pair.first), spool)
+        _put(site, mixed(site.matrix.numpy()[0], pair.first), spool)
     for constant in inner.constants:
-        mixed = _mixed(constant.numpy(), pair.first)
-        put_elements(constant.root, mixed, spool)
-        constant.root.shape = ir.Shape(mixed.shape)
+        row = mixed(constant.numpy(), pair.first)
+        put_elements(constant.root, row, spool)
+        constant.root.shape = ir.Shape(row.shape)
     _put(group.members[0].site, pair.second.reshape(width, -1), spool)
     if pair.shift is not None:
         assert group.bias is not None
@@ -84,13 +84,18 @@ def narrowed_values(group: Group) -> list[str]:
     return [value.name or "" for node in nodes for value in node.outputs]
 
 
-def _mixed(array: Array, first: Array) -> Array:
-    """``A·S`` along the last axis ``[…, c·e·m]``, which gets c·e·k elements."""
+def mixed(array: Array, first: Array) -> Array:
+    """``A·S`` along the last axis, in the type of A.
+
+    Args:
+        array: ``A[…, c·e·m]``.
+        first: ``S[e, m, k]``; the axis gets c·e·k elements.
+    """
     heads, size, rank = first.shape
     times = array.shape[-1] // (heads * size)
     parts = array.reshape(-1, times, heads, size).astype(np.float64)
-    mixed = np.einsum("lceh,ehk->lcek", parts, first.astype(np.float64))
-    return np.asarray(mixed.reshape(*array.shape[:-1], times * heads * rank), array.dtype)
+    found = np.einsum("lceh,ehk->lcek", parts, first.astype(np.float64))
+    return np.asarray(found.reshape(*array.shape[:-1], times * heads * rank), array.dtype)
 
 
 def _put(site: Site, matrix: Array, spool: Spool) -> None:

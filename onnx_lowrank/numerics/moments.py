@@ -99,6 +99,18 @@ class Moments:
             return self.second[:, None] * exact
         return np.asarray(engine.product(self.second, exact))
 
+    def through(self, matrix: Array) -> Moments:
+        """The moments of ``x·S`` for ``S[m, k]``."""
+        s = np.asarray(matrix, np.float64)
+        centre = None if self.centre is None else self.centre @ s
+        return Moments(s.T @ self.applied(s), self.mean @ s, self.rows, centre)
+
+    def of(self, elements: npt.NDArray[np.intp]) -> Moments:
+        """The moments of some elements of the rows, by their numbers."""
+        one = self.second[elements] if self.diagonal else self.second[np.ix_(elements, elements)]
+        centre = None if self.centre is None else self.centre[elements]
+        return Moments(one, self.mean[elements], self.rows, centre)
+
     def about(self, centre: Float64 | None) -> Moments:
         """The moments of the rows less a centre; None takes nothing off."""
         if centre is None:

@@ -71,9 +71,7 @@ def rounded_second(
     fitted = refitted_second(matrix, first, second, moments)
     if moments is None:
         return round_blocks(fitted, bits, block, symmetric=not zeros, one=one)
-    a = np.asarray(first, np.float64)
-    inner = Moments(a.T @ moments.applied(a), moments.mean @ a, moments.rows)
-    return gptq(fitted, inner, bits, block, symmetric=not zeros, one=one)
+    return gptq(fitted, moments.through(first), bits, block, symmetric=not zeros, one=one)
 
 
 def refitted_second(matrix: Array, first: Array, second: Array, moments: Moments | None) -> Array:

@@ -121,7 +121,8 @@ def file_bytes(group: Group, variant: Variant, leads: bool = True) -> float:
     size = bytes_of(group, variant, leads)
     size += 0 if variant.rank is None or group.heads else _OVERHEAD * nodes
     if form is not None:
-        matrices = (1 if variant.rank is None else 2) + (2 if form.correction else 0)
+        matrices = len(group.maps) or (1 if variant.rank is None else 2)
+        matrices += 2 if form.correction else 0
         own = _OVERHEAD_OF_INTEGERS * nodes if form.integers else _OVERHEAD_OF_FORMAT
         size += _OVERHEAD_OF_TABLE * nodes if form.table else own * matrices
         size += 2 * _OVERHEAD * nodes if form.correction else 0

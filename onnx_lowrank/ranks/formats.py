@@ -16,20 +16,21 @@ from onnx_lowrank.maps.find import Finding, Group
 from onnx_lowrank.maps.formats import (
     SMALLEST,
     Format,
+    block_for,
     correctable,
     first_opset,
     fusable,
     no_format,
     products,
-    suited,
 )
 from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import Tables, table_formats
-from onnx_lowrank.ranks.format_wishes import OPS, FormatWishes
+from onnx_lowrank.ranks.format_wishes import KINDS, OPS, FormatWishes
 
 __all__ = [
     "ONLY_FLOATS",
     "Formats",
+    "by_map",
     "formats_of",
     "formatted",
     "needed_opset",
@@ -138,7 +139,7 @@ def _left(
     selection: Selection,
 ) -> str | None:
     """Why the weights of a group stay floats; None where they need not."""
-    for member in group.members:
+    for member in (member for own in group.alone for member in own.members):
         reason = selection.reason(member.site.node)
         if reason is not None:
             return reason
@@ -151,9 +152,11 @@ def _left(
     if not wanted.blocks and not _multiplies(group):
         return "only MatMul, and Gemm without transA, alpha and beta, multiply integers there"
     known = measured.get(group)
-    finite = known.finite if known is not None else bool(np.isfinite(group.matrix.numpy()).all())
-    if not finite:
-        return f"{group.matrix.name} holds NaN or Inf"
+    for own in group.alone:
+        seen = own is group and known is not None
+        finite = known.finite if seen and known else bool(np.isfinite(own.matrix.numpy()).all())
+        if not finite:
+            return f"{own.matrix.name} holds NaN or Inf"
     return None
 
 
@@ -163,7 +166,7 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
     dense: list[Format | None] = []
     pairs: list[Format | None] = []
     fused = wanted.fused and fusable(group)
-    for kind in wanted.kinds_of(group.matrix.name):
+    for kind in _kinds(group, wanted):
         if kind == "fp32":
             dense.append(None)
             pairs.append(None)
@@ -177,10 +180,10 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
         # little.
         zeros = kind == "4"
         plain = [
-            dataclasses.replace(f, block=suited(f.block, m), fused=fused, zeros=zeros)
+            dataclasses.replace(f, block=block_for(f.block, group), fused=fused, zeros=zeros)
             for f in _DENSE[kind]
         ]
-        if m < SMALLEST:  # of a convolution: a few weights of each output
+        if m < SMALLEST and not group.maps:  # of a convolution: a few weights of each output
             plain = [_NARROW]
         dense += plain
         pairs.append(dataclasses.replace(_PAIRS[kind], fused=fused, zeros=zeros))
@@ -192,12 +195,34 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
                 for rank in _RANKS
                 if 4 * rank <= min(m, n)
             ]
-    return Formats(tuple(dict.fromkeys(dense)), tuple(pairs))
+    # Narrower maps are stored in the same ways.
+    return Formats(
+        tuple(dict.fromkeys(dense)), tuple(dict.fromkeys(dense if group.maps else pairs))
+    )
+
+
+def by_map(formats: Mapping[Group, Formats]) -> dict[Group, Formats]:
+    """Formats of every map that is stored by itself: those around a width have the same ones.
+
+    Args:
+        formats: of groups.
+    """
+    found: dict[Group, Formats] = {}
+    for group, own in formats.items():
+        found |= dict.fromkeys(group.maps, Formats(own.dense)) if group.maps else {group: own}
+    return found
+
+
+def _kinds(group: Group, wanted: FormatWishes) -> tuple[str, ...]:
+    """The kinds that a group may have; all its maps have the same."""
+    every = {kind for own in group.alone for kind in wanted.kinds_of(own.matrix.name)}
+    return tuple(kind for kind in KINDS if kind in every)
 
 
 def _multiplies(group: Group) -> bool:
     """Whether the nodes of a group can multiply integers."""
-    return products(group) and rounds_inputs([member.site.node for member in group.members])
+    nodes = [member.site.node for own in group.alone for member in own.members]
+    return products(group) and rounds_inputs(nodes)
 
 
 def needed_opset(formats: Mapping[Group, Formats]) -> int:

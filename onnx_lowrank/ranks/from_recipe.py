@@ -13,6 +13,7 @@ from onnx_lowrank.maps.find import Factorable, Finding, Group, Refused
 from onnx_lowrank.maps.formats import (
     SMALLEST,
     Format,
+    block_for,
     correctable,
     fusable,
     products,
@@ -127,7 +128,8 @@ def formats_in(
 
 def _check_integers(group: Group, wanted: Format, where: str) -> None:
     """Raise where products of a group cannot round their inputs, or not in such a format."""
-    if not products(group) or not rounds_inputs([member.site.node for member in group.members]):
+    nodes = [member.site.node for own in group.alone for member in own.members]
+    if not products(group) or not rounds_inputs(nodes):
         raise InputError(f"{where}: a Gemm with transA, alpha or beta does not round its inputs")
     if (wanted.bits, wanted.block, wanted.correction) != (8, 0, 0):
         raise InputError(
@@ -155,13 +157,13 @@ def _check_format(wanted: Format, layer: RecipeLayer, group: Group, where: str) 
         raise InputError(f"{where}: expected signed integers in blocks, each with its own scale")
     if wanted.fused and not fusable(group):
         raise InputError(f"{where}: the layer cannot be MatMulNBits; expected fused false")
-    if not wanted.block and wanted.bits == 8 and group.shape[1] < SMALLEST:
+    if not wanted.block and wanted.bits == 8 and group.shape[1] < SMALLEST and not group.maps:
         return
-    block = wanted.block if layer.rank is not None else suited(wanted.block, group.shape[1])
+    block = wanted.block if layer.rank is not None else block_for(wanted.block, group)
     if block != wanted.block or block & (block - 1) or block < SMALLEST:
         raise InputError(
             f"{where}: expected a block that is a power of two from {SMALLEST} to "
-            f"{suited(1 << 30, group.shape[1])}, got {wanted.block}"
+            f"{suited(1 << 30, max(own.shape[1] for own in group.alone))}, got {wanted.block}"
         )
 
 

@@ -128,7 +128,7 @@ class Probe:
         Args:
             group: of the products; one that was named as such at the start.
         """
-        return {self._switches[group]: np.array(True)}
+        return {self._switches[own]: np.array(True) for own in group.alone}
 
     @property
     def reference(self) -> Iterator[Feed]:

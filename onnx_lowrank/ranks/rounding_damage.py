@@ -79,6 +79,7 @@ class RoundingDamage:
         inputs: damage of the rounding of what it multiplies, by blocks of `_BLOCK`.
         ranged: the same with one range for all of a run.
         inside: of what the second factor multiplies, of a pair that holds all of the energy.
+        maps: whether it is of all maps around a width, which a rank adds none to.
     """
 
     dense: Mapping[Format, float]
@@ -88,6 +89,7 @@ class RoundingDamage:
     inputs: float = 0.0
     ranged: float = 0.0
     inside: float = 0.0
+    maps: bool = False
 
     def at(self, variant: Variant, curve: DamageCurve | None) -> float:
         """What a variant's format adds to the damage of its rank; 0 for floats."""
@@ -113,7 +115,7 @@ class RoundingDamage:
         if not form.block:
             return 0.0
         own = self.inputs * math.log(form.block) / math.log(_BLOCK)
-        return own if rank is None else 2.0 * own  # B's are rounded too
+        return own if rank is None or self.maps else 2.0 * own  # B's are rounded too
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +199,7 @@ def rounding_damages(
         )
         if formats[group].blocks is not None and not folded(group):
             inputs[group] = scale * felt.inputs
-        if formats[group].integers is not None:
+        if any(form is not None and form.integers for form in formats[group].pairs):
             inside[group] = scale * felt.inside
         advance(1)
     pairs_of = ((group, formats[group].pairs) for group in inside)

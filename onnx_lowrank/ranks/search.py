@@ -18,6 +18,7 @@ from onnx_lowrank.data.samples import Samples
 from onnx_lowrank.evaluation.metrics import Metric, Ran
 from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.fitting.fit import fit
+from onnx_lowrank.fitting.rounded_maps import rounded_maps
 from onnx_lowrank.fitting.rounded_weights import (
     centre_of,
     moments_of,
@@ -42,8 +43,9 @@ from onnx_lowrank.progress import Stages
 from onnx_lowrank.ranks.allocation import Ladders, Priced, bytes_of
 from onnx_lowrank.ranks.choose import choose, decide, settle
 from onnx_lowrank.ranks.damage import damage_curves, find_joints, joint_curves
-from onnx_lowrank.ranks.formats import unformatted
+from onnx_lowrank.ranks.formats import by_map, unformatted
 from onnx_lowrank.ranks.goals import Goal
+from onnx_lowrank.ranks.map_damage import of_groups
 from onnx_lowrank.ranks.prepared import Prepared
 from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.ranks.rounded_inputs import seen_inputs
@@ -114,7 +116,8 @@ class Searching:
         self._spare = spare
         self._spare_reference: list[Feed] | None = None
         groups = [group for group, found in prepared.measured.items() if found.finite]
-        changed = list(dict.fromkeys([*groups, *prepared.formats]))
+        by_itself = by_map(prepared.formats)
+        changed = list(dict.fromkeys([*groups, *prepared.formats, *by_itself]))
         with stages("damage", len(groups)) as advance:
             self.probe = Probe(
                 prepared.model,
@@ -124,7 +127,7 @@ class Searching:
                 reading,
                 by_classes,
                 memory,
-                {g: form for g, own in prepared.formats.items() if (form := own.integers)},
+                {g: form for g, own in by_itself.items() if (form := own.integers)},
                 prepared.static,
                 prepared.pieces,
                 joining,
@@ -142,10 +145,11 @@ class Searching:
         for note in self.probe.watched.notes:
             self.say(note)
         self.curves = curves
-        with stages("damage of formats", len(prepared.formats)) as advance:
-            self.rounding = rounding_damages(
-                prepared.formats, curves, prepared.search, self.probe, advance, prepared.crew
+        with stages("damage of formats", len(by_itself)) as advance:
+            found = rounding_damages(
+                by_itself, curves, prepared.search, self.probe, advance, prepared.crew
             )
+        self.rounding = of_groups(found, prepared.formats, curves)
         known = [(group, curve.known_from) for group, curve in curves.items()]
         known += [(group, own.known_from) for group, own in self.rounding.items()]
         unseen = list(dict.fromkeys(group for group, how in known if how == "own error"))
@@ -244,8 +248,9 @@ class Searching:
         """Bytes of linear layers that have no options, as they are written."""
         stored = self.prepared.stored
         options = sum(
-            stored.get(ways[0].matrix.name, bytes_of(ways[0], Variant()))
+            stored.get(own.matrix.name, bytes_of(own, Variant()))
             for ways in self.ladders.ways
+            for own in ways[0].alone
         )
         return self.linear_bytes() - options
 
@@ -353,6 +358,8 @@ def tried(
     if form is None:
         assert pair is not None
         return pair.constants(group)
+    if group.maps:
+        return rounded_maps(group, form, pair, statistics)
     moments, centre = moments_of(statistics, group), centre_of(statistics, group)
     if pair is not None:
         return round_factors(pair, form, moments, centre).constants(group)

@@ -329,10 +329,12 @@ def test_both_maps_can_be_left_out(options: dict[str, list[str]], rng: np.random
     assert any("left out by" in layer.reason for layer in result.report.layers[:2])
 
 
-def test_integers_leave_a_pair_as_it_is(rng: np.random.Generator) -> None:
+def test_integers_take_the_place_of_both_factors(rng: np.random.Generator) -> None:
     given = own_pairs(rng)
     x = {"x": uniform((3, D), rng)}
     result = factored(given, energy=1.0, weights="8")
-    assert_same(given, result.model, x)
+    assert_same(given, result.model, x, within=0.02)
+    assert [layer.rank for layer in result.report.layers] == [None] * 4
+    assert sum(node.op_type == "DequantizeLinear" for node in result.model.graph) == 4
     lower = factored(given, rank=5, weights="8")
     assert [layer.rank for layer in lower.report.layers if layer.rank] == [5, 5]

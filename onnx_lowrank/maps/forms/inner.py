@@ -23,7 +23,7 @@ from onnx_lowrank.maps.forms.gemm import GemmRight
 from onnx_lowrank.maps.forms.matmul import MatMulRight
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["Inner", "InnerForm", "owned"]
+__all__ = ["Inner", "InnerForm", "owned", "plain_map"]
 
 _PLAIN: dict[str, Form] = {"MatMul": MatMulRight(), "Gemm": GemmRight()}
 
@@ -73,7 +73,7 @@ class InnerForm(Form):
 
     def match(self, node: ir.Node, constants: Constants) -> Site | Refusal | None:
         """A product of rows with a matrix of its own, with a width in front."""
-        plain = _plain(node, constants)
+        plain = plain_map(node, constants)
         inner = None if plain is None else self.inner(plain, constants)
         if plain is None or inner is None:
             return None
@@ -85,7 +85,7 @@ class InnerForm(Form):
 
     def width(self, site: Site, constants: Constants) -> Inner:
         """The width in front of a site of this form."""
-        plain = _plain(site.node, constants)
+        plain = plain_map(site.node, constants)
         found = None if plain is None else self.inner(plain, constants)
         assert isinstance(found, Inner)
         return found
@@ -100,12 +100,12 @@ class InnerForm(Form):
 
     def mapped(self, site: Site, constants: Constants) -> Callable[[Array], Array] | None:
         """The rows of what all heads give together."""
-        plain = _plain(site.node, constants)
+        plain = plain_map(site.node, constants)
         return None if plain is None else plain.form.mapped(plain, constants)
 
     def bias(self, site: Site, constants: Constants) -> Constant | None:
         """What is added to the product."""
-        plain = _plain(site.node, constants)
+        plain = plain_map(site.node, constants)
         return None if plain is None else plain.form.bias(plain, constants)
 
     def rewrite(self, site: Site, pair: Pair, emit: Emitter) -> None:
@@ -132,7 +132,7 @@ def owned(site: Site, constants: Constants) -> bool:
 def first_of(value: ir.Value, width: int, constants: Constants) -> Site | None:
     """The map of its own whose product a value is, with nothing scaled; None if it is none such."""
     producer = value.producer()
-    site = None if producer is None else _plain(producer, constants)
+    site = None if producer is None else plain_map(producer, constants)
     if site is None or site.n != width:
         return None
     scaled = float_attribute(site.node, "alpha", 1.0) != 1.0
@@ -179,7 +179,8 @@ def seen_by(
     return None
 
 
-def _plain(node: ir.Node, constants: Constants) -> Site | None:
+def plain_map(node: ir.Node, constants: Constants) -> Site | None:
+    """Rows times a matrix that a node alone reads, as a plain product; None if it is none such."""
     form = _PLAIN.get(node.op_type)
     if form is None or node.domain not in ("", "ai.onnx"):
         return None
