@@ -247,7 +247,7 @@ class Others:
         def opened(copy: ir.Model) -> Callable[[Any], dict[str, Array]]:
             return runner(ir.to_proto(copy).SerializeToString())
 
-        found = gather(model, groups, opened, self._fit, (), "attention_mask", lambda _: None)
+        found = gather(model, groups, opened, self._fit, (), "attention_mask", lambda _: None).whole
         fit = statistics_of(model, groups, found).fit
         return model, groups, {group: moments for group, (moments,) in fit.items()}
 
@@ -320,7 +320,7 @@ def factoring(path: Path, feeds: Sequence[Feed]) -> bool:
     def opened(copy: ir.Model) -> Callable[[Any], dict[str, Array]]:
         return runner(ir.to_proto(copy).SerializeToString())
 
-    gathered = gather(model, groups, opened, feeds, (), "attention_mask", lambda _: None)
+    gathered = gather(model, groups, opened, feeds, (), "attention_mask", lambda _: None).whole
     moments = statistics_of(model, groups, gathered).fit
     with threadpool_limits(1, user_api="blas"):
         start = time.process_time()

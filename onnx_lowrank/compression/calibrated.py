@@ -24,15 +24,12 @@ from onnx_lowrank.fitting.statistics_file import SavedFisher, SavedStatistics, w
 from onnx_lowrank.fitting.streams import MomentsKey
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.fingerprint import fingerprint
-from onnx_lowrank.graph.walk import node_name, stored_bytes
+from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.numerics.arrays import Feed
 from onnx_lowrank.numerics.fisher import Fisher
 from onnx_lowrank.phrases import by_reason
 from onnx_lowrank.ranks.recipe import Recipe
-from onnx_lowrank.runtime.opener import UNPACKED
 from onnx_lowrank.runtime.pieces import remembered
-from onnx_lowrank.runtime.taps import OpenModel, opened_once
 from onnx_lowrank.schema.report import Calibration
 
 __all__ = ["calibrated"]
@@ -205,37 +202,22 @@ def _gathered(
         return None, None
     mask = trial.mask
     held = trial.samples.feeds
-    aside = trial.split.searched if settings.keeps_aside else ()
-    fit = [feed for number, feed in enumerate(samples.feeds) if number not in set(aside)]
-    rest = [samples.feeds[number] for number in aside]
-    joining = trial.joining
-    runner: OpenModel = trial.runner
-    # Two gatherings look at the same values; where memory is short a model is rather opened twice.
-    if rest and stored_bytes(model) <= UNPACKED and not trial.memory.given:
-        runner = opened_once(runner)
     with context.stages("calibrate", len(samples.feeds) + len(held)) as advance:
-
-        def gathered(own: Sequence[Feed], judge: Sequence[Feed]) -> dict[MomentsKey, Gathered]:
-            return gather(
-                model,
-                groups,
-                runner,
-                own,
-                judge,
-                mask,
-                advance,
-                trial.memory,
-                must_fit=settings.mask is not None,
-                away=_away(context),
-                pieces=context.pieces,
-                joining=joining,
-            )
-
-        first = gathered(fit, held)
-        second = gathered(rest, ()) if rest else None
-    whole = first
-    if second is not None:
-        whole = {key: part.joined(second[key]) for key, part in first.items()}
+        found = gather(
+            model,
+            groups,
+            trial.runner,
+            samples.feeds,
+            held,
+            mask,
+            advance,
+            trial.memory,
+            aside=trial.split.searched if settings.keeps_aside else (),
+            must_fit=settings.mask is not None,
+            away=_away(context),
+            pieces=context.pieces,
+            joining=trial.joining,
+        )
     saved = SavedStatistics(
         model=fingerprint(context.source.model),
         name=context.source.name,
@@ -243,11 +225,11 @@ def _gathered(
         samples=len(samples.feeds),
         held_out=len(held),
         mask=mask,
-        gathered=whole,
+        gathered=found.whole,
         judged_at=context.at,
         damage_of=settings.damage_of,
     )
-    return saved, None if second is None else (first, second)
+    return saved, found.apart
 
 
 def _away(context: Context) -> Away | None:

@@ -27,6 +27,8 @@ __all__ = ["LARGE", "Original"]
 
 LARGE = 1 << 28
 """A session of more bytes of weights is closed while nobody needs it."""
+# So is one of more than this part of the memory that the user allows.
+_PART = 16
 
 
 class Original:
@@ -81,14 +83,19 @@ class Original:
 
     def rest(self) -> None:
         """Close the session of a large model on the CPU; it is opened again when it is needed."""
-        if self._provider is CPU and stored_bytes(self._source.model) > LARGE:
+        limit = self._settings.memory_limit
+        most = LARGE if limit is None else min(LARGE, limit // _PART)
+        if self._provider is CPU and stored_bytes(self._source.model) > most:
             self._session = None
 
-    @cached_property
+    @property
     def on_cpu(self) -> ort.InferenceSession:
         """On the CPU.  Raises InputError where ONNX Runtime does not load the model."""
-        if self._provider is CPU:
-            return self.session
+        return self.session if self._provider is CPU else self._beside
+
+    @cached_property
+    def _beside(self) -> ort.InferenceSession:
+        """On the CPU, where the provider is another one."""
         self._opener.rehearse(self._file, what=self._source.name)
         return self._opener.open(self._file)
 

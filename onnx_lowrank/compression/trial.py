@@ -89,7 +89,8 @@ class Trial:
         with log.capture("registering"):
             self.provider = resolve_provider(settings.ep)
         self._assigned: dict[str, str] = {}
-        self._opener = Opener(folder, settings.threads, log, self.notes)
+        self.memory = Memory.of(settings.memory_limit, folder)
+        self._opener = Opener(folder, settings.threads, log, self.notes, self.memory)
         self._original = Original(
             source,
             settings,
@@ -99,7 +100,6 @@ class Trial:
             lambda session: self._note_nodes(session, "the original"),
         )
         self.split = SampleSplit(source.model, settings, self._original.runs, self.notes)
-        self.memory = Memory.of(settings.memory_limit, folder)
 
     @property
     def threads(self) -> int:

@@ -17,7 +17,6 @@ from onnx_lowrank.files import Output, digest
 from onnx_lowrank.fitting.descent import DescentPlace, DescentState
 from onnx_lowrank.fitting.gather import GatheringState
 from onnx_lowrank.fitting.heal import Healed
-from onnx_lowrank.fitting.statistics import Gathered
 from onnx_lowrank.fitting.statistics_file import SavedFisher
 from onnx_lowrank.graph.fingerprint import fingerprint
 from onnx_lowrank.graph.load import LoadedModel
@@ -37,7 +36,7 @@ from onnx_lowrank.schema.json_report import tool_name
 __all__ = ["workplace"]
 
 _CLASSES: tuple[type, ...] = (
-    *(Moments, Sums, Gathered, GatheringState, Fisher, SavedFisher),
+    *(Moments, Sums, GatheringState, Fisher, SavedFisher),
     *(Spectrum, Basis, Units, Factors, Errors),
     *(AdamState, DescentPlace, DescentState, Healed),
 )

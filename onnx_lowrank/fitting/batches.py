@@ -33,7 +33,12 @@ ELEMENTS = 1 << 24
 
 
 def batch_size(
-    run: Runner, targets: Feed, most: int, memory: Memory, trained: Feed | None = None
+    run: Runner,
+    targets: Feed,
+    most: int,
+    memory: Memory,
+    trained: Feed | None = None,
+    beside: int = 0,
 ) -> int:
     """How many samples go into a batch, from what derivatives of one of them take.
 
@@ -43,6 +48,7 @@ def batch_size(
         most: samples that are wanted.
         memory: what may be held.
         trained: what else the model reads.
+        beside: bytes that what is made of the derivatives will take.
 
     Raises:
         ShortError: not even one fits.
@@ -53,10 +59,10 @@ def batch_size(
     own = held()
     _, taken = growth(lambda: run(inputs))
     largest = max((array.size for array in targets.values()), default=1)
-    size = memory.times(taken, max(1, min(most, ELEMENTS // max(largest, 1))))
+    size = memory.times(taken, max(1, min(most, ELEMENTS // max(largest, 1))), beside)
     if size == 0:
         what = "a pass with the derivatives of one sample"
-        raise ShortError(f"{named('memory')}: {memory.short(what, taken or 0, own or 0)}")
+        raise ShortError(f"{named('memory')}: {memory.short(what, taken or 0, own or 0, beside)}")
     return size
 
 

@@ -8,7 +8,7 @@ executor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,9 +18,17 @@ import onnx_ir as ir
 
 from onnx_lowrank.data.joining import APART, Joining
 from onnx_lowrank.data.mask import kept_rows
+from onnx_lowrank.data.samples import Lazy
 from onnx_lowrank.errors import InputError, named
-from onnx_lowrank.fitting.passes import planned_passes, waits
-from onnx_lowrank.fitting.statistics import Gathered
+from onnx_lowrank.fitting.parts import Kind, Part, parts_of
+from onnx_lowrank.fitting.passes import planned_passes, too_large
+from onnx_lowrank.fitting.statistics import (
+    ByKind,
+    BySlice,
+    Gathering,
+    gathering_of,
+    waiting,
+)
 from onnx_lowrank.fitting.streams import (
     MomentsKey,
     Stream,
@@ -36,7 +44,7 @@ from onnx_lowrank.maps.find import Group, find
 from onnx_lowrank.maps.forms import Site, all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.crew import Crew
-from onnx_lowrank.numerics.moments import Accumulator, Moments, Sums
+from onnx_lowrank.numerics.moments import Accumulator, Sums
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.log import OrtLog
@@ -47,9 +55,6 @@ from onnx_lowrank.runtime.session import run as run_session
 from onnx_lowrank.runtime.taps import OpenModel, Runner, tapped, tapped_model
 
 __all__ = ["Away", "GatheringState", "gather"]
-
-# Samples of a part, at least, and how many parts there are, at most.
-_PART, _PARTS = 16, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,36 +77,21 @@ class Away:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """Samples that are summed together.
-
-    Attributes:
-        first: number of the first one.
-        feeds: the samples.
-        held: whether they judge.
-    """
-
-    first: int
-    feeds: Sequence[Feed]
-    held: bool
-
-
-@dataclass(frozen=True, eq=False)
 class GatheringState:
     """How far the samples were run.
 
     Attributes:
         passes: that are done.
         parts: of the pass after them that are done.
-        gathered: moments of the passes that are done.
-        totals: sums over the parts that are done, by stream, and whether they judge.
+        moments: of kinds of samples that are done.
+        totals: sums over the parts that are done, of the kind that is not, by stream.
         masked: whether the mask fitted an activation.
     """
 
     passes: int
     parts: int
-    gathered: Mapping[MomentsKey, Gathered]
-    totals: Mapping[tuple[MomentsKey, bool], tuple[Sums | None, ...]]
+    moments: Mapping[tuple[MomentsKey, Kind], BySlice]
+    totals: Mapping[MomentsKey, tuple[Sums | None, ...]]
     masked: bool
 
 
@@ -135,7 +125,7 @@ class _Errand:
     """
 
     model: bytes
-    part: _Part
+    part: Part
     keys: tuple[MomentsKey, ...]
     mask: str | None
     block: int
@@ -143,11 +133,6 @@ class _Errand:
     ops: tuple[str, ...] | None
     constant_inputs: bool
     joining: Joining
-
-
-def _spooled(moments: Moments, spool: Spool) -> Moments:
-    second = np.asarray(spool.store(moments.second, "moments").numpy())
-    return Moments(second, moments.mean, moments.rows)
 
 
 def gather(
@@ -160,11 +145,12 @@ def gather(
     advance: Advance,
     memory: Memory | None = None,
     *,
+    aside: Collection[int] = (),
     must_fit: bool = True,
     away: Away | None = None,
     pieces: Pieces | None = None,
     joining: Joining = APART,
-) -> dict[MomentsKey, Gathered]:
+) -> Gathering:
     """Run the samples and add up the moments.
 
     Args:
@@ -176,6 +162,8 @@ def gather(
         mask: input whose zeros mark rows to leave out.
         advance: called so that the numbers add up to one for each sample.
         memory: what may be held, and where moments wait that do not fit; default: no limit.
+        aside: numbers of samples to fit to that a search judges with, whose moments are wanted
+            apart as well.
         must_fit: whether a mask that fits no activation is an error.
         away: how parts are summed elsewhere; default: all are summed here.
         pieces: where an earlier run keeps moments, of all samples or of the first ones; None for
@@ -183,81 +171,105 @@ def gather(
         joining: how samples go together in one run.
 
     Raises:
-        InputError: an activation holds NaN or Inf, the mask does not fit or masks everything, or a
-            part was lost.
+        InputError: an activation holds NaN or Inf, the mask does not fit or masks everything, one
+            sample does not fit in memory, or a part was lost.
     """
     streams, _ = streams_of(model, groups)
+    total, memory, key = len(fit) + len(held), memory or Memory(), ""
     if not streams:
-        advance(len(fit) + len(held))
-        return {}
+        advance(total)
+        return Gathering({})
     if mask is not None:
         _check_mask(mask, fit)
-    memory = memory or Memory()
-    key = ""
     if pieces is not None:
         known = fingerprint(model, whole=True), list(streams), fit, held, mask, must_fit
-        ways = joining.size > 1, joining.cuts
+        ways = joining.size > 1, joining.cuts, sorted(aside)
         key = pieces.key("moments", *known, *ways)
-        whole: dict[MomentsKey, Gathered] | None = pieces.load("moments", key)
-        if whole is not None:
-            advance(len(fit) + len(held))
-            return whole
-    passes, block, size = planned_passes(
-        model, streams, open_model, (*fit, *held), memory, joining.size
-    )
-    joining = replace(joining, size=size)
-    large = waits(list(streams.values()), len(passes), memory)
-    total, done, masked = len(fit) + len(held), 0, False
-    bookmark = None
+        earlier: ByKind | None = pieces.load("moments", key)
+        if earlier is not None:
+            advance(total)
+            size = sum(one.second.nbytes for own in earlier.values() for one in own if one)
+            with Spool(memory.folder) as spool:
+                place = spool if too_large(2 * size, memory) else None
+                kept = {of: waiting(own, place) for of, own in earlier.items()}
+                return gathering_of(kept, streams, place, apart=bool(aside))
+    parts = parts_of(fit, held, aside)
+    kinds = len({part.kind for part in parts}) + bool(aside)
+    every = Lazy(total, lambda index: held[index - len(fit)] if index >= len(fit) else fit[index])
+    plan = planned_passes(model, streams, open_model, every, memory, joining.size, kinds)
+    joining, bookmark = replace(joining, size=plan.size), None
+    begun: GatheringState | None = None
     if pieces is not None:  # passes and blocks are planned by the memory there is
-        planned = [list(chosen) for chosen in passes]
-        bookmark = Bookmark(pieces, "gathering", pieces.key("gathering", key, planned, block, size))
-    begun: GatheringState | None = None if bookmark is None else bookmark.load()
-    gathered: dict[MomentsKey, Gathered] = {} if begun is None else dict(begun.gathered)
+        planned = [list(chosen) for chosen in plan.passes]
+        digest = pieces.key("gathering", key, planned, plan.block, plan.size)
+        bookmark = Bookmark(pieces, "gathering", digest)
+        begun = bookmark.load()
+    moments, masked, done = ByKind(), False, 0
     with Spool(memory.folder) as spool:
-        for number, chosen in enumerate(passes):
-            adding = {
-                (stream_key, judges): stream.accumulators(block)
-                for stream_key, stream in chosen.items()
-                for judges in (False, True)
-            }
-            parts = [*_parts(fit, held=False), *_parts(held, held=True)]
-            first = 0
+        place = spool if plan.waits else None
+        if begun is not None:
+            masked = begun.masked
+            moments |= {of: waiting(own, place) for of, own in begun.moments.items()}
+        for number, chosen in enumerate(plan.passes):
+            first, adding = 0, _Adding(chosen, plan.block)
             if begun is not None and number <= begun.passes:
                 first = begun.parts if number == begun.passes else len(parts)
-                masked |= begun.masked
-                for part in parts[:first]:
-                    done = _advanced(advance, done, len(part.feeds), len(passes))
-                if number < begun.passes:
-                    continue
-                for which, totals in begun.totals.items():
-                    for accumulator, own in zip(adding[which], totals, strict=True):
-                        accumulator.merge(own)
-            summed = _summed(model, chosen, open_model, parts[first:], mask, block, away, joining)
+                if number == begun.passes:
+                    adding.add(begun.totals)
+            for part in parts[:first]:
+                done = _advanced(advance, done, len(part.feeds), len(plan.passes))
+            left = parts[first:]
+            summed = _summed(model, chosen, open_model, left, mask, plan.block, away, joining)
             for index, (part, found) in enumerate(summed, first + 1):
                 masked |= found.masked
-                for stream_key, sums in found.sums.items():
-                    for accumulator, own in zip(adding[stream_key, part.held], sums, strict=True):
-                        accumulator.merge(own)
-                done = _advanced(advance, done, len(part.feeds), len(passes))
+                adding.add(found.sums)
+                if index == len(parts) or parts[index].kind != part.kind:
+                    for stream_key, own in adding.closed():
+                        moments[stream_key, part.kind] = waiting(own, place)
+                done = _advanced(advance, done, len(part.feeds), len(plan.passes))
                 if bookmark is not None:
-                    bookmark.save(partial(_state, number, index, gathered, adding, masked))
-            for stream_key in chosen:
-                place = spool if large else None
-                closed = [
-                    _closed(adding.pop((stream_key, judges)), place) for judges in (False, True)
-                ]
-                gathered[stream_key] = Gathered(*closed)
-    assert done == total * len(passes)
-    if mask is not None and must_fit and not masked:
-        shape = list(fit[0][mask].shape)
-        raise InputError(
-            f"{named('mask', mask)}: its shape {shape} fits no activation to calibrate"
-        )
-    if pieces is not None and bookmark is not None:
-        pieces.save("moments", key, gathered)
-        bookmark.drop()
-    return gathered
+                    bookmark.save(partial(_state, number, index, moments, adding, masked))
+        assert done == total * len(plan.passes)
+        if mask is not None and must_fit and not masked:
+            shape = list(fit[0][mask].shape)
+            raise InputError(
+                f"{named('mask', mask)}: its shape {shape} fits no activation to calibrate"
+            )
+        if pieces is not None and bookmark is not None:
+            pieces.save("moments", key, moments)
+            bookmark.drop()
+        return gathering_of(moments, streams, place, apart=bool(aside))
+
+
+class _Adding:
+    """Adds up the moments of one kind of samples after the other."""
+
+    def __init__(self, streams: Mapping[MomentsKey, Stream], block: int) -> None:
+        """Nothing yet.
+
+        Args:
+            streams: of one pass.
+            block: rows that are multiplied at a time.
+        """
+        self._streams, self._block = streams, block
+        self._adding: dict[MomentsKey, list[Accumulator]] = {}
+
+    def add(self, sums: Mapping[MomentsKey, tuple[Sums | None, ...]]) -> None:
+        """Add the sums over some rows, by stream and slice."""
+        for key, own in sums.items():
+            if key not in self._adding:
+                self._adding[key] = self._streams[key].accumulators(self._block)
+            for accumulator, part in zip(self._adding[key], own, strict=True):
+                accumulator.merge(part)
+
+    def closed(self) -> Iterator[tuple[MomentsKey, BySlice]]:
+        """The moments, in place of what they were added up in; then the next kind may come."""
+        for key in list(self._adding):
+            yield key, tuple(accumulator.moments() for accumulator in self._adding.pop(key))
+
+    def totals(self) -> dict[MomentsKey, tuple[Sums | None, ...]]:
+        """What is added up so far."""
+        return {key: tuple(one.total for one in own) for key, own in self._adding.items()}
 
 
 def _advanced(advance: Advance, done: int, samples: int, passes: int) -> int:
@@ -267,40 +279,24 @@ def _advanced(advance: Advance, done: int, samples: int, passes: int) -> int:
 
 
 def _state(
-    passes: int,
-    parts: int,
-    gathered: Mapping[MomentsKey, Gathered],
-    adding: Mapping[tuple[MomentsKey, bool], Sequence[Accumulator]],
-    masked: bool,
+    passes: int, parts: int, moments: ByKind, adding: _Adding, masked: bool
 ) -> GatheringState:
-    totals = {place: tuple(one.total for one in own) for place, own in adding.items()}
-    return GatheringState(passes, parts, dict(gathered), totals, masked)
-
-
-def _parts(feeds: Sequence[Feed], *, held: bool) -> list[_Part]:
-    """The samples in parts, by their number alone."""
-    size = max(_PART, -(-len(feeds) // _PARTS))
-    return [_Part(start, feeds[start : start + size], held) for start in range(0, len(feeds), size)]
-
-
-def _closed(accumulators: list[Accumulator], spool: Spool | None) -> tuple[Moments | None, ...]:
-    """The moments, in place of what they were added up in."""
-    found = [accumulator.moments() for accumulator in accumulators]
-    accumulators.clear()
-    return tuple(part and _spooled(part, spool) if spool is not None else part for part in found)
+    return GatheringState(passes, parts, dict(moments), adding.totals(), masked)
 
 
 def _summed(
     model: ir.Model,
     streams: Mapping[MomentsKey, Stream],
     open_model: OpenModel,
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
     mask: str | None,
     block: int,
     away: Away | None,
     joining: Joining,
-) -> Iterator[tuple[_Part, _Summed]]:
+) -> Iterator[tuple[Part, _Summed]]:
     """What every part adds, in their order."""
+    if not parts:
+        return
     names = [name for stream in streams.values() for name in stream.sites]
     copy = None if away is None else tapped_model(model, names)
     packed = None if away is None or copy is None else away.packed(copy)
@@ -311,7 +307,7 @@ def _summed(
         return
     whole = packed
 
-    def given(part: _Part) -> _Errand:
+    def given(part: Part) -> _Errand:
         there = replace(part, feeds=[dict(feed) for feed in part.feeds])
         own = away.threads, away.ops, away.constant_inputs, joining
         return _Errand(whole, there, tuple(streams), mask, block, *own)
@@ -340,7 +336,7 @@ def summed_elsewhere(errand: _Errand) -> _Summed:
 def _sums(
     run: Runner,
     streams: Mapping[MomentsKey, Stream],
-    part: _Part,
+    part: Part,
     mask: str | None,
     block: int,
     joining: Joining,
@@ -367,28 +363,26 @@ def _sums(
                     masked |= stream.add(outputs[name], counts, adding[key], counted)
                 except FloatingPointError as error:
                     for number in sorted(numbers) if len(numbers) > 1 else ():
-                        first, own = part.first + number, [part.feeds[number]]
-                        one = replace(part, first=first, feeds=own)
+                        own = (part.numbers[number],), [part.feeds[number]]
+                        one = Part(part.kind, *own)
                         _sums(run, streams, one, mask, block, replace(joining, size=1))
-                    where = f"sample {part.first + numbers[0]}"
-                    raise _not_finite(site, error, part, where) from error
+                    raise _not_finite(site, error, part.where(numbers[:1])) from error
 
     def multiplied(key: MomentsKey) -> tuple[Sums | None, ...]:
         try:
             return tuple(accumulator.part() for accumulator in adding.pop(key))
         except FloatingPointError as error:
-            last, site = part.first + len(part.feeds) - 1, streams[key].site
-            raise _not_finite(site, error, part, f"samples {part.first}–{last}") from error
+            where = part.where(range(len(part.feeds)))
+            raise _not_finite(streams[key].site, error, where) from error
 
     # One thread a stream: the threads of one product would wait for each other.
     sums = dict(map_layers(multiplied, list(streams), lambda _: 0))
     return _Summed(sums, masked)
 
 
-def _not_finite(site: Site, error: FloatingPointError, part: _Part, where: str) -> InputError:
+def _not_finite(site: Site, error: FloatingPointError, where: str) -> InputError:
     return InputError(
-        f"calibration: the input of {node_name(site.node)!r} holds {error} in "
-        f"{'held-out ' if part.held else ''}{where}"
+        f"calibration: the input of {node_name(site.node)!r} holds {error} in {where}"
     )
 
 

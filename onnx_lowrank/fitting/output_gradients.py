@@ -163,7 +163,9 @@ def felt(
     gradients, run = opened(parts[0])
     first = [widened[largest(feeds)]]
     largest_one = Batches(first, mask, outputs, source, shares).inputs(0)
-    size = batch_size(run, largest_one, _BATCH, memory)
+    # The sums, and what a block of rows adds to them in float32.
+    sums = max(sum(12 * n * n for n in part.values()) for part in parts)
+    size = batch_size(run, largest_one, _BATCH, memory, beside=sums)
     each = _rows(largest_one, outputs) / _samples(first[0])
     each = min(_ROWS, max(1, int(each)))
     shelf = Shelf(memory)
@@ -176,7 +178,9 @@ def felt(
     source.close()  # it holds the weights once more, and moments need the room
     order = list(range(len(chosen))) * rounds
     draws = each * sum(_samples(chosen[index]) for index in order)
-    large = sum(8 * size * size for size in sizes.values()) > _LARGE
+    roots = sum(8 * size * size for size in sizes.values())
+    planned = memory.planned()
+    large = roots > _LARGE or (planned is not None and roots > _SHARE * planned)
     rng, total, done = np.random.default_rng(seed), len(parts) * len(order), 0
     found: dict[Group, Fisher] = {}
     for number, part in enumerate(parts):

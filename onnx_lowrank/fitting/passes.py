@@ -1,9 +1,15 @@
-"""Passes: which moments are added up in one run over the samples, by the memory there is."""
+"""Passes: which moments are added up in one run over the samples, by the memory there is.
+
+Samples of one kind come after those of another.  Where moments wait in a file, those of one kind
+go there before the next ones begin: a pass then holds one matrix for each stream, and what a part
+of the samples adds to it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -16,7 +22,7 @@ from onnx_lowrank.numerics.moments import BLOCK
 from onnx_lowrank.runtime.memory import Memory, held
 from onnx_lowrank.runtime.taps import OpenModel, look
 
-__all__ = ["MEMORY", "planned_passes", "waits"]
+__all__ = ["MEMORY", "GatheringPlan", "planned_passes", "too_large"]
 
 MEMORY = 1 << 30
 """Moments above this wait in a file; accumulators of one pass over the samples take at most twice
@@ -27,6 +33,23 @@ _WAITING, _MOST_WAITING = 0.25, 1 << 28
 _TOGETHER = 1 << 27
 
 
+@dataclass(frozen=True, eq=False)
+class GatheringPlan:
+    """How moments are gathered.
+
+    Attributes:
+        passes: the streams of each run over the samples.
+        block: how many rows may wait until they are multiplied.
+        size: how many samples may be in one run of the model.
+        waits: whether moments wait in a file.
+    """
+
+    passes: tuple[dict[MomentsKey, Stream], ...]
+    block: int
+    size: int
+    waits: bool
+
+
 def planned_passes(
     model: ir.Model,
     streams: Mapping[MomentsKey, Stream],
@@ -34,7 +57,8 @@ def planned_passes(
     feeds: Sequence[Feed],
     memory: Memory,
     together: int = 1,
-) -> tuple[list[dict[MomentsKey, Stream]], int, int]:
+    kinds: int = 2,
+) -> GatheringPlan:
     """The streams in passes over the samples that fit in memory, and what each pass may hold.
 
     Args:
@@ -44,9 +68,7 @@ def planned_passes(
         feeds: all samples.
         memory: what may be held.
         together: samples of one run that are wanted.
-
-    Returns:
-        the passes, how many rows may wait, and how many samples may be in one run.
+        kinds: moments of each stream that are wanted: of samples to fit to, of others.
 
     Raises:
         InputError: what one stream takes on one sample does not fit.
@@ -54,41 +76,40 @@ def planned_passes(
     planned = memory.planned()
     given = dict.fromkeys(streams, 0)  # bytes of activations in the largest sample
     block, room = BLOCK, _TOGETHER
+    waiting = too_large(kinds * sum(stream.memory for stream in streams.values()), memory)
     if planned is not None:
         number = largest(feeds)
         names = [name for stream in streams.values() for name in stream.sites]
         shapes = look(model, names, lambda copy: open_model(copy)(feeds[number])).shapes
         for key, stream in streams.items():
             given[key] = sum(4 * math.prod(shapes.get(name, ())) for name in stream.sites)
-            if given[key] > planned:
-                site = stream.site
-                what = f"the input of {node_name(site.node)!r} in sample {number}"
-                raise InputError(
-                    f"{named('memory')}: {memory.short(what, given[key], held() or 0)}"
-                )
-        waiting = sum(4 * s.site.m * s.site.slices for s in streams.values())
+            what = f"the input of {node_name(stream.site.node)!r} in sample {number}"
+            taken = given[key]
+            if memory.given:  # without a wish of the user's the largest matrices are tried
+                taken += _adding(stream)
+                what += ", with its moments,"
+            if taken > planned:
+                raise InputError(f"{named('memory')}: {memory.short(what, taken, held() or 0)}")
+        rows = sum(4 * s.site.m * s.site.slices for s in streams.values())
         most = min(int(_WAITING * planned), _MOST_WAITING)
-        block = max(1, min(BLOCK, most // max(waiting, 1)))
+        block = max(1, min(BLOCK, most // max(rows, 1)))
         planned -= int(_WAITING * planned)
         room = min(room, planned // 8)
-    passes = list(_passes(list(streams.items()), given, planned))
+    passes = tuple(_passes(list(streams.items()), given, planned))
     largest_pass = max((sum(given[key] for key in chosen) for chosen in passes), default=0)
     size = max(1, min(together, room // max(largest_pass, 1)))
-    return passes, block, size
+    return GatheringPlan(passes, block, size, waiting or len(passes) > 1)
 
 
-def waits(streams: Sequence[Stream], passes: int, memory: Memory) -> bool:
-    """Whether moments wait in a file.
+def too_large(size: int, memory: Memory) -> bool:
+    """Whether moments of so many bytes wait in a file."""
+    planned = memory.planned()
+    return size > MEMORY or (planned is not None and size > planned)
 
-    Args:
-        streams: whose moments are gathered.
-        passes: in how many passes.
-        memory: what may be held.
-    """
-    whole = sum(stream.memory for stream in streams)
-    room = memory.planned() if memory.given else None
-    # Those of the samples that a search keeps aside come after them, and both are added.
-    return passes > 1 or whole > MEMORY or (room is not None and 2 * whole > room)
+
+def _adding(stream: Stream) -> int:
+    """Bytes that a stream takes while it is added up: the sums, and a part's in float32."""
+    return stream.memory + stream.memory // 2
 
 
 def _passes(
@@ -106,7 +127,7 @@ def _passes(
     chosen: dict[MomentsKey, Stream] = {}
     used = whole = 0
     for key, stream in streams:
-        own = stream.memory
+        own = _adding(stream)
         full = planned is not None and whole + own + given[key] > planned
         if chosen and (full or used + own > 2 * MEMORY):
             yield chosen

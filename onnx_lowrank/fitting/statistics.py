@@ -6,12 +6,15 @@ that judge the fit (see `onnx_lowrank.fitting.gather`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx_ir as ir
 
-from onnx_lowrank.fitting.streams import MomentsKey, streams_of
+from onnx_lowrank.fitting.parts import Kind
+from onnx_lowrank.fitting.streams import MomentsKey, Stream, streams_of
+from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.numerics.felt import Weigh, plainly
@@ -20,10 +23,25 @@ from onnx_lowrank.numerics.moments import Moments
 from onnx_lowrank.numerics.stacks import Leading
 from onnx_lowrank.phrases import listed
 
-__all__ = ["Gathered", "Statistics", "statistics_of"]
+__all__ = [
+    "ByKind",
+    "BySlice",
+    "Gathered",
+    "Gathering",
+    "Statistics",
+    "gathering_of",
+    "statistics_of",
+    "waiting",
+]
 
 # With fewer rows than this many times m the moments are uncertain: they are shrunk, with a note.
 _FEW = 1.0
+
+
+BySlice = tuple[Moments | None, ...]
+"""Moments of a stream, one for each slice, None where there was no row."""
+ByKind = dict[tuple[MomentsKey, Kind], BySlice]
+"""Moments of streams by what their samples are for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +53,22 @@ class Gathered:
         held: of held-out samples.
     """
 
-    fit: tuple[Moments | None, ...]
-    held: tuple[Moments | None, ...]
+    fit: BySlice
+    held: BySlice
 
-    def joined(self, other: Gathered) -> Gathered:
-        """With the samples of another gathering to fit to as well."""
-        both = zip(self.fit, other.fit, strict=True)
-        return Gathered(tuple(Moments.combined(parts) for parts in both), self.held)
+
+@dataclass(frozen=True, eq=False)
+class Gathering:
+    """Moments of all streams.
+
+    Attributes:
+        whole: of all samples to fit to, and of those that are held out.
+        apart: the same without the samples that a search keeps aside, and these alone; None where
+            none are kept aside.
+    """
+
+    whole: Mapping[MomentsKey, Gathered]
+    apart: tuple[Mapping[MomentsKey, Gathered], Mapping[MomentsKey, Gathered]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +116,43 @@ class Statistics:
         if self.coordinates(group).known:  # where every error is felt alike
             return plainly
         return self.felt.get(group, PLAIN).weighed
+
+
+def gathering_of(
+    moments: ByKind, streams: Mapping[MomentsKey, Stream], spool: Spool | None, *, apart: bool
+) -> Gathering:
+    """The moments of all streams; those of samples that are kept aside are added to the others.
+
+    Args:
+        moments: of each stream and kind of samples, as far as there are such samples.
+        streams: all of them.
+        spool: where sums wait; None for in memory.
+        apart: whether samples are kept aside.
+    """
+
+    def of(key: MomentsKey, kind: Kind) -> BySlice:
+        return moments.get((key, kind), (None,) * streams[key].site.slices)
+
+    alone = {key: Gathered(of(key, "fit"), of(key, "held")) for key in streams}
+    if not apart:
+        return Gathering(alone)
+    aside = {key: Gathered(of(key, "aside"), (None,) * len(own.fit)) for key, own in alone.items()}
+    whole = {}
+    for key, own in alone.items():
+        both = zip(own.fit, aside[key].fit, strict=True)
+        whole[key] = Gathered(waiting(map(Moments.combined, both), spool), own.held)
+    return Gathering(whole, (alone, aside))
+
+
+def waiting(moments: Iterable[Moments | None], spool: Spool | None) -> BySlice:
+    """Moments, with their matrices in a file where there is one."""
+
+    def stored(part: Moments) -> Moments:
+        assert spool is not None
+        second = np.asarray(spool.store(part.second, "moments").numpy())
+        return Moments(second, part.mean, part.rows)
+
+    return tuple(part and stored(part) if spool is not None else part for part in moments)
 
 
 def statistics_of(

@@ -41,9 +41,9 @@ class Stream:
 
     @property
     def memory(self) -> int:
-        """Bytes of the moments of samples to fit to and of others."""
+        """Bytes of the moments of samples of one kind."""
         site = self.site
-        return 16 * site.slices * (site.m if site.form.indices else site.m * site.m)
+        return 8 * site.slices * (site.m if site.form.indices else site.m * site.m)
 
     def accumulators(self, block: int) -> list[Accumulator]:
         """New ones, for each slice one, that multiply so many rows at a time."""

@@ -80,15 +80,18 @@ class Memory:
         room = self.room()
         return None if room is None else int(SHARE * room)
 
-    def times(self, taken: int | None, most: int) -> int:
+    def times(self, taken: int | None, most: int, beside: int = 0) -> int:
         """How many like pieces of work fit in memory at once, at most ``most``; 0 if not one.
 
         Args:
             taken: bytes of one piece; None if that is not known.
             most: how many are wanted.
+            beside: bytes that something else will take meanwhile.
         """
         planned = self.planned()
-        return most if planned is None or not taken else min(most, planned // taken)
+        if planned is None or not taken:
+            return most
+        return min(most, max(planned - beside, 0) // taken)
 
     def short(self, what: str, taken: int, own: int, later: int = 0) -> str:
         """What is said of work that does not fit: it is in no way, or the program itself is.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,6 +21,7 @@ from onnx_lowrank.errors import CrashError
 from onnx_lowrank.graph.save import write
 from onnx_lowrank.graph.walk import stored_bytes
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.providers import CPU, Provider
 from onnx_lowrank.runtime.rehearsal import attempt, rehearse
 from onnx_lowrank.runtime.session import OrtLog, default_threads, open_session, run
@@ -34,13 +36,23 @@ _NAME = "made.onnx"
 # Weights above this many bytes stand beside a model that is made: ONNX Runtime maps them where it
 # would copy them twice.
 _BESIDE = 1 << 26
+# How often the session of one model is closed for others: two that take turns would close each
+# other for every sample.
+_CLOSINGS = 2
+# A session takes so many times the bytes of its file, about: weights, and their copies in the order
+# that products like best.
+_COPIES = 2
 UNPACKED = 1 << 28
 """Weights above this many bytes stay in that file while a model is looked into: several such models
 are open at a time, and each would hold a copy, of derivatives two."""
 
 
 class Waiting:
-    """A runner whose model is loaded at its first call, or before it on demand."""
+    """A runner whose model is loaded at its first call, or before it on demand.
+
+    Attributes:
+        used: when it was called last, on a clock of its own.
+    """
 
     def __init__(self, wanted: Collection[str | None], load: Callable[[Feed], Runner]) -> None:
         """A model that is not loaded.
@@ -51,12 +63,20 @@ class Waiting:
         """
         self._wanted, self._load = frozenset(wanted), load
         self._run: Runner | None = None
+        self._closed = 0
+        self.used = 0.0
 
     def load(self, feed: Feed) -> Runner:
         """Load the model, if it is not."""
         if self._run is None:
             self._run = self._load(self._given(feed))
+        self.used = time.monotonic()
         return self._run
+
+    def rest(self) -> None:
+        """Close a session that can be opened again, unless it was closed often already."""
+        if self._run is not None and self._closed < _CLOSINGS:
+            self._run, self._closed = None, self._closed + 1
 
     def __call__(self, feed: Feed) -> Feed:
         """Outputs of a sample, of whose arrays those are taken that the model reads."""
@@ -75,7 +95,12 @@ class Opener:
     """
 
     def __init__(
-        self, folder: Path, threads: int | None, log: OrtLog, notes: dict[str, None]
+        self,
+        folder: Path,
+        threads: int | None,
+        log: OrtLog,
+        notes: dict[str, None],
+        memory: Memory | None = None,
     ) -> None:
         """An opener that has seen no model yet.
 
@@ -84,8 +109,12 @@ class Opener:
             threads: intra-op threads; None for `default_threads`.
             log: collects ONNX Runtime's messages.
             notes: gets what the user should know.
+            memory: the limit; where the user set one, runners that were not used for longest are
+                closed for others.
         """
         self._folder, self._log, self.notes = folder, log, notes
+        self._memory = memory or Memory()
+        self._runners = weakref.WeakSet[Waiting]()
         self.threads = threads or default_threads()
         self._rehearsed: set[tuple[Path, str, bool]] = set()
 
@@ -218,17 +247,34 @@ class Opener:
             path = folder / _NAME
             path.write_bytes(model.SerializeToString())
 
+        survived: list[bool] = []
+
         def load(given: Feed) -> Runner:
-            survived = self._survived(path, given, optimize)
+            if not survived:
+                survived.append(self._survived(path, given, optimize))
+            self._make_room(folder)
             session = self.open(
-                path, optimize=survived, planned=False, packed=packed, spinning=False
+                path, optimize=survived[0], planned=False, packed=packed, spinning=False
             )
-            remove()
+            if not self._memory.given:
+                remove()  # it is not opened again
             return lambda feed: self.run(session, feed, INSIDE)
 
         waiting = Waiting(wanted, load)
         remove = weakref.finalize(waiting, shutil.rmtree, folder, ignore_errors=True)
+        self._runners.add(waiting)
         return waiting
+
+    def _make_room(self, folder: Path) -> None:
+        """Close other runners where the user's limit leaves no room for the model of a folder."""
+        if not self._memory.given:
+            return
+        taken = _COPIES * sum(path.stat().st_size for path in folder.iterdir())
+        for waiting in sorted(self._runners, key=lambda own: own.used):
+            room = self._memory.room()
+            if room is None or room >= taken:
+                return
+            waiting.rest()
 
     def _survived(self, path: Path, feed: Feed, optimize: bool) -> bool:
         """Rehearse a model; whether the graph optimizations that are asked for can stay."""

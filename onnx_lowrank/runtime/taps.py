@@ -23,7 +23,6 @@ __all__ = [
     "Seen",
     "give_out",
     "look",
-    "opened_once",
     "tapped",
     "tapped_model",
 ]
@@ -109,27 +108,6 @@ def tapped(model: ir.Model, names: Iterable[str], open_model: OpenModel) -> Runn
         return lambda feed: feed
     run = open_model(copy)
     return lambda feed: {**feed, **run(feed)}
-
-
-def opened_once(open_model: OpenModel) -> OpenModel:
-    """Opens copies of one model, each that gives out the same values only once.
-
-    Args:
-        open_model: makes a runner of a model.
-    """
-    known: dict[object, Runner] = {}
-
-    def opened(copy: ir.Model) -> Runner:
-        made = [(value, value.producer()) for value in copy.graph.outputs]
-        key = tuple(
-            (value.name, () if node is None else tuple(v and v.name for v in node.inputs))
-            for value, node in made
-        )
-        if key not in known:
-            known[key] = open_model(copy)
-        return known[key]
-
-    return opened
 
 
 def tapped_model(model: ir.Model, names: Iterable[str]) -> ir.Model | None:

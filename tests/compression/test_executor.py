@@ -94,12 +94,14 @@ def test_a_sweep_takes_an_executor(rng: np.random.Generator) -> None:
 
 
 def test_parts_depend_on_the_number_of_samples_alone(rng: np.random.Generator) -> None:
-    """Samples go out in parts, and a wrong one is named by its number among all."""
+    """Samples go out in parts, and a wrong one is named by its number among those to fit to."""
     feeds = feeds_for(rng, 40)
     feeds[37]["x"][0, 0] = np.nan
     model = deep(rng, 2)
     for executor in (None, ThreadPoolExecutor(2)):
-        with pytest.raises(InputError, match=r"MatMul-0.* holds NaN or Inf in sample 22"):
+        with pytest.raises(
+            InputError, match=r"MatMul-0.* holds NaN or Inf in sample 27 of those to fit"
+        ):
             factored(model, rank=3, calibration=feeds, executor=executor)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,15 @@ import onnx
 import pytest
 
 from onnx_lowrank import Result, compress
-from onnx_lowrank.compression import trial
+from onnx_lowrank.compression import original, trial
+from onnx_lowrank.compression.settings import Settings
 from onnx_lowrank.data.joining import APART, Joining
 from onnx_lowrank.evaluation.joinable import joinable
+from onnx_lowrank.graph.load import load
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.runtime.log import OrtLog
+from onnx_lowrank.runtime.opener import Opener
+from onnx_lowrank.runtime.providers import CPU
 from tests.helpers.models import parse
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
@@ -73,3 +80,30 @@ def test_what_is_chosen_is_what_single_samples_choose(
     np.testing.assert_allclose(damages[0], damages[1], rtol=0.3)
     ranks = [[layer.rank or 0 for layer in result.report.layers] for result in (together, alone)]
     assert np.abs(np.array(ranks[0]) - ranks[1]).max() <= 3
+
+
+def test_a_session_that_rests_is_gone(
+    text: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after it was asked for on the processor by name; then it is opened again."""
+    monkeypatch.setattr(original, "LARGE", 0)
+    source, log, notes = load(text), OrtLog(), dict[str, None]()
+    opener = Opener(tmp_path, 1, log, notes)
+    found = original.Original(source, Settings(), tmp_path, opener, CPU, lambda _: None)
+    held = weakref.ref(found.on_cpu)
+    assert found.session is held()
+    found.rest()
+    assert held() is None
+    assert found.on_cpu is found.session
+
+
+@pytest.mark.parametrize(("limit", "stays"), [("100KB", False), ("1GB", True), (None, True)])
+def test_a_session_rests_where_a_limit_is_near(
+    limit: str | None, stays: bool, text: onnx.ModelProto, tmp_path: Path
+) -> None:
+    opener = Opener(tmp_path, 1, OrtLog(), {})
+    settings = Settings(memory=limit)
+    found = original.Original(load(text), settings, tmp_path, opener, CPU, lambda _: None)
+    held = weakref.ref(found.session)
+    found.rest()
+    assert (held() is not None) is stays

@@ -205,7 +205,7 @@ def test_steps_of_an_unrolled_loop_are_added_up_in_one_place(rng: np.random.Gene
     def opened(copy: ir.Model) -> Any:
         return functools.partial(run_ort, ir.to_proto(copy))
 
-    found = gather(model, groups, opened, feeds, held, None, lambda _: None)
+    found = gather(model, groups, opened, feeds, held, None, lambda _: None).whole
     assert sorted(name for name, _, _ in found) == ["one two", "three"]  # V reads three too
     statistics = statistics_of(model, groups, found)
     for samples, kind in ((feeds, statistics.fit), (held, statistics.held)):
@@ -270,12 +270,12 @@ def test_moments_wait_in_a_file_where_the_users_limit_is_near(
     model = ir.from_proto(shared)
     groups = groups_of(model)
     streams = list(streams_of(model, groups)[0].values())
-    whole = sum(stream.memory for stream in streams)
-    ample, short = (int(times * whole / SHARE) for times in (2.1, 1.9))
-    assert not module.waits(streams, 1, Memory(ample, given=True))
-    assert module.waits(streams, 1, Memory(short, given=True))
-    assert not module.waits(streams, 1, Memory(short))  # half of what is free is no wish
-    assert module.waits(streams, 2, Memory())
+    whole = 2 * sum(stream.memory for stream in streams)
+    ample, short = (int(times * whole / SHARE) for times in (1.1, 0.9))
+    assert not module.too_large(whole, Memory(ample, given=True))
+    assert module.too_large(whole, Memory(short, given=True))
+    assert module.too_large(whole, Memory(short))
+    assert not module.too_large(whole, Memory())
     feeds, held = texts(rng, 4), texts(rng, 2)
 
     def opened(copy: ir.Model) -> Any:
@@ -289,11 +289,11 @@ def test_moments_wait_in_a_file_where_the_users_limit_is_near(
         return store(self, array, name)
 
     monkeypatch.setattr(Spool, "store", noted)
-    plain = gather(model, groups, opened, feeds, held, None, lambda _: None)
+    plain = gather(model, groups, opened, feeds, held, None, lambda _: None).whole
     assert not stored
     tight = Memory(10 * short, given=True, folder=tmp_path)
     monkeypatch.setattr("onnx_lowrank.runtime.memory.held", lambda: 9 * short)
-    again = gather(model, groups, opened, feeds, held, None, lambda _: None, tight)
+    again = gather(model, groups, opened, feeds, held, None, lambda _: None, tight).whole
     assert stored
     for key, found in plain.items():
         both = (*found.fit, *found.held), (*again[key].fit, *again[key].held)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import weakref
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -11,13 +13,17 @@ import pytest
 
 from onnx_lowrank import InputError
 from onnx_lowrank.data.joining import APART, Joining
+from onnx_lowrank.data.samples import Lazy
+from onnx_lowrank.fitting import passes
 from onnx_lowrank.fitting.gather import gather
-from onnx_lowrank.fitting.statistics import Gathered
+from onnx_lowrank.fitting.statistics import Gathered, Gathering
 from onnx_lowrank.fitting.streams import MomentsKey
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.runtime import memory
+from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.taps import Runner
 from tests.helpers.calibrated import attention
 from tests.helpers.models import parse, run_ort, uniform
@@ -64,7 +70,7 @@ def gathered(
         must_fit=False,
         joining=joining,
     )
-    return found, shapes
+    return dict(found.whole), shapes
 
 
 def test_moments_are_those_of_samples_one_by_one(rng: np.random.Generator) -> None:
@@ -110,5 +116,105 @@ def test_the_sample_that_is_not_finite_is_named(rng: np.random.Generator) -> Non
     feeds = texts(rng, 8)
     feeds[5]["x"][0, 0, 0] = np.inf  # Tanh makes 1 of it, unless it is NaN
     feeds[6]["x"][0, 0, 0] = np.nan
-    with pytest.raises(InputError, match=r"in sample 6$"):
+    with pytest.raises(InputError, match=r"in sample 6 of those to fit to$"):
         gathered(attention(rng), feeds, (), TOGETHER)
+
+
+def test_samples_that_are_kept_aside_are_summed_apart_and_together(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory and in files alike, with one run of each sample."""
+    fit, held, aside = texts(rng, 21), texts(rng, 5), [2, 9, 20]
+    model = ir.from_proto(attention(rng))
+    groups = find(model, Constants(model, False), all_forms(), chosen_forms(("all",))).groups
+    runs = list[Feed]()
+
+    def opened(copy: ir.Model) -> Runner:
+        made = ir.to_proto(copy)
+
+        def run(feed: Feed) -> Feed:
+            runs.append(feed)
+            return run_ort(made, {value.name: feed[value.name] for value in made.graph.input})
+
+        return run
+
+    def found(own: Sequence[Feed], apart: Sequence[int] = ()) -> Gathering:
+        return gather(model, groups, opened, own, held, MASK, lambda _: None, aside=apart)
+
+    rest = [feed for number, feed in enumerate(fit) if number not in aside]
+    whole, without, alone = found(fit), found(rest), found([fit[number] for number in aside])
+    assert whole.apart is None
+    for most in (1 << 30, 100):
+        monkeypatch.setattr(passes, "MEMORY", most)
+        runs.clear()
+        together = found(fit, aside)
+        assert len(runs) == 26 * (1 if most > 100 else len(whole.whole))
+        assert together.apart is not None
+        same(together.whole, whole.whole)
+        same(together.apart[0], without.whole)
+        for key, own in together.apart[1].items():
+            same({key: Gathered(own.fit, ())}, {key: Gathered(alone.whole[key].fit, ())})
+            assert own.held == (None,) * len(own.fit)
+
+
+def same(found: Mapping[MomentsKey, Gathered], wanted: Mapping[MomentsKey, Gathered]) -> None:
+    """Moments that are alike."""
+    assert found.keys() == wanted.keys()
+    for key, own in found.items():
+        both = (*own.fit, *own.held), (*wanted[key].fit, *wanted[key].held)
+        for one, other in zip(*both, strict=True):
+            assert one is not None
+            assert other is not None
+            assert one.rows == other.rows
+            np.testing.assert_allclose(one.second, other.second, rtol=1e-5, atol=1e-8)
+
+
+def test_samples_are_read_one_by_one(rng: np.random.Generator) -> None:
+    """Those of files would else be in memory all at once, whatever the limit is."""
+    alive, most = weakref.WeakSet[Sample](), [0]
+
+    def made(_: int) -> Feed:
+        sample = Sample(texts(rng, 1)[0])
+        alive.add(sample)
+        most[0] = max(most[0], len(alive))
+        return sample
+
+    feeds = Lazy(40, made)
+    gathered(attention(rng), feeds, Lazy(5, made), APART)
+    assert 0 < most[0] < 5
+
+
+class Sample(dict[str, Array]):
+    """One that is counted while it is there."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def test_what_does_not_fit_is_named_before_a_sample_runs(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums of one layer count, where the limit is the user's."""
+    for module in (memory, passes):
+        monkeypatch.setattr(module, "held", lambda: 0)
+    proto = parse(
+        '<ir_version: 8, opset_import: ["": 17]>'
+        "g (float[N, 300] x) => (float[N, 2] y) { h = Tanh(x) y = MatMul(h, W) }",
+        {"W": uniform((300, 2), rng)},
+    )
+    model, runs = ir.from_proto(proto), list[Feed]()
+    groups = find(model, Constants(model, False), all_forms(), chosen_forms(("all",))).groups
+
+    def opened(copy: ir.Model) -> Runner:
+        def run(feed: Feed) -> Feed:
+            runs.append(feed)
+            return run_ort(ir.to_proto(copy), feed)
+
+        return run
+
+    feeds = [{"x": uniform((4, 300), rng)} for _ in range(3)]
+    tried = functools.partial(gather, model, groups, opened, feeds, (), None, lambda _: None)
+    with pytest.raises(InputError, match=r"the input of '.*' in sample 0, with its moments, takes"):
+        tried(Memory(1_000_000, given=True))
+    assert len(runs) == 1  # which only asks for shapes
+    assert tried(Memory(1_000_000)).whole
+    assert tried(Memory(2_000_000, given=True)).whole

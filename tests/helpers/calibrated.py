@@ -111,5 +111,5 @@ def gathered(
         names = {value.name for value in made.graph.input}
         return lambda feed: run_ort(made, {k: v for k, v in feed.items() if k in names})
 
-    found = gather(model, groups, open_model, fit, held, mask, lambda _: None)
+    found = gather(model, groups, open_model, fit, held, mask, lambda _: None).whole
     return statistics_of(model, groups, found), opened, groups

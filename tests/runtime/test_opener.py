@@ -15,6 +15,7 @@ import pytest
 from onnx_lowrank.errors import CrashError, InputError
 from onnx_lowrank.runtime import opener as opening
 from onnx_lowrank.runtime.log import OrtLog
+from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.opener import Opener
 from onnx_lowrank.runtime.session import open_session
 from onnx_lowrank.runtime.taps import look, tapped
@@ -148,3 +149,44 @@ def test_a_provider_that_crashes_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     )
     monkeypatch.setattr(local, "probe", lambda: model.SerializeToString())
     assert "SIGFPE" in (local.refusal("cpu") or "")
+
+
+def test_a_limit_that_is_used_up_closes_other_runners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are opened again, but not for ever: two that take turns stay open."""
+    opened = list[Path]()
+
+    def noted(model: Path, **more: Any) -> Any:
+        opened.append(model)
+        return open_session(model, **more)
+
+    monkeypatch.setattr(opening, "open_session", noted)
+    monkeypatch.setattr(Memory, "room", lambda _: 0)
+    opener = Opener(tmp_path, 1, OrtLog(), {}, Memory(1, given=True))
+    one, other = opener.runner(frames()), opener.runner(frames())
+    before = one(feed(4))["y"]
+    for _ in range(5):
+        for run in (one, other):
+            np.testing.assert_array_equal(run(feed(4))["y"], before)
+    assert len(opened) == 2 * 3
+    assert len(set(opened)) == 2
+    del one, other, run
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_a_limit_that_is_far_closes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = list[Path]()
+
+    def noted(model: Path, **more: Any) -> Any:
+        opened.append(model)
+        return open_session(model, **more)
+
+    monkeypatch.setattr(opening, "open_session", noted)
+    opener = Opener(tmp_path, 1, OrtLog(), {}, Memory(1 << 50, given=True))
+    runs = [opener.runner(frames()) for _ in range(2)]
+    for run in (*runs, *runs):
+        run(feed(4))
+    assert len(opened) == 2
