@@ -22,6 +22,7 @@ from onnx_lowrank.graph.wishes import WISHES
 from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
+from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.runtime.memory import Watch
 from onnx_lowrank.runtime.pieces import Pieces
 from onnx_lowrank.runtime.session import OrtLog
@@ -46,6 +47,8 @@ class Context:
         pieces: where finished work of an earlier run is; None: nowhere.
         trial: runs the original and others against it.
         notes: what the user should know.
+        probe: a probe of the model for stages that ask the same of it; None before there is one,
+            and where a limit of memory was given.
         until: time by `time.monotonic` after which no further step for accuracy begins; None
             without a limit.
     """
@@ -74,6 +77,12 @@ class Context:
             self.say(inside_note(self.at))
         self.trial = Trial(source, settings, folder, log, self.judged.model, self.at)
         self.crew = replace(crew, room=self.trial.memory.planned)
+        self.probe: Probe | None = None
+
+    def keep(self, probe: Probe) -> Probe:
+        """Keep a probe for later stages, where memory allows for it; gives it back."""
+        self.probe = None if self.trial.memory.given else probe
+        return probe
 
     def late(self) -> bool:
         """Whether the time limit has passed."""

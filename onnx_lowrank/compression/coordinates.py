@@ -76,7 +76,8 @@ def decided(
     choices = _alike(plain, context.settings.goal, share)
     felt = measure(replace(search, fisher=search.felt, bases={}))
     with context.stages("effort"):
-        probe = judging_probe(context, model, list(choices))
+        finite = [group for group, spectrum in plain.spectra.items() if spectrum.finite]
+        probe = judging_probe(context, model, finite)  # later stages ask about others
         errors = []
         for own in (plain, felt):
             fitting = replace(own.statistics, held={})

@@ -215,12 +215,13 @@ def refitted(
                 constants,
                 pairs,
                 statistics,
-                context.trial.joining.shortened(samples.feeds),
+                samples.feeds,
                 context.trial.mask,
                 context.trial.runner,
                 advance,
                 context.trial.memory,
                 context.pieces,
+                context.trial.joining,
             )
         except InputError as error:
             return str(error)
@@ -247,16 +248,22 @@ def judging_probe(context: Context, model: ir.Model, groups: Sequence[Group]) ->
     """
     judging, trial = context.trial.split.search.feeds, context.trial
     places = {int(p) for p in np.linspace(0, len(judging) - 1, min(len(judging), _MOST_JUDGING))}
-    return Probe(
-        model,
-        groups,
-        [judging[place] for place in sorted(places)],
-        trial.runner,
-        trial.reading,
-        context.settings.metric_used.of_classes,
-        memory=trial.memory,
-        pieces=context.pieces,
-        joining=trial.joining,
+    feeds = [judging[place] for place in sorted(places)]
+    how = trial.reading, context.settings.metric_used.of_classes
+    known = context.probe
+    if known is not None and known.serves(model, groups, feeds, *how):
+        return known
+    return context.keep(
+        Probe(
+            model,
+            groups,
+            feeds,
+            trial.runner,
+            *how,
+            memory=trial.memory,
+            pieces=context.pieces,
+            joining=trial.joining,
+        )
     )
 
 

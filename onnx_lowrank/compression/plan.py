@@ -175,7 +175,9 @@ def searching_for(
         spare=trial.split.spare,
         further=trial.split.further,
         joining=trial.joining,
+        known=context.probe,
     )
+    context.keep(searching.probe)
     if settings.save_stats is not None and prepared.saved is not None:
         curves = {
             weight_of(group): SavedCurve(curve.points, curve.tails, curve.known_from)

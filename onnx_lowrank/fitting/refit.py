@@ -18,7 +18,6 @@ must also be better on the inputs that these nodes read with the new weight in p
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_lowrank.data.mask import kept_rows
+from onnx_lowrank.data.joining import APART, Joining
+from onnx_lowrank.data.mask import kept_rows, spread_mask
+from onnx_lowrank.data.samples import Lazy
+from onnx_lowrank.fitting.refit_pairs import gain, moved, ridge_pairs
 from onnx_lowrank.fitting.refit_stages import (
     RefitLayer,
     RefitStage,
@@ -34,7 +36,6 @@ from onnx_lowrank.fitting.refit_stages import (
     refit_stages,
 )
 from onnx_lowrank.fitting.segments import OpenProto, Walk
-from onnx_lowrank.fitting.spectra import group_memory
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.fingerprint import fingerprint
@@ -42,19 +43,15 @@ from onnx_lowrank.graph.walk import node_name
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.numerics.arrays import Feed
-from onnx_lowrank.numerics.output_pca import output_pair
-from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ridge import Regression
 from onnx_lowrank.progress import Advance
 from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.pieces import Pieces
-from onnx_lowrank.runtime.shelf import Shelf
+from onnx_lowrank.runtime.shelf import Shelf, Values
 
 __all__ = ["Refitted", "refit"]
 
 
-# Ridges to try, as shares of the mean eigenvalue of X̂ᵀX̂.
-_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 # One sample of so many is kept aside.
 _ASIDE = 5
 
@@ -85,6 +82,7 @@ def refit(
     advance: Advance,
     memory: Memory | None = None,
     pieces: Pieces | None = None,
+    joining: Joining = APART,
 ) -> Refitted:
     """Refit the pairs of a model that is not rewritten yet.
 
@@ -99,6 +97,7 @@ def refit(
         advance: called with the number of elements of every group that is done.
         memory: what may be held; values that wait and do not fit are in files.
         pieces: where layers of an earlier run are; default: nowhere.
+        joining: how samples go together in one run.
     """
     current = dict(factors)
     positions = {node: index for index, node in enumerate(model.graph)}
@@ -107,7 +106,7 @@ def refit(
     if not layers:
         return Refitted(current, left, 0)
     stages = refit_stages(layers, positions)
-    known = _known(pieces, model, layers, current, feeds, mask)
+    known = _known(pieces, model, layers, current, feeds, mask, joining)
     done = [None if known is None else known.load(n) for n in range(len(stages))]
     if all(found is not None for found in done):  # nothing has to be run
         for stage, found in zip(stages, done, strict=True):
@@ -116,26 +115,54 @@ def refit(
                 advance(layer.group.matrix.size)
         return Refitted(current, left, 0)
     shelf = Shelf(memory)
-    original = Walk(model, feeds, open_model, shelf)
-    compressed = original.fork()
+    runs, split = _runs(feeds, joining)
+    given = Lazy(len(runs), lambda run: joining.joined([feeds[n] for n in runs[run]]))
+    masks = [kept_rows(feed, mask) for feed in given]
+    original = Walk(model, given, open_model, shelf)
+    first = min(positions.get(m.site.node, 0) for group in current for m in group.members)
+    original.advance(first, [name for stage in stages for name in stage.compared()])
+    compressed = original.fork()  # up to there both are the same
     for group, pair in current.items():
         _put(compressed, group, pair)
-    masks = [kept_rows(feed, mask) for feed in feeds]
     for number, stage in enumerate(stages):
         start, end = stage.places[0]
         compressed.advance(start)
         original.advance(end, [name for later in stages[number:] for name in later.compared()])
         found = done[number]
         if found is None:
-            found = _refitted(stage, original, compressed, masks, current, memory)
+            found = _refitted(stage, original, compressed, masks, split, current, memory)
             if known is not None:
                 known.save(number, found)
         for layer, better in zip(stage.layers, found, strict=True):
-            _took(layer, better, current, left, len(original.live))
+            _took(layer, better, current, left, len(feeds))
             if better is not None:
                 _put(compressed, layer.group, better)
             advance(layer.group.matrix.size)
     return Refitted(current, left, shelf.spilled)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Numbers of the runs that are fitted to, and of those that are kept aside."""
+
+    fit: tuple[int, ...]
+    aside: tuple[int, ...]
+
+
+def _runs(feeds: Sequence[Feed], joining: Joining) -> tuple[list[tuple[int, ...]], _Split]:
+    """Which samples go into each run; those kept aside are in runs of their own."""
+    count = len(feeds)
+    aside = [index for index in range(count) if index % _ASIDE == _ASIDE - 1]
+    if not aside and count > 1:
+        aside = [count - 1]
+    fit = [index for index in range(count) if index not in set(aside)]
+    found = [
+        [tuple(part[n] for n in run) for run in joining.runs([feeds[index] for index in part])]
+        for part in (fit, aside)
+    ]
+    runs = [run for part in found for run in part]
+    numbers = range(len(runs))
+    return runs, _Split(tuple(numbers[: len(found[0])]), tuple(numbers[len(found[0]) :]))
 
 
 def _took(
@@ -176,6 +203,7 @@ def _known(
     pairs: Mapping[Group, Factors],
     feeds: Sequence[Feed],
     mask: str | None,
+    joining: Joining,
 ) -> _Known | None:
     """Where the stages of an earlier run are that had the same models and samples."""
     if pieces is None:
@@ -183,7 +211,8 @@ def _known(
     start = [(group.matrix.name, pair) for group, pair in pairs.items()]
     fishers = [layer.fisher for layer in layers]
     whole = fingerprint(model, whole=True)
-    return _Known(pieces, pieces.key("refitted", whole, start, fishers, feeds, mask))
+    ways = joining.size > 1, joining.cuts
+    return _Known(pieces, pieces.key("refitted", whole, start, fishers, feeds, mask, *ways))
 
 
 def _refitted(
@@ -191,29 +220,22 @@ def _refitted(
     original: Walk,
     compressed: Walk,
     masks: Sequence[npt.NDArray[np.bool_] | None],
+    split: _Split,
     current: Mapping[Group, Factors],
     memory: Memory | None,
 ) -> tuple[Factors | None, ...]:
     """The best new pair of each layer of a stage; None where the old one is as good."""
-    samples = range(len(original.live))
-    aside = [index for index in samples if index % _ASIDE == _ASIDE - 1]
-    if not aside and len(samples) > 1:
-        aside = [samples[-1]]
-    fit = [index for index in samples if index not in set(aside)]
-    sums, judging = _sums(stage, original, [(compressed, fit), (compressed, aside)], masks)
-
-    def solved(group: Group) -> list[Factors]:
-        return _solutions(group, current[group], sums[group], judging[group])
-
+    parts = [(compressed, split.fit), (compressed, split.aside)]
+    sums, judging = _sums(stage, original, parts, masks)
     room = None if memory is None else memory.planned()
-    found = dict(map_layers(solved, list(sums), group_memory, room=room))
+    found = ridge_pairs(current, sums, judging, room)
     if len(stage.places) > 1:
-        walks = original.fork(aside), compressed.fork(aside)
-        found = _in_place(stage, found, judging, *walks, [masks[index] for index in aside])
+        walks = original.fork(split.aside), compressed.fork(split.aside)
+        found = _in_place(stage, found, judging, *walks, [masks[run] for run in split.aside])
     best = []
     for layer in stage.layers:
-        better = [pair for pair in found[layer.group] if _gain(pair) > 0.0]
-        best.append(max(better, key=_gain, default=None))
+        better = [pair for pair in found[layer.group] if gain(pair) > 0.0]
+        best.append(max(better, key=gain, default=None))
     return tuple(best)
 
 
@@ -234,11 +256,11 @@ def _in_place(
 
     Args:
         stage: the layers; both walks are at its first readers, with the samples kept aside.
-        found: for each layer a refit for each ridge, or none; those of a ridge go together.
+        found: for each layer several refits, or none; those of one place go together.
         judging: of the same samples, with the old pairs in place.
         original: where the targets come from.
         compressed: with the old pairs.
-        masks: for each sample the rows that count.
+        masks: for each run the rows that count.
     """
     tried = [
         {group: pairs[index] for group, pairs in found.items() if pairs}
@@ -251,8 +273,8 @@ def _in_place(
     there = _sums(stage, original, [(walk, range(len(masks))) for walk in walks], masks)
     return {
         group: [
-            _moved(own[group], judging[group], moved[group])
-            for own, moved in zip(tried, there, strict=True)
+            moved(own[group], judging[group], others[group])
+            for own, others in zip(tried, there, strict=True)
             if group in own
         ]
         for group in found
@@ -270,8 +292,8 @@ def _sums(
     Args:
         stage: the layers; all walks are at its first readers, and stay there.
         original: where the targets come from.
-        parts: for each regression where the inputs come from, and the samples that it has.
-        masks: for each sample the rows that count.
+        parts: for each regression where the inputs come from, and the runs that it has.
+        masks: for each run the rows that count.
     """
     found = [{layer.group: layer.regression() for layer in stage.layers} for _ in parts]
     walks = {id(walk): walk for walk, _ in parts}
@@ -282,56 +304,28 @@ def _sums(
             original.advance(end, stage.compared(index))
             for walk in walks.values():
                 walk.advance(start)
-        for (walk, samples), sums in zip(parts, found, strict=True):
-            for sample in samples:
-                before, after = original.live[sample], walks[id(walk)].live[sample]
+        for (walk, runs), sums in zip(parts, found, strict=True):
+            live = walks[id(walk)].live
+            keeps = _fitting(stage.layers[0].readers[index].value, live, masks)
+            for run in runs:
+                before, after = original.live[run], live[run]
                 for layer in stage.layers:
-                    sums[layer.group].add(*layer.readers[index].rows(before, after, masks[sample]))
+                    rows = layer.readers[index].rows(before, after, keeps[run])
+                    sums[layer.group].add(*rows)
     return found
+
+
+def _fitting(
+    name: str, live: Sequence[Values], masks: Sequence[npt.NDArray[np.bool_] | None]
+) -> Sequence[npt.NDArray[np.bool_] | None]:
+    """The masks, or none of them: of runs of several lengths one may fit a value by chance."""
+    for mask, values in zip(masks, live, strict=True):
+        if mask is not None and spread_mask(mask, values.shape(name)) is None:
+            return [None] * len(masks)
+    return masks
 
 
 def _put(walk: Walk, group: Group, pair: Factors) -> None:
     """Let a walk use the product of a pair in place of its weight."""
     for name, array in pair.constants(group).items():
         walk.replace(name, array)
-
-
-def _solutions(group: Group, pair: Factors, fit: Regression, aside: Regression) -> list[Factors]:
-    """Refits, one for each ridge, with their errors on samples kept aside; none without rows."""
-    start = aside.error(pair.first[0], pair.second[0], pair.shift)
-    if not fit.rows or not aside.rows:
-        return []
-    found, moments, dtype = [], fit.moments().fitting(), pair.first.dtype
-    for solution in fit.solutions(group.matrix.numpy()[0], _RIDGES):
-        a, b = output_pair(solution, moments, pair.rank, np.float64)
-        first, second = a.astype(dtype), fit.fisher.back(b).astype(dtype)
-        shift = fit.shift(first, second)
-        errors = dataclasses.replace(pair.errors, refit=(start, aside.error(first, second, shift)))
-        found.append(Factors(first[None], second[None], errors, shift=shift))
-    return found
-
-
-def _moved(pair: Factors, aside: Regression, there: Regression) -> Factors:
-    """A refit with its error on what its nodes read with it in place.
-
-    Args:
-        pair: the refit.
-        aside: of the samples kept aside, with the old pair in place.
-        there: of the same with the refit in place.
-    """
-    start, _ = _refit_errors(pair)
-    # What should be added to a residual stream has changed as well; what is off of it compares.
-    off = there.error(pair.first[0], pair.second[0], pair.shift) * there.energy
-    errors = dataclasses.replace(pair.errors, refit=(start, off / aside.energy))
-    return dataclasses.replace(pair, errors=errors)
-
-
-def _gain(pair: Factors) -> float:
-    """By how much a refit is better than the pair that it would replace."""
-    start, after = _refit_errors(pair)
-    return start - after
-
-
-def _refit_errors(pair: Factors) -> tuple[float, float]:
-    assert pair.errors.refit is not None
-    return pair.errors.refit

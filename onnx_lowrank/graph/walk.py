@@ -60,6 +60,7 @@ def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every stored constant: initializers and the tensors of Constant nodes."""
+    # Not `as_tensor`, whose look at the value's kind takes as long as all else here.
     for graph in all_graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
@@ -68,11 +69,11 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         if node.op_identifier() in model.functions:
             for attribute in node.attributes.values():
                 if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
+                    yield attribute.value
         if node.op_type == "Constant" and "value" in node.attributes:
             attribute = node.attributes["value"]
             if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
-                yield attribute.as_tensor()
+                yield attribute.value
 
 
 def elements(model: ir.Model) -> int:

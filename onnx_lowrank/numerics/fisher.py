@@ -20,7 +20,7 @@ import scipy.linalg
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.moments import Moments
 
-__all__ = ["PLAIN", "Fisher"]
+__all__ = ["PLAIN", "Fisher", "folded"]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -84,3 +84,28 @@ class Fisher:
 
 PLAIN = Fisher()
 """Where nothing is known: every error counts as it is."""
+
+
+def folded(rows: Array, count: int, rng: np.random.Generator) -> Array:
+    """At most so many rows whose second moments are those of the rows, in the mean over signs.
+
+    Each is a sum of some of the rows with random signs, so that ``E[FᵀF] = RᵀR`` (the count sketch;
+    K. Clarkson & D. Woodruff, "Low rank approximation and regression in input sparsity time", STOC
+    2013).
+
+    Args:
+        rows: ``R[N, n]``.
+        count: how many there may be.
+        rng: draws the signs.
+
+    Returns:
+        shape [count, n], or the rows as they are where they are no more.
+    """
+    if len(rows) <= count:
+        return rows
+    signs = rng.integers(0, 2, (len(rows), 1), np.int8).astype(rows.dtype) * 2 - 1
+    found = rows[:count] * signs[:count]
+    for start in range(count, len(rows), count):
+        part = rows[start : start + count]
+        found[: len(part)] += part * signs[start : start + count]
+    return np.asarray(found)

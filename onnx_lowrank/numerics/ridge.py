@@ -4,15 +4,12 @@ For rows x and what they should be mapped to, y, and a prior weight W the ridge 
 
     W* = (E[xᵀx] + λI)⁻¹ (E[xᵀy] + λW),
 
-which is W where the data say nothing.  Several λ share one eigendecomposition.  With an intercept
-s all rows are taken less their means, and s is what the solution leaves of the means.  Errors are
-in the coordinates ``y L`` of a Fisher information (`onnx_lowrank.numerics.fisher`), where the
-solution is ``W* L``.
+which is W where the data say nothing.  With an intercept s all rows are taken less their means, and
+s is what the solution leaves of the means.  Errors are in the coordinates ``y L`` of a Fisher
+information (`onnx_lowrank.numerics.fisher`), where the solution is ``W* L``.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -114,34 +111,29 @@ class Regression:
             error += float(shift @ (self.rows * shift - 2.0 * (self._y - (self._x @ a) @ b)))
         return max(error, 0.0) / self._yy
 
-    def solutions(self, prior: Array, shares: Sequence[float]) -> list[Float64]:
-        """Ridge solutions ``W* L``, shape [m, n], for λ = share × the mean eigenvalue of E[xᵀx].
+    def solution(self, prior: Array, share: float) -> Float64 | None:
+        """The ridge solution ``W* L``, shape [m, n], for λ = share × the mean eigenvalue of E[xᵀx].
 
         With an intercept both are taken less their means.
 
         Args:
             prior: ``W[m, n]``.
-            shares: above 0.
+            share: above 0.
 
         Returns:
-            one for each share; none where all rows are zero.
+            None where all rows are zero.
         """
         self._flush()
         rows = max(self.rows, 1)
         xx, xy = self._xx / rows, self._xy / rows
         if self._biased:
-            xx, xy = (
-                xx - np.outer(self._x, self._x) / rows**2,
-                xy - np.outer(self._x, self._y) / rows**2,
-            )
-        values, vectors = np.linalg.eigh(xx)
-        values = np.maximum(values, 0.0)
-        mean = float(values.mean())
+            xx -= np.outer(self._x, self._x) / rows**2
+            xy -= np.outer(self._x, self._y) / rows**2
+        mean = float(np.trace(xx)) / len(xx)
         if mean <= 0.0:
-            return []
-        cross = vectors.T @ xy
-        turned = vectors.T @ self.fisher.into(prior.astype(np.float64))
-        return [
-            vectors @ ((cross + share * mean * turned) / (values + share * mean)[:, None])
-            for share in shares
-        ]
+            return None
+        # Some thousandth of the mean at least is added to every eigenvalue: no need for them.
+        ridge = share * mean
+        xx[np.diag_indices(len(xx))] += ridge
+        xy += ridge * self.fisher.into(prior.astype(np.float64))
+        return np.asarray(np.linalg.solve(xx, xy))

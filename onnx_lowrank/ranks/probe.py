@@ -2,9 +2,8 @@
 
 The weights of its groups become inputs of the graph.  A pair is judged by feeding its product in
 the weight's place, integers by feeding what they stand for: that computes what the nodes that are
-written compute, with the graph as it was.  Where products may round their inputs a switch before
-each of them does the same with the operators that are written, and where they round their results
-another one behind it.
+written compute, with the graph as it was.  Where products may round their inputs or results,
+switches do the same with the operators that are written (`onnx_lowrank.ranks.switches`).
 """
 
 from __future__ import annotations
@@ -23,12 +22,10 @@ from onnx_lowrank.evaluation.reading import PLAIN, Reading
 from onnx_lowrank.evaluation.watched import watched
 from onnx_lowrank.fitting.static import StaticSteps
 from onnx_lowrank.graph.fingerprint import fingerprint
-from onnx_lowrank.graph.names import Names
-from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.formats import Format
-from onnx_lowrank.maps.static import ByteStep
 from onnx_lowrank.numerics.arrays import Array, Feed
+from onnx_lowrank.ranks.switches import switched
 from onnx_lowrank.runtime.kept import heads_of
 from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.pieces import Pieces, remembered
@@ -47,6 +44,7 @@ class Probe:
     Attributes:
         model: as it is.
         groups: whose weights can be exchanged: those of the main graph.
+        asked: all that were to be exchanged.
         feeds: the samples.
         watched: what is compared to tell a damage.
         rows: of what is compared in the sample with fewest of them; the last axis is a row's.
@@ -89,7 +87,8 @@ class Probe:
         """
         self.model, self.open_model, self.static = model, open_model, static
         copy = model.clone()
-        self._switches = _switched(model, copy, rounding or {}, static)
+        self._switches = switched(model, copy, rounding or {}, static)
+        self.asked = frozenset(groups)
         self.groups = tuple(g for g in groups if _is_open(model, g))
         self._dense = {
             constant.name: constant.tensor
@@ -99,7 +98,7 @@ class Probe:
         }
         for name in self._dense:
             _open_weight(copy, name)
-        nodes = [member.site.node for group in groups for member in group.members]
+        nodes = _nodes(groups)
         self.watched = watched(model, nodes, reading, by_classes)
         give_out(copy, self.watched.inside)
         wanted = self.watched.outputs | self.watched.inside
@@ -121,6 +120,35 @@ class Probe:
         self._reference = None if joining.cuts else self._before
         self.rows = max(1, min(map(self._rows, self._before), default=1))
         self._joining = self._seen(joining)
+
+    def serves(
+        self,
+        model: ir.Model,
+        groups: Sequence[Group],
+        feeds: Sequence[Feed],
+        reading: Reading = PLAIN,
+        by_classes: bool = False,
+    ) -> bool:
+        """Whether it does what a probe of the same run would do that is made of these.
+
+        Args:
+            model: the model.
+            groups: whose weights are to be exchanged.
+            feeds: samples.
+            reading: what is known of the outputs.
+            by_classes: whether damage is measured at shares of classes.
+        """
+        if model is not self.model or self._switches or not self.asked.issuperset(groups):
+            return False
+        if len(feeds) != len(self.feeds) or not all(map(_alike, feeds, self.feeds)):
+            return False
+        seen = watched(model, _nodes(groups), reading, by_classes)
+        own = self.watched
+        return (seen.outputs, seen.instead, by_classes) == (
+            own.outputs,
+            own.instead,
+            own.by_classes,
+        )
 
     def rounds(self, group: Group) -> dict[str, Array]:
         """Constants, as for `outputs`, that let products round what they multiply.
@@ -294,83 +322,16 @@ class Probe:
         return weights | dict(constants)
 
 
-def _switched(
-    model: ir.Model, copy: ir.Model, groups: Mapping[Group, Format], static: StaticSteps | None
-) -> dict[Group, str]:
-    """Put switches around the products of groups, in a copy of the model; group -> their input."""
-    if not groups:
-        return {}
-    node_of = dict(zip(model.graph, copy.graph, strict=True))
-    raise_opset(copy, max(form.opset for form in groups.values()))
-    names, switches = Names(copy), {}
-    for group, form in groups.items():
-        switch = ir.Value(
-            name=names.new(f"{group.matrix.name}.rounds"),
-            type=ir.TensorType(ir.DataType.BOOL),
-            shape=ir.Shape([]),
-        )
-        copy.graph.inputs.append(switch)
-        switches[group] = switch.name or ""
-        for member in group.members:
-            node = node_of[member.site.node]
-            x, y = node.inputs[0], node.outputs[0]
-            assert x is not None
-            steps = static.steps if form.static and static is not None else {}
-            chosen = _switch(switch, x, steps.get(x.name or ""), names)
-            copy.graph.insert_before(node, chosen)
-            node.replace_input_with(0, chosen.outputs[0])
-            if form.static:
-                _behind(node, y, _switch(switch, y, steps.get(y.name or ""), names), names)
-    return switches
+def _nodes(groups: Sequence[Group]) -> list[ir.Node]:
+    return [member.site.node for group in groups for member in group.members]
 
 
-def _switch(switch: ir.Value, value: ir.Value, step: ByteStep | None, names: Names) -> ir.Node:
-    """A node that gives a value rounded, or as it is."""
-    chosen = ir.Node("", "If", [switch], _branches(value, step, names), name=names.new("rounds"))
-    result = chosen.outputs[0]
-    result.name, result.type, result.shape = names.new("rounded"), value.type, value.shape
-    return chosen
-
-
-def _behind(node: ir.Node, y: ir.Value, chosen: ir.Node, names: Names) -> None:
-    """Let all that reads what a node gives read another node's output in its place and name."""
-    graph, result = node.graph, chosen.outputs[0]
-    assert graph is not None
-    graph.insert_after(node, chosen)
-    inside = {own for attr in chosen.attributes.values() for own in attr.as_graph()}
-    for use in list(y.uses()):
-        if use.node not in inside:
-            use.node.replace_input_with(use.idx, result)
-    for index, output in enumerate(graph.outputs):
-        if output is y:
-            graph.outputs[index] = result
-    result.name, y.name = y.name, names.new("exact")
-
-
-def _branches(x: ir.Value, step: ByteStep | None, names: Names) -> list[ir.Attr]:
-    """What an If gives: a value as integers stand for it, with a known step or not; or itself."""
-    if step is None:
-        quantized = ir.Node("", "DynamicQuantizeLinear", [x], num_outputs=3)
-        integers = [quantized, ir.Node("", "DequantizeLinear", list(quantized.outputs))]
-    else:
-        arrays = np.array(step.scale, np.float32), np.array(step.zero, np.uint8)
-        known = [
-            ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))])
-            for array in arrays
-        ]
-        step_of = [node.outputs[0] for node in known]
-        quantized = ir.Node("", "QuantizeLinear", [x, *step_of])
-        again = ir.Node("", "DequantizeLinear", [quantized.outputs[0], *step_of])
-        integers = [*known, quantized, again]
-    branches = {"then_branch": integers, "else_branch": [ir.Node("", "Identity", [x])]}
-    found = []
-    for name, nodes in branches.items():
-        for value in (value for node in nodes for value in node.outputs):
-            value.name = names.new("rounding")
-        result = nodes[-1].outputs[0]
-        result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), x.shape
-        found.append(ir.AttrGraph(name, ir.Graph([], [result], nodes=nodes, name=name)))
-    return found
+def _alike(feed: Feed, other: Feed) -> bool:
+    """Whether two samples hold the same."""
+    return feed.keys() == other.keys() and all(
+        array.dtype == other[name].dtype and np.array_equal(array, other[name])
+        for name, array in feed.items()
+    )
 
 
 def _is_open(model: ir.Model, group: Group) -> bool:

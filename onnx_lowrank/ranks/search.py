@@ -88,6 +88,7 @@ class Searching:
         spare: Samples | None = None,
         further: Sequence[Feed] = (),
         joining: Joining = APART,
+        known: Probe | None = None,
     ) -> None:
         """Measure the damage of every layer.
 
@@ -107,6 +108,7 @@ class Searching:
             further: samples that factors are fitted to, which are asked where those of the search
                 leave a damage unsure.
             joining: how samples go together in one run.
+            known: a probe of the same run, which is used where it does what is asked.
 
         Raises:
             InputError: the model does not run with its weights as inputs.
@@ -119,19 +121,26 @@ class Searching:
         by_itself = by_map(prepared.formats)
         changed = list(dict.fromkeys([*groups, *prepared.formats, *by_itself]))
         with stages("damage", len(groups)) as advance:
-            self.probe = Probe(
-                prepared.model,
-                changed,
-                samples.feeds,
-                open_model,
-                reading,
-                by_classes,
-                memory,
-                {g: form for g, own in by_itself.items() if (form := own.integers)},
-                prepared.static,
-                prepared.pieces,
-                joining,
-            )
+            if (
+                known is not None
+                and not prepared.formats
+                and known.serves(prepared.model, changed, samples.feeds, reading, by_classes)
+            ):
+                self.probe = known
+            else:
+                self.probe = Probe(
+                    prepared.model,
+                    changed,
+                    samples.feeds,
+                    open_model,
+                    reading,
+                    by_classes,
+                    memory,
+                    {g: form for g, own in by_itself.items() if (form := own.integers)},
+                    prepared.static,
+                    prepared.pieces,
+                    joining,
+                )
             curves = damage_curves(
                 groups,
                 prepared.measured,
@@ -150,9 +159,9 @@ class Searching:
                 by_itself, curves, prepared.search, self.probe, advance, prepared.crew
             )
         self.rounding = of_groups(found, prepared.formats, curves)
-        known = [(group, curve.known_from) for group, curve in curves.items()]
-        known += [(group, own.known_from) for group, own in self.rounding.items()]
-        unseen = list(dict.fromkeys(group for group, how in known if how == "own error"))
+        seen_from = [(group, curve.known_from) for group, curve in curves.items()]
+        seen_from += [(group, own.known_from) for group, own in self.rounding.items()]
+        unseen = list(dict.fromkeys(group for group, how in seen_from if how == "own error"))
         self._left = frozenset(unseen if only_seen else ())
         if unseen:
             self.say(_unseen_note(unseen, only_seen))

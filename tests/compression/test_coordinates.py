@@ -11,6 +11,7 @@ import pytest
 from onnx_lowrank import compress
 from onnx_lowrank.compression import coordinates as module
 from onnx_lowrank.compression.effort import FISHER
+from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.schema.report import EffortStep, Report
 from tests.helpers.blocks import error, feeds_of
 from tests.helpers.models import parse
@@ -46,10 +47,19 @@ def step_of(report: Report) -> EffortStep:
 
 
 def test_ranks_are_searched_in_the_better_coordinates(
-    model: onnx.ModelProto, feeds: list[Any]
+    model: onnx.ModelProto, feeds: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[Probe] = []
+
+    def begun(probe: Probe, *arguments: Any, **options: Any) -> None:
+        made.append(probe)
+        begin(probe, *arguments, **options)
+
+    begin = Probe.__init__
+    monkeypatch.setattr(Probe, "__init__", begun)
     options: dict[str, Any] = {"keep": 0.5, "calibration": feeds[16:], **PLAIN}
     found = compress(model, data=feeds[:16], effort="standard", **options)
+    assert len(made) == 1  # what decides, what searches and what judges the refit ask it the same
     step = step_of(found.report)
     assert step.taken
     assert step.error_before is not None

@@ -11,8 +11,16 @@ import onnx_ir as ir
 import pytest
 
 from onnx_lowrank import UsageError, compress
+from onnx_lowrank.data.joining import APART, Joining
+from onnx_lowrank.fitting.fit import fit as fitted
+from onnx_lowrank.fitting.refit import refit
 from onnx_lowrank.fitting.segments import Walk
-from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.fitting.statistics import Statistics
+from onnx_lowrank.graph.constants import Constants
+from onnx_lowrank.maps.choice import Choice
+from onnx_lowrank.maps.find import find
+from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.numerics.ridge import Regression
 from tests.helpers.blocks import error, feeds_of, two_blocks
 from tests.helpers.models import parse, run_ort
@@ -50,6 +58,60 @@ def test_a_refit_of_full_rank_changes_nothing(
         model, calibration=fit, refit=True, rank=24, min_gain=-1.0, simplify=False, bench=False
     )
     assert error(model, result.model, fit) < 1e-4
+
+
+PADDED = """<ir_version: 8, opset_import: ["": 17]>
+agraph (float[B, T, 24] x, float[B, T] attention_mask) => (float[B, T, 24] y)
+<float[24, 48] w1, float[48, 24] w2, float[24, 24] w3, int64[1] last = {2}>
+{
+  h1 = MatMul(x, w1)
+  r1 = Tanh(h1)
+  o1 = MatMul(r1, w2)
+  s1 = Add(x, o1)
+  m1 = Unsqueeze(attention_mask, last)
+  k1 = Mul(s1, m1)
+  y = MatMul(k1, w3)
+}"""
+
+
+def test_samples_that_run_together_are_refitted_as_they_are_alone(rng: np.random.Generator) -> None:
+    shapes = {"w1": (24, 48), "w2": (48, 24), "w3": (24, 24)}
+    model = ir.from_proto(
+        parse(PADDED, {name: 0.3 * rng.normal(size=s).astype("f4") for name, s in shapes.items()})
+    )
+    base, feeds = rng.normal(size=(12, 24)), list[Feed]()
+    for _ in range(40):
+        mask = (np.arange(20) < rng.integers(4, 16))[None].astype("f4")
+        x = (rng.normal(size=(1, 20, 12)) @ base).astype("f4")
+        feeds.append({"x": x, "attention_mask": mask})
+    constants = Constants(model)
+    groups = find(model, constants, all_forms(), chosen_forms(None)).groups
+    choices = {group: Choice(9, "test") for group in groups}
+    pairs = dict(fitted(choices, Statistics(), lambda _: None))
+    found, runs = [], []
+    for joining in (APART, Joining(8, "attention_mask", {"x": 1, "attention_mask": 1})):
+        lengths = list[tuple[int, ...]]()
+
+        def opened(piece: onnx.ModelProto, lengths: list[tuple[int, ...]] = lengths) -> Any:
+            def run(feed: Feed) -> Feed:
+                lengths.extend(array.shape[:2] for array in feed.values())
+                return run_ort(piece, feed)
+
+            return run
+
+        again = refit(
+            *(model, constants, pairs, Statistics(), feeds, "attention_mask", opened),
+            lambda _: None,
+            joining=joining,
+        )
+        found.append([again.factors[group].product() for group in groups])
+        runs.append(lengths)
+    assert {(1, 20)} == {*runs[0]}
+    assert len(runs[1]) <= len(runs[0]) / 5
+    assert max(length for _, length in runs[1]) < 20
+    for alone, together in zip(*found, strict=True):
+        np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(found[0][1], pairs[groups[1]].product(), atol=1e-3)
 
 
 def test_what_cannot_be_refitted_is_named(rng: np.random.Generator) -> None:
@@ -194,12 +256,17 @@ def test_ridge_goes_from_least_squares_to_the_prior(rng: np.random.Generator) ->
     sums = Regression(5, 3)
     sums.add(x[:50], y[:50])
     sums.add(x[50:], y[50:])
-    least, most = sums.solutions(prior, [1e-9, 1e9])
+    least, most = (sums.solution(prior, share) for share in (1e-9, 1e9))
+    assert least is not None
+    assert most is not None
     np.testing.assert_allclose(least, true, atol=1e-4)
     np.testing.assert_allclose(most, prior, atol=1e-4)
     direct: Array = np.linalg.solve(x.T @ x / 200 + np.eye(5) * 0.3, x.T @ y / 200 + 0.3 * prior)
     share = 0.3 / float(np.mean(np.linalg.eigvalsh(x.T @ x / 200)))
-    np.testing.assert_allclose(sums.solutions(prior, [share])[0], direct, atol=1e-4)
+    between = sums.solution(prior, share)
+    assert between is not None
+    np.testing.assert_allclose(between, direct, atol=1e-4)
+    assert Regression(5, 3).solution(prior, share) is None
     zero = np.zeros((5, 1)), np.zeros((1, 3))
     assert sums.error(*zero) == pytest.approx(1.0)
     assert sums.error(true, np.eye(3)) == pytest.approx(0.0, abs=1e-6)

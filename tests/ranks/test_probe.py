@@ -93,3 +93,20 @@ def test_where_samples_change_each_other_they_run_apart(rng: np.random.Generator
     begun = len(runs)
     probe.damages({"W": weight * 1.5}, range(6))
     assert [x.shape[0] for x in runs[begun:]] == [1] * 6
+
+
+def test_a_probe_serves_those_who_ask_the_same_of_it(rng: np.random.Generator) -> None:
+    feeds, weight = texts(rng, 3), uniform((6, 5), rng)
+    probe, group = probe_of(MODELS["tokens"], weight, feeds, APART, [])
+    reading = reading_of(probe.model, "mask")
+    again = [{name: array.copy() for name, array in feed.items()} for feed in feeds]
+    assert probe.serves(probe.model, [group], again, reading)
+    assert probe.serves(probe.model, [], feeds, reading)
+    assert not probe.serves(probe.model.clone(), [group], feeds, reading)
+    assert not probe.serves(probe.model, [group], feeds[:2], reading)
+    assert not probe.serves(probe.model, [group], [*feeds[:2], feeds[0]], reading)
+    assert not probe.serves(probe.model, [group], feeds, reading, by_classes=True)
+    other, foreign = probe_of(MODELS["tokens"], weight, feeds, APART, [])
+    assert not probe.serves(probe.model, [foreign], feeds, reading)
+    narrow = Probe(other.model, (), feeds, other.open_model, reading)
+    assert not narrow.serves(other.model, [foreign], feeds, reading)
