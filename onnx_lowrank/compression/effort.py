@@ -55,6 +55,10 @@ _TRY_FISHER = 64
 _MOST_JUDGING = 64
 
 
+# What a refit holds of the samples of a run: values of both models, their rows, and products.
+_HELD = 4
+
+
 # How a recipe calls them.
 _KEYS = {FISHER: "fisher", REFIT: "refit"}
 
@@ -221,7 +225,7 @@ def refitted(
                 advance,
                 context.trial.memory,
                 context.pieces,
-                context.trial.joining,
+                context.trial.joined(_HELD),
             )
         except InputError as error:
             return str(error)

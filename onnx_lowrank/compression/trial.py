@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -317,6 +318,12 @@ class Trial:
             lambda feed: self._opener.run(session, feed, self._source.name),
             lambda: memory.times(taken, min(_TOGETHER, _TOGETHER_BYTES // max(taken or 1, 1))),
         )
+
+    def joined(self, times: int) -> Joining:
+        """The same for work that holds about so many times what a plain run takes."""
+        joining, taken = self.joining, self._original.taken
+        each = None if taken is None else times * taken
+        return replace(joining, size=max(1, self.memory.times(each, joining.size)))
 
     @cached_property
     def reading(self) -> Reading:

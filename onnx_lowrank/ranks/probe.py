@@ -327,9 +327,10 @@ def _nodes(groups: Sequence[Group]) -> list[ir.Node]:
 
 
 def _alike(feed: Feed, other: Feed) -> bool:
-    """Whether two samples hold the same."""
+    """Whether two samples are seen to hold the same; of sequences only the same arrays are."""
     return feed.keys() == other.keys() and all(
-        array.dtype == other[name].dtype and np.array_equal(array, other[name])
+        array is other[name]
+        or (array.dtype == other[name].dtype != object and np.array_equal(array, other[name]))
         for name, array in feed.items()
     )
 
