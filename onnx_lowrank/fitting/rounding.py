@@ -27,7 +27,7 @@ from onnx_lowrank.fitting.rounded_weights import (
     shift_by,
 )
 from onnx_lowrank.fitting.statistics import Statistics
-from onnx_lowrank.graph.elements import elements_of, put_elements
+from onnx_lowrank.graph.elements import elements_of, install
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
@@ -247,8 +247,8 @@ def _shift(model: ir.Model, own: Group, shift: Float64 | None, spool: Spool) -> 
     if shift is None:
         return
     assert own.bias is not None
-    now = elements_of(model, own.bias.root.name or "")
-    put_elements(own.bias.root, shifted(now, shift), spool)
+    name = own.bias.root.name or ""
+    install(model, {name: shifted(elements_of(model, name), shift)}, spool)
 
 
 def _together(parts: Sequence[Rounded]) -> Rounded:

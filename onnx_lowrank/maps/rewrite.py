@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.graph.constants import in_chain
 from onnx_lowrank.graph.elements import put_elements
+from onnx_lowrank.graph.face import lower_initializers
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import attribute
@@ -22,7 +23,7 @@ from onnx_lowrank.maps.emit import (
 )
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.forms import Site
-from onnx_lowrank.maps.narrow import narrow
+from onnx_lowrank.maps.narrow import narrow, narrowed_names
 from onnx_lowrank.maps.pair import Errors, Factors, shifted
 
 __all__ = ["put_pair", "remove_unread", "rewrite"]
@@ -68,7 +69,16 @@ def rewrite(
     for group in errors:
         if not group.heads:
             remove_unread(group.matrix.root)
+    _close(model, [name for group in errors for name in narrowed_names(group)])
     return errors
+
+
+def _close(model: ir.Model, names: Iterable[str]) -> None:
+    """Let constants that have another shape be no inputs any more, as those of pairs are none."""
+    known = set(names)
+    for value in [own for own in model.graph.inputs if own.name in known]:
+        model.graph.inputs.remove(value)
+    lower_initializers(model)
 
 
 def _lower(group: Group, head: Site, pair: Factors, spool: Spool) -> None:

@@ -218,6 +218,35 @@ def test_without_samples_no_width_is_narrowed(model: onnx.ModelProto) -> None:
     assert {row.reason for row in rows.values()} == {"a width is narrowed by samples, and has none"}
 
 
+@pytest.mark.parametrize("version", [3, 8])
+@pytest.mark.parametrize("weights", ["fp32", "8"])
+def test_weights_that_are_inputs_are_narrowed_alike(
+    version: int, weights: str, model: onnx.ModelProto, feeds: list[Any]
+) -> None:
+    """Where they count as constants: what is chosen does not depend on how a file lists them."""
+    options: dict[str, Any] = {"data": feeds, "simplify": False, "bench": False, "rank": 4}
+    options |= {"ops": ("default", "heads"), "min_gain": -1, "weights": weights}
+    plain = compress(model, **options)
+    listed = onnx.ModelProto()
+    listed.CopyFrom(model)
+    for t in model.graph.initializer:
+        listed.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    listed.ir_version = version
+    del listed.graph.value_info[:]
+    result = compress(listed, constant_inputs=True, **options)
+    ranks = [(layer.name, layer.form, layer.rank) for layer in result.report.layers]
+    assert ranks == [(layer.name, layer.form, layer.rank) for layer in plain.report.layers]
+    assert ("o", "heads", 4) in ranks
+    after = ir.to_proto(result.model)
+    onnx.checker.check_model(after, full_check=True)
+    # A weight that has another shape is no input any more; those that stay are.
+    assert {"x", "half"} <= {value.name for value in after.graph.input}
+    assert not {"wv", "bv", "wo"} & {value.name for value in after.graph.input}
+    np.testing.assert_allclose(
+        run_of(result.model, feeds[0]), run_of(plain.model, feeds[0]), atol=0.02
+    )
+
+
 def changed(old: str, new: str) -> onnx.ModelProto:
     """The block with another text."""
     assert old in ATTENTION

@@ -117,7 +117,7 @@ def owned(site: Site, constants: Constants) -> bool:
     """Whether a map is rows times a matrix that its node alone reads, in the main graph."""
     root, graph = site.operand.root, constants.model.graph
     own = [(node, index) for node, index in constants.readers(root)]
-    plain = site.node.inputs[site.index] is root and not root.is_graph_input()
+    plain = site.node.inputs[site.index] is root
     return (
         plain
         and own == [(site.node, site.index)]
@@ -145,7 +145,7 @@ def own_row(value: ir.Value | None, width: int, constants: Constants) -> Constan
     if not isinstance(found, Constant) or found.shape[-1:] != (width,) or found.size != width:
         return None
     root = found.root
-    plain = root is value and not root.is_graph_input() and not root.is_graph_output()
+    plain = root is value and not root.is_graph_output()
     alone = plain and len(list(root.uses())) == 1
     return found if alone and found.dtype in FLOATS and found.dtype == found.tensor.dtype else None
 
