@@ -316,6 +316,7 @@ def _healed(
         plan = replace(plan, steps=_ROUND, rounds=_ROUNDS, rate=None)
     logits = logits_of(context, prepared.model)
     start = time.perf_counter()
+    trial.rest()
     with context.stages("heal", settings.heal or None) as advance:
         try:
             found = heal(

@@ -285,11 +285,12 @@ def _felt(
     settings, samples = context.settings, context.trial.split.calibration
     assert samples is not None  # moments were gathered of them
     aside = set(context.trial.split.searched if settings.keeps_aside else ())
-    feeds = [feed for number, feed in enumerate(samples.feeds) if number not in aside]
+    feeds = samples.part([n for n in range(len(samples.feeds)) if n not in aside]).feeds
     mask = context.trial.mask
     constants = Constants(model, settings.constant_inputs)
     logits, joining = logits_of(context, model), context.trial.joining
     weights = {weight_of(group): group for group in groups}
+    context.trial.rest()
     with context.stages("fisher", len(feeds)) as advance:
 
         def measured() -> SavedFisher:

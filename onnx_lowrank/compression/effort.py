@@ -212,6 +212,7 @@ def refitted(
     """
     work = sum(group.matrix.size for group in pairs)
     constants = Constants(prepared.model, context.settings.constant_inputs)
+    context.trial.rest()
     with context.stages("refit", work) as advance:
         try:
             found = refit(

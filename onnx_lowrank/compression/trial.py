@@ -239,6 +239,11 @@ class Trial:
             model = self._steady(model)
         return self._opener.runner(model, optimize=optimize)
 
+    def rest(self) -> None:
+        """Close what nobody uses during work that holds much, where the user's limit is near."""
+        self._original.rest()
+        self._opener.rest()
+
     def packed(self, model: ir.Model) -> bytes | None:
         """A model made from the original as the bytes that `runner` would load; None if too large.
 

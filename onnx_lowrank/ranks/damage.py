@@ -60,7 +60,7 @@ _SAMPLES = 12
 _SURE, _TELLING = 0.25, 5
 # Where layers are many and samples long, as those of language models, all layers together take at
 # most so many runs for each sample there is; a sample then has rows enough to set a scale.
-_RUNS, _ROWS = 30, 12
+_RUNS, _ROWS = 15, 12
 
 DamageFrom = Literal["outputs", "other layers", "own error"]
 """What a damage is known from: the model's outputs; those of other layers, because the weight

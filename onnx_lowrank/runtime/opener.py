@@ -252,7 +252,7 @@ class Opener:
         def load(given: Feed) -> Runner:
             if not survived:
                 survived.append(self._survived(path, given, optimize))
-            self._make_room(folder)
+            self._make_room(_COPIES * sum(own.stat().st_size for own in folder.iterdir()))
             session = self.open(
                 path, optimize=survived[0], planned=False, packed=packed, spinning=False
             )
@@ -265,11 +265,17 @@ class Opener:
         self._runners.add(waiting)
         return waiting
 
-    def _make_room(self, folder: Path) -> None:
-        """Close other runners where the user's limit leaves no room for the model of a folder."""
+    def rest(self) -> None:
+        """Close runners until half of the limit that the user set is free, as far as they go.
+
+        They are opened again when they are needed.
+        """
+        self._make_room((self._memory.limit or 0) // 2)
+
+    def _make_room(self, taken: int) -> None:
+        """Close other runners where the user's limit leaves no room for so many bytes."""
         if not self._memory.given:
             return
-        taken = _COPIES * sum(path.stat().st_size for path in folder.iterdir())
         for waiting in sorted(self._runners, key=lambda own: own.used):
             room = self._memory.room()
             if room is None or room >= taken:

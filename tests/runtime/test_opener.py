@@ -190,3 +190,28 @@ def test_a_limit_that_is_far_closes_nothing(
     for run in (*runs, *runs):
         run(feed(4))
     assert len(opened) == 2
+
+
+def test_what_rests_gives_room_and_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, opened = [100], list[Path]()
+
+    def noted(model: Path, **more: Any) -> Any:
+        opened.append(model)
+        return open_session(model, **more)
+
+    monkeypatch.setattr(opening, "open_session", noted)
+    monkeypatch.setattr(Memory, "room", lambda _: room[0])
+    limited, free = (
+        Opener(tmp_path, 1, OrtLog(), {}, Memory(80, given)) for given in (True, False)
+    )
+    for own, most, times in ((limited, 100, 1), (limited, 30, 2), (free, 30, 1)):
+        opened.clear()
+        room[0] = 1 << 40
+        run = own.runner(frames())
+        run(feed(4))
+        room[0] = most
+        own.rest()
+        run(feed(4))
+        assert len(opened) == times
