@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -259,15 +259,15 @@ class Settings:
         """In which numbers weights may be stored."""
         targets = self.shape_for, self.ep
         kept = self.requantize and self.weights == OPTIONS["weights"].default
-        kinds, integers, blocks = offered("8" if kept else self.weights, self.activations, targets)
+        found = offered("8" if kept else self.weights, self.activations, targets)
         own: dict[str, str] | None = {} if kept else None
         ops, fused = quantized_ops(self.quantize_ops), self.operators == "microsoft"
-        if fused and not blocks:
+        if fused and not found.blocks:
             raise UsageError(
                 f"{named('operators', self.operators)}: the target takes no weights in blocks of "
                 f"integers, which MatMulNBits has; expected {named('operators', 'onnx')}"
             )
-        return FormatWishes(kinds, ops, integers, blocks, own=own, fused=fused)
+        return replace(found, ops=ops, own=own, fused=fused)
 
     @property
     def selection(self) -> Selection:

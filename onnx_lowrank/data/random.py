@@ -1,8 +1,9 @@
 """Seeded random input that a model can run on.
 
 Floats are standard normal; masks are all ones; unsigned bytes, which are images, use their whole
-range; a single integer is one of those that the graph compares it with, if any; other integers
-stay below the smallest table that they index, or are 0 and 1.
+range; a length is the size of the axis that it names (`onnx_lowrank.data.lengths`); a single
+integer is one of those that the graph compares it with, if any; other integers stay below the
+smallest table that they index, or are 0 and 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.data.fitter import is_floating, require_fed
+from onnx_lowrank.data.lengths import Length
 from onnx_lowrank.data.shapes import ConcreteShapes
 from onnx_lowrank.errors import InputError, named
 from onnx_lowrank.numerics.arrays import Array
@@ -83,7 +85,10 @@ def random_feed(
     for spec in specs:
         if spec.drawn:
             shape, among = shapes.shapes[spec.name], (choices or {}).get(spec.name)
-            if among:
+            length = shapes.lengths.get(spec.name)
+            if length is not None:
+                found[spec.name] = np.full(shape, length.size, spec.dtype)
+            elif among:
                 found[spec.name] = np.asarray(rng.choice(among, shape)).astype(spec.dtype)
             else:
                 found[spec.name] = _values(spec, shape, bounds.get(spec.name), rng)
@@ -115,6 +120,7 @@ def random_note(
     bounds: Mapping[str, int],
     seed: int,
     choices: Mapping[str, Sequence[int]] | None = None,
+    lengths: Mapping[str, Length] | None = None,
 ) -> str:
     """The random input in one sentence."""
     groups: dict[str, list[str]] = {}
@@ -123,6 +129,8 @@ def random_note(
             continue
         if "mask" in spec.name.lower():
             text = "all ones"
+        elif lengths and spec.name in lengths:
+            text = f"always {lengths[spec.name]}"
         elif choices and spec.name in choices:
             text = f"always {' or '.join(map(str, choices[spec.name]))}"
         elif spec.dtype.kind == "b":

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnx_lowrank.data.declared import InputSpec
 from onnx_lowrank.data.fitter import is_floating
+from onnx_lowrank.data.lengths import lengths_of
 from onnx_lowrank.data.samples import random_samples
 from onnx_lowrank.data.shapes import IMAGE_SIZES, SEQUENCE, ConcreteShapes, concrete_shapes
 from onnx_lowrank.errors import InputError, named
@@ -52,21 +53,56 @@ def runnable_shapes(
         lengths: whether other sizes than those of images are tried too: not where samples bring
             their own.
 
-    Only where the size of an image, or of an axis of floats, has to be guessed is anything run.
-    Where no guess runs the first one is returned, with a note, and the run that follows says why
-    it fails.
+    Only where the size of an image, or of an axis of floats, has to be guessed, or where an input
+    is the length of another one, is anything run.  Where no guess runs the first one is returned,
+    with a note, and the run that follows says why it fails.
     """
 
     def made(**guess: object) -> ConcreteShapes:
         return concrete_shapes(specs, input_shapes, dims, **guess)  # type: ignore[arg-type]
 
-    def tried(guess: ConcreteShapes) -> bool | None:
+    def fed(guess: ConcreteShapes) -> bool | None:
         try:
             feed = random_samples(model, specs, guess, count=1, seed=0).feeds[0]
         except InputError:  # no random input can be made, whatever the sizes
             return None
         return runs(feed)
 
+    def tried(guess: ConcreteShapes) -> bool | None:
+        whole = _with_lengths(specs, guess) if lengths else guess
+        answer = fed(whole)
+        return fed(guess) if answer is False and whole.lengths else answer
+
+    found = _sized(tried, made, model, specs, lengths=lengths)
+    whole = _with_lengths(specs, found) if lengths else found
+    if not whole.lengths or fed(whole) is not False or fed(found) is False:
+        return whole
+    names = ", ".join(f"{name} {length}" for name, length in whole.lengths.items())
+    note = f"the model does not run with {names}, but with other numbers"
+    return replace(found, notes=(*found.notes, note))
+
+
+def _with_lengths(specs: Sequence[InputSpec], guess: ConcreteShapes) -> ConcreteShapes:
+    return replace(guess, lengths=lengths_of(specs, guess.shapes))
+
+
+def _sized(
+    tried: Callable[[ConcreteShapes], bool | None],
+    made: Callable[..., ConcreteShapes],
+    model: ir.Model,
+    specs: Sequence[InputSpec],
+    *,
+    lengths: bool,
+) -> ConcreteShapes:
+    """Sizes with which the model runs, by trial; the first ones where none do.
+
+    Args:
+        tried: whether the model runs with sizes; None where that is not known.
+        made: sizes by a guess.
+        model: the model.
+        specs: its inputs.
+        lengths: whether other sizes than those of images are tried too.
+    """
     first = made()
     images = [made(image=size) for size in IMAGE_SIZES]
     if any(guess.shapes != first.shapes for guess in images):

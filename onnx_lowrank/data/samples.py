@@ -116,7 +116,7 @@ def random_samples(
         source="random",
         feeds=Lazy(count, lambda index: random_feed(specs, shapes, bounds, (seed, index), choices)),
         expected=(None,) * count,
-        notes=(random_note(specs, bounds, seed, choices),),
+        notes=(random_note(specs, bounds, seed, choices, shapes.lengths),),
         total=count,
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnx_lowrank.data.cache import PAST
 from onnx_lowrank.data.declared import InputSpec
+from onnx_lowrank.data.lengths import Length
 from onnx_lowrank.errors import InputError, UsageError, named
 from onnx_lowrank.phrases import listed, near_names
 
@@ -54,12 +55,14 @@ class ConcreteShapes:
         dims: name of a symbolic dimension -> its size.
         notes: every assumption, one sentence each.
         assumed: input name -> the axes whose size is a guess.
+        lengths: input name -> the size of another one that it is at random.
     """
 
     shapes: dict[str, tuple[int, ...]]
     dims: dict[str, int]
     notes: tuple[str, ...] = ()
     assumed: dict[str, frozenset[int]] = field(default_factory=dict)
+    lengths: dict[str, Length] = field(default_factory=dict)
 
 
 def parse_input_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

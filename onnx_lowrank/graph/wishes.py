@@ -19,6 +19,7 @@ class Wishes:
         bias: Gemm with a bias, and only with one.
         right: the constant on the right, or a convolution.
         blocks: whether it runs weights of integers in blocks with a scale each.
+        zeros: whether a zero point for each block of 4 bits costs no time in its products.
         dynamic_int8: whether it runs products of integers whose inputs are quantized in each run.
         static_int8: whether it wants products of integers between QuantizeLinear and
             DequantizeLinear.
@@ -32,13 +33,14 @@ class Wishes:
     bias: bool = False
     right: bool = False
     blocks: bool = False
+    zeros: bool = False
     dynamic_int8: bool = False
     static_int8: bool = False
     channels: bool = False
 
 
 WISHES: dict[str, Wishes] = {
-    "cpu": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
+    "cpu": Wishes(rank_multiple=16, blocks=True, zeros=True, dynamic_int8=True),
     "arm": Wishes(rank_multiple=16, blocks=True, dynamic_int8=True),
     "qnn": Wishes(rank_multiple=32, fixed=True, plain=True, static_int8=True, channels=True),
     "nnapi": Wishes(fixed=True, plain=True, matrices=True, bias=True, right=True, static_int8=True),

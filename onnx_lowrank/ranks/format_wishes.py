@@ -43,6 +43,7 @@ class FormatWishes:
         blocks: whether integers may stand in blocks with a scale each.
         own: name of a weight -> its only kind; others stay floats.  None where all have ``kinds``.
         fused: whether products with blocks are MatMulNBits nodes, where they can be.
+        zeros: whether blocks of 4 bits that products multiply with have zero points.
     """
 
     kinds: tuple[str, ...] = ("fp32",)
@@ -51,6 +52,7 @@ class FormatWishes:
     blocks: bool = True
     own: Mapping[str, str] | None = None
     fused: bool = False
+    zeros: bool = True
 
     def kinds_of(self, name: str) -> tuple[str, ...]:
         """The kinds that the weight of a name may have."""
@@ -72,9 +74,7 @@ class FormatWishes:
         return len(self.kinds) == 1
 
 
-def offered(
-    weights: str, activations: str, targets: Collection[str | None]
-) -> tuple[tuple[str, ...], Format | None, bool]:
+def offered(weights: str, activations: str, targets: Collection[str | None]) -> FormatWishes:
     """What numbers a run may choose from: the one place that knows targets.
 
     Args:
@@ -82,10 +82,6 @@ def offered(
         activations: float or int8.
         targets: names of what the result is shaped for and runs on, as the user or ONNX Runtime
             writes them; None for no one's.
-
-    Returns:
-        of `KINDS`; the format of products whose inputs are integers too, if any; and whether
-        there are blocks.
 
     Raises:
         UsageError: a target does not take what was asked for by name, or no weights may have the
@@ -112,7 +108,8 @@ def offered(
             f"{option} needs 8 among {named('weights')}, or auto: integers are multiplied with "
             f"weights of 8 bits; got {', '.join(kinds)}"
         )
-    return kinds, integers, not without
+    zeros = all(WISHES[name].zeros for name in names)
+    return FormatWishes(kinds, integers=integers, blocks=not without, zeros=zeros)
 
 
 def _integers(activations: str, names: Sequence[str]) -> Format:

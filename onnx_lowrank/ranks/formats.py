@@ -19,6 +19,7 @@ from onnx_lowrank.maps.formats import (
     block_for,
     correctable,
     first_opset,
+    folded,
     fusable,
     no_format,
     products,
@@ -178,7 +179,7 @@ def _of_product(group: Group, wanted: FormatWishes) -> Formats:
             continue
         # The least and the largest weight of a block are seldom as far from 0; of 8 bits it matters
         # little.
-        zeros = kind == "4"
+        zeros = kind == "4" and (wanted.zeros or folded(group))
         plain = [
             dataclasses.replace(f, block=block_for(f.block, group), fused=fused, zeros=zeros)
             for f in _DENSE[kind]

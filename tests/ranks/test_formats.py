@@ -25,34 +25,36 @@ HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 
 def test_kinds_by_target() -> None:
     every = ("fp32", "8", "4")
-    assert offered("fp32", "float", (None, "cpu")) == (("fp32",), None, True)
-    assert offered("auto", "float", (None, "cpu")) == (every, None, True)
-    assert offered("4, 8", "float", ("arm", "cpu")) == (("8", "4"), None, True)
-    assert offered("auto", "float", ("qnn", "cpu")) == (("fp32",), None, False)
+    assert offered("fp32", "float", (None, "cpu")) == FormatWishes()
+    assert offered("auto", "float", (None, "cpu")) == FormatWishes(every)
+    # Zero points cost instructions on ARM, and were not timed on WebGPU.
+    assert offered("4, 8", "float", ("arm", "cpu")) == FormatWishes(("8", "4"), zeros=False)
+    none = FormatWishes(blocks=False, zeros=False)
+    assert offered("auto", "float", ("qnn", "cpu")) == none
     with pytest.raises(UsageError, match=r"coreml takes no weights in blocks.*fp32 or auto$"):
         offered("fp32,8", "float", (None, "coreml"))
     with pytest.raises(UsageError, match=r"target qnn takes no weights.*fp32 or auto$"):
         offered("4", "float", (None, "QNNExecutionProvider"))
     with pytest.raises(UsageError, match=r"fp32 or auto, or activations='int8' beside 8$"):
         offered("8", "float", ("qnn", "cpu"))
-    assert offered("auto", "float", ("webgpu", "openvino")) == (every, None, True)
+    assert offered("auto", "float", ("webgpu", "openvino")) == FormatWishes(every, zeros=False)
 
 
 def test_activations_by_target() -> None:
     for target in ("cpu", "arm", "openvino"):
-        _, integers, blocks = offered("fp32,8", "int8", (target, "cpu"))
-        assert integers == Format(8, 0, activations="dynamic")
-        assert blocks
+        found = offered("fp32,8", "int8", (target, "cpu"))
+        assert found.integers == Format(8, 0, activations="dynamic")
+        assert found.blocks
     for target, channels in (("qnn", True), ("nnapi", False)):
-        kinds, integers, blocks = offered("auto", "int8", (target, "cpu"))
-        assert kinds == ("fp32", "8")
-        assert integers == Format(8, 0, activations="static", channels=channels)
-        assert not blocks
-        assert offered("8", "int8", (target, None))[0] == ("8",)
+        found = offered("auto", "int8", (target, "cpu"))
+        assert found.kinds == ("fp32", "8")
+        assert found.integers == Format(8, 0, activations="static", channels=channels)
+        assert not found.blocks
+        assert offered("8", "int8", (target, None)).kinds == ("8",)
         with pytest.raises(UsageError, match=r"no weights in blocks.*expected fp32, 8 or auto$"):
             offered("8,4", "int8", (None, target))
     # What both take: ranges of samples, one scale.
-    assert offered("8", "int8", ("nnapi", "qnn"))[1] == Format(
+    assert offered("8", "int8", ("nnapi", "qnn")).integers == Format(
         8, 0, activations="static", channels=False
     )
     for target in ("coreml", "xnnpack", "webgpu"):
@@ -121,6 +123,28 @@ def test_formats_of_layers_and_tables() -> None:
     tables_of = (Format(8, 64, table=True), Format(4, 32, table=True), Format(4, 16, table=True))
     assert own["E"].dense == (None, *tables_of, Format(6, 64, table=True))
     assert own["W"].pairs == (None, Format(8, 128), Format(4, 32, zeros=True))
+
+
+def test_products_without_zero_points() -> None:
+    finding, model = mixed()
+    wanted = FormatWishes(("fp32", "8", "4"), zeros=False)
+    found, _ = formats_of(finding, {}, Tables(), model, wanted, Selection())
+    assert not any(form and form.zeros for own in found.values() for form in own.dense)
+    assert any(form and form.bits == 4 for own in found.values() for form in own.dense)
+    conv, model = convolution()
+    (own,) = formats_of(conv, {}, Tables(), model, wanted, Selection())[0].values()
+    assert all(form.zeros for form in own.dense if form and form.bits == 4)
+
+
+def convolution() -> tuple[Finding, ir.Model]:
+    """A layer whose integers become floats while a model is loaded."""
+    model = ir.from_proto(
+        parse(
+            f"{HEAD} g (float[N,32,H,W] x) => (float[N,64,h,w] y) {{ y = Conv (x, K) }}",
+            {"K": np.ones((64, 32, 3, 3), np.float32)},
+        )
+    )
+    return find(model, Constants(model), all_forms(), chosen_forms(None)), model
 
 
 DYNAMIC = Format(8, 0, activations="dynamic", signed=False)
