@@ -54,7 +54,6 @@ from onnx_lowrank.numerics.factors import relative_error
 from onnx_lowrank.numerics.parallel import cores, map_layers, working_set
 from onnx_lowrank.numerics.ranks import energy_rank
 from onnx_lowrank.numerics.sketch import sketch
-from onnx_lowrank.numerics.spectrum import gram
 from onnx_lowrank.runtime.memory import growth
 from onnx_lowrank.runtime.session import open_session, prepare
 
@@ -275,10 +274,11 @@ def large(rng: np.random.Generator) -> None:
 
     def plainly(matrix: Array) -> Pair:
         tall = matrix if min(matrix.shape) == matrix.shape[1] else matrix.T
-        squares = np.maximum(np.linalg.eigvalsh(gram(tall))[::-1], 0.0)
+        exact = tall.astype(np.float64)
+        squares = np.maximum(np.linalg.eigvalsh(exact.T @ exact)[::-1], 0.0)
         rank = energy_rank(squares, ENERGY)
-        vectors = np.linalg.eigh(gram(tall))[1][:, : -rank - 1 : -1]
-        pair = (tall.astype(np.float64) @ vectors).astype(np.float32), vectors.T.astype(np.float32)
+        vectors = np.linalg.eigh(exact.T @ exact)[1][:, : -rank - 1 : -1]
+        pair = (exact @ vectors).astype(np.float32), vectors.T.astype(np.float32)
         return pair if tall is matrix else (pair[1].T, pair[0].T)
 
     for m, n in LARGE:

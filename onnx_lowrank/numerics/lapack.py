@@ -5,30 +5,22 @@ Matrix Computations, 4th ed., §8.3).  LAPACK's drivers throw Q away with the ei
 is kept, so that a rank can be read off the values and only as many vectors are computed then.
 The vectors of T are found by divide and conquer; only where few are wanted, by bisection and
 relatively robust representations, whose time is that of so many vectors, at several times as much.
-
-The routines are those of SciPy's LAPACK (``scipy.linalg.cython_lapack``), called through ctypes:
-SciPy's own wrappers hold the interpreter's lock, and layers could not be worked on in parallel.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cython_lapack
 
 from onnx_lowrank.numerics.arrays import Array
+from onnx_lowrank.numerics.fortran import KINDS, solve
 
 __all__ = ["Tridiagonal"]
 
 Float64 = npt.NDArray[np.float64]
 
-# How LAPACK names its routines by precision.
-_KINDS = {np.dtype(np.float64): "d", np.dtype(np.float32): "s"}
 # Share of the vectors below which bisection takes less time than divide and conquer.
 _FEW = 0.15
 
@@ -52,7 +44,7 @@ class Tridiagonal:
         self.size, self.dtype = len(symmetric), symmetric.dtype
         self._whole: tuple[Array, Array] | None = None
         square = symmetric.shape == (self.size, self.size) and self.size > 0
-        if not (square and symmetric.flags.c_contiguous and self.dtype in _KINDS):
+        if not (square and symmetric.flags.c_contiguous and self.dtype in KINDS):
             raise ValueError(
                 f"expected a square array of float64 or float32 in C order, got {symmetric.shape} "
                 f"of {self.dtype}"
@@ -82,7 +74,7 @@ class Tridiagonal:
         if self.dtype == np.float32:  # their vectors take no more time
             return self._divided()[0][::-1].astype(np.float64)
         values, beside = self._diagonal.copy(), self._beside.copy()
-        _call("dsterf", self.size, values, beside)
+        solve("dsterf", self.size, values, beside)
         return values[::-1]
 
     def leading(self, count: int) -> tuple[Float64, Array]:
@@ -154,48 +146,13 @@ class Tridiagonal:
 
     def _solve(self, name: str, *arguments: Any, integers: bool = False) -> None:
         """A routine with workspace, of the size that it asks for."""
-        routine = _KINDS[self.dtype] + name
+        routine = KINDS[self.dtype] + name
         asked, whole = self._empty(1), np.zeros(1, np.intc)
         extra = (whole, -1) if integers else ()
-        _call(routine, *arguments, asked, -1, *extra)
+        solve(routine, *arguments, asked, -1, *extra)
         # Sizes beyond 2**24 are rounded in float32.
         work = self._empty(max(1, int(np.nextafter(asked[0], np.inf, dtype=self.dtype)) + 1))
         if integers:
             more = np.empty(max(1, int(whole[0])), np.intc)
             extra = (more, more.size)
-        _call(routine, *arguments, work, work.size, *extra)
-
-
-def _call(name: str, *arguments: Any) -> None:
-    """A routine of LAPACK with all of its arguments but INFO.
-
-    Raises:
-        numpy.linalg.LinAlgError: it does not converge.
-    """
-    info = ctypes.c_int(0)
-    _routine(name)(*(_pointer(argument) for argument in arguments), ctypes.byref(info))
-    if info.value:
-        raise np.linalg.LinAlgError(f"LAPACK's {name} returned {info.value}")
-
-
-def _pointer(argument: Any) -> Any:
-    match argument:
-        case bytes():
-            return ctypes.c_char_p(argument)
-        case int():
-            return ctypes.byref(ctypes.c_int(argument))
-        case float():
-            return ctypes.byref(ctypes.c_double(argument))
-    return ctypes.c_void_p(argument.ctypes.data)
-
-
-@cache
-def _routine(name: str) -> Any:
-    """The address of a routine as a function that releases the interpreter's lock."""
-    capsules: Mapping[str, Any] = vars(cython_lapack)["__pyx_capi__"]
-    capsule = capsules[name]
-    named = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)
-    pointed = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
-    signature = named(("PyCapsule_GetName", ctypes.pythonapi))(capsule)
-    address = pointed(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, signature)
-    return ctypes.CFUNCTYPE(None)(address)
+        solve(routine, *arguments, work, work.size, *extra)

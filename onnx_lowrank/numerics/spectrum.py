@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_lowrank.numerics.fortran import add_gram
+
 __all__ = ["BLOCK", "gram", "gram_parts", "row_blocks", "squared_norm", "unit"]
 
 # Rows that are converted to float64 at a time, in elements: 16 MB.
@@ -48,12 +50,12 @@ def gram(
     """
     columns = matrix.shape[1]
     total = np.zeros((columns, columns), dtype)
-    for number, part in enumerate(gram_parts(matrix, dtype)):
-        # numpy calls dsyrk or ssyrk for the product of a matrix with its transpose.
-        if number == 0:
-            np.matmul(part.T, part, out=total)
-        else:
-            total += part.T @ part
+    for part in gram_parts(matrix, dtype):
+        add_gram(total, part)
+    for block in row_blocks(columns, columns):
+        corner = total[block, block]
+        corner += np.triu(corner, 1).T
+        total[block.stop :, block] = total[block, block.stop :].T
     return total
 
 
