@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--judged", type=int, default=320, help="images to judge with")
     parser.add_argument("--samples", type=int, default=256, help="images to calibrate with")
+    parser.add_argument("--batch", type=int, default=BATCH, help="of them that are one sample")
     parser.add_argument("--keep", type=float, nargs="*", help="shares to keep instead of ours")
     parser.add_argument("--heal", type=int, default=0, help="steps of a column with healing")
     parser.add_argument("--ops", default="default", help="as that of the command")
@@ -178,7 +179,7 @@ def formats(
 ) -> bool:
     """Print the table of number formats of one model; whether its bars are met."""
     judge = task.draw(options.judged, JUDGE_SEED)
-    fit = feeds(task, task.draw(options.samples, FIT_SEED))
+    fit = feeds(task, task.draw(options.samples, FIT_SEED), options.batch)
     common: dict[str, Any] = {
         "calibration": fit,
         "calibration_samples": len(fit),
@@ -279,12 +280,20 @@ def printed(
         sizes = [[getattr(rows[t], part) for t in titles] for titles in (as_good, int8)]
         return float(min(sizes[0], default=np.inf) / min(sizes[1]))
 
+    def at_once(part: str) -> bool:
+        """Whether one of them is both small and fast enough."""
+        size = _SMALLER * min(getattr(rows[title], part) for title in int8)
+        fast = _FASTER * max(speeds[title] for title in int8)
+        return any(getattr(rows[t], part) <= size and speeds[t] >= fast for t in as_good)
+
     weights, file = smallest("linear"), smallest("file")
     speed = max((speeds[t] for t in as_good), default=0.0) / max(speeds[t] for t in int8)
     found = {
         f"{weights:.3f} of int8's bytes of linear weights, bar {_SMALLER}": weights <= _SMALLER,
         f"{file:.3f} of int8's file, bar {_SMALLER}": file <= _SMALLER,
         f"{speed:.2f} of int8's speed, bar {_FASTER}": speed >= _FASTER,
+        "both of linear weights and speed in one row": at_once("linear"),
+        "both of the file and speed in one row": at_once("file"),
         f"predicted over achieved damage within {_PREDICTED}": all(
             _PREDICTED[0] <= ratio <= _PREDICTED[1] for ratio in ratios.values()
         ),

@@ -42,6 +42,7 @@ _WITHIN = (0.67, 1.5)
 # What the file type detector reads: so many bytes of a file's ends, and what stands for no byte.
 _END, _NO_BYTE, _SHORTEST = 1024, 256, 64
 FIT_SEED, HELD_SEED = 1, 2
+_TOGETHER = 4  # images of text in one run
 
 Samples = tuple[Sequence[Feed], Sequence[Feed]]
 
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", default="auto", help="as that of the command")
     parser.add_argument("--ops", default="default", help="as that of the command")
     parser.add_argument("--metric", help="as that of the command")
+    parser.add_argument("--judge-at", nargs="*", default=(), help="as that of the command")
     parser.add_argument("--effort", default="quick", help="as that of the command")
     parser.add_argument("--samples", type=int, default=256, help="to fit to")
     parser.add_argument("--held", type=int, default=256, help="for the search and for judging")
@@ -75,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             weights=options.weights,
             ops=tuple(options.ops.split(",")),
             metric=options.metric,
+            judge_at=tuple(options.judge_at),
             effort=options.effort,
             data=held,
             samples=len(held),
@@ -114,7 +117,7 @@ def digits(samples: int, held: int) -> Samples:
 
 def sentences(samples: int, held: int) -> Samples:
     """Paragraphs of the standard library, in padded batches."""
-    tokenizer = Tokenizer.from_file(str(CACHE / "minilm-l3.tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(CACHE / "minilm-l3-static.tokenizer.json"))
     texts = sorted(paragraphs("h", "z", held), key=len)
     return calibrating(tokenizer, samples), batches(tokenizer, texts)
 
@@ -145,10 +148,10 @@ def ends(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
 
 
 def drawn(task: Task) -> Callable[[int, int], Samples]:
-    """Images of text, in batches of 16."""
+    """Images of text, in small batches: the search then has many samples."""
     return lambda samples, held: (
-        feeds(task, task.draw(samples, FIT_SEED)),
-        feeds(task, task.draw(held, HELD_SEED)),
+        feeds(task, task.draw(samples, FIT_SEED), _TOGETHER),
+        feeds(task, task.draw(held, HELD_SEED), _TOGETHER),
     )
 
 

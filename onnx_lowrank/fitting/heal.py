@@ -167,7 +167,8 @@ def heal(
         bookmark,
     )
     notes = [*said]
-    if size < plan.batch and len(fit) > 1:
+    batched = any(array.shape[:1] != (1,) for array in one.values())  # such stay as they are
+    if size < plan.batch and len(fit) > 1 and not batched:
         notes.append(f"healing takes {counted(size, 'sample')} at a time, not {plan.batch}: memory")
     notes += descent.go()
     found = white.back(descent.kept) if descent.best_step else {}

@@ -202,6 +202,16 @@ def test_single_samples_of_equal_shape_are_joined() -> None:
     assert sizes(ir.from_proto(perceptron(batch="1")), single) == [1] * 5
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_less_memory_is_told_where_samples_would_be_joined(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples that are whole batches stay as they are, whatever the memory."""
+    monkeypatch.setattr("onnx_lowrank.fitting.heal.batch_size", lambda *_: 6)
+    notes = healed(perceptron(), samples(20, rows=rows), HealPlan(2)).notes
+    assert any("6 samples at a time, not 16: memory" in note for note in notes) == (rows == 1)
+
+
 def test_a_model_for_single_samples_descends_on_single_samples() -> None:
     """Its input may have any size, but a Reshape inside asks for one row."""
     proto = parse(
