@@ -25,13 +25,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_lowrank.evaluation.outputs import mean_damage
 from onnx_lowrank.fitting.fit import fit
 from onnx_lowrank.fitting.spectra import group_memory, largest_first
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.maps.choice import Choice, Joint, Spectrum
 from onnx_lowrank.maps.find import Group
-from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.crew import HERE, Crew
 from onnx_lowrank.numerics.felt import Weigh
 from onnx_lowrank.numerics.joint import joint_tails
@@ -39,10 +37,11 @@ from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ranks import break_even, largest_rank
 from onnx_lowrank.numerics.stacks import lost_energies
 from onnx_lowrank.progress import Advance
+from onnx_lowrank.ranks.alone import SAMPLES, Halves, alone
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.probe import Probe
 
-__all__ = ["DamageCurve", "DamageFrom", "alone", "damage_curves", "find_joints", "joint_curves"]
+__all__ = ["DamageCurve", "DamageFrom", "damage_curves", "find_joints", "joint_curves"]
 
 # So many groups of one activation are tried in all subsets, more only all together.
 _SUBSETS = 3
@@ -51,18 +50,6 @@ _SUBSETS = 3
 _SHARES = (0.5, 0.125)
 # The same of the width between two maps, of which less is left out.
 _INNER_SHARES = (0.8, 0.5)
-# Samples that set the scales of all layers.  They are the same for every layer, so that one that
-# is easy or hard scales all damages alike: measured on a sentence encoder with 36 layers, 12 of
-# them choose ranks that are no worse than those of 32.
-_SAMPLES = 12
-# Every second one of them comes first.  Where their mean is known to this share of it, by its
-# standard error, the others are left out; of fewer than so many no error is known.
-_SURE, _TELLING = 0.25, 5
-# Where layers are many and samples long, as those of language models, all layers together take at
-# most so many runs for each sample there is; a sample then has rows enough to set a scale.  Of one
-# window of 256 tokens that scale is, beside those of other layers, known to about a fifth.
-_RUNS, _ROWS = 15, 12
-
 DamageFrom = Literal["outputs", "other layers", "own error"]
 """What a damage is known from: the model's outputs; those of other layers, because the weight
 cannot be exchanged; the layer's own error, because the outputs do not show it."""
@@ -178,6 +165,7 @@ def damage_curves(
     fitted = replace(statistics, held={})
     within = set(probe.groups)
     measurements = sum(map(len, ranks.values()))
+    halves = Halves()
     for number in range(len(_SHARES)):
         choices = {
             group: Choice(own[number], "reference")
@@ -186,7 +174,7 @@ def damage_curves(
         }
         for group, factors in fit(choices, fitted, lambda _: None, crew):
             constants = factors.constants(group)
-            damage = alone(probe, constants, measurements, _SAMPLES)
+            damage = alone(probe, constants, measurements, SAMPLES, halves)
             points[group].append((factors.rank, 0.0 if damage is None else damage))
             if number == len(ranks[group]) - 1:
                 advance(1)
@@ -209,36 +197,6 @@ def damage_curves(
             )
     advance(sum(not own for own in points.values()))
     return curves | taken
-
-
-def alone(
-    probe: Probe, constants: Mapping[str, Array], measurements: int, most: int | None = None
-) -> float | None:
-    """The damage that a layer alone does, on as many samples as so many measurements leave to each.
-
-    Args:
-        probe: runs the model.
-        constants: as for `Probe.damage`.
-        measurements: how many layers there are to measure.
-        most: samples that are worth it, of which half are enough where these agree; default: all.
-    """
-    every = len(probe.feeds) if most is None else min(most, len(probe.feeds))
-    fewest = min(every, math.ceil(_ROWS / probe.rows))
-    count = max(fewest, min(every, _RUNS * len(probe.feeds) // max(measurements, 1)))
-    places = probe.places(count)
-    found = list(probe.damages(constants, places if most is None else places[::2]))
-    if most is not None and not _settled(found):
-        found += probe.damages(constants, places[1::2])
-    # What so few samples do not show, another one may.
-    return mean_damage(found).mean or probe.damage(constants)
-
-
-def _settled(damages: Sequence[float | None]) -> bool:
-    """Whether the mean of damages is known well enough."""
-    found = mean_damage(damages)
-    if len(damages) < _TELLING or found.mean is None or found.error is None:
-        return False
-    return found.error <= _SURE * found.mean
 
 
 def joint_curves(

@@ -53,7 +53,8 @@ from onnx_lowrank.numerics.fisher import PLAIN
 from onnx_lowrank.numerics.gptq import Inverse
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.progress import Advance
-from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom, alone
+from onnx_lowrank.ranks.alone import alone
+from onnx_lowrank.ranks.damage import DamageCurve, DamageFrom
 from onnx_lowrank.ranks.formats import Formats
 from onnx_lowrank.ranks.probe import Probe
 from onnx_lowrank.ranks.rounded_inputs import lost_by_inputs, lost_inside

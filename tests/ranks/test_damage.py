@@ -14,7 +14,8 @@ import pytest
 from onnx_lowrank import compress
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.progress import Advance, Silent
-from onnx_lowrank.ranks.damage import DamageCurve, alone
+from onnx_lowrank.ranks.alone import Halves, alone
+from onnx_lowrank.ranks.damage import DamageCurve
 from onnx_lowrank.ranks.probe import Probe
 from tests.helpers.models import parse, uniform
 
@@ -51,8 +52,13 @@ class Played:
         return float(np.mean(found)) if found else None
 
 
-def measured(probe: Played, measurements: int = 36, most: int | None = 12) -> float | None:
-    return alone(cast(Probe, probe), {}, measurements, most)
+def measured(
+    probe: Played,
+    measurements: int = 36,
+    most: int | None = 12,
+    halves: Halves | None = None,
+) -> float | None:
+    return alone(cast(Probe, probe), {}, measurements, most, halves or Halves())
 
 
 def test_where_samples_agree_half_of_them_are_enough() -> None:
@@ -69,6 +75,24 @@ def test_where_they_do_not_all_are_run_once() -> None:
     assert measured(probe) == pytest.approx((9.0 + 11 * 0.1) / 12)
     assert sorted(probe.ran) == list(chosen)
     assert len(set(probe.ran)) == 12
+
+
+def test_where_layers_hardly_ever_agree_no_half_is_run_first() -> None:
+    values: list[float | None] = [0.1, 9.0] * 16
+    values[:] = sorted(values, key=lambda own: own or 0.0)
+    halves, probe = Halves(), Played(values)
+    for _ in range(4):
+        probe.ran.clear()
+        measured(probe, halves=halves)
+        assert probe.ran != sorted(probe.ran)  # a half, and the other one
+    probe.ran.clear()
+    measured(probe, halves=halves)
+    assert probe.ran == list(probe.places(12))
+    assert (halves.tried, halves.enough) == (4, 0)
+    agreeing, other = Played([1.0] * 32), Halves()
+    for _ in range(9):
+        measured(agreeing, halves=other)
+    assert len(agreeing.ran) == 9 * 6
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
@@ -93,7 +117,7 @@ def test_samples_that_cannot_be_compared_are_left_out() -> None:
 
 def test_without_a_limit_all_are_run_at_once() -> None:
     probe = Played([1.0] * 20)
-    assert measured(probe, measurements=3, most=None) == 1.0
+    assert alone(cast(Probe, probe), {}, 3) == 1.0
     assert probe.ran == list(range(20))
 
 
