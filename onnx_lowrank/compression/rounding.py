@@ -11,14 +11,14 @@ import onnx_ir as ir
 from onnx_lowrank.compression.context import Context
 from onnx_lowrank.errors import named
 from onnx_lowrank.fitting.rounded_maps import Width
-from onnx_lowrank.fitting.rounding import Opened, Rounded, round_weights
+from onnx_lowrank.fitting.rounding import Opened, PostponedTable, Rounded, round_weights
 from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.opset import raise_opset
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Finding, Group
 from onnx_lowrank.maps.formats import first_opset
-from onnx_lowrank.maps.tables import find_tables, round_table
+from onnx_lowrank.maps.tables import find_tables, table_codes, write_table
 from onnx_lowrank.numerics.correction import felt_error
 from onnx_lowrank.phrases import counted
 from onnx_lowrank.ranks.prepared import Prepared
@@ -84,11 +84,17 @@ def round_model(
             if choice is None or choice.format is None or choice.rank is not None:
                 continue
             rows = group.matrix.numpy()[0]
-            codes = round_table(model, sites[name], choice.format, spool)
+            codes = table_codes(rows, choice.format)
+            if heals and choice.format.fused:  # no derivative goes through these nodes
+                waits = PostponedTable(sites[name], codes, choice.format)
+                waits.put_floats(spool)
+                opened.tables.append(waits)
+            else:
+                write_table(model, sites[name], codes, choice.format, spool)
             whole = felt_error(rows, None)
             lost = felt_error(rows - codes.values().T, None)
             error = math.sqrt(lost / whole) if whole > 0.0 else 0.0
-            rounded[group] = Rounded(codes.nbytes, error)
+            rounded[group] = Rounded(choice.format.stored(codes), error)
             advance(group.matrix.size)
     for note in _rounded_notes(prepared, stored, rounded):
         context.say(note)

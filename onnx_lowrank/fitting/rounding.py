@@ -27,13 +27,15 @@ from onnx_lowrank.fitting.rounded_weights import (
     shift_by,
 )
 from onnx_lowrank.fitting.statistics import Statistics
-from onnx_lowrank.graph.elements import elements_of, install
+from onnx_lowrank.graph.elements import elements_of, install, put_elements
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.choice import Choice
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.format_writer import Correction, FormatWriter
 from onnx_lowrank.maps.formats import SMALLEST, Format
+from onnx_lowrank.maps.forms import Site
 from onnx_lowrank.maps.pair import shifted
+from onnx_lowrank.maps.tables import write_table
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Blocks
 from onnx_lowrank.numerics.correction import felt_error
@@ -83,6 +85,27 @@ class Postponed:
     form: Format
 
 
+@dataclass(frozen=True, eq=False)
+class PostponedTable:
+    """A table that is gathered as floats until its nodes may become others.
+
+    Attributes:
+        sites: the Gathers.
+        codes: of its transpose.
+        form: its format.
+    """
+
+    sites: tuple[Site, ...]
+    codes: Blocks
+    form: Format
+
+    def put_floats(self, spool: Spool) -> None:
+        """Put what the codes stand for in the table's place."""
+        table = self.sites[0].matrix
+        rows = np.asarray(self.codes.values().T[None], table.tensor.dtype.numpy())
+        put_elements(table.root, np.ascontiguousarray(table.layout.inverse().apply(rows)), spool)
+
+
 @dataclass(eq=False)
 class Opened:
     """What healing goes on with, and what is left as floats until then, or longer.
@@ -93,6 +116,7 @@ class Opened:
             stand for.
         products: those that round their inputs in every run, or are one node with their codes: no
             derivative goes through that.
+        tables: those that one node gathers, for the same reason.
         static: those whose inputs have ranges that are known before; they wait until the graph has
             its shape (see `onnx_lowrank.fitting.static`).
     """
@@ -101,6 +125,7 @@ class Opened:
     scales: dict[str, list[ir.Node]] = field(default_factory=dict)
     products: list[Postponed] = field(default_factory=list)
     static: list[Postponed] = field(default_factory=list)
+    tables: list[PostponedTable] = field(default_factory=list)
 
 
 def round_weights(
@@ -183,6 +208,8 @@ def close_rounding(model: ir.Model, opened: Opened, statistics: Statistics, spoo
         writer.put(nodes.outer, second, nodes.form)
     for own in opened.products:
         writer.put(own.nodes, own.codes, own.form)
+    for table in opened.tables:
+        write_table(model, table.sites, table.codes, table.form, spool)
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,7 +71,8 @@ class Format:
             is found in every run ("dynamic"), or on samples before ("static").
         signed: whether the integers of a whole column are stored with a sign.
         channels: whether each whole column has a scale, or all of them one.
-        fused: whether a product with blocks is one node, MatMulNBits of ONNX Runtime.
+        fused: whether a product with blocks is one node, MatMulNBits of ONNX Runtime; and the
+            Gather of a table, GatherBlockQuantized.
         zeros: whether each block has a zero point too.
     """
 
@@ -86,7 +87,7 @@ class Format:
     zeros: bool = False
 
     def __str__(self) -> str:
-        if self.table and self.bits == 8:
+        if self.table and self.bits == 8 and not self.fused:
             return "8 bits, a scale for each row"
         if not self.block and not self.integers:
             return f"{self.bits} bits, a scale for each output"
@@ -98,7 +99,8 @@ class Format:
             return f"{self.bits} bits {each}, inputs and results in 8 bits"
         text = f"{self.bits} bits, blocks of {self.block}"
         text = f"{text}, + rank {self.correction}" if self.correction else text
-        return f"{text}, MatMulNBits" if self.fused else text
+        kernel = "GatherBlockQuantized" if self.table else "MatMulNBits"
+        return f"{text}, {kernel}" if self.fused else text
 
     @property
     def dynamic(self) -> bool:
@@ -118,7 +120,7 @@ class Format:
     @property
     def opset(self) -> int:
         """The first opset that has its operators, those of products with a weight."""
-        if self.table:
+        if self.table and not self.fused:
             return _TABLE_OPSETS[self.bits]
         return 1 if self.fused else _OPSETS[self.activations]
 
@@ -136,7 +138,8 @@ class Format:
             leads: whether the first factor counts.
         """
         if self.table:
-            return m * (n * self.bits // 8 + 2 * -(-n // self.block))
+            scale = 4 if self.fused else 2
+            return m * (n * self.bits // 8 + scale * -(-n // self.block))
         if rank is not None:
             return (self.bytes(m, rank) if leads else 0) + self.bytes(rank, n)
         if m < SMALLEST and (self.block or self.integers):

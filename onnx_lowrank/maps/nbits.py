@@ -23,11 +23,12 @@ from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.emit import Storage
 from onnx_lowrank.numerics.blocks import Blocks, pack4
 
-__all__ = ["NBitsWriter", "in_one_node", "kernel_block"]
+__all__ = ["ACCURACY", "DOMAIN", "NBitsWriter", "in_one_node", "kernel_block"]
 
-_DOMAIN = "com.microsoft"
-# Inputs are rounded to 8 bits for each block, as where ONNX Runtime makes the node itself.
-_ACCURACY = 4
+DOMAIN = "com.microsoft"
+"""Of the operators that ONNX Runtime adds."""
+ACCURACY = 4
+"""Inputs are rounded to 8 bits for each block, as where ONNX Runtime makes the node itself."""
 _SMALLEST = 16
 
 
@@ -79,16 +80,16 @@ class NBitsWriter:
             z = self._stored(zeros.reshape(-1), f"{name}.zeros", in_node=in_node)
         numbers = {
             **{"K": m, "N": n, "bits": bits},
-            **{"block_size": block, "accuracy_level": _ACCURACY},
+            **{"block_size": block, "accuracy_level": ACCURACY},
         }
-        self._imports.setdefault(_DOMAIN, 1)
+        self._imports.setdefault(DOMAIN, 1)
         for node in nodes:
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             inputs = [node.inputs[0], q, s, *([z] if z is not None else [])]
             if bias is not None:
                 inputs = [*inputs, *[None] * (5 - len(inputs)), bias]
             attributes = [ir.AttrInt64(key, own) for key, own in numbers.items()]
-            become(node, "MatMulNBits", inputs, attributes, _DOMAIN)
+            become(node, "MatMulNBits", inputs, attributes, DOMAIN)
 
     def _stored(self, array: npt.NDArray[np.generic], name: str, *, in_node: bool) -> ir.Value:
         return self._storage.store(self._graph, array, name, in_node=in_node)

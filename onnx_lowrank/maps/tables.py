@@ -29,6 +29,7 @@ from onnx_lowrank.graph.fixed import opset_of
 from onnx_lowrank.graph.names import Names
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.graph.walk import node_name, operator
+from onnx_lowrank.maps.block_tables import tied_products, write_blocks
 from onnx_lowrank.maps.emit import Storage
 from onnx_lowrank.maps.find import Finding, Group, Member, Refused
 from onnx_lowrank.maps.formats import OPSET, Format
@@ -38,11 +39,19 @@ from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.blocks import Bits, Blocks, round_blocks
 
-__all__ = ["Tables", "find_tables", "round_table", "table_codes", "table_formats"]
+__all__ = [
+    "Tables",
+    "find_tables",
+    "table_codes",
+    "table_formats",
+    "write_table",
+]
 
 _FLOAT = ir.DataType.FLOAT
 # Elements of a row with one scale, by bits; of 6 bits the largest that divides the row.
 _BLOCKS, _WIDE = (32, 16), (64, 32, 16)
+# The same of 8 bits where one node gathers them.
+_FUSED = (128, 64, 32, 16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +108,22 @@ def find_tables(
     return Tables(found, groups, left)
 
 
-def table_formats(width: int, bits: Bits) -> tuple[Format, ...]:
+def table_formats(width: int, bits: Bits, *, fused: bool = False) -> tuple[Format, ...]:
     """The formats of rows of so many elements, the smallest first.
 
     In 4 bits both halves of a row, which share its bytes, consist of whole blocks; where they
     cannot it has 8 bits.  Not every row can have 6 bits.
+
+    Args:
+        width: elements of a row.
+        bits: of an element.
+        fused: whether one node gathers them, which wants whole blocks and knows no 6 bits; rows
+            that are no multiple of 16 have none of these.
     """
+    if fused:
+        blocks = [own for own in (_BLOCKS if bits == 4 else _FUSED) if width % own == 0]
+        blocks = blocks if bits == 4 else blocks[:1]
+        return tuple(Format(bits, b, table=True, fused=True) for b in blocks) if bits != 6 else ()
     if bits == 6:
         wide = (block for block in _WIDE if width % block == 0)
         return tuple(Format(6, block, table=True) for block in wide)[:1]
@@ -164,23 +183,27 @@ def _left_by(
     return None
 
 
-def round_table(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spool) -> Blocks:
+def write_table(
+    model: ir.Model, sites: Sequence[Site], codes: Blocks, form: Format, spool: Spool
+) -> None:
     """Let Gathers, and products that read the same table, read integers; the table goes.
 
     Args:
         model: the model; its graph is changed.
         sites: the Gathers of one table.
+        codes: of its transpose, from `table_codes`.
         form: from `table_formats`.
         spool: where the integers wait until they are saved.
-
-    Returns:
-        The codes, of the transpose.
     """
     table = sites[0].matrix
-    rows = table.numpy()[0]  # [V, D]
-    width = rows.shape[1]
-    codes = table_codes(rows, form)
+    width, count = codes.shape
     storage = Storage(model, Names(model), spool)
+    if form.fused:
+        products = tied_products(sites, model.graph)
+        assert products is not None  # else it has no such format
+        write_blocks(sites, products, codes, storage, model.opset_imports)
+        remove_unread(table.root)
+        return
     graph, in_node = model.graph, table.root.producer() is not None
     base = table.name
     if form.bits == 8:
@@ -197,10 +220,9 @@ def round_table(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spo
     if first is not None:
         alone = form.bits == 8 and _fuses(model, table.root)
         whole = _Rows(first, storage, width, form.block).whole(q, s, form.bits, alone)
-        whole.shape = ir.Shape(rows.shape)
+        whole.shape = ir.Shape([count, width])
         table.root.replace_all_uses_with(whole)
     remove_unread(table.root)
-    return codes
 
 
 def _fuses(model: ir.Model, table: ir.Value) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from onnx_lowrank.errors import named
+from onnx_lowrank.maps.block_tables import in_blocks
 from onnx_lowrank.maps.choice import STAYS, Choice, Spectrum
 from onnx_lowrank.maps.dynamic import rounds_inputs
 from onnx_lowrank.maps.find import Finding, Group
@@ -26,6 +27,7 @@ from onnx_lowrank.maps.formats import (
 )
 from onnx_lowrank.maps.selection import Selection
 from onnx_lowrank.maps.tables import Tables, table_formats
+from onnx_lowrank.numerics.blocks import Bits
 from onnx_lowrank.ranks.format_wishes import KINDS, OPS, FormatWishes
 
 __all__ = [
@@ -121,15 +123,22 @@ def formats_of(
             found[group] = dataclasses.replace(found[group], pairs=(None,))
     if "gather" in wanted.ops and wanted.blocks:
         for group in tables.groups.values():
-            width = group.shape[2]
-            own: list[Format | None] = []
             kinds = wanted.kinds_of(group.matrix.name)
-            for kind in kinds:
-                own += [None] if kind == "fp32" else table_formats(width, 8 if kind == "8" else 4)
-            if {"8", "4"}.issubset(kinds):
-                own += table_formats(width, 6)  # between the two
-            found[group] = Formats(tuple(dict.fromkeys(own)))
+            fused = wanted.fused and in_blocks(tables.sites[group.matrix.name], model.graph)
+            found[group] = Formats(_of_table(group.shape[2], kinds, fused=fused))
     return found, left
+
+
+def _of_table(width: int, kinds: Sequence[str], *, fused: bool) -> tuple[Format | None, ...]:
+    """The formats of a table; those of one node each where all kinds can have them."""
+    own: list[Format | None] = []
+    bits: dict[str, Bits] = {"8": 8, "4": 4}
+    fused = fused and all(table_formats(width, bits[k], fused=True) for k in kinds if k in bits)
+    for kind in kinds:
+        own += table_formats(width, bits[kind], fused=fused) if kind in bits else [None]
+    if {"8", "4"}.issubset(kinds):
+        own += table_formats(width, 6, fused=fused)  # between the two
+    return tuple(dict.fromkeys(own))
 
 
 def _left(

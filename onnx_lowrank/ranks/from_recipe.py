@@ -119,7 +119,7 @@ def formats_in(
             why = left.get(group, f"{named('weights')} is not among the settings of the recipe")
             raise InputError(f"{where}: {why}")
         if wanted.table or group.members[0].site.form.indices:
-            found[group] = _of_table(group, layer, where)
+            found[group] = _of_table(group, layer, where, formats[group])
             continue
         _check_format(wanted, layer, group, where)
         found[group] = Formats((wanted,), (wanted,))
@@ -206,16 +206,17 @@ def formats_off_in(
             _check_format(layer.format, layer, group, where)
             found[group] = Formats((layer.format,))
             continue
-        found[group] = _of_table(group, layer, where)
+        found[group] = _of_table(group, layer, where, formats.get(group))
     return found
 
 
-def _of_table(group: Group, layer: RecipeLayer, where: str) -> Formats:
+def _of_table(group: Group, layer: RecipeLayer, where: str, may: Formats | None) -> Formats:
     form = layer.format
     assert form is not None
     if layer.rank is not None:
         raise InputError(f"{where}: a table has a format or a rank, got both (rank {layer.rank})")
-    expected = table_formats(group.shape[2], form.bits)
+    fused = form.fused and may is not None and any(one and one.fused for one in may.dense)
+    expected = table_formats(group.shape[2], form.bits, fused=fused)
     if form not in expected:
         some = " or ".join(map(str, expected))
         raise InputError(f"{where}: expected {some} of a table, got {form}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,20 @@ from onnx_lowrank.graph.constants import Constants
 from onnx_lowrank.graph.spool import Spool
 from onnx_lowrank.maps.find import find
 from onnx_lowrank.maps.formats import Format
-from onnx_lowrank.maps.forms import all_forms, chosen_forms
+from onnx_lowrank.maps.forms import Site, all_forms, chosen_forms
 from onnx_lowrank.maps.selection import Selection
-from onnx_lowrank.maps.tables import find_tables, round_table, table_formats
-from onnx_lowrank.numerics.blocks import Bits
+from onnx_lowrank.maps.tables import find_tables, table_codes, table_formats, write_table
+from onnx_lowrank.numerics.blocks import Bits, Blocks
 from tests.helpers.models import parse, run_ort, run_reference
 
 WIDTHS: dict[Bits, int] = {8: 40, 6: 48, 4: 96}
+
+
+def written(model: ir.Model, sites: Sequence[Site], form: Format, spool: Spool) -> Blocks:
+    """Codes of a table, which are put in its place."""
+    codes = table_codes(sites[0].matrix.numpy()[0], form)
+    write_table(model, sites, codes, form, spool)
+    return codes
 
 
 @pytest.mark.parametrize(
@@ -40,7 +48,7 @@ def test_rows(form: Format, rng: np.random.Generator) -> None:
     finding = find(model, constants, all_forms(), chosen_forms(None))
     sites = find_tables(finding, model, constants, Selection()).sites["E"]
     with Spool() as spool:
-        codes = round_table(model, sites, form, spool)
+        codes = written(model, sites, form, spool)
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
         i = rng.integers(-30, 30, (3, 5))
         for run in (run_reference, run_ort):
@@ -82,7 +90,7 @@ def test_a_product_reads_the_same_integers(
     assert len(tables.groups["E"].others) == 1
     feeds = {"i": rng.integers(-30, 30, 5), "h": rng.standard_normal((4, 96)).astype("f4")}
     with Spool() as spool:
-        rows = round_table(model, tables.sites["E"], form, spool).values().T
+        rows = written(model, tables.sites["E"], form, spool).values().T
         proto = ir.to_proto(model)
         onnx.checker.check_model(proto, full_check=True)
         for run in (run_reference, run_ort):
@@ -107,7 +115,7 @@ def test_a_runtime_does_not_dequantize_in_every_run(
     finding = find(model, constants, all_forms(), chosen_forms(None))
     with Spool() as spool:
         sites = find_tables(finding, model, constants, Selection()).sites["E"]
-        rows = round_table(model, sites, table_formats(96, bits)[0], spool).values().T
+        rows = written(model, sites, table_formats(96, bits)[0], spool).values().T
         proto = ir.to_proto(model)
         h = rng.standard_normal((4, 96)).astype(np.float32)
         found = run_ort(model, {"i": np.array([3]), "h": h})["z"]
