@@ -112,10 +112,11 @@ class Statistics:
         return self.fisher.get(group, PLAIN) if group in self.fit else PLAIN
 
     def weigh(self, group: Group) -> Weigh:
-        """Multiplies with what is felt of a group's outputs, in its coordinates."""
-        if self.coordinates(group).known:  # where every error is felt alike
+        """Multiplies with a root of what is felt of a group's outputs, in its coordinates."""
+        felt = self.felt.get(group, PLAIN)
+        if self.coordinates(group).known or not felt.known:  # where every error is felt alike
             return plainly
-        return self.felt.get(group, PLAIN).weighed
+        return felt.turned
 
 
 def gathering_of(

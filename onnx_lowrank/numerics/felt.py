@@ -21,7 +21,7 @@ __all__ = ["Weigh", "felt_error", "felt_tails", "plainly"]
 
 Float64 = npt.NDArray[np.float64]
 Weigh = Callable[[Float64], Float64]
-"""``G X`` of ``X[n, k]``."""
+"""``Lᵀ X`` of ``X[n, k]``, with ``G = L Lᵀ``."""
 
 # A loss below this share of all there is to lose is rounding.
 _ROUNDING = 1e-12
@@ -38,10 +38,9 @@ def felt_error(error: Array, moments: Moments, weigh: Weigh = plainly) -> float:
     Args:
         error: ``E[m, n]``.
         moments: C of the inputs.
-        weigh: multiplies with G.
+        weigh: multiplies with Lᵀ.
     """
-    exact = np.asarray(error, np.float64)
-    return max(float(np.vdot(moments.applied(exact), weigh(exact.T).T)), 0.0)
+    return max(_total(np.asarray(error, np.float64), moments, weigh), 0.0)
 
 
 def felt_tails(matrix: Array, vectors: Array, moments: Moments, weigh: Weigh = plainly) -> Float64:
@@ -53,7 +52,7 @@ def felt_tails(matrix: Array, vectors: Array, moments: Moments, weigh: Weigh = p
         matrix: ``W[m, n]``.
         vectors: ``V[n, k]``, orthonormal columns or zeros, to the rounding of float32 at least.
         moments: C of the inputs, which need not be those that V was found with.
-        weigh: multiplies with G.
+        weigh: multiplies with Lᵀ.
 
     Returns:
         shape [k + 1], for r = 0…k; never rising.
@@ -64,12 +63,36 @@ def felt_tails(matrix: Array, vectors: Array, moments: Moments, weigh: Weigh = p
         # One step of Newton and Schulz: orthonormal to the square of the rounding.
         basis = basis @ (1.5 * np.eye(basis.shape[1]) - 0.5 * (basis.T @ basis))
     made = moments.applied(exact)  # C W
-    felt = weigh(basis)
-    energies = exact.T @ (made @ basis)  # M V
-    total = float(np.vdot(made, weigh(exact.T).T))
-    crossed = np.cumsum(np.einsum("nk,nk->k", felt, energies))
-    both = (basis.T @ felt) * (basis.T @ energies)
+    turned, felt = weigh(exact.T), weigh(basis)  # (W L)ᵀ and Lᵀ V: a product each, where G has two
+    inner = made @ basis  # C W V
+    total = _total(exact, moments, weigh, made, turned)
+    crossed = np.cumsum(np.einsum("nk,nk->k", felt, turned @ inner))
+    both = (felt.T @ felt) * ((exact @ basis).T @ inner)
     kept = np.cumsum(2.0 * np.tril(both, -1).sum(axis=1) + both.diagonal())
     tails = np.concatenate([[total], total - 2.0 * crossed + kept])
     tails = np.minimum.accumulate(tails)
     return np.where(tails > _ROUNDING * max(total, 0.0), tails, 0.0)
+
+
+def _total(
+    exact: Float64,
+    moments: Moments,
+    weigh: Weigh,
+    made: Float64 | None = None,
+    turned: Float64 | None = None,
+) -> float:
+    """``tr(G Wᵀ C W)`` of ``W[m, n]``, by the smaller side.
+
+    Args:
+        exact: W.
+        moments: C of the inputs.
+        weigh: multiplies with Lᵀ.
+        made: ``C W``, where it is known.
+        turned: ``Lᵀ Wᵀ``, where it is known.
+    """
+    m, n = exact.shape
+    turned = weigh(exact.T) if turned is None else turned
+    if weigh is plainly or n <= m:
+        made = moments.applied(exact) if made is None else made
+        return float(np.vdot(weigh(made.T), turned))
+    return float(np.vdot(moments.applied(turned.T), turned.T))

@@ -65,11 +65,9 @@ class Fisher:
             return array
         return np.asarray(array.astype(dtype, copy=False) @ self.root.astype(dtype, copy=False))
 
-    def weighed(self, array: Float64) -> Float64:
-        """``G X`` of ``X[n, k]``, with ``G = L Lᵀ``."""
-        if self.root is None:
-            return array
-        return np.asarray(self.root @ (self.root.T @ array))
+    def turned(self, array: Float64) -> Float64:
+        """``Lᵀ X`` of ``X[n, k]``, with ``G = L Lᵀ``."""
+        return array if self.root is None else np.asarray(self.root.T @ array)
 
     def back(self, array: Array) -> Array:
         """The way back: ``Y L⁻¹`` of ``Y[..., n]``."""

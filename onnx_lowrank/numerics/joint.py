@@ -44,7 +44,7 @@ def joint_tails(
         fitted: of the inputs that the pair is fitted to.
         other: of those that it is judged by; None for the same.
         rank: k, the largest.
-        weighs: multiply with what is felt of errors of each map's outputs.
+        weighs: multiply with a root of what is felt of errors of each map's outputs.
     """
     joined = side_by_side(matrices, scales)
     basis = Components(joined, fitted.fitting()).basis(rank)
@@ -53,7 +53,7 @@ def joint_tails(
     def weigh(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         parts = np.split(array, ends)
         both = zip(weighs, parts, scales, strict=True)
-        return np.concatenate([own(part) / scale**2 for own, part, scale in both])
+        return np.concatenate([own(part) / scale for own, part, scale in both])
 
     inputs = fitted.fitting() if other is None else other.about(fitted.centre)
     return felt_tails(joined, basis.vectors, inputs, weigh)

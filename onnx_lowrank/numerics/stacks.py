@@ -118,7 +118,7 @@ def lost_energies(
             loss is what it was when they were found.
         fitted: of the inputs, by slice.
         others: of inputs that the pairs are not fitted to; None for the fitted ones.
-        weigh: multiplies with what is felt of errors of the outputs.
+        weigh: multiplies with a root of what is felt of errors of the outputs.
     """
     total = np.zeros(bases[0].rank + 1, np.float64)
     judged = fitted if others is None else others

@@ -247,7 +247,9 @@ def _joint_limit(joint: Joint, goal: Goal) -> int:
 
 
 def _scaled(weigh: Weigh, scale: float) -> Weigh:
-    return lambda array: scale * weigh(array)
+    """What is felt, times a number that is not below 0."""
+    root = math.sqrt(scale)
+    return lambda array: root * weigh(array)
 
 
 def find_joints(

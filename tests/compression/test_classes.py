@@ -143,7 +143,8 @@ def test_fisher_information_of_the_classes(rng: np.random.Generator) -> None:
     ones, shares = np.ones(20) / np.sqrt(20), []
     for logits in ((), tuple(value.name or "" for value in model.graph.outputs)):
         found = felt(model, constants, [group], feeds, None, opener, lambda _: None, logits=logits)
-        weights = found.found[group].weighed(np.eye(20))  # G
+        root = found.found[group].turned(np.eye(20))  # Lᵀ
+        weights = root.T @ root  # G
         shares.append(float(ones @ weights @ ones / np.trace(weights)))
     assert shares[1] < 0.5 * shares[0]
 

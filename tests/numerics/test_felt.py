@@ -34,7 +34,7 @@ def test_of_any_error_it_is_the_mean_square_of_what_is_felt() -> None:
     rng = np.random.default_rng(3)
     rows, error, felt = rows_of(rng, 500, 6), rng.standard_normal((6, 4)), rng.normal(size=(4, 9))
     expected = np.square(rows @ error @ felt).sum(axis=1).mean()
-    found = felt_error(error, moments_of(rows), felt_by(felt).weighed)
+    found = felt_error(error, moments_of(rows), felt_by(felt).turned)
     assert found == pytest.approx(float(expected))
     plain = np.square(rows @ error).sum(axis=1).mean()
     assert felt_error(error, moments_of(rows)) == pytest.approx(float(plain))
@@ -48,7 +48,7 @@ def test_the_tails_of_all_ranks_are_the_errors_of_their_pairs(
     matrix, fitted = rng.standard_normal((m, n)), moments_of(rows_of(rng, 200, m))
     unseen = moments_of(rows_of(rng, 50, m))
     felt = rng.standard_normal((n, n + 2))
-    weigh = (felt_by(felt) if weighed else PLAIN).weighed
+    weigh = (felt_by(felt) if weighed else PLAIN).turned
     basis = Components(matrix, fitted).basis(min(m, n))
     tails = felt_tails(matrix, basis.vectors, unseen, weigh)
     narrow = felt_tails(matrix, basis.narrow().vectors, unseen, weigh)
@@ -73,7 +73,7 @@ def test_maps_that_share_their_first_factor(seed: int) -> None:
     weighs = []
     for matrix in matrices:
         felt = rng.standard_normal((matrix.shape[1], 8))
-        weighs.append(felt_by(felt).weighed)
+        weighs.append(felt_by(felt).turned)
     tails = joint_tails(matrices, scales, fitted, unseen, 5, weighs)
     for rank in range(1, 6):
         first, seconds = joint_pair(matrices, scales, fitted, rank, np.float64)
