@@ -117,8 +117,8 @@ def refit(
     shelf = Shelf(memory)
     runs, split = _runs(feeds, joining)
     given = Lazy(len(runs), lambda run: joining.joined([feeds[n] for n in runs[run]]))
-    masks = [kept_rows(feed, mask) for feed in given]
     original = Walk(model, given, open_model, shelf)
+    masks = [kept_rows(values, mask) for values in original.live]
     first = min(positions.get(m.site.node, 0) for group in current for m in group.members)
     original.advance(first, [name for stage in stages for name in stage.compared()])
     compressed = original.fork()  # up to there both are the same
@@ -152,17 +152,20 @@ class _Split:
 def _runs(feeds: Sequence[Feed], joining: Joining) -> tuple[list[tuple[int, ...]], _Split]:
     """Which samples go into each run; those kept aside are in runs of their own."""
     count = len(feeds)
-    aside = [index for index in range(count) if index % _ASIDE == _ASIDE - 1]
+    aside = range(_ASIDE - 1, count, _ASIDE)
     if not aside and count > 1:
-        aside = [count - 1]
-    fit = [index for index in range(count) if index not in set(aside)]
-    found = [
-        [tuple(part[n] for n in run) for run in joining.runs([feeds[index] for index in part])]
-        for part in (fit, aside)
-    ]
-    runs = [run for part in found for run in part]
-    numbers = range(len(runs))
-    return runs, _Split(tuple(numbers[: len(found[0])]), tuple(numbers[len(found[0]) :]))
+        aside = range(count - 1, count)
+    fit = [index for index in range(count) if index not in aside]
+    runs = _runs_of(feeds, fit, joining)
+    fitting = len(runs)
+    runs += _runs_of(feeds, aside, joining)
+    return runs, _Split(tuple(range(fitting)), tuple(range(fitting, len(runs))))
+
+
+def _runs_of(feeds: Sequence[Feed], part: Sequence[int], joining: Joining) -> list[tuple[int, ...]]:
+    """The runs of some of the samples, which are looked at one after the other."""
+    runs = joining.runs(Lazy(len(part), lambda place: feeds[part[place]]))
+    return [tuple(part[place] for place in run) for run in runs]
 
 
 def _took(
