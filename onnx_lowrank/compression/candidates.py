@@ -82,6 +82,7 @@ class Candidates:
         self._assembled = assembled
         judged = latency = None
         if context.runs():
+            context.trial.rest()
             session = context.trial.open(assembled.path)
             self._session = context.trial.judged(assembled.model, session)
             if metric is not None:

@@ -28,7 +28,7 @@ import onnx_ir as ir
 from onnx_lowrank.data.joining import APART, Joining
 from onnx_lowrank.data.mask import kept_rows, spread_mask
 from onnx_lowrank.data.samples import Lazy
-from onnx_lowrank.fitting.refit_pairs import gain, moved, ridge_pairs
+from onnx_lowrank.fitting.refit_pairs import gain, moved, refit_memory, ridge_pairs
 from onnx_lowrank.fitting.refit_stages import (
     RefitLayer,
     RefitStage,
@@ -114,7 +114,8 @@ def refit(
                 _took(layer, better, current, left, len(feeds))
                 advance(layer.group.matrix.size)
         return Refitted(current, left, 0)
-    shelf = Shelf(memory)
+    work = max(sum(refit_memory(layer.group) for layer in stage.layers) for stage in stages)
+    shelf = Shelf(memory, work)
     runs, split = _runs(feeds, joining)
     given = Lazy(len(runs), lambda run: joining.joined([feeds[n] for n in runs[run]]))
     original = Walk(model, given, open_model, shelf)

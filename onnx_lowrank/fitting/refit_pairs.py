@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_lowrank.fitting.spectra import group_memory
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.pair import Factors
 from onnx_lowrank.numerics.moments import Moments
@@ -16,7 +15,7 @@ from onnx_lowrank.numerics.output_pca import output_pair
 from onnx_lowrank.numerics.parallel import map_layers
 from onnx_lowrank.numerics.ridge import Regression
 
-__all__ = ["gain", "moved", "ridge_pairs"]
+__all__ = ["gain", "moved", "refit_memory", "ridge_pairs"]
 
 # Ridges, as shares of the mean eigenvalue of X̂ᵀX̂: two are tried, and one beyond the better one.
 _RIDGES = 1e-2, 1e-1
@@ -57,7 +56,7 @@ def ridge_pairs(
         return _Begun(error, sums[group].moments().fitting())
 
     groups = [group for group in sums if sums[group].rows and judging[group].rows]
-    starts = dict(map_layers(begun, groups, group_memory, room=room))
+    starts = dict(map_layers(begun, groups, _solving, room=room))
     found: dict[Group, list[Factors]] = {group: [] for group in sums}
 
     def solved(trial: tuple[Group, float]) -> Factors | None:
@@ -66,7 +65,7 @@ def ridge_pairs(
 
     def tried(trials: list[tuple[Group, float]]) -> None:
         # Side by side: mostly layers are refitted one by one.
-        for (group, _), own in map_layers(solved, trials, lambda t: group_memory(t[0]), room=room):
+        for (group, _), own in map_layers(solved, trials, lambda t: _solving(t[0]), room=room):
             if own is not None:
                 found[group].append(own)
 
@@ -78,6 +77,18 @@ def ridge_pairs(
     }
     tried([(group, _BEYOND[ridge]) for group, ridge in better.items()])
     return found
+
+
+def refit_memory(group: Group) -> int:
+    """Bytes that the refit of a layer takes: sums, rows that wait for them, and one solution."""
+    _, m, n = group.shape
+    return _solving(group) + 2 * Regression.memory(m, n)
+
+
+def _solving(group: Group) -> int:
+    """Bytes that one solution takes: moments of the inputs and their copies, [m, m], and [m, n]."""
+    _, m, n = group.shape
+    return 8 * m * (6 * m + 4 * n)
 
 
 def _solution(

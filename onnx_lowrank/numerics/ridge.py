@@ -47,6 +47,11 @@ class Regression:
         self._waiting: list[tuple[Array, Array]] = []
         self._count = 0
 
+    @staticmethod
+    def memory(m: int, n: int) -> int:
+        """Bytes that the sums take, and the float32 rows that wait for them."""
+        return 8 * m * (m + n) + 4 * _BLOCK * (m + n)
+
     def add(self, x: Array, y: Array) -> None:
         """Add rows ``x[N, m]`` and ``y[N, n]``."""
         self._waiting.append((x, y))

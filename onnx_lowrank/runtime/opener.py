@@ -35,10 +35,10 @@ INSIDE = "the model with its activations as outputs"
 _NAME = "made.onnx"
 # Weights above this many bytes stand beside a model that is made: ONNX Runtime maps them where it
 # would copy them twice.
-_BESIDE = 1 << 26
+_BESIDE = 1 << 24
 # How often the session of one model is closed for others: two that take turns would close each
 # other for every sample.
-_CLOSINGS = 2
+_CLOSINGS = 4
 # A session takes so many times the bytes of its file, about: weights, and their copies in the order
 # that products like best.
 _COPIES = 2
@@ -238,6 +238,8 @@ class Opener:
         The function raises InputError where ONNX Runtime does not load, run or survive the model.
         """
         folder, packed = Path(tempfile.mkdtemp(dir=self._folder)), True
+        if isinstance(model, onnx.ModelProto) and model.ByteSize() > _BESIDE:
+            model = ir.from_proto(model)  # which is written without a copy of its bytes
         if isinstance(model, ir.Model):
             packed = stored_bytes(model) <= UNPACKED
             wanted = {value.name for value in model.graph.inputs}

@@ -34,11 +34,18 @@ class Shelf:
         spilled: bytes that went into files so far.
     """
 
-    def __init__(self, memory: Memory | None = None) -> None:
-        """Keep a part of the room that is left now in memory; default: all that is given."""
-        room = None if memory is None else memory.room()
+    def __init__(self, memory: Memory | None = None, beside: int = 0) -> None:
+        """Keep a part of the room that is left now in memory.
+
+        Args:
+            memory: what may be held; default: all that is given is kept.
+            beside: bytes that work with the values will take.
+        """
         self._folder = None if memory is None else memory.folder
-        self._room = None if memory is None else _UNKNOWN if room is None else int(_SHARE * room)
+        self._room: int | None = None
+        if memory is not None:
+            room = memory.room()
+            self._room = _UNKNOWN if room is None else int(_SHARE * max(room - beside, 0))
         self._used = 0
         self.spilled = 0
 

@@ -59,3 +59,16 @@ def test_without_a_limit_nothing_is_written() -> None:
     assert len(values) == 1
     del values["a"]
     assert not values
+
+
+def test_work_beside_the_values_has_its_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "held", lambda: 0)
+    limit = Memory(250_000, True, tmp_path)
+    for beside, spilled in ((0, 0), (150_000, 90_000), (10**9, 90_000)):
+        shelf = Shelf(limit, beside)
+        values = shelf.values({"a": np.ones(90_000, np.uint8)})
+        assert shelf.spilled == spilled
+        assert values["a"].all()
+        del values
