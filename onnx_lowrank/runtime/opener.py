@@ -27,15 +27,15 @@ from onnx_lowrank.runtime.rehearsal import attempt, rehearse
 from onnx_lowrank.runtime.session import OrtLog, default_threads, open_session, run
 from onnx_lowrank.runtime.taps import Runner
 
-__all__ = ["INSIDE", "UNPACKED", "Opener", "Waiting"]
+__all__ = ["BESIDE", "INSIDE", "UNPACKED", "Opener", "Waiting"]
 
 INSIDE = "the model with its activations as outputs"
 """What messages call a model that is made to look inside another one."""
 
 _NAME = "made.onnx"
-# Weights above this many bytes stand beside a model that is made: ONNX Runtime maps them where it
-# would copy them twice.
-_BESIDE = 1 << 24
+BESIDE = 1 << 24
+"""Weights above this many bytes stand beside a model that is made: ONNX Runtime maps them where it
+would copy them twice."""
 # How often the session of one model is closed for others: two that take turns would close each
 # other for every sample.
 _CLOSINGS = 4
@@ -238,7 +238,7 @@ class Opener:
         The function raises InputError where ONNX Runtime does not load, run or survive the model.
         """
         folder, packed = Path(tempfile.mkdtemp(dir=self._folder)), True
-        if isinstance(model, onnx.ModelProto) and model.ByteSize() > _BESIDE:
+        if isinstance(model, onnx.ModelProto) and model.ByteSize() > BESIDE:
             model = ir.from_proto(model)  # which is written without a copy of its bytes
         if isinstance(model, ir.Model):
             packed = stored_bytes(model) <= UNPACKED
@@ -301,4 +301,4 @@ class Opener:
 
 
 def _written(model: ir.Model, folder: Path) -> Path:
-    return write(model, folder, _NAME, "always" if stored_bytes(model) > _BESIDE else "auto")[-1]
+    return write(model, folder, _NAME, "always" if stored_bytes(model) > BESIDE else "auto")[-1]

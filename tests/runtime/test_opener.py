@@ -81,7 +81,7 @@ def test_a_protobuf_runs_too(opener: Opener) -> None:
 def test_weights_of_a_large_protobuf_lie_beside_it(
     opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "_BESIDE", 100)
+    monkeypatch.setattr(opening, "BESIDE", 100)
     text = """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 40] x) => (float[N, 70] y) { y = MatMul(x, w) }"""
     w, x = np.ones((40, 70), np.float32), np.ones((9, 40), np.float32)
