@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -78,11 +78,23 @@ class Postponed:
         nodes: the products.
         codes: of their weight.
         form: its format.
+        scales: name of the constant that their scales are until then; empty where they are none.
     """
 
     nodes: list[ir.Node]
     codes: Blocks
     form: Format
+    scales: str = ""
+
+    def closed(self, model: ir.Model, writer: FormatWriter) -> Postponed:
+        """With the scales that there are now, and a constant that the products read."""
+        if not self.scales:
+            return self
+        codes = self.codes
+        scales = elements_of(model, self.scales).reshape(codes.scales.shape).astype(np.float32)
+        codes = replace(codes, scales=scales)
+        writer.close(self.nodes, codes)
+        return replace(self, codes=codes, scales="")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +127,7 @@ class Opened:
         scales: of codes that are written, by name, and the nodes that multiply with what they
             stand for.
         products: those that round their inputs in every run, or are one node with their codes: no
-            derivative goes through that.
+            derivative goes through that, but through what stands there until then.
         tables: those that one node gathers, for the same reason.
         static: those whose inputs have ranges that are known before; they wait until the graph has
             its shape (see `onnx_lowrank.fitting.static`).
@@ -206,7 +218,8 @@ def close_rounding(model: ir.Model, opened: Opened, statistics: Statistics, spoo
         first, second = round_correction(a @ b, a, b, moments, inverse)
         writer.put(nodes.inner, first, nodes.form)
         writer.put(nodes.outer, second, nodes.form)
-    for own in opened.products:
+    opened.static = [own.closed(model, writer) for own in opened.static]
+    for own in (own.closed(model, writer) for own in opened.products):
         writer.put(own.nodes, own.codes, own.form)
     for table in opened.tables:
         write_table(model, table.sites, table.codes, table.form, spool)
@@ -234,8 +247,13 @@ class _Writer:
                 self.opened.scales[scales.name or ""] = nodes
             return
         queue = self.opened.static if form.static else self.opened.products
-        queue.append(Postponed(nodes, codes, form))
-        self.formats.put(nodes, codes.values())
+        name = ""
+        if self.heals and form.channels:  # one scale of all columns would become many
+            name = self.formats.open(nodes, codes).name or ""
+            self.opened.scales[name] = nodes
+        else:
+            self.formats.put(nodes, codes.values())
+        queue.append(Postponed(nodes, codes, form, name))
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,11 +136,60 @@ class FormatWriter:
         else:
             name = f"{base}.lowrank_B"
             value = self._storage.store(self._model.graph, matrix, name, in_node=in_node)
+        self._read(nodes, value)
+        remove_unread(root)
+        return scales
+
+    def open(self, nodes: Sequence[ir.Node], codes: Blocks) -> ir.Value:
+        """Let products read what codes stand for, as a smooth function of their scales.
+
+        ``x @ ((q - z) · Gather(s, block of each row))`` of floats, which every opset has and a
+        derivative goes through.
+
+        Args:
+            nodes: MatMul or Gemm nodes that read the same constant now.
+            codes: of it.
+
+        Returns:
+            the scales.
+        """
+        root, base, m = self.weight(nodes[0]).root, node_name(nodes[0]), codes.shape[0]
+        rows = np.arange(m) // codes.block
+        exact = codes.codes.astype(np.float32)
+        if codes.zeros is not None:
+            exact -= codes.zeros[rows].astype(np.float32)
+        arrays = {"integers": exact, "scales": codes.scales.astype(np.float32), "rows": rows}
+        q, scales, places = (
+            self._storage.store(self._model.graph, array, f"{base}.open.{name}", in_node=False)
+            for name, array in arrays.items()
+        )
+        each = self._before(nodes[0], "Gather", [scales, places], "each")
+        value = self._before(nodes[0], "Mul", [q, each], "values")
+        each.shape = value.shape = ir.Shape(codes.shape)
+        self._read(nodes, value)
+        remove_unread(root)
+        return scales
+
+    def close(self, nodes: Sequence[ir.Node], codes: Blocks) -> None:
+        """Let products that `open` has changed read what codes stand for, as a constant."""
+        made = nodes[0].inputs[1]
+        name = f"{node_name(nodes[0])}.lowrank_B"
+        value = self._storage.store(self._model.graph, codes.values(), name, in_node=False)
+        self._read(nodes, value)
+        waiting = [made]
+        for one in waiting:  # what stood there before, from its end
+            producer = None if one is None else one.producer()
+            if producer is not None and producer.op_type != "Constant":
+                waiting += producer.inputs
+                self._model.graph.remove(producer, safe=True)
+            elif one is not None:
+                remove_unread(one)
+
+    def _read(self, nodes: Sequence[ir.Node], value: ir.Value) -> None:
+        """Let products read another matrix, in × out."""
         for node in nodes:
             node.replace_input_with(1, value)
             node.attributes.pop("transB", None)
-        remove_unread(root)
-        return scales
 
     def surround(self, nodes: Sequence[ir.Node], steps: Mapping[str, ByteStep]) -> None:
         """Round what products read and give, with ranges that are known before.

@@ -113,3 +113,33 @@ def test_a_recipe_names_what_a_layer_can_be(rng: np.random.Generator, tmp_path: 
     path.write_text(json.dumps(recipe))
     with pytest.raises(InputError, match="fused"):
         compress(model, recipe=path, bench=False)
+
+
+def test_scales_are_healed_as_those_of_the_standard_form(rng: np.random.Generator) -> None:
+    """Codes of 24 rows: the last block is not full."""
+    model, data = two(rng), feeds(rng, 120)
+    options: dict[str, Any] = {"rank": 24, "weights": "4", "data": data, "samples": 40}
+    standard = compress(model, heal=60, bench=False, **options)
+    own = compress(model, heal=60, **OWN, **options)
+    for result in (standard, own):
+        healing = result.report.healing
+        assert healing is not None
+        assert healing.trained == 5  # four scales and a bias, after the pairs
+    assert error(own) == pytest.approx(error(standard), rel=2e-3)
+    plain = compress(model, **OWN, **options)
+    assert operators(own) == operators(plain)
+    assert set(own.model.graph.initializers) == set(plain.model.graph.initializers)
+    assert error(own) < error(plain)
+
+
+def test_scales_of_columns_are_healed(rng: np.random.Generator) -> None:
+    model, data = two(rng), feeds(rng, 120)
+    options: dict[str, Any] = {"rank": 24, "weights": "8", "activations": "int8", "bench": False}
+    plain, healed = (
+        compress(model, data=data, samples=40, heal=steps, **options) for steps in (0, 60)
+    )
+    assert healed.report.healing is not None
+    assert healed.report.healing.trained == 5  # four scales and a bias, after the pairs
+    assert operators(healed) == operators(plain)
+    assert error(healed) < error(plain)
+    assert not any(".open" in name for name in healed.model.graph.initializers)
