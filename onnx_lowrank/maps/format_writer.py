@@ -158,8 +158,9 @@ class FormatWriter:
         exact = codes.codes.astype(np.float32)
         if codes.zeros is not None:
             exact -= codes.zeros[rows].astype(np.float32)
-        arrays = {"integers": exact, "scales": codes.scales.astype(np.float32), "rows": rows}
-        q, scales, places = (
+        arrays: dict[str, Array] = {"integers": exact, "rows": rows}
+        arrays["scales"] = codes.scales.astype(np.float32)
+        q, places, scales = (
             self._storage.store(self._model.graph, array, f"{base}.open.{name}", in_node=False)
             for name, array in arrays.items()
         )
