@@ -15,7 +15,7 @@ from onnx_lowrank.fitting.rounded_weights import centre_of, moments_of, round_we
 from onnx_lowrank.fitting.statistics import Statistics
 from onnx_lowrank.maps.find import Group
 from onnx_lowrank.maps.formats import SMALLEST, Format
-from onnx_lowrank.maps.narrow import mixed
+from onnx_lowrank.maps.narrow import kept_units, mixed
 from onnx_lowrank.maps.pair import Factors, constants_of
 from onnx_lowrank.numerics.arrays import Array
 from onnx_lowrank.numerics.moments import Moments
@@ -45,9 +45,8 @@ class Width:
             group: the group.
             pair: S and T.
         """
-        if group.selects:
-            return cls(None, pair.first[0].argmax(axis=0))
-        return cls(pair.first, None)
+        units = kept_units(pair.first) if group.selects else None
+        return cls(pair.first, None) if units is None else cls(None, units)
 
     def moments(self, whole: Moments) -> Moments:
         """Moments of what the last map reads, ``h·S``.
@@ -62,6 +61,26 @@ class Width:
         blocks = np.zeros((heads, m, heads, rank))
         blocks[np.arange(heads), :, np.arange(heads)] = self.first
         return whole.through(blocks.reshape(heads * m, heads * rank))
+
+    def spread(self, narrow: Array, whole: Array, *, turned: bool = True) -> Array:
+        """Elements of all the width, with some of what is left of it on top.
+
+        Args:
+            narrow: ``[…, c·e·k]`` along its last axis.
+            whole: ``[…, c·e·m]``, what the others are.
+            turned: whether they go through S⁺; else through Sᵀ.
+        """
+        if self.units is not None:
+            found = np.array(whole, order="C")  # a view of it is changed
+            times = narrow.shape[-1] // len(self.units)
+            found.reshape(-1, times, whole.shape[-1] // times)[..., self.units] += narrow.reshape(
+                -1, times, len(self.units)
+            )
+            return found
+        assert self.first is not None
+        exact = self.first.astype(np.float64)
+        back = np.linalg.pinv(exact) if turned else exact.transpose(0, 2, 1)
+        return np.asarray(whole + mixed(narrow, back), whole.dtype)
 
 
 def inputs_of(
@@ -116,19 +135,12 @@ def rounded_maps(
             values = round_weight(exact, form, moments).values()
             more = shift_by(centre, exact, values)
             shift = shift if more is None else more + (0.0 if shift is None else shift)
-        if pair is not None and last:
-            heads, _, rank = pair.first.shape
-            values = np.matmul(pair.first, values.reshape(heads, rank, -1)).reshape(matrix.shape)
-        elif pair is not None:
-            back = _back(group, pair.first)
-            values = matrix + mixed(values - exact, back)
-            shift = None if shift is None else mixed(shift[None], back)[0]
+        if pair is not None and width is not None:
+            if last:
+                values = width.spread(values.T, np.zeros_like(matrix.T), turned=False).T
+            else:
+                values = width.spread(values - exact, matrix)
+                none = np.zeros(matrix.shape[-1])
+                shift = None if shift is None else width.spread(shift, none)
         found |= constants_of(own, values[None], shift)
     return found
-
-
-def _back(group: Group, first: Array) -> Array:
-    """``S⁺[e, k, m]``."""
-    if group.selects:
-        return first.transpose(0, 2, 1)
-    return np.asarray(np.linalg.pinv(first.astype(np.float64)))

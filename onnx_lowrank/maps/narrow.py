@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_lowrank.graph.constant import Constant
@@ -23,7 +24,7 @@ from onnx_lowrank.maps.forms.inner import Inner
 from onnx_lowrank.maps.pair import Factors, shifted
 from onnx_lowrank.numerics.arrays import Array
 
-__all__ = ["mixed", "narrow", "narrowed_names", "narrowed_values"]
+__all__ = ["kept_units", "mixed", "narrow", "narrowed_names", "narrowed_values"]
 
 
 def narrow(
@@ -93,9 +94,20 @@ def mixed(array: Array, first: Array) -> Array:
     """
     heads, size, rank = first.shape
     times = array.shape[-1] // (heads * size)
-    parts = array.reshape(-1, times, heads, size).astype(np.float64)
-    found = np.einsum("lceh,ehk->lcek", parts, first.astype(np.float64))
-    return np.asarray(found.reshape(*array.shape[:-1], times * heads * rank), array.dtype)
+    shape = (*array.shape[:-1], times * heads * rank)
+    if (units := kept_units(first)) is not None:  # no product of many elements with 0
+        return np.ascontiguousarray(array.reshape(-1, times, size)[..., units]).reshape(shape)
+    by_head = array.reshape(-1, heads, size).transpose(1, 0, 2).astype(np.float64)
+    found = np.matmul(by_head, first.astype(np.float64)).transpose(1, 0, 2)
+    return np.asarray(found.reshape(shape), array.dtype)
+
+
+def kept_units(first: Array) -> npt.NDArray[np.intp] | None:
+    """Numbers of the elements that ``S[1, m, k]`` keeps as they are; None where it mixes them."""
+    heads, _, rank = first.shape
+    if heads != 1 or np.count_nonzero(first) != rank or not (first[0].max(axis=0) == 1.0).all():
+        return None
+    return first[0].argmax(axis=0)
 
 
 def _put(site: Site, matrix: Array, spool: Spool) -> None:
