@@ -107,7 +107,7 @@ def kept_units(first: Array) -> npt.NDArray[np.intp] | None:
     heads, _, rank = first.shape
     if heads != 1 or np.count_nonzero(first) != rank or not (first[0].max(axis=0) == 1.0).all():
         return None
-    return first[0].argmax(axis=0)
+    return np.asarray(first[0].argmax(axis=0), np.intp)
 
 
 def _put(site: Site, matrix: Array, spool: Spool) -> None:
