@@ -36,6 +36,8 @@ __all__ = ["Probe"]
 
 # Wide values of samples that are compared again and again stay as they are, up to so many bytes.
 _KNOWN = 1 << 28
+# Weights stay read where so many times their bytes may still be held.
+_ROOM = 8
 
 
 class Probe:
@@ -116,6 +118,7 @@ class Probe:
         self._run: Runner = open_model(copy)
         self._known: dict[int, Feed] = {}
         self._shelf, self._joining = Shelf(memory), joining
+        self._arrays = self._read(memory)
         self._before = self._kept(joining.shortened(self.feeds))
         self._reference = None if joining.cuts else self._before
         self.rows = max(1, min(map(self._rows, self._before), default=1))
@@ -315,9 +318,17 @@ class Probe:
         for feed in self.feeds if feeds is None else feeds:
             yield self._run({**weights, **feed})
 
+    def _read(self, memory: Memory | None) -> dict[str, Array]:
+        """The weights as they are, where memory allows: those of one file are copied each time."""
+        room = None if memory is None else memory.room()
+        if room is not None and room < _ROOM * sum(t.nbytes for t in self._dense.values()):
+            return {}
+        return {name: tensor.numpy() for name, tensor in self._dense.items()}
+
     def _weights(self, constants: Mapping[str, Array]) -> dict[str, Array]:
         """All that stands for weights, with elements in place of some."""
-        weights = {name: tensor.numpy() for name, tensor in self._dense.items()}
+        weights = dict(self._arrays)
+        weights |= {n: t.numpy() for n, t in self._dense.items() if n not in weights}
         weights |= dict.fromkeys(self._switches.values(), np.array(False))
         return weights | dict(constants)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from onnx_lowrank.maps.find import Group, find
 from onnx_lowrank.maps.forms import all_forms, chosen_forms
 from onnx_lowrank.numerics.arrays import Array, Feed
 from onnx_lowrank.ranks.probe import Probe
+from onnx_lowrank.runtime.memory import Memory
 from onnx_lowrank.runtime.taps import Runner
 from tests.helpers.models import parse, run_ort, uniform
 
@@ -110,3 +112,36 @@ def test_a_probe_serves_those_who_ask_the_same_of_it(rng: np.random.Generator) -
     assert not probe.serves(probe.model, [foreign], feeds, reading)
     narrow = Probe(other.model, (), feeds, other.open_model, reading)
     assert not narrow.serves(other.model, [foreign], feeds, reading)
+
+
+@pytest.mark.parametrize(("limit", "again"), [(1 << 40, False), (1, True)])
+def test_weights_are_read_once_where_memory_allows(
+    limit: int, again: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[str]()
+    elements = ir.TensorProtoTensor.numpy
+
+    def noted(self: ir.TensorProtoTensor) -> Array:
+        read.append(self.name or "")
+        return elements(self)
+
+    monkeypatch.setattr(ir.TensorProtoTensor, "numpy", noted)
+    model = ir.from_proto(
+        parse(
+            '<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x) => (float[N, 4] y)'
+            "{ y = MatMul(x, W) }",
+            {"W": uniform((6, 4), rng)},
+        )
+    )
+    groups = find(model, Constants(model, False), all_forms(), chosen_forms(("all",))).groups
+
+    def opened(copy: ir.Model) -> Runner:
+        return functools.partial(run_ort, ir.to_proto(copy))
+
+    feeds = [{"x": uniform((3, 6), rng)} for _ in range(2)]
+    probe = Probe(model, groups, feeds, opened, memory=Memory(limit, given=True))
+    assert "W" in read
+    read.clear()
+    assert probe.damage({}) == 0.0
+    assert probe.damage({"W": np.zeros((6, 4), np.float32)}) == 1.0
+    assert ("W" in read) is again
