@@ -55,8 +55,9 @@ __all__ = ["Assembled", "assemble", "predicted"]
 _CHANGED = "the result's face differs from the input's: "
 # Steps of the first round of healing where nobody says how many, and rounds at most.
 _ROUND, _ROUNDS = 100, 6
+_BEFORE_ROUNDING = "healing before weights were rounded: "
 # How notes on one assembly begin.
-_AGAIN = (SHAPED, _CHANGED, *ROUNDING_NOTES)
+_AGAIN = (SHAPED, _CHANGED, _BEFORE_ROUNDING, *ROUNDING_NOTES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +168,12 @@ def assemble(
             pairs_of = [name for own in corrections for name in own.names]
             trained = (*pairs_of, *opened.scales, *beside(model, nodes, constant_inputs))
             again, step = _healed(context, prepared, model, trained, spool, other)
+            if healing is not None and again is not None:
+                context.say(
+                    f"{_BEFORE_ROUNDING}held-out error {healing.error_before:.3g} → "
+                    f"{healing.error_after:.3g} of the pairs; then scales, and what corrects "
+                    "roundings"
+                )
             healing = _both(healing, again)
             steps += () if step is None else (step,)
         close_rounding(model, opened, prepared.statistics, spool)
@@ -373,14 +380,16 @@ def _unhealed(settings: Settings, why: InputError) -> tuple[None, EffortStep]:
 
 
 def _both(first: Healing | None, second: Healing | None) -> Healing | None:
-    """Healing of pairs, then of what corrects roundings, as one."""
+    """Healing of pairs, then of scales and what corrects roundings, as one.
+
+    Errors are those of the second: between both weights were rounded, which is no healing's doing.
+    """
     if first is None or second is None:
         return first or second
     return replace(
         second,
         steps=first.steps + second.steps,
         best_step=(first.best_step + second.best_step),
-        error_before=first.error_before,
         trained=first.trained + second.trained,
         seconds=first.seconds + second.seconds,
     )
