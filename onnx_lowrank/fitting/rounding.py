@@ -63,7 +63,7 @@ class Rounded:
         bytes: of its integers, scales and correction; a shared first factor counts once.
         error: relative error that the rounding adds, ``√(E‖x (W − Ŵ)‖² / E‖x W‖²)`` on the samples
             that it was made with, W the weight or the product of the pair; without samples of the
-            weight itself.
+            weight itself.  Of several maps the root of the sum of their squares.
     """
 
     bytes: int

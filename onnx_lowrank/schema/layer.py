@@ -73,7 +73,8 @@ class Layer:
             so many weights of a column share a scale, and a pair of that rank corrects the
             rounding; None for floats.
         rounding_error: relative error of the layer's output that the rounding adds, on the samples
-            that it was made with, or without samples of the weight; None for floats.
+            that it was made with, or without samples of the weight; of maps around a width the root
+            of the sum of their squares; None for floats.
         scope: the module of the network around the node, such as ``blocks.0.mlp``, where torch's
             exporter wrote it; else None.
         spectrum: what its ranks hold; None where the goal did not ask for it.
