@@ -67,7 +67,8 @@ def tied_products(sites: Sequence[Site], graph: ir.Graph) -> tuple[ir.Node, ...]
             found[node] = None
         else:
             return None
-    plain = root.producer() is None or root.producer().op_type == "Constant"  # type: ignore[union-attr]
+    producer = root.producer()
+    plain = producer is None or producer.op_type == "Constant"
     if not plain or any(node.graph is not graph for node in found):
         return None
     if not isinstance(rows, int) or not in_one_node(list(found), rows):
