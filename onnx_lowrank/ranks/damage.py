@@ -41,13 +41,15 @@ from onnx_lowrank.ranks.alone import SAMPLES, Halves, alone
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.probe import Probe
 
-__all__ = ["DamageCurve", "DamageFrom", "damage_curves", "find_joints", "joint_curves"]
+__all__ = ["STEPS", "DamageCurve", "DamageFrom", "damage_curves", "find_joints", "joint_curves"]
 
 # So many groups of one activation are tried in all subsets, more only all together.
 _SUBSETS = 3
 # Reference ranks as shares of the break-even rank; where the weighed energy gives the shape of the
 # curve the first is enough.
 _SHARES = (0.5, 0.125)
+STEPS = len(_SHARES)
+"""How many units of progress a group is."""
 # The same of the width between two maps, of which less is left out.
 _INNER_SHARES = (0.8, 0.5)
 DamageFrom = Literal["outputs", "other layers", "own error"]
@@ -140,7 +142,7 @@ def damage_curves(
             probe's samples.
         goal: limits the ranks.
         probe: runs the model.
-        advance: called with 1 for every group.
+        advance: called with `STEPS` for every group, in one or more calls.
         earlier: a group's curve where it is known already; it is taken if it goes far enough.
         crew: who fits the factors.
     """
@@ -149,7 +151,7 @@ def damage_curves(
         curve = earlier(group)
         if curve is not None and len(curve.tails) > min(goal.largest(group), *group.shape[1:]):
             taken[group] = curve
-    advance(len(taken))
+    advance(STEPS * len(taken))
     groups = [group for group in groups if group not in taken]
     tails = _tails(groups, measured, statistics, crew.room())
     weighed = {
@@ -176,8 +178,8 @@ def damage_curves(
             constants = factors.constants(group)
             damage = alone(probe, constants, measurements, SAMPLES, halves)
             points[group].append((factors.rank, 0.0 if damage is None else damage))
-            if number == len(ranks[group]) - 1:
-                advance(1)
+            last = number == len(ranks[group]) - 1
+            advance(STEPS - number if last else 1)
     curves = {
         group: DamageCurve(tuple(points[group]), tails[group])
         for group in groups
@@ -195,7 +197,7 @@ def damage_curves(
             curves[group] = DamageCurve(
                 ((rank, scale * lost),), tails[group], "own error" if unseen else "other layers"
             )
-    advance(sum(not own for own in points.values()))
+    advance(STEPS * sum(not own for own in points.values()))
     return curves | taken
 
 

@@ -42,7 +42,7 @@ from onnx_lowrank.phrases import listed
 from onnx_lowrank.progress import Stages
 from onnx_lowrank.ranks.allocation import Ladders, Priced, bytes_of
 from onnx_lowrank.ranks.choose import choose, decide, settle
-from onnx_lowrank.ranks.damage import damage_curves, find_joints, joint_curves
+from onnx_lowrank.ranks.damage import STEPS, damage_curves, find_joints, joint_curves
 from onnx_lowrank.ranks.formats import by_map, unformatted
 from onnx_lowrank.ranks.goals import Goal
 from onnx_lowrank.ranks.map_damage import of_groups
@@ -120,7 +120,7 @@ class Searching:
         groups = [group for group, found in prepared.measured.items() if found.finite]
         by_itself = by_map(prepared.formats)
         changed = list(dict.fromkeys([*groups, *prepared.formats, *by_itself]))
-        with stages("damage", len(groups)) as advance:
+        with stages("damage", STEPS * len(groups)) as advance:
             if (
                 known is not None
                 and not prepared.formats

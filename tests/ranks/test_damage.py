@@ -67,5 +67,5 @@ def test_no_layer_is_measured_after_the_stage_says_that_all_are(
     data = {"x": uniform((96, 16), rng)}
     compress(model, keep=0.7, data=data, progress=counting, simplify=False, **options)
     assert len(left) == 2  # a width is measured at two references
-    assert min(left) > 0
+    assert left[0] > left[1] > 0  # each of them moves the bar
     assert counting.left == 0
