@@ -25,6 +25,8 @@ __all__ = [
 
 
 _MASKS = ("attention_mask", "input_mask", "padding_mask", "mask")
+# Exporters do not agree what a one in these means: a token, or padding.
+_EITHER = ("padding_mask", "mask")
 
 
 def spread_mask(mask: Array, shape: tuple[int, ...]) -> Array | None:
@@ -42,11 +44,15 @@ def spread_mask(mask: Array, shape: tuple[int, ...]) -> Array | None:
 def find_mask(feed: Feed) -> str | None:
     """The input that marks padding, by its usual name and shape: ``attention_mask[B, T]``.
 
-    It may cover a cache before the tokens as well.
+    It may cover a cache before the tokens as well.  By the names ``padding_mask`` and ``mask`` one
+    is only found where every row begins with a one: PyTorch marks padding with ones, and a text
+    begins with a token.
     """
     for name in _MASKS:
         array = feed.get(name)
         if array is None or array.ndim != 2 or not np.isin(array, (0, 1)).all():
+            continue
+        if name in _EITHER and not np.all(array[:, :1]):
             continue
         if any(other.shape[:2] == array.shape for key, other in feed.items() if key != name):
             return name

@@ -1,9 +1,9 @@
 """Seeded random input that a model can run on.
 
-Floats are standard normal; masks are all ones; unsigned bytes, which are images, use their whole
-range; a length is the size of the axis that it names (`onnx_lowrank.data.lengths`); a single
-integer is one of those that the graph compares it with, if any; other integers stay below the
-smallest table that they index, or are 0 and 1.
+Floats are standard normal; masks are all ones, those of truth values that mark padding all false;
+unsigned bytes, which are images, use their whole range; a length is the size of the axis that it
+names (`onnx_lowrank.data.lengths`); a single integer is one of those that the graph compares it
+with, if any; other integers stay below the smallest table that they index, or are 0 and 1.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def _values(
     spec: InputSpec, shape: tuple[int, ...], bound: int | None, rng: np.random.Generator
 ) -> Array:
     dtype = spec.dtype
-    if "mask" in spec.name.lower():
-        return np.ones(shape, dtype)
+    if _is_mask(spec):
+        return np.zeros(shape, dtype) if _of_padding(spec) else np.ones(shape, dtype)
     if dtype.kind == "b":
         return np.asarray(rng.random(shape) < 0.5)
     if dtype.kind == "c":
@@ -115,6 +115,15 @@ def _values(
     return np.asarray(rng.integers(0, bound, shape)).astype(dtype)
 
 
+def _is_mask(spec: InputSpec) -> bool:
+    return "mask" in spec.name.lower()
+
+
+def _of_padding(spec: InputSpec) -> bool:
+    """Whether ones of a mask mark padding, as in ``key_padding_mask`` of PyTorch's attention."""
+    return spec.dtype.kind == "b" and "pad" in spec.name.lower()
+
+
 def random_note(
     specs: Sequence[InputSpec],
     bounds: Mapping[str, int],
@@ -127,8 +136,8 @@ def random_note(
     for spec in specs:
         if not spec.drawn:
             continue
-        if "mask" in spec.name.lower():
-            text = "all ones"
+        if _is_mask(spec):
+            text = "all false, no padding" if _of_padding(spec) else "all ones"
         elif lengths and spec.name in lengths:
             text = f"always {lengths[spec.name]}"
         elif choices and spec.name in choices:

@@ -24,3 +24,13 @@ def test_a_mask_is_found_by_name_and_shape() -> None:
     assert find_mask(fed(ids=ids, attention_mask=np.ones((2, 1, 1, 3)))) is None
     assert find_mask(fed(attention_mask=ones)) is None
     assert find_mask(fed(ids=ids, weights=ones)) is None
+
+
+def test_ones_that_mark_padding_are_no_mask_of_rows() -> None:
+    ids, none = np.zeros((2, 3), np.int64), np.zeros((2, 3), bool)
+    late = np.array([[False, False, False], [False, False, True]])
+    for name in ("padding_mask", "mask"):
+        assert find_mask(fed(ids=ids, **{name: none})) is None
+        assert find_mask(fed(ids=ids, **{name: late})) is None
+        assert find_mask(fed(ids=ids, **{name: ~late})) == name
+    assert find_mask(fed(ids=ids, attention_mask=late[:, ::-1])) == "attention_mask"  # at the left

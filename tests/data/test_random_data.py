@@ -25,7 +25,8 @@ def randoms(text: str, count: int = 2, seed: int = 0) -> Samples:
 
 KINDS = """<ir_version: 8, opset_import: ["" : 18]>
     g (float[500] x, float16[500] h, bfloat16[500] b, double[500] d, uint8[500] image,
-       int8[500] q, int64[500] k, bool[500] flag, bool[500] a_mask, int64[500] attention_mask,
+       int8[500] q, int64[500] k, bool[500] flag, bool[500] a_mask, bool[500] key_padding_mask,
+       int64[500] attention_mask,
        float[500] MASK) => (float[500] y) { y = Identity(x) }"""
 
 
@@ -43,7 +44,9 @@ def test_random_values() -> None:
     (note,) = samples.notes
     assert note.startswith("random input (seed 0), not real data: x, h, b and 1 more standard norm")
     assert "image integers from 0 to 255" in note
+    assert not feed["key_padding_mask"].any()
     assert "a_mask, attention_mask, MASK all ones" in note
+    assert "key_padding_mask all false, no padding" in note
     assert (samples.source, samples.total, samples.expected) == ("random", 2, (None, None))
 
 
