@@ -23,6 +23,12 @@ __all__ = [
     "tensors",
 ]
 
+# Inputs that hold several numbers in a byte: codes and zero points.
+_PACKED = {
+    ("com.microsoft", "MatMulNBits"): (1, 3),
+    ("com.microsoft", "GatherBlockQuantized"): (0, 3),
+}
+
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes of the main graph, the functions, and all subgraphs within."""
@@ -77,8 +83,26 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def elements(model: ir.Model) -> int:
-    """Number of elements of all stored constants (see `onnx_lowrank.schema.json_report.File`)."""
-    return sum(math.prod(static_shape(tensor.shape) or ()) for tensor in tensors(model))
+    """Number of elements of all stored constants (see `onnx_lowrank.schema.json_report.File`).
+
+    Of bytes that hold several numbers, as the codes of ``MatMulNBits`` do, every number counts.
+    """
+    total = sum(math.prod(static_shape(tensor.shape) or ()) for tensor in tensors(model))
+    packed: dict[ir.Value, int] = {}
+    for node in all_nodes(model):
+        for place in _PACKED.get(operator(node), ()):
+            value = node.inputs[place] if place < len(node.inputs) else None
+            if value is not None and (made := value.producer()) and made.op_type == "Reshape":
+                value = made.inputs[0]  # a head that is tied to a table
+            if value is not None and value.dtype == ir.DataType.UINT8 and _is_stored(value):
+                packed[value] = 8 // attribute(node, "bits", 4)
+    more = (math.prod(static_shape(v.shape) or (0,)) * (many - 1) for v, many in packed.items())
+    return total + sum(more)
+
+
+def _is_stored(value: ir.Value) -> bool:
+    made = value.producer()
+    return value.is_initializer() if made is None else made.op_type == "Constant"
 
 
 def stored_bytes(model: ir.Model) -> int:

@@ -54,7 +54,8 @@ class File:
         path: the file; None for a model that was given or is kept in memory.
         bytes: size with its external data; for a model in memory, what saving it takes.
         parameters: elements of all initializers and of the tensors of all Constant nodes, in the
-            main graph, every subgraph and every function body; None where they cannot be read.
+            main graph, every subgraph and every function body; of a byte that holds several numbers
+            each counts. None where they cannot be read.
         digest: SHA-256 of the file followed by its external data, in hexadecimal; None for a model
             in memory, and where it was not taken.
     """
