@@ -32,6 +32,9 @@ _TRIES = 4
 _TOLERANCE_TRIES, _AHEAD, _USED, _WORTH = 6, 2, 0.8, 0.01
 # The same for a latency, and how much faster than asked for is near enough.
 _TIMED_TRIES, _OVERSHOOT = 7, 1.1
+# What a plan that replaces one that was too large leaves free, as a share of the size: it has other
+# names and nodes, and of a large model each try takes minutes.
+_MARGIN = 2e-4
 # What a pair adds to the file beside its elements: a node, names and shapes.
 _OVERHEAD = 400
 # The same of a matrix of integers: its scales, and the nodes that make floats of both.
@@ -111,7 +114,7 @@ class MaxSize(Strategy):
         self._tries += 1
         if self._tries >= _TRIES:
             raise Unreachable(f"{self._budget.named}: OUT takes {measured.bytes} bytes", plan)
-        self._other += excess
+        self._other += excess + _MARGIN * self._budget.value
         return self.first()
 
 
