@@ -52,7 +52,7 @@ def seen_inputs(
         probe: runs the model.
 
     Returns:
-        it, with its standard error where it was measured.
+        it, with its standard error where it was measured; the estimate where runs do not tell.
     """
     estimated = estimate(choices)
     within = set(probe.groups)
@@ -63,8 +63,10 @@ def seen_inputs(
     if estimated <= _COUNTS * (others + estimated) or alike <= 0.0:
         return MeanDamage(estimated)
     seen, scale = lost_by_inputs(forms, probe), estimated / alike
+    if seen.mean is None:
+        return MeanDamage(estimated)
     error = None if seen.error is None else scale * seen.error
-    return MeanDamage(scale * (seen.mean or 0.0), error)
+    return MeanDamage(scale * seen.mean, error)
 
 
 def _blocked(group: Group, form: Format) -> bool:
@@ -132,12 +134,12 @@ def lost_inside(formats: Mapping[Group, Format], probe: Probe) -> float:
 
 
 def _excess(together: Sequence[float | None], apart: Sequence[float | None]) -> MeanDamage:
-    """By how much damages of samples are above other ones; 0 where that is not known."""
+    """By how much damages of samples are above other ones, at least 0; None where not known."""
     both = [(a, b) for a, b in zip(together, apart, strict=True) if a is not None and b is not None]
     if not all(math.isfinite(a) and math.isfinite(b) for a, b in both):
-        return MeanDamage(0.0)
+        return MeanDamage(None)
     found = mean_damage([a - b for a, b in both])
-    return MeanDamage(max(found.mean or 0.0, 0.0), found.error)
+    return found if found.mean is None else replace(found, mean=max(found.mean, 0.0))
 
 
 def _turned(matrix: Array) -> tuple[Array, Array]:

@@ -99,3 +99,13 @@ def test_what_does_not_count_is_estimated(counted: Counted) -> None:
     assert seen_inputs(choices, lambda _: 0.0, 0.0, counted.probe) == MeanDamage(0.0)
     assert lost_by_inputs({}, counted.probe) == MeanDamage(0.0)
     assert counted.runs == 0
+
+
+def test_what_the_runs_do_not_tell_is_estimated(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = counted.groups
+    monkeypatch.setitem(OFF, "y", np.inf)
+    choices = {a: Choice(None, "", format=BLOCKS), b: Choice(None, "")}
+    assert seen_inputs(choices, estimate, 0.0, counted.probe) == MeanDamage(1.0)
+    assert counted.runs

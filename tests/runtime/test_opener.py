@@ -163,17 +163,23 @@ def test_a_provider_that_crashes_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert "SIGFPE" in (local.refusal("cpu") or "")
 
 
-def test_a_limit_that_is_used_up_closes_other_runners(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are opened again, but not for ever: two that take turns stay open."""
-    opened = list[Path]()
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Files of which sessions are opened."""
+    found = list[Path]()
 
     def noted(model: Path, **more: Any) -> Any:
-        opened.append(model)
+        found.append(model)
         return open_session(model, **more)
 
     monkeypatch.setattr(opening, "open_session", noted)
+    return found
+
+
+def test_a_limit_that_is_used_up_closes_other_runners(
+    opened: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are opened again, but not for ever: two that take turns stay open."""
     monkeypatch.setattr(Memory, "room", lambda _: 0)
     opener = Opener(tmp_path, 1, OrtLog(), {}, Memory(1, given=True))
     one, other = opener.runner(frames()), opener.runner(frames())
@@ -187,16 +193,7 @@ def test_a_limit_that_is_used_up_closes_other_runners(
     assert not list(tmp_path.rglob("*.onnx"))
 
 
-def test_a_limit_that_is_far_closes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = list[Path]()
-
-    def noted(model: Path, **more: Any) -> Any:
-        opened.append(model)
-        return open_session(model, **more)
-
-    monkeypatch.setattr(opening, "open_session", noted)
+def test_a_limit_that_is_far_closes_nothing(opened: list[Path], tmp_path: Path) -> None:
     opener = Opener(tmp_path, 1, OrtLog(), {}, Memory(1 << 50, given=True))
     runs = [opener.runner(frames()) for _ in range(2)]
     for run in (*runs, *runs):
@@ -205,15 +202,9 @@ def test_a_limit_that_is_far_closes_nothing(
 
 
 def test_what_rests_gives_room_and_is_opened_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room, opened = [100], list[Path]()
-
-    def noted(model: Path, **more: Any) -> Any:
-        opened.append(model)
-        return open_session(model, **more)
-
-    monkeypatch.setattr(opening, "open_session", noted)
+    room = [100]
     monkeypatch.setattr(Memory, "room", lambda _: room[0])
     limited, free = (
         Opener(tmp_path, 1, OrtLog(), {}, Memory(80, given)) for given in (True, False)
